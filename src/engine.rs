@@ -1,0 +1,236 @@
+//! A loaded model: immutable, and shared by all requests.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use crate::cache::{DiffOptions, DiffTensor};
+use crate::error::{Error, Result};
+use crate::generate::request::{Inputs, Request, RequestOptions};
+use crate::generate::text::TextEncoder;
+use crate::info::EngineInfo;
+use crate::model::directory::EngineDirectory;
+use crate::model::graph::Graph;
+use crate::model::manifest::DType;
+use crate::plan::Plan;
+use crate::runtime::library::{self, LibraryInfo, LibraryOptions};
+use crate::runtime::ops::{Arithmetic, LatentArithmetic};
+use crate::runtime::session::{Session, WeightsMode};
+
+/// How an engine is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    /// ONNX Runtime's library and its thread pool.
+    pub library: LibraryOptions,
+    /// Where the weights live while the engine is loaded. Default: by size.
+    pub weights: WeightsChoice,
+    /// The folder of the weights, instead of those that the manifest names.
+    pub weights_folder: Option<PathBuf>,
+    /// Compare the content hash of every weights file, not only its size and header: reads all weights once.
+    pub verify: bool,
+}
+
+/// Packed or mapped weights, or by size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightsChoice {
+    /// Packed if the f32 copy of all parameters fits into the memory that is free now, else mapped.
+    #[default]
+    Auto,
+    /// ONNX Runtime converts and packs the weights: fastest steps, slow load, 4 bytes of memory a parameter.
+    Packed,
+    /// Weights stay in the page cache: loads in milliseconds, little private memory, slower steps.
+    Mapped,
+}
+
+/// A loaded model. Cloning gives another handle to the same engine; requests may run on several threads at once.
+#[derive(Clone)]
+pub struct Engine(Arc<Loaded>);
+
+/// Everything that requests share.
+pub(crate) struct Loaded {
+    pub directory: EngineDirectory,
+    pub plan: Plan,
+    pub stages: Vec<Arc<Session>>,
+    pub embed: Arc<Session>,
+    pub last: Arc<Session>,
+    pub text: Option<TextEncoder>,
+    pub decode: Option<Arc<Session>>,
+    pub latents: LatentArithmetic,
+    pub library: Arc<library::Loaded>,
+    pub weights: WeightsMode,
+    pub load_ms: f64,
+    arithmetic: Mutex<Vec<(ArithmeticKey, Arc<Arithmetic>)>>,
+}
+
+type ArithmeticKey = (DType, usize, DiffOptions);
+
+/// What the diff graph of a stream that is never compared would compare.
+const NOT_COMPARED: DiffOptions =
+    DiffOptions { tensor: DiffTensor::HeadResidual, important_condition_threshold: None, downsample_factor: 1 };
+
+impl Engine {
+    /// Loads an engine directory: checks every file, then makes one ONNX Runtime session per graph.
+    ///
+    /// # Errors
+    /// `EngineDirectory`, `Library`, `Runtime`; `Usage` when the process has loaded ONNX Runtime with other settings.
+    pub fn load(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
+        let start = Instant::now();
+        let directory = EngineDirectory::open(directory.as_ref(), options.weights_folder.as_deref())?;
+        if options.verify {
+            let unknown = directory.verify()?;
+            if !unknown.is_empty() {
+                return Err(Error::directory(format!(
+                    "cannot verify {}: the manifest has no content hash; export again without --no-content-hash",
+                    unknown.join(", ")
+                )));
+            }
+        }
+        let library = library::environment(&options.library)?;
+        let weights = choose_weights(options.weights, &directory);
+        let plan = Plan::per_block(directory.blocks.len());
+        let graphs: Vec<&Graph> = [&directory.embed, &directory.last]
+            .into_iter()
+            .chain(&directory.blocks)
+            .chain(&directory.text)
+            .chain(&directory.decode)
+            .collect();
+        let mut sessions = load_sessions(&library, &graphs, weights)?.into_iter();
+        let missing = || Error::internal("fewer sessions than graphs");
+        let embed = sessions.next().ok_or_else(missing)?;
+        let last = sessions.next().ok_or_else(missing)?;
+        let stages = sessions.by_ref().take(directory.blocks.len()).collect();
+        let text_sessions = sessions.by_ref().take(directory.text.len()).collect();
+        let decode = sessions.next();
+        let text = match &directory.manifest.text {
+            Some(spec) => Some(TextEncoder::load(&directory, spec, text_sessions)?),
+            None => None,
+        };
+        let latents = LatentArithmetic::load(&library)?;
+        let load_ms = start.elapsed().as_secs_f64() * 1e3;
+        tracing::info!(load_ms, ?weights, "engine loaded");
+        let arithmetic = Mutex::default();
+        Ok(Self(Arc::new(Loaded {
+            directory,
+            plan,
+            stages,
+            embed,
+            last,
+            text,
+            decode,
+            latents,
+            library,
+            weights,
+            load_ms,
+            arithmetic,
+        })))
+    }
+
+    /// Prepares one generation: checks inputs and options, encodes the prompt, allocates and binds every tensor.
+    ///
+    /// # Errors
+    /// `Input` when a prompt, tensor or size does not fit; `Usage` when an option is impossible or without effect.
+    pub fn request(&self, inputs: &Inputs, options: &RequestOptions) -> Result<Request> {
+        Request::new(Arc::clone(&self.0), inputs, options)
+    }
+
+    /// What the engine is: blocks, parameters, bytes, cuts, defaults, licence.
+    pub fn info(&self) -> EngineInfo {
+        EngineInfo::new(&self.0.directory)
+    }
+
+    /// The ONNX Runtime that runs it.
+    pub fn library(&self) -> &LibraryInfo {
+        &self.0.library.info
+    }
+
+    /// Whether the weights are mapped rather than packed.
+    pub fn is_mapped(&self) -> bool {
+        self.0.weights == WeightsMode::Mapped
+    }
+
+    /// How long loading took.
+    pub fn load_ms(&self) -> f64 {
+        self.0.load_ms
+    }
+
+    /// The words of a model that knows words rather than text.
+    pub fn words(&self) -> Option<Vec<String>> {
+        self.0.text.as_ref().and_then(TextEncoder::words)
+    }
+}
+
+impl Loaded {
+    /// The residual graphs of each stream; the first stream is the one that is compared. Loaded once per kind.
+    pub(crate) fn arithmetic(&self, options: DiffOptions) -> Result<Vec<Arc<Arithmetic>>> {
+        let manifest = &self.directory.manifest;
+        let mut loaded = self.arithmetic.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut streams = Vec::new();
+        for (index, stream) in manifest.streams.iter().enumerate() {
+            let spec = manifest.tensor(stream)?;
+            let key = (spec.dtype, spec.shape.len(), if index == 0 { options } else { NOT_COMPARED });
+            let known = loaded.iter().find(|(other, _)| *other == key).map(|(_, graphs)| Arc::clone(graphs));
+            let graphs = match known {
+                Some(graphs) => graphs,
+                None => {
+                    let graphs = Arc::new(Arithmetic::load(&self.library, key.0, key.1, key.2)?);
+                    loaded.push((key, Arc::clone(&graphs)));
+                    graphs
+                }
+            };
+            streams.push(graphs);
+        }
+        Ok(streams)
+    }
+}
+
+/// Loads sessions on as many threads as the machine offers: most of a load is ONNX Runtime's graph optimiser.
+fn load_sessions(library: &library::Loaded, graphs: &[&Graph], mode: WeightsMode) -> Result<Vec<Arc<Session>>> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(BTreeMap::new());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(graphs.len());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(graph) = graphs.get(index) else { return };
+                    let folder = graph.weights_folder.as_deref();
+                    let session = Session::load(library, &graph.file, &graph.bytes, folder, mode, graph.casts_weights);
+                    let failed = session.is_err();
+                    done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, session);
+                    if failed {
+                        next.store(graphs.len(), Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let sessions: Vec<Arc<Session>> = done.into_values().map(|s| s.map(Arc::new)).collect::<Result<_>>()?;
+    if sessions.len() == graphs.len() { Ok(sessions) } else { Err(Error::internal("a loading thread was lost")) }
+}
+
+fn choose_weights(choice: WeightsChoice, directory: &EngineDirectory) -> WeightsMode {
+    match choice {
+        WeightsChoice::Packed => WeightsMode::Packed,
+        WeightsChoice::Mapped => WeightsMode::Mapped,
+        WeightsChoice::Auto => {
+            let graphs = directory.blocks.iter().chain([&directory.embed, &directory.last]).chain(&directory.text);
+            let needed = 4 * graphs.chain(&directory.decode).map(|graph| graph.parameters).sum::<u64>();
+            match available_memory() {
+                // Packing holds two copies for a moment, and a request needs room as well.
+                Some(available) if needed > available / 4 * 3 => WeightsMode::Mapped,
+                _ => WeightsMode::Packed,
+            }
+        }
+    }
+}
+
+/// Bytes that can be had without swapping; unknown where the system has no /proc.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}

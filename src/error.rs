@@ -1,0 +1,161 @@
+//! The one error type of the library.
+//!
+//! Outside it is opaque: a numbered [`ErrorKind`], a message that ends with the remedy, and a context that says
+//! where (engine directory, stage, step, branch). The numbers are the exit codes of the command and never change.
+
+use std::fmt;
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, by who can mend it. The number is the command's exit code; numbers are never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum ErrorKind {
+    /// A setting is malformed, impossible, or contradicts another one.
+    Usage = 2,
+    /// ONNX Runtime's library is missing, too old, wrong or damaged, or could not be set up.
+    Library = 3,
+    /// The engine directory lies, is incomplete or damaged.
+    EngineDirectory = 4,
+    /// A prompt, tensor or picture size does not fit the model.
+    Input = 5,
+    /// ONNX Runtime failed while it loaded or ran a graph.
+    Runtime = 6,
+    /// A number that must be finite is not.
+    Numeric = 7,
+    /// Outputs differ from those they were checked against.
+    Check = 8,
+    /// A file could not be read or written.
+    Io = 9,
+    /// A bug of this program: please report it.
+    Internal = 70,
+    /// The caller cancelled.
+    Cancelled = 130,
+}
+
+impl ErrorKind {
+    /// Every kind, for tables in docs and their tests.
+    pub const ALL: [ErrorKind; 10] = [
+        Self::Usage,
+        Self::Library,
+        Self::EngineDirectory,
+        Self::Input,
+        Self::Runtime,
+        Self::Numeric,
+        Self::Check,
+        Self::Io,
+        Self::Internal,
+        Self::Cancelled,
+    ];
+
+    /// The exit code of the command.
+    pub fn exit_code(self) -> u8 {
+        self as u8
+    }
+}
+
+/// Why an operation failed; see [`ErrorKind`]. Its `Display` is the whole story in one line: context, message, cause.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    context: Vec<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner { kind, message: message.into(), context: Vec::new(), source: None }))
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Usage, message)
+    }
+
+    pub(crate) fn directory(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::EngineDirectory, message)
+    }
+
+    pub(crate) fn input(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Input, message)
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Internal, message)
+    }
+
+    pub(crate) fn cancelled() -> Self {
+        Self::new(ErrorKind::Cancelled, "cancelled")
+    }
+
+    pub(crate) fn io(action: &str, path: &std::path::Path, error: std::io::Error) -> Self {
+        Self::new(ErrorKind::Io, format!("cannot {action} {}", path.display())).with_source(error)
+    }
+
+    pub(crate) fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.0.source = Some(Box::new(source));
+        self
+    }
+
+    /// Puts a place in front: the outermost is added last.
+    pub(crate) fn at(mut self, place: impl fmt::Display) -> Self {
+        self.0.context.insert(0, place.to_string());
+        self
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The message without its context and cause.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// Where it went wrong, outermost first: engine directory, graph, step, branch.
+    pub fn context(&self) -> impl Iterator<Item = &str> {
+        self.0.context.iter().map(String::as_str)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for place in &self.0.context {
+            write!(f, "{place}: ")?;
+        }
+        f.write_str(&self.0.message)?;
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.0.kind)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|e| e as _)
+    }
+}
+
+/// Adds a place to the error of a `Result`.
+pub(crate) trait At<T> {
+    fn at(self, place: impl fmt::Display) -> Result<T>;
+}
+
+impl<T> At<T> for Result<T> {
+    fn at(self, place: impl fmt::Display) -> Result<T> {
+        self.map_err(|error| error.at(place))
+    }
+}

@@ -1,0 +1,105 @@
+//! The blocks of one request, bound to the buffers that their streams flow through.
+//!
+//! A stream's value lives from the block that writes it to the next one that does. Values that someone reads later (at
+//! a pinned cut) get a buffer of their own; all others share two buffers in turns. So every block is bound once, and
+//! nothing is copied between blocks.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::cancel::CancelToken;
+use crate::engine::Loaded;
+use crate::error::{At, Result};
+use crate::model::graph::output_port;
+use crate::model::manifest::Extents;
+use crate::plan::Plan;
+use crate::runtime::ops::Op;
+use crate::runtime::tensor::{BufferId, Buffers};
+
+/// The tensors that cross graph boundaries, by the manifest's names.
+pub(crate) type Named = BTreeMap<String, BufferId>;
+
+/// All blocks, ready to run in ranges.
+pub(crate) struct Chain {
+    plan: Plan,
+    stages: Vec<Op>,
+    /// For each cut and each stream: where the stream's value is.
+    cuts: Vec<Vec<BufferId>>,
+}
+
+impl Chain {
+    /// Allocates the streams' buffers and binds every block. `named` holds the tensors that are no streams.
+    pub(crate) fn bind(
+        engine: &Loaded,
+        extents: &Extents,
+        pinned: &[usize],
+        named: &Named,
+        buffers: &mut Buffers,
+    ) -> Result<Self> {
+        let manifest = &engine.directory.manifest;
+        let blocks = manifest.blocks.len();
+        let writes = |stream: &str, block: usize| {
+            manifest.block_kinds[&manifest.blocks[block].kind].outputs.iter().any(|output| output == stream)
+        };
+        let mut cuts = vec![Vec::with_capacity(manifest.streams.len()); blocks + 1];
+        for stream in &manifest.streams {
+            let (dtype, shape) = (manifest.tensor(stream)?.dtype, manifest.shape(stream, extents)?);
+            let mut shared: Vec<BufferId> = Vec::new();
+            let mut current: Option<BufferId> = None;
+            for (cut, at_cut) in cuts.iter_mut().enumerate() {
+                if cut == 0 || writes(stream, cut - 1) {
+                    let end = (cut..blocks).find(|block| writes(stream, *block)).unwrap_or(blocks);
+                    let is_pinned = pinned.iter().any(|pin| (cut..=end).contains(pin));
+                    let free = shared.iter().find(|id| Some(**id) != current).copied();
+                    current = Some(match free {
+                        Some(id) if !is_pinned => id,
+                        _ => {
+                            let id = buffers.add(dtype, &shape)?;
+                            if !is_pinned {
+                                shared.push(id);
+                            }
+                            id
+                        }
+                    });
+                }
+                at_cut.extend(current);
+            }
+        }
+        let mut chain = Self { plan: engine.plan.clone(), stages: Vec::new(), cuts };
+        for (index, stage) in engine.plan.stages().iter().enumerate() {
+            let (first, last) = (stage.blocks.start, stage.blocks.end);
+            let kind = &manifest.block_kinds[&manifest.blocks[first].kind];
+            let place = |tensor: &String, cut: usize| match manifest.streams.iter().position(|s| s == tensor) {
+                Some(stream) => Some(chain.cuts[cut][stream]),
+                None => named.get(tensor).copied(),
+            };
+            let inputs: Vec<(String, BufferId)> =
+                kind.inputs.iter().filter_map(|tensor| Some((tensor.clone(), place(tensor, first)?))).collect();
+            let outputs: Vec<(String, BufferId)> = kind
+                .outputs
+                .iter()
+                .filter_map(|tensor| Some((output_port(tensor, &kind.inputs), place(tensor, last)?)))
+                .collect();
+            let op = Op::bind(&engine.stages[index], buffers, &inputs, &outputs)?;
+            chain.stages.push(op);
+        }
+        Ok(chain)
+    }
+
+    /// Where the streams are at a cut.
+    pub(crate) fn at_cut(&self, cut: usize) -> &[BufferId] {
+        &self.cuts[cut]
+    }
+
+    /// Runs a range of blocks, stage by stage; gives the number of blocks that ran.
+    ///
+    /// # Errors
+    /// `Cancelled` between two stages, `Runtime`, `Usage` if the plan does not fit.
+    pub(crate) fn run(&self, blocks: Range<usize>, cancel: &CancelToken) -> Result<usize> {
+        for stage in self.plan.cover(&blocks)? {
+            cancel.check()?;
+            self.stages[stage].run().at(format!("blocks {:?}", self.plan.stages()[stage].blocks))?;
+        }
+        Ok(blocks.len())
+    }
+}

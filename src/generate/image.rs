@@ -1,0 +1,159 @@
+//! Pictures: from decoded tensors to 8-bit RGB, and to PNG files that carry how they were made.
+
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use ndarray::{ArrayView3, Axis};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Longest text chunk that is read back from a PNG, so that a hostile file cannot fill the memory.
+const MAX_TEXT: usize = 4 << 20;
+
+/// An RGB picture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// In pixels.
+    pub width: u32,
+    /// In pixels.
+    pub height: u32,
+    /// `height * width * 3` bytes, row by row, red green blue.
+    pub rgb: Vec<u8>,
+}
+
+impl Image {
+    /// From `[3, height, width]` in −1 … 1: pixel = (x + 1) · 127.5, clamped and rounded down as PyTorch's `byte()`.
+    pub(crate) fn from_tensor(tensor: ArrayView3<'_, f32>) -> Self {
+        let (height, width) = (tensor.len_of(Axis(1)), tensor.len_of(Axis(2)));
+        let rgb = tensor.permuted_axes([1, 2, 0]).iter().map(|x| ((x.clamp(-1.0, 1.0) + 1.0) * 127.5) as u8).collect();
+        Self { width: width as u32, height: height as u32, rgb }
+    }
+
+    /// Peak signal-to-noise ratio against a picture of the same size, in dB; infinite for equal pictures.
+    ///
+    /// # Errors
+    /// `Input` if the sizes differ.
+    pub fn psnr(&self, other: &Self) -> Result<f64> {
+        if (self.width, self.height) != (other.width, other.height) {
+            return Err(Error::input(format!(
+                "cannot compare a picture of {}x{} with one of {}x{}",
+                self.width, self.height, other.width, other.height
+            )));
+        }
+        let squares = self.rgb.iter().zip(&other.rgb).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
+        let mean = squares.sum::<f64>() / self.rgb.len() as f64;
+        Ok(10.0 * (255.0 * 255.0 / mean).log10())
+    }
+
+    /// Writes a PNG with text chunks `(keyword, text)`. The file appears only when it is complete.
+    ///
+    /// # Errors
+    /// `Io` when the folder is missing, full or not writable.
+    pub fn write_png(&self, path: &Path, text: &[(String, String)]) -> Result<()> {
+        write_atomically(path, |file| {
+            let mut encoder = png::Encoder::new(BufWriter::new(file), self.width, self.height);
+            encoder.set_color(png::ColorType::Rgb);
+            encoder.set_depth(png::BitDepth::Eight);
+            for (keyword, text) in text {
+                encoder.add_itxt_chunk(keyword.clone(), text.clone())?;
+            }
+            let mut writer = encoder.write_header()?;
+            writer.write_image_data(&self.rgb)?;
+            writer.finish()
+        })
+    }
+
+    /// Reads an 8-bit RGB PNG and its text chunks.
+    ///
+    /// # Errors
+    /// `Io` when it cannot be read, `Input` when it is not such a PNG.
+    pub fn read_png(path: &Path) -> Result<(Self, Vec<(String, String)>)> {
+        let file = std::fs::File::open(path).map_err(|error| Error::io("open", path, error))?;
+        let damaged = |error: png::DecodingError| {
+            Error::input(format!("{} is not a readable PNG", path.display())).with_source(error)
+        };
+        let mut decoder = png::Decoder::new(std::io::BufReader::new(file));
+        decoder.set_limits(png::Limits { bytes: 1 << 30 });
+        let mut reader = decoder.read_info().map_err(damaged)?;
+        let mut rgb = vec![0; reader.output_buffer_size().unwrap_or_default()];
+        let frame = reader.next_frame(&mut rgb).map_err(damaged)?;
+        if (frame.color_type, frame.bit_depth) != (png::ColorType::Rgb, png::BitDepth::Eight) {
+            return Err(Error::input(format!("{} is not an 8-bit RGB picture", path.display())));
+        }
+        rgb.truncate(frame.buffer_size());
+        reader.finish().map_err(damaged)?;
+        let info = reader.info();
+        let mut text = Vec::new();
+        for chunk in &info.utf8_text {
+            let mut chunk = chunk.clone();
+            chunk.decompress_text_with_limit(MAX_TEXT).map_err(damaged)?;
+            text.push((chunk.keyword.clone(), chunk.get_text().map_err(damaged)?));
+        }
+        for chunk in &info.uncompressed_latin1_text {
+            text.push((chunk.keyword.clone(), chunk.text.clone()));
+        }
+        Ok((Self { width: frame.width, height: frame.height, rgb }, text))
+    }
+}
+
+/// Writes to a temporary file in the same folder, and renames it when everything is on disk.
+pub(crate) fn write_atomically<E>(
+    path: &Path,
+    write: impl FnOnce(&mut std::fs::File) -> std::result::Result<(), E>,
+) -> Result<()>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let io = |error| Error::io("write", path, error);
+    if path.is_dir() {
+        return Err(Error::new(ErrorKind::Io, format!("cannot write {}: it is a folder", path.display())));
+    }
+    let mut file = tempfile::Builder::new().prefix(".dbcache-trt-").tempfile_in(folder).map_err(io)?;
+    write(file.as_file_mut()).map_err(|error| {
+        Error::new(ErrorKind::Io, format!("cannot write {}", path.display())).with_source(error)
+    })?;
+    file.as_file_mut().flush().map_err(io)?;
+    #[cfg(unix)]
+    {
+        // Temporary files are private; a result is as readable as any other new file.
+        use std::os::unix::fs::PermissionsExt;
+        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io)?;
+    }
+    file.persist(path).map_err(|error| io(error.error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_png_keeps_pixels_and_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let image = Image { width: 2, height: 1, rgb: vec![1, 2, 3, 250, 251, 252] };
+        let text = vec![("prompt".to_owned(), "Zitrone 🍋".to_owned())];
+        image.write_png(&path, &text).unwrap();
+        assert_eq!(Image::read_png(&path).unwrap(), (image, text));
+    }
+
+    #[test]
+    fn psnr_in_decibels() {
+        let a = Image { width: 1, height: 1, rgb: vec![0, 0, 0] };
+        let b = Image { width: 1, height: 1, rgb: vec![255, 255, 255] };
+        assert_eq!(a.psnr(&b).unwrap(), 0.0);
+        assert_eq!(a.psnr(&a).unwrap(), f64::INFINITY);
+        assert!(a.psnr(&Image { width: 2, height: 1, rgb: vec![0; 6] }).is_err());
+    }
+
+    #[test]
+    fn a_failed_write_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let failing = |_: &mut std::fs::File| Err(std::io::Error::other("disk full"));
+        assert_eq!(write_atomically(&path, failing).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert!(write_atomically(&folder.path().join("no/such/a.png"), |_| Ok::<(), std::io::Error>(())).is_err());
+    }
+}

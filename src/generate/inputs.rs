@@ -1,0 +1,195 @@
+//! What a generation starts from: a prompt, or tensors; and what it must satisfy before anything runs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use half::{bf16, f16};
+use ndarray::ArrayD;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+
+use super::image::write_atomically;
+use crate::error::{Error, Result};
+use crate::model::manifest::{Axis, Manifest, Source};
+
+/// Longest file of input tensors that is read into memory.
+const MAX_INPUTS: u64 = 4 << 30;
+/// The initial latents, packed: `[batch, tokens, features]`.
+pub(super) const LATENTS: &str = "latents";
+/// The noise levels: `[steps + 1]`.
+pub(super) const SIGMAS: &str = "sigmas";
+/// In front of the name of a text input: its value for the uncond branch.
+pub(super) const NEGATIVE: &str = "negative_";
+
+/// The inputs of one generation.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// What to make; needs an engine with text graphs.
+    pub prompt: Option<String>,
+    /// What to keep away from, for classifier-free guidance.
+    pub negative_prompt: Option<String>,
+    /// Tensors that replace what the engine would compute: text inputs by the manifest's names (with `negative_` in
+    /// front for the uncond branch), `latents` `[batch, tokens, features]`, `sigmas` `[steps + 1]`. f32.
+    pub tensors: BTreeMap<String, ArrayD<f32>>,
+}
+
+impl Inputs {
+    /// Only a prompt.
+    pub fn prompt(prompt: impl Into<String>) -> Self {
+        Self { prompt: Some(prompt.into()), ..Self::default() }
+    }
+
+    /// Refuses what this engine cannot use, by name.
+    pub(super) fn check(&self, manifest: &Manifest, is_guided: bool) -> Result<()> {
+        let text: Vec<&String> =
+            manifest.inputs.iter().filter(|(_, input)| input.from == Source::Text).map(|(name, _)| name).collect();
+        for name in self.tensors.keys() {
+            let plain = name.strip_prefix(NEGATIVE).unwrap_or(name);
+            if name == LATENTS || name == SIGMAS || text.iter().any(|known| *known == plain) {
+                if plain != name && !is_guided {
+                    return Err(Error::usage(format!(
+                        "input `{name}` has no effect: this generation has no uncond branch; give a --guidance other than 1 to a \
+                         model with classifier-free guidance, or leave it out"
+                    )));
+                }
+                continue;
+            }
+            let known: Vec<&str> = text.iter().map(|name| name.as_str()).chain([LATENTS, SIGMAS]).collect();
+            return Err(Error::input(format!(
+                "this engine has no input tensor `{name}`; it takes {} (and `{NEGATIVE}…` for the uncond branch)",
+                known.join(", ")
+            )));
+        }
+        let has_tensors = |negative: bool| {
+            text.iter().all(|name| {
+                let name = if negative { format!("{NEGATIVE}{name}") } else { (*name).clone() };
+                self.tensors.contains_key(&name)
+            })
+        };
+        if self.prompt.is_some() && manifest.text.is_none() {
+            return Err(Error::usage(
+                "--prompt has no effect: this engine has no text graphs; give the text tensors with --inputs",
+            ));
+        }
+        if self.negative_prompt.is_some() && !is_guided {
+            return Err(Error::usage(
+                "--negative-prompt has no effect without classifier-free guidance; give a --guidance other than 1 to a \
+                 model that has it, or leave the negative prompt out",
+            ));
+        }
+        if self.prompt.is_some() && !text.is_empty() && has_tensors(false) {
+            return Err(Error::usage("--prompt has no effect: the --inputs hold all text tensors; leave one of them out"));
+        }
+        if self.negative_prompt.is_some() && has_tensors(true) {
+            return Err(Error::usage("--negative-prompt has no effect: the --inputs hold all negative text tensors"));
+        }
+        if self.prompt.is_none() && !has_tensors(false) {
+            let names: Vec<&str> = text.iter().map(|name| name.as_str()).collect();
+            return Err(Error::usage(match manifest.text {
+                Some(_) => "no prompt; give one with --prompt".to_owned(),
+                None => format!("this engine has no text graphs; give {} with --inputs", names.join(" and ")),
+            }));
+        }
+        Ok(())
+    }
+
+    /// Takes the sizes of the named dimensions from the tensors; two tensors that disagree are an error.
+    pub(super) fn extents(&self, manifest: &Manifest) -> Result<BTreeMap<String, (u64, String)>> {
+        let mut found: BTreeMap<String, (u64, String)> = BTreeMap::new();
+        for (name, tensor) in &self.tensors {
+            let plain = name.strip_prefix(NEGATIVE).unwrap_or(name);
+            let spec = match plain {
+                SIGMAS => continue,
+                LATENTS => manifest.input_from(Source::Latents).map(|name| manifest.tensor(name)),
+                name => Some(manifest.tensor(name)),
+            };
+            let Some(spec) = spec else { continue };
+            let axes = &spec?.shape;
+            let expected: Vec<String> = axes.iter().map(Axis::to_string).collect();
+            let misfit = || {
+                Error::input(format!(
+                    "input `{name}` has the shape {:?}; the model takes [{}]",
+                    tensor.shape(),
+                    expected.join(", ")
+                ))
+            };
+            if axes.len() != tensor.ndim() {
+                return Err(misfit());
+            }
+            for (axis, extent) in axes.iter().zip(tensor.shape()) {
+                match axis {
+                    Axis::Fixed(fixed) if *fixed == *extent as u64 => {}
+                    Axis::Fixed(_) => return Err(misfit()),
+                    Axis::Named(dim) => match found.get(dim) {
+                        Some((other, by)) if *other != *extent as u64 => {
+                            return Err(Error::input(format!(
+                                "inputs `{by}` and `{name}` disagree about the dimension `{dim}`: {other} and {extent}"
+                            )));
+                        }
+                        _ => {
+                            found.insert(dim.clone(), (*extent as u64, name.clone()));
+                        }
+                    },
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Reads tensors from a safetensors file as f32 (F32, F16, BF16 are accepted).
+///
+/// # Errors
+/// `Io` when it cannot be read; `Input` when it is damaged, or holds another dtype or numbers that are not finite.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, ArrayD<f32>>> {
+    let open = |error| Error::io("read", path, error);
+    let length = std::fs::metadata(path).map_err(open)?.len();
+    if length > MAX_INPUTS {
+        return Err(Error::input(format!("{} has {length} bytes; at most {MAX_INPUTS} are read", path.display())));
+    }
+    let bytes = std::fs::read(path).map_err(open)?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|error| Error::input(format!("{} is not a safetensors file", path.display())).with_source(error))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.iter() {
+        let bytes = view.data();
+        let numbers: Vec<f32> = match view.dtype() {
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            other => {
+                return Err(Error::input(format!(
+                    "tensor `{name}` of {} is {other:?}; expected F32, F16 or BF16",
+                    path.display()
+                )));
+            }
+        };
+        if let Some(number) = numbers.iter().find(|number| !number.is_finite()) {
+            return Err(Error::input(format!("tensor `{name}` of {} holds {number}", path.display())));
+        }
+        let tensor = ArrayD::from_shape_vec(view.shape().to_vec(), numbers)
+            .map_err(|error| Error::input(format!("tensor `{name}` of {}", path.display())).with_source(error))?;
+        tensors.insert(name.to_owned(), tensor);
+    }
+    Ok(tensors)
+}
+
+/// Writes tensors to a safetensors file (F32), which appears only when it is complete.
+///
+/// # Errors
+/// `Io` when the folder is missing, full or not writable.
+pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, ArrayD<f32>>) -> Result<()> {
+    let bytes: BTreeMap<&str, Vec<u8>> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor.iter().flat_map(|number| number.to_le_bytes()).collect()))
+        .collect();
+    let internal = |error| Error::internal("tensors that cannot be written").with_source(error);
+    let views: BTreeMap<&str, TensorView<'_>> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let view = TensorView::new(Dtype::F32, tensor.shape().to_vec(), &bytes[name.as_str()]).map_err(internal)?;
+            Ok((name.as_str(), view))
+        })
+        .collect::<Result<_>>()?;
+    let file = safetensors::serialize(views, None).map_err(internal)?;
+    write_atomically(path, |out| std::io::Write::write_all(out, &file))
+}

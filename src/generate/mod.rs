@@ -1,0 +1,13 @@
+//! One generation: from a prompt or tensors to latents and pictures.
+
+mod branch;
+pub(crate) mod cancel;
+mod chain;
+pub(crate) mod image;
+pub(crate) mod inputs;
+mod latents;
+mod noise;
+mod prepare;
+pub(crate) mod request;
+mod scheduler;
+pub(crate) mod text;

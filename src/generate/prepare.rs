@@ -1,0 +1,310 @@
+//! Makes a [`Request`]: everything that can be known before the first step is checked here, then allocated and bound.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use ndarray::ArrayD;
+
+use super::branch::{BranchState, Compare, Residual, bind_graph};
+use super::chain::{Chain, Named};
+use super::inputs::{Inputs, LATENTS, NEGATIVE, SIGMAS};
+use super::latents::Grid;
+use super::request::{Request, RequestOptions, elapsed_ms};
+use super::scheduler::Schedule;
+use crate::cache::{Branch, PolicyConfig, RunShape};
+use crate::engine::Loaded;
+use crate::error::{Error, Result};
+use crate::model::graph::ports;
+use crate::model::manifest::{DType, Extents, GuidanceKind, Manifest, Source};
+use crate::runtime::tensor::{BufferId, Buffers};
+use crate::trace::{CacheBytes, Timings, Warning};
+
+/// More pictures in one request than any machine holds.
+const MAX_BATCH: usize = 4096;
+
+pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOptions) -> Result<Request> {
+    let manifest = &engine.directory.manifest;
+    let guidance = Guidance::new(manifest, options)?;
+    inputs.check(manifest, guidance.cfg.is_some())?;
+    let given = inputs.extents(manifest)?;
+    let batch = batch(options.batch, &given)?;
+    let grid = grid(manifest, options.size)?;
+    let schedule = schedule(manifest, inputs, options.steps, &grid)?;
+    let blocks = manifest.blocks.len();
+    let run = RunShape { n_blocks: blocks, steps: schedule.steps(), branches: guidance.branches().len() };
+    options.cache.validate(run)?;
+    let split = options.cache.blocks_split(blocks)?;
+    let warnings = options.cache.warnings(run).into_iter().map(Warning::Setting).collect();
+
+    let mut buffers = Buffers::default();
+    let mut timings = Timings::default();
+    let start = Instant::now();
+    let mut texts: HashMap<Branch, Named> = HashMap::new();
+    for branch in guidance.branches() {
+        texts.insert(branch, text(&engine, inputs, branch, batch, &mut buffers)?);
+    }
+    timings.text_ms = elapsed_ms(start);
+    let extents = extents(manifest, &grid, batch, given, &texts, &buffers)?;
+
+    let mut named = Named::new();
+    shared_inputs(manifest, &grid, &extents, guidance.embedded, &mut named, &mut buffers)?;
+    for tensor in manifest.embed.outputs.iter().filter(|tensor| !manifest.streams.contains(tensor)) {
+        add(manifest, tensor, &extents, &mut named, &mut buffers)?;
+    }
+    let pinned: Vec<usize> = match options.cache {
+        PolicyConfig::None => Vec::new(),
+        _ => vec![split.head.start, split.head.end],
+    };
+    let chain = Chain::bind(&engine, &extents, &pinned, &named, &mut buffers)?;
+
+    let prediction = &manifest.last.outputs[0]; // Manifest::parse has checked that there is one.
+    let mut cache_bytes = CacheBytes::default();
+    let mut branches = Vec::new();
+    let mut predictions = HashMap::new();
+    for branch in options.cache.branch_order() {
+        let Some(text) = texts.remove(&branch) else { continue };
+        let mut tensors = named.clone();
+        tensors.extend(text);
+        let at_start = chain.at_cut(0).iter().copied();
+        tensors.extend(manifest.streams.iter().cloned().zip(at_start));
+        let embed = bind_graph(&engine.embed, &manifest.embed, &tensors, &mut buffers)?;
+        let at_end = chain.at_cut(blocks).iter().copied();
+        tensors.extend(manifest.streams.iter().cloned().zip(at_end));
+        predictions.insert(branch, add(manifest, prediction, &extents, &mut tensors, &mut buffers)?);
+        let last = bind_graph(&engine.last, &manifest.last, &tensors, &mut buffers)?;
+        let (mut middle, mut compare) = (Vec::new(), None);
+        if let Some(diff) = options.cache.diff_options() {
+            let arithmetic = engine.arithmetic(diff)?;
+            middle = Residual::bind_all(&engine, &arithmetic, &chain, &split, &mut buffers, &mut cache_bytes)?;
+            compare = Some(Compare::bind(&engine, &arithmetic[0], &chain, &split, &mut buffers, &mut cache_bytes)?);
+        }
+        let policy = options.cache.policy(run)?;
+        branches.push(BranchState { branch, policy, embed, last, middle, compare });
+    }
+
+    let latents = named[manifest.input_from(Source::Latents).unwrap_or_default()]; // Checked by Manifest::parse.
+    let sigma = named[manifest.input_from(Source::Sigma).unwrap_or_default()];
+    match inputs.tensors.get(LATENTS) {
+        Some(tensor) => buffers.write(latents, &numbers(tensor))?,
+        None => buffers.write(latents, &grid.noise(options.seed, batch))?,
+    }
+    let (keep, take) = (buffers.add(DType::F32, &[1])?, buffers.add(DType::F32, &[1])?);
+    let cond = predictions[&Branch::Cond];
+    let guide = match (predictions.get(&Branch::Uncond), guidance.cfg) {
+        (Some(uncond), Some(scale)) => {
+            let scale_id = buffers.add(DType::F32, &[1])?;
+            buffers.write(scale_id, &[scale])?;
+            Some(engine.latents.bind_guide(&mut buffers, cond, *uncond, scale_id, cond)?)
+        }
+        _ => None,
+    };
+    let update = engine.latents.bind_update(&mut buffers, latents, cond, keep, take)?;
+    Ok(Request {
+        options: options.clone(),
+        buffers,
+        grid,
+        extents,
+        schedule,
+        split,
+        chain,
+        branches,
+        latents,
+        sigma,
+        keep,
+        take,
+        guide,
+        update,
+        guidance: guidance.embedded,
+        cfg: guidance.cfg,
+        cache_bytes,
+        warnings,
+        timings,
+        engine,
+    })
+}
+
+/// The scale that the model takes as an input, and the one that two branches are combined with.
+struct Guidance {
+    embedded: Option<f32>,
+    cfg: Option<f32>,
+}
+
+impl Guidance {
+    fn new(manifest: &Manifest, options: &RequestOptions) -> Result<Self> {
+        for (name, scale) in [("--guidance", options.guidance), ("--true-cfg", options.true_cfg)] {
+            if let Some(scale) = scale
+                && !scale.is_finite()
+            {
+                return Err(Error::usage(format!("{name} is {scale}; expected a finite number")));
+            }
+        }
+        let kind = manifest.guidance.kind;
+        if kind == GuidanceKind::None && options.guidance.is_some() {
+            return Err(Error::usage("--guidance has no effect: this model has no guidance; leave it out"));
+        }
+        if kind == GuidanceKind::ClassifierFree && options.true_cfg.is_some() {
+            return Err(Error::usage("--true-cfg has no effect: the guidance of this model is classifier-free; use --guidance"));
+        }
+        let scale = options.guidance.unwrap_or(manifest.guidance.default as f32);
+        let cfg = if kind == GuidanceKind::ClassifierFree { Some(scale) } else { options.true_cfg };
+        let embedded = (kind == GuidanceKind::Embedded).then_some(scale);
+        // With a scale of 1 the uncond branch cancels out.
+        Ok(Self { embedded, cfg: cfg.filter(|scale| *scale != 1.0) })
+    }
+
+    fn branches(&self) -> Vec<Branch> {
+        if self.cfg.is_some() { vec![Branch::Cond, Branch::Uncond] } else { vec![Branch::Cond] }
+    }
+}
+
+fn batch(asked: Option<usize>, given: &BTreeMap<String, (u64, String)>) -> Result<usize> {
+    let by_tensor = given.get("batch").map(|(extent, by)| (*extent as usize, by));
+    let batch = match (asked, by_tensor) {
+        (Some(asked), Some((extent, by))) if asked != extent => {
+            return Err(Error::usage(format!("the batch is {asked}, but input `{by}` holds {extent}; leave one out")));
+        }
+        (Some(batch), _) | (None, Some((batch, _))) => batch,
+        (None, None) => 1,
+    };
+    if !(1..=MAX_BATCH).contains(&batch) {
+        return Err(Error::usage(format!("--batch is {batch}; expected 1 to {MAX_BATCH}")));
+    }
+    Ok(batch)
+}
+
+fn grid(manifest: &Manifest, asked: Option<(u64, u64)>) -> Result<Grid> {
+    let size = manifest.size;
+    let (width, height) = asked.unwrap_or((size.default[0], size.default[1]));
+    for side in [width, height] {
+        if !(size.min..=size.max).contains(&side) || side % size.multiple_of != 0 {
+            return Err(Error::input(format!(
+                "--size is {width}x{height}; this model makes sides of {} to {} pixels that are multiples of {}",
+                size.min, size.max, size.multiple_of
+            )));
+        }
+    }
+    Ok(Grid::new(manifest.latents, width, height))
+}
+
+fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize>, grid: &Grid) -> Result<Schedule> {
+    let Some(tensor) = inputs.tensors.get(SIGMAS) else {
+        let steps = asked.unwrap_or(manifest.defaults.steps as usize);
+        return Schedule::new(manifest.scheduler, steps, grid.tokens() as u64);
+    };
+    let sigmas = numbers(tensor);
+    let steps = sigmas.len().saturating_sub(1);
+    if let Some(asked) = asked
+        && asked != steps
+    {
+        return Err(Error::usage(format!("--steps is {asked}, but input `{SIGMAS}` holds {steps} steps; leave one out")));
+    }
+    let falls = sigmas.windows(2).all(|pair| pair[0] > pair[1]);
+    if tensor.ndim() != 1 || steps == 0 || !falls || sigmas.last().is_some_and(|last| *last < 0.0) || sigmas[0] > 1e4 {
+        return Err(Error::input(format!("input `{SIGMAS}` must be one row of at least two numbers that fall to 0 or more")));
+    }
+    Ok(Schedule { sigmas })
+}
+
+/// The text inputs of one branch: tensors that were given, else what the text graphs make of the prompt.
+fn text(engine: &Loaded, inputs: &Inputs, branch: Branch, batch: usize, buffers: &mut Buffers) -> Result<Named> {
+    let manifest = &engine.directory.manifest;
+    let mut named = Named::new();
+    let prompt = match branch {
+        Branch::Cond => inputs.prompt.as_deref(),
+        Branch::Uncond => {
+            inputs.negative_prompt.as_deref().or_else(|| engine.text.as_ref().map(|text| text.unconditional()))
+        }
+    };
+    if let (Some(prompt), Some(encoder)) = (prompt, &engine.text) {
+        let names: Vec<String> = encoder.outputs().map(str::to_owned).collect();
+        let (_, ports) = ports(manifest, &[], &names)?;
+        named.extend(encoder.encode(&vec![prompt.to_owned(); batch], &ports, buffers)?);
+    }
+    for (name, _) in manifest.inputs.iter().filter(|(_, input)| input.from == Source::Text) {
+        let key = if branch == Branch::Uncond { format!("{NEGATIVE}{name}") } else { name.clone() };
+        if let Some(tensor) = inputs.tensors.get(&key) {
+            let shape: Vec<i64> = tensor.shape().iter().map(|extent| *extent as i64).collect();
+            let id = buffers.add(manifest.tensor(name)?.dtype, &shape)?;
+            buffers.write(id, &numbers(tensor))?;
+            named.insert(name.clone(), id);
+        }
+        if !named.contains_key(name) {
+            return Err(Error::input(format!("no `{key}`; give it with --inputs")));
+        }
+    }
+    Ok(named)
+}
+
+/// All dimensions of the request: from the picture's size, the batch, and the text.
+fn extents(
+    manifest: &Manifest,
+    grid: &Grid,
+    batch: usize,
+    given: BTreeMap<String, (u64, String)>,
+    texts: &HashMap<Branch, Named>,
+    buffers: &Buffers,
+) -> Result<Extents> {
+    let mut extents = grid.extents(batch);
+    for (dim, (extent, by)) in given {
+        match extents.get(&dim) {
+            Some(known) if *known != extent => {
+                return Err(Error::input(format!(
+                    "input `{by}` has {extent} along `{dim}`, but the picture's size makes it {known}; give the --size that fits"
+                )));
+            }
+            _ => extents.insert(dim, extent),
+        };
+    }
+    for named in texts.values() {
+        for (name, id) in named {
+            for (axis, extent) in manifest.tensor(name)?.shape.iter().zip(buffers.shape(*id)) {
+                if let crate::model::manifest::Axis::Named(dim) = axis {
+                    let extent = *extent as u64;
+                    if let Some(known) = extents.insert(dim.clone(), extent)
+                        && known != extent
+                    {
+                        return Err(Error::input(format!(
+                            "`{name}` has {extent} along `{dim}` where another tensor has {known}"
+                        )));
+                    }
+                }
+            }
+        }
+    }
+    manifest.complete(extents)
+}
+
+/// The inputs of embed that both branches share, with the values that never change already written.
+fn shared_inputs(
+    manifest: &Manifest,
+    grid: &Grid,
+    extents: &Extents,
+    guidance: Option<f32>,
+    named: &mut Named,
+    buffers: &mut Buffers,
+) -> Result<()> {
+    for (name, input) in manifest.inputs.iter().filter(|(_, input)| input.from != Source::Text) {
+        let id = add(manifest, name, extents, named, buffers)?;
+        match input.from {
+            Source::Guidance => {
+                let batch = buffers.shape(id).iter().product::<i64>() as usize;
+                buffers.write(id, &vec![guidance.unwrap_or_default(); batch])?;
+            }
+            Source::Grid => buffers.write(id, &grid.positions())?,
+            // Tensors begin as zeros; latents and sigma are written later.
+            Source::Zeros | Source::Latents | Source::Sigma | Source::Text => {}
+        }
+    }
+    Ok(())
+}
+
+fn add(manifest: &Manifest, tensor: &str, extents: &Extents, named: &mut Named, buffers: &mut Buffers) -> Result<BufferId> {
+    let id = buffers.add(manifest.tensor(tensor)?.dtype, &manifest.shape(tensor, extents)?)?;
+    named.insert(tensor.to_owned(), id);
+    Ok(id)
+}
+
+fn numbers(tensor: &ArrayD<f32>) -> Vec<f32> {
+    tensor.iter().copied().collect()
+}

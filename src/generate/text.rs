@@ -1,0 +1,183 @@
+//! From a prompt to the text inputs of the model: tokenizers and text graphs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokenizers::Tokenizer;
+
+use crate::error::{Error, Result};
+use crate::model::directory::EngineDirectory;
+use crate::model::graph::Port;
+use crate::model::manifest::{Axis, DType, FileRef, TextSpec, TokenField, TokenizerSpec};
+use crate::runtime::session::Session;
+use crate::runtime::tensor::{BufferId, Buffers};
+
+/// How many known words an error about an unknown one shows.
+const SUGGESTIONS: usize = 3;
+/// A vocabulary up to this size is one of words that people can read (see [`TextEncoder::words`]).
+const MAX_LISTED_WORDS: usize = 10_000;
+
+/// Tokenizers and text graphs of an engine.
+pub(crate) struct TextEncoder {
+    spec: TextSpec,
+    tokenizers: BTreeMap<String, Tokenizer>,
+    graphs: Vec<Arc<Session>>,
+}
+
+/// Token ids and mask of one prompt, padded to the tokenizer's length.
+struct Tokens {
+    ids: Vec<i64>,
+    mask: Vec<i64>,
+}
+
+impl TextEncoder {
+    /// # Errors
+    /// `EngineDirectory` when a tokenizer file does not parse.
+    pub(crate) fn load(directory: &EngineDirectory, spec: &TextSpec, graphs: Vec<Arc<Session>>) -> Result<Self> {
+        let tokenizers = spec
+            .tokenizers
+            .iter()
+            .map(|(name, tokenizer)| {
+                let TokenizerSpec { file, bytes, sha256, .. } = tokenizer;
+                let content = directory.read(FileRef { file, bytes: *bytes, sha256 })?;
+                let tokenizer = Tokenizer::from_bytes(content)
+                    .map_err(|error| Error::directory(format!("does not parse as a tokenizer: {error}")).at(file))?;
+                Ok((name.clone(), tokenizer))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { spec: spec.clone(), tokenizers, graphs })
+    }
+
+    /// The prompt of the uncond branch when the user gives none.
+    pub(crate) fn unconditional(&self) -> &str {
+        &self.spec.unconditional
+    }
+
+    /// Names of the text inputs that the graphs give.
+    pub(crate) fn outputs(&self) -> impl Iterator<Item = &str> {
+        self.spec.graphs.iter().flat_map(|graph| &graph.outputs).map(String::as_str)
+    }
+
+    /// The words that the model knows, where it knows words rather than pieces of text; sorted.
+    pub(crate) fn words(&self) -> Option<Vec<String>> {
+        let (name, spec) = self.spec.tokenizers.iter().find(|(_, spec)| spec.unknown_id.is_some())?;
+        let vocabulary = self.tokenizers.get(name)?.get_vocab(true);
+        let words: BTreeSet<String> = vocabulary
+            .into_iter()
+            .filter(|(word, id)| Some(*id) != spec.unknown_id && !word.starts_with('<'))
+            .map(|(word, _)| word)
+            .collect();
+        (words.len() <= MAX_LISTED_WORDS).then(|| words.into_iter().collect())
+    }
+
+    /// Runs the text graphs over one prompt per picture; gives each text input of the model: its name and tensor.
+    ///
+    /// # Errors
+    /// `Input` for a word that the model does not know.
+    pub(crate) fn encode(&self, prompts: &[String], ports: &[Port], buffers: &mut Buffers) -> Result<Vec<(String, BufferId)>> {
+        let batch = prompts.len() as i64;
+        let mut tokens: BTreeMap<&str, Vec<Tokens>> = BTreeMap::new();
+        for name in self.tokenizers.keys() {
+            tokens.insert(name, prompts.iter().map(|prompt| self.tokens(name, prompt)).collect::<Result<_>>()?);
+        }
+        let mut encoded = Vec::new();
+        for (graph, session) in self.spec.graphs.iter().zip(&self.graphs) {
+            let mut inputs = Vec::new();
+            for (port, input) in &graph.inputs {
+                let rows = tokens.get(input.tokenizer.as_str()).map(Vec::as_slice).unwrap_or_default();
+                let numbers: Vec<i64> = rows
+                    .iter()
+                    .flat_map(|row| if input.field == TokenField::Ids { &row.ids } else { &row.mask })
+                    .copied()
+                    .collect();
+                let id = buffers.add(DType::I64, &[batch, numbers.len() as i64 / batch])?;
+                buffers.write_ids(id, &numbers)?;
+                inputs.push((port.clone(), id));
+            }
+            let tokenizer = graph.inputs.values().next().and_then(|input| self.spec.tokenizers.get(&input.tokenizer));
+            let length = tokenizer.map_or(0, |tokenizer| tokenizer.length as i64);
+            let mut outputs = Vec::new();
+            for name in &graph.outputs {
+                let Some(port) = ports.iter().find(|port| port.name == *name) else { continue };
+                let shape: Vec<i64> = port.shape.iter().map(|axis| text_extent(axis, batch, length)).collect();
+                outputs.push((name.clone(), buffers.add(port.dtype, &shape)?));
+            }
+            let binding = session.bind(buffers, &inputs, &outputs)?;
+            session.run(&binding)?;
+            encoded.extend(outputs);
+        }
+        Ok(encoded)
+    }
+
+    fn tokens(&self, name: &str, prompt: &str) -> Result<Tokens> {
+        let (tokenizer, spec) = (&self.tokenizers[name], &self.spec.tokenizers[name]);
+        let encoding = tokenizer
+            .encode(prompt, true)
+            .map_err(|error| Error::input(format!("the prompt {prompt:?} cannot be tokenized: {error}")))?;
+        let ids = encoding.get_ids();
+        if let Some(position) = ids.iter().position(|id| Some(*id) == spec.unknown_id) {
+            let (start, end) = encoding.get_offsets().get(position).copied().unwrap_or_default();
+            return Err(self.unknown_word(prompt.get(start..end).unwrap_or(prompt)));
+        }
+        let length = spec.length as usize;
+        if ids.len() > length && spec.unknown_id.is_some() {
+            return Err(Error::input(format!("the prompt has {} words; the model takes at most {length}", ids.len())));
+        }
+        if ids.len() > length {
+            tracing::warn!(tokens = ids.len(), length, tokenizer = name, "the prompt is cut");
+        }
+        let kept = ids.len().min(length);
+        let mut row: Vec<i64> = ids[..kept].iter().map(|id| i64::from(*id)).collect();
+        row.resize(length, i64::from(spec.pad_id));
+        let mask = (0..length).map(|i| i64::from(i < kept)).collect();
+        Ok(Tokens { ids: row, mask })
+    }
+
+    fn unknown_word(&self, word: &str) -> Error {
+        let words = self.words().unwrap_or_default();
+        let mut near: Vec<(usize, &String)> = words.iter().map(|known| (edit_distance(word, known), known)).collect();
+        near.sort();
+        let near: Vec<&str> = near.iter().take(SUGGESTIONS).map(|(_, known)| known.as_str()).collect();
+        Error::input(format!(
+            "the model does not know the word `{word}`; the nearest that it knows: {} (`dbcache-trt inspect` lists all {})",
+            near.join(", "),
+            words.len()
+        ))
+    }
+}
+
+/// The dynamic axes of a text output are the batch, and the tokens of the graph's tokenizer.
+fn text_extent(axis: &Axis, batch: i64, tokens: i64) -> i64 {
+    match axis {
+        Axis::Fixed(extent) => *extent as i64,
+        Axis::Named(name) if name == "batch" => batch,
+        Axis::Named(_) => tokens,
+    }
+}
+
+/// Levenshtein distance in characters.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edit_distances() {
+        for (a, b, distance) in [("lemon", "lemon", 0), ("lemon", "melon", 2), ("", "abc", 3), ("lemno", "lemon", 2), ("x", "", 1)] {
+            assert_eq!(edit_distance(a, b), distance, "{a} {b}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What an engine directory is, for people and for machines.
+
+use std::fmt;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::error::Result;
+use crate::model::directory::EngineDirectory;
+use crate::model::graph::Graph;
+use crate::model::manifest::{Dimension, GuidanceKind, Manifest};
+
+/// The facts of an engine directory. [`EngineInfo::open`] loads no library and runs nothing.
+#[derive(Clone, Debug)]
+pub struct EngineInfo {
+    /// As exported.
+    pub name: String,
+    /// As exported.
+    pub description: String,
+    /// Licence of the weights: an SPDX identifier or `unknown`.
+    pub license: String,
+    /// Whom to name.
+    pub attribution: String,
+    /// SHA-256 of the manifest.
+    pub hash: String,
+    /// Number of blocks, and of each kind in order of appearance.
+    pub blocks: usize,
+    /// `(kind, how many)`, in the order of the blocks.
+    pub block_kinds: Vec<(String, usize)>,
+    /// Tensors that flow from block to block; the first is compared.
+    pub streams: Vec<String>,
+    /// Numbers in all parameters that the graphs refer to.
+    pub parameters: u64,
+    /// Their bytes as stored.
+    pub weight_bytes: u64,
+    /// Bytes of all graphs.
+    pub graph_bytes: u64,
+    /// `(name, folder if not in the directory, bytes)` of each weights file.
+    pub weights: Vec<(String, Option<String>, u64)>,
+    /// Parameters in the weights files that no graph uses.
+    pub unused_parameters: usize,
+    /// `f32`, `f16` or `bf16`.
+    pub compute_dtype: String,
+    /// ONNX opset.
+    pub opset: i64,
+    /// Steps when none are asked for.
+    pub default_steps: u64,
+    /// `[width, height]` when none is asked for, in pixels.
+    pub default_size: [u64; 2],
+    /// Smallest and largest side in pixels, and what each side must be a multiple of.
+    pub size_limits: [u64; 3],
+    /// `none`, `embedded` or `classifier_free`, and the default scale.
+    pub guidance: (String, f64),
+    /// Whether it has text graphs; without them, text comes from `--inputs`.
+    pub takes_prompt: bool,
+    /// Whether it makes pictures; without, latents only.
+    pub makes_pictures: bool,
+    /// Dynamic dimensions and their ranges.
+    pub dimensions: Vec<(String, String)>,
+    /// Tools and versions that made it.
+    pub exported_with: Vec<(String, String)>,
+}
+
+impl EngineInfo {
+    /// Reads and checks a directory.
+    ///
+    /// # Errors
+    /// `EngineDirectory`, as when it is loaded.
+    pub fn open(directory: &Path, weights_folder: Option<&Path>) -> Result<Self> {
+        Ok(Self::new(&EngineDirectory::open(directory, weights_folder)?))
+    }
+
+    /// As [`open`](Self::open), and compares the content hash of every weights file. Gives the names of the weights
+    /// whose hash the manifest does not know.
+    ///
+    /// # Errors
+    /// `EngineDirectory` with the file that was changed.
+    pub fn verify(directory: &Path, weights_folder: Option<&Path>) -> Result<Vec<String>> {
+        EngineDirectory::open(directory, weights_folder)?.verify()
+    }
+
+    pub(crate) fn new(directory: &EngineDirectory) -> Self {
+        let manifest: &Manifest = &directory.manifest;
+        let graphs: Vec<&Graph> = [&directory.embed, &directory.last]
+            .into_iter()
+            .chain(&directory.blocks)
+            .chain(&directory.text)
+            .chain(&directory.decode)
+            .collect();
+        let mut block_kinds: Vec<(String, usize)> = Vec::new();
+        for block in &manifest.blocks {
+            match block_kinds.last_mut() {
+                Some((kind, count)) if *kind == block.kind => *count += 1,
+                _ => block_kinds.push((block.kind.clone(), 1)),
+            }
+        }
+        let in_weights: usize = directory.weights.values().map(|file| file.parameters().count()).sum();
+        let guidance = match manifest.guidance.kind {
+            GuidanceKind::None => "none",
+            GuidanceKind::Embedded => "embedded",
+            GuidanceKind::ClassifierFree => "classifier_free",
+        };
+        Self {
+            name: manifest.name.clone(),
+            description: manifest.description.clone(),
+            license: manifest.license.name.clone(),
+            attribution: manifest.license.attribution.clone(),
+            hash: directory.hash.clone(),
+            blocks: manifest.blocks.len(),
+            block_kinds,
+            streams: manifest.streams.clone(),
+            parameters: graphs.iter().map(|graph| graph.parameters).sum(),
+            weight_bytes: graphs.iter().map(|graph| graph.weight_bytes).sum(),
+            graph_bytes: graphs.iter().map(|graph| graph.bytes.len() as u64).sum(),
+            weights: manifest.weights.iter().map(|w| (w.name.clone(), w.folder.clone(), w.bytes)).collect(),
+            unused_parameters: in_weights.saturating_sub(graphs.iter().map(|graph| graph.references).sum()),
+            compute_dtype: manifest.compute_dtype.name().to_owned(),
+            opset: manifest.opset,
+            default_steps: manifest.defaults.steps,
+            default_size: manifest.size.default,
+            size_limits: [manifest.size.min, manifest.size.max, manifest.size.multiple_of],
+            guidance: (guidance.to_owned(), manifest.guidance.default),
+            takes_prompt: manifest.text.is_some(),
+            makes_pictures: manifest.decode.is_some(),
+            dimensions: manifest
+                .dimensions
+                .iter()
+                .map(|(name, dimension)| {
+                    let range = match dimension {
+                        Dimension::Range { min, max } if min == max => min.to_string(),
+                        Dimension::Range { min, max } => format!("{min}..{max}"),
+                        Dimension::Sum { sum } => sum.join(" + "),
+                    };
+                    (name.clone(), range)
+                })
+                .collect(),
+            exported_with: manifest.exported_with.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        }
+    }
+
+    /// The same facts as JSON, version 1.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "version": 1,
+            "name": self.name,
+            "description": self.description,
+            "license": { "name": self.license, "attribution": self.attribution },
+            "hash": self.hash,
+            "blocks": self.blocks,
+            "block_kinds": self.block_kinds.iter().map(|(kind, count)| json!({"kind": kind, "count": count})).collect::<Vec<_>>(),
+            "streams": self.streams,
+            "parameters": self.parameters,
+            "weight_bytes": self.weight_bytes,
+            "graph_bytes": self.graph_bytes,
+            "weights": self.weights.iter().map(|(name, folder, bytes)| json!({"name": name, "folder": folder, "bytes": bytes})).collect::<Vec<_>>(),
+            "unused_parameters": self.unused_parameters,
+            "compute_dtype": self.compute_dtype,
+            "opset": self.opset,
+            "cuts": self.blocks + 1,
+            "defaults": { "steps": self.default_steps, "size": self.default_size, "guidance": self.guidance.1 },
+            "size_limits": { "min": self.size_limits[0], "max": self.size_limits[1], "multiple_of": self.size_limits[2] },
+            "guidance": self.guidance.0,
+            "takes_prompt": self.takes_prompt,
+            "makes_pictures": self.makes_pictures,
+            "dimensions": self.dimensions.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+            "exported_with": self.exported_with.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+        })
+    }
+}
+
+impl fmt::Display for EngineInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let megabytes = |bytes: u64| bytes as f64 / 1e6;
+        writeln!(f, "{} — {}", self.name, self.description)?;
+        let kinds: Vec<String> = self.block_kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        writeln!(f, "blocks      {} ({}); a cut before and after each", self.blocks, kinds.join(", "))?;
+        writeln!(f, "streams     {} (the first is compared)", self.streams.join(", "))?;
+        writeln!(
+            f,
+            "parameters  {:.2} M in {:.1} MB of weights; graphs {:.0} kB, opset {}, computed in {}",
+            self.parameters as f64 / 1e6,
+            megabytes(self.weight_bytes),
+            self.graph_bytes as f64 / 1e3,
+            self.opset,
+            self.compute_dtype
+        )?;
+        for (name, folder, bytes) in &self.weights {
+            let place = folder.as_deref().unwrap_or("in the directory");
+            writeln!(f, "weights     {name}, {:.1} MB, {place}", megabytes(*bytes))?;
+        }
+        if self.unused_parameters > 0 {
+            writeln!(f, "            {} parameters in the weights files are used by no graph", self.unused_parameters)?;
+        }
+        let [width, height] = self.default_size;
+        let [min, max, multiple] = self.size_limits;
+        writeln!(f, "pictures    {width}x{height} by default; sides {min} to {max}, multiples of {multiple}")?;
+        writeln!(
+            f,
+            "defaults    {} steps, guidance {} ({})",
+            self.default_steps, self.guidance.1, self.guidance.0
+        )?;
+        let ranges: Vec<String> = self.dimensions.iter().map(|(name, range)| format!("{name} {range}")).collect();
+        writeln!(f, "dimensions  {}", ranges.join(", "))?;
+        let no = |has: bool, without: &'static str| if has { "yes" } else { without };
+        writeln!(f, "prompt      {}", no(self.takes_prompt, "no: text tensors come from --inputs"))?;
+        writeln!(f, "decode      {}", no(self.makes_pictures, "no: results are latents (--save-latents)"))?;
+        writeln!(f, "license     {}; {}", self.license, self.attribution)?;
+        write!(f, "hash        {}", self.hash)
+    }
+}

@@ -1,0 +1,2 @@
+//! The command `dbcache-trt`.
+fn main() {}

@@ -1,0 +1,153 @@
+//! Opens an engine directory: everything that a file can lie about is checked here, before anything runs.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::graph::{Graph, Port, Weights, ports};
+use super::manifest::{FileRef, GraphSpec, Manifest, TextInputSpec};
+use super::weights::{WeightsFile, hash_bytes};
+use crate::error::{At, Error, Result};
+use crate::model::manifest::{Axis, DType};
+
+const MAX_MANIFEST: u64 = 16 << 20;
+/// Graphs hold no weights, and tokenizers are a few megabytes.
+const MAX_FILE: u64 = 64 << 20;
+
+/// A checked engine directory, in memory but for its weights.
+#[derive(Debug)]
+pub(crate) struct EngineDirectory {
+    pub path: PathBuf,
+    pub manifest: Manifest,
+    /// SHA-256 of the manifest, which holds the hashes of everything else.
+    pub hash: String,
+    pub embed: Graph,
+    pub blocks: Vec<Graph>,
+    pub last: Graph,
+    pub text: Vec<Graph>,
+    pub decode: Option<Graph>,
+    pub weights: Weights,
+}
+
+impl EngineDirectory {
+    /// Reads and checks the directory; `weights_folder` replaces the folders that the manifest names.
+    ///
+    /// # Errors
+    /// `EngineDirectory` with file and field.
+    pub(crate) fn open(path: &Path, weights_folder: Option<&Path>) -> Result<Self> {
+        Self::open_unnamed(path, weights_folder).at(format!("engine {}", path.display()))
+    }
+
+    fn open_unnamed(path: &Path, weights_folder: Option<&Path>) -> Result<Self> {
+        if !path.is_dir() {
+            return Err(Error::directory("is not a folder; name one that the exporter wrote (it holds manifest.json)"));
+        }
+        let json = read_regular(path, "manifest.json", MAX_MANIFEST)?;
+        let manifest = Manifest::parse(&json).at("manifest.json")?;
+        check_extra_files(path, &manifest)?;
+        let weights = manifest
+            .weights
+            .iter()
+            .map(|spec| Ok((spec.name.clone(), WeightsFile::open(path, spec, weights_folder)?)))
+            .collect::<Result<Weights>>()?;
+        let load = |file: FileRef<'_>, ins: &[Port], outs: &[Port]| {
+            let bytes = read_checked(path, file)?;
+            Graph::check(file.file, &bytes, manifest.opset, ins, outs, &weights).at(file.file)
+        };
+        let whole = |graph: &GraphSpec| {
+            let (ins, outs) = ports(&manifest, &graph.inputs, &graph.outputs)?;
+            load(FileRef { file: &graph.file, bytes: graph.bytes, sha256: &graph.sha256 }, &ins, &outs)
+        };
+        let embed = whole(&manifest.embed)?;
+        let blocks = manifest
+            .blocks
+            .iter()
+            .map(|block| {
+                let kind = &manifest.block_kinds[&block.kind]; // Manifest::parse has checked that the kind exists.
+                let (ins, outs) = ports(&manifest, &kind.inputs, &kind.outputs)?;
+                load(FileRef { file: &block.file, bytes: block.bytes, sha256: &block.sha256 }, &ins, &outs)
+            })
+            .collect::<Result<_>>()?;
+        let last = whole(&manifest.last)?;
+        let decode = manifest.decode.as_ref().map(whole).transpose()?;
+        let mut text = Vec::new();
+        if let Some(spec) = &manifest.text {
+            for graph in &spec.graphs {
+                let ids = |(port, input): (&String, &TextInputSpec)| {
+                    let length = spec.tokenizers[&input.tokenizer].length; // Checked by Manifest::parse as well.
+                    let shape = vec![Axis::Named("batch".into()), Axis::Fixed(length)];
+                    Port { name: port.clone(), dtype: DType::I64, shape }
+                };
+                let ins: Vec<Port> = graph.inputs.iter().map(ids).collect();
+                let (_, outs) = ports(&manifest, &[], &graph.outputs)?;
+                text.push(load(FileRef { file: &graph.file, bytes: graph.bytes, sha256: &graph.sha256 }, &ins, &outs)?);
+            }
+            for tokenizer in spec.tokenizers.values() {
+                read_checked(path, FileRef { file: &tokenizer.file, bytes: tokenizer.bytes, sha256: &tokenizer.sha256 })?;
+            }
+        }
+        let hash = hash_bytes(&json);
+        Ok(Self { path: path.to_owned(), hash, embed, blocks, last, text, decode, weights, manifest })
+    }
+
+    /// Reads a file that the manifest names, checked by size and hash.
+    pub(crate) fn read(&self, file: FileRef<'_>) -> Result<Vec<u8>> {
+        read_checked(&self.path, file).at(format!("engine {}", self.path.display()))
+    }
+
+    /// Hashes every weights file whole; gives the names of those for which the manifest has no hash.
+    ///
+    /// # Errors
+    /// `EngineDirectory` with the file that was changed.
+    pub(crate) fn verify(&self) -> Result<Vec<String>> {
+        let mut unknown = Vec::new();
+        for (name, file) in &self.weights {
+            if !file.verify().at(format!("engine {}", self.path.display()))? {
+                unknown.push(name.clone());
+            }
+        }
+        Ok(unknown)
+    }
+}
+
+fn read_regular(directory: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
+    let path = directory.join(name);
+    let metadata = path.symlink_metadata().map_err(|error| {
+        Error::directory(format!("{name} is missing or cannot be opened; export the model again")).with_source(error)
+    })?;
+    if !metadata.is_file() {
+        return Err(Error::directory(format!("{name} is not a regular file (links are refused)")));
+    }
+    if metadata.len() > limit {
+        return Err(Error::directory(format!("{name} has {} bytes; at most {limit} are read", metadata.len())));
+    }
+    fs::read(&path).map_err(|error| Error::io("read", &path, error))
+}
+
+fn read_checked(directory: &Path, file: FileRef<'_>) -> Result<Vec<u8>> {
+    let bytes = read_regular(directory, file.file, MAX_FILE)?;
+    if bytes.len() as u64 != file.bytes || hash_bytes(&bytes) != file.sha256 {
+        return Err(Error::directory(format!(
+            "{} is not the file that was exported (size or SHA-256 differ); restore it, or export the model again",
+            file.file
+        )));
+    }
+    Ok(bytes)
+}
+
+/// A file that looks like a part of the engine, but that the manifest does not name, is a mistake worth an error.
+fn check_extra_files(directory: &Path, manifest: &Manifest) -> Result<()> {
+    let mut named: BTreeSet<&str> = manifest.files().iter().map(|file| file.file).collect();
+    named.insert("manifest.json");
+    named.extend(manifest.weights.iter().filter(|w| w.folder.is_none()).map(|w| w.file.as_str()));
+    let read = |error| Error::io("list", directory, error);
+    for entry in fs::read_dir(directory).map_err(read)? {
+        let name = entry.map_err(read)?.file_name();
+        let name = name.to_string_lossy();
+        let looks_ours = [".onnx", ".safetensors", ".json"].iter().any(|ending| name.ends_with(ending));
+        if looks_ours && !named.contains(name.as_ref()) {
+            return Err(Error::directory(format!("{name} is not named by the manifest; remove it, or export again")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,7 @@
+//! What is on disk, and nothing that runs.
+
+pub(crate) mod directory;
+pub(crate) mod graph;
+pub(crate) mod manifest;
+pub(crate) mod onnx;
+pub(crate) mod weights;

@@ -1,0 +1,537 @@
+//! Finds and loads ONNX Runtime's shared library, once per process.
+//!
+//! Nothing of `ort` may be called before [`environment`] succeeded: `ort` would look for a library by itself, and panic
+//! if it found none. So every candidate is examined before it is loaded: a file that is missing, empty, cut off, built
+//! for another machine or too old becomes a line of the error, never a crash in the system's loader.
+//!
+//! ONNX Runtime allows one environment per process, and with it one thread pool that all sessions share.
+
+use std::ffi::CStr;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ort::AsPointer;
+use ort::environment::{Environment, GlobalThreadPoolOptions};
+use ort::logging::LogLevel;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::setup;
+
+mod inspect;
+
+use inspect::{NOT_THERE, inspect_file};
+
+/// The environment variable that names the library file; `ort` and other programs know it too.
+pub const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
+
+/// The file name of the library on this system.
+pub const FILE_NAME: &str = if cfg!(windows) {
+    "onnxruntime.dll"
+} else if cfg!(target_vendor = "apple") {
+    "libonnxruntime.dylib"
+} else {
+    "libonnxruntime.so"
+};
+
+/// The name under which Linux distributions ship the library without its development files.
+const SONAME: &str = "libonnxruntime.so.1";
+
+/// More threads than any machine has cores; a typing error should not start them.
+const MAX_THREADS: usize = 1024;
+
+/// Which library to load, and how it computes on the CPU. Whatever is left out accepts what is already loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LibraryOptions {
+    /// The library file. Default: the first usable one of [`places`].
+    pub path: Option<PathBuf>,
+    /// Threads of the pool that all sessions share. Default: one for each physical core this process may use.
+    pub threads: Option<usize>,
+    /// Whether idle threads of the pool wait by spinning: faster for long uninterrupted work on a quiet machine, several
+    /// times slower on a busy one.
+    pub spin: bool,
+}
+
+/// What was loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LibraryInfo {
+    /// The library file, or the bare name by which the system found it.
+    pub path: PathBuf,
+    /// Where it was found.
+    pub found_by: FoundBy,
+    /// Its version, such as `1.31.1`.
+    pub version: String,
+    /// How it was built, in its own words.
+    pub build: String,
+    /// Threads of the shared pool.
+    pub threads: usize,
+    /// Whether idle threads spin.
+    pub spin: bool,
+}
+
+/// The ways to find the library, in the order in which they are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FoundBy {
+    /// [`LibraryOptions::path`].
+    Option,
+    /// The environment variable [`PATH_VARIABLE`].
+    Variable,
+    /// The folder of the running program.
+    BesideExecutable,
+    /// Where [`setup`] puts it.
+    Setup,
+    /// The system's loader.
+    System,
+}
+
+impl fmt::Display for FoundBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Option => "given path",
+            Self::Variable => PATH_VARIABLE,
+            Self::BesideExecutable => "beside the program",
+            Self::Setup => "placed by setup",
+            Self::System => "system",
+        })
+    }
+}
+
+/// One place where the library may lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Why it is looked for there.
+    pub found_by: FoundBy,
+    /// The file, or a bare name for the system's loader.
+    pub path: PathBuf,
+    /// Its size, if it is known exactly.
+    bytes: Option<u64>,
+}
+
+impl Place {
+    fn new(found_by: FoundBy, path: impl Into<PathBuf>) -> Self {
+        Self { found_by, path: path.into(), bytes: None }
+    }
+
+    /// Whether a library for this machine seems to lie there, without loading it; if not, why.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Library`], with the reason alone. A bare name for the system's loader cannot be examined and passes.
+    pub fn examine(&self) -> Result<()> {
+        self.defect().map_or(Ok(()), |reason| Err(Error::new(ErrorKind::Library, reason)))
+    }
+
+    fn is_bare_name(&self) -> bool {
+        self.found_by == FoundBy::System && self.path.components().count() == 1
+    }
+
+    fn defect(&self) -> Option<String> {
+        if self.is_bare_name() {
+            return None;
+        }
+        let length = match inspect_file(&self.path) {
+            Ok(length) => length,
+            Err(reason) => return Some(reason),
+        };
+        match self.bytes {
+            Some(bytes) if bytes != length => Some(format!("damaged: it has {length} bytes instead of {bytes}")),
+            _ => None,
+        }
+    }
+}
+
+/// The places where the library is looked for, in this order. A path given by option or variable is the only place.
+pub fn places(options: &LibraryOptions) -> Vec<Place> {
+    if let Some(path) = &options.path {
+        return vec![Place::new(FoundBy::Option, absolute(path))];
+    }
+    if let Some(path) = std::env::var_os(PATH_VARIABLE).filter(|value| !value.is_empty()) {
+        return vec![Place::new(FoundBy::Variable, absolute(Path::new(&path)))];
+    }
+    let mut places = Vec::new();
+    if let Ok(program) = std::env::current_exe() {
+        places.push(Place::new(FoundBy::BesideExecutable, program.with_file_name(FILE_NAME)));
+    }
+    for (path, bytes) in setup::expected_files() {
+        places.push(Place { found_by: FoundBy::Setup, path, bytes: Some(bytes) });
+    }
+    places.extend(system_places());
+    places
+}
+
+/// Loads the library unless that has happened, and says what it is.
+///
+/// # Errors
+/// [`ErrorKind::Library`] if no usable library is found, or another one is already loaded; [`ErrorKind::Usage`] for an
+/// impossible number of threads.
+pub fn info(options: &LibraryOptions) -> Result<LibraryInfo> {
+    environment(options).map(|loaded| loaded.info.clone())
+}
+
+/// The loaded library and its environment.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) environment: Environment,
+    pub(crate) info: LibraryInfo,
+}
+
+/// What this process has loaded. A library stays loaded even if its environment could not be built.
+#[derive(Default)]
+struct Process {
+    library: Option<Place>,
+    loaded: Option<Arc<Loaded>>,
+}
+
+static PROCESS: Mutex<Process> = Mutex::new(Process { library: None, loaded: None });
+
+/// The environment of this process; the first call loads the library.
+///
+/// # Errors
+/// See [`info`].
+pub(crate) fn environment(options: &LibraryOptions) -> Result<Arc<Loaded>> {
+    if let Some(threads) = options.threads.filter(|threads| !(1..=MAX_THREADS).contains(threads)) {
+        return Err(Error::usage(format!("{threads} threads; expected 1 to {MAX_THREADS}")));
+    }
+    let mut process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(library) = &process.library {
+        check_same_library(library, options)?;
+    }
+    if let Some(loaded) = &process.loaded {
+        check_same_pool(&loaded.info, options)?;
+        return Ok(Arc::clone(loaded));
+    }
+    let library = match process.library.take() {
+        Some(library) => library,
+        None => load_first_usable(places(options))?,
+    };
+    process.library = Some(library.clone());
+    let loaded = Arc::new(build_environment(library, options)?);
+    process.loaded = Some(Arc::clone(&loaded));
+    Ok(loaded)
+}
+
+fn check_same_library(library: &Place, options: &LibraryOptions) -> Result<()> {
+    let Some(path) = &options.path else { return Ok(()) };
+    let loaded = &library.path;
+    let canonical = |path: &Path| path.canonicalize().unwrap_or_else(|_| absolute(path));
+    if canonical(path) == canonical(loaded) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Library,
+        format!(
+            "this process has already loaded {} and cannot load {} as well; use one library in one process",
+            loaded.display(),
+            path.display()
+        ),
+    ))
+}
+
+fn check_same_pool(info: &LibraryInfo, options: &LibraryOptions) -> Result<()> {
+    let describe =
+        |threads: usize, spin: bool| format!("{threads} thread(s) {} spinning", if spin { "with" } else { "without" });
+    let threads = options.threads.unwrap_or(info.threads);
+    let spin = options.spin || info.spin;
+    if threads == info.threads && spin == info.spin {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Library,
+        format!(
+            "this process already computes with {} and cannot change to {}; all engines of a process share one pool",
+            describe(info.threads, info.spin),
+            describe(threads, spin)
+        ),
+    ))
+}
+
+/// Loads the first usable library; remembers why the places before it were not.
+fn load_first_usable(places: Vec<Place>) -> Result<Place> {
+    let mut refused = Vec::new();
+    for place in places {
+        match place.defect().map_or_else(|| load(&place), Err) {
+            Ok(()) => {
+                tracing::debug!(path = %place.path.display(), found_by = %place.found_by, "loaded ONNX Runtime");
+                return Ok(place);
+            }
+            Err(reason) => {
+                if reason != NOT_THERE {
+                    tracing::warn!(path = %place.path.display(), found_by = %place.found_by, reason, "unusable ONNX Runtime");
+                }
+                refused.push((place, reason));
+            }
+        }
+    }
+    Err(no_usable_library(&refused))
+}
+
+fn no_usable_library(refused: &[(Place, String)]) -> Error {
+    let mut message = format!("no usable ONNX Runtime library (1.{} or newer):", ort::MINOR_VERSION);
+    for (place, reason) in refused {
+        message += &format!("\n  {} ({}): {reason}", place.path.display(), place.found_by);
+    }
+    message += match refused.first().map(|(place, _)| place.found_by) {
+        Some(FoundBy::Option) => "\ncorrect the path, or leave it out and run `dbcache-trt setup`",
+        Some(FoundBy::Variable) => "\ncorrect or unset the variable, or unset it and run `dbcache-trt setup`",
+        _ => "\nrun `dbcache-trt setup` to install one",
+    };
+    Error::new(ErrorKind::Library, message)
+}
+
+/// Loads the library for the life of the process, or says why it cannot be used.
+fn load(place: &Place) -> Result<(), String> {
+    use ort::LoadDynamicError::{BadVersion, Dlopen, InvalidVersionString, MissingApi};
+    // A library that exports the right name with the wrong content makes `ort` panic.
+    let outcome = std::panic::catch_unwind(|| ort::init_from(&place.path).map(drop));
+    outcome.unwrap_or(Err(InvalidVersionString)).map_err(|error| match error {
+        Dlopen { error, .. } => with_causes(&error),
+        MissingApi { .. } => "another library: it lacks the function OrtGetApiBase".to_owned(),
+        BadVersion { version_str, .. } => format!("version {version_str} is too old"),
+        InvalidVersionString => "not ONNX Runtime: it does not tell its version".to_owned(),
+    })
+}
+
+fn build_environment(library: Place, options: &LibraryOptions) -> Result<Loaded> {
+    let failed = |error: ort::Error| Error::new(ErrorKind::Library, "cannot start ONNX Runtime").with_source(error);
+    let threads = options.threads.unwrap_or_else(physical_cores);
+    // The library is loaded already; this only makes the builder.
+    let builder = ort::init_from(&library.path)
+        .map_err(|error| Error::new(ErrorKind::Library, "cannot start ONNX Runtime").with_source(error))?;
+    let pool = GlobalThreadPoolOptions::default()
+        .with_intra_threads(threads)
+        .and_then(|pool| pool.with_inter_threads(1))
+        .and_then(|pool| pool.with_spin_control(options.spin))
+        .map_err(failed)?;
+    let environment =
+        builder.with_name("dbcache-trt").with_telemetry(false).with_global_thread_pool(pool).build().map_err(failed)?;
+    environment.set_log_level(wanted_log_level());
+    let info = LibraryInfo {
+        path: library.path,
+        found_by: library.found_by,
+        version: version(&environment),
+        build: ort::info().trim_start_matches("ORT Build Info: ").to_owned(),
+        threads,
+        spin: options.spin,
+    };
+    Ok(Loaded { environment, info })
+}
+
+/// The version of the loaded library. Neither `ort` nor the library's table of functions tells it, but every provider
+/// that is built into the library carries it.
+fn version(environment: &Environment) -> String {
+    let built_in = environment.devices().next();
+    let Some(device) = built_in else { return "unknown".to_owned() };
+    let api = ort::api();
+    // SAFETY: the device belongs to the environment, which lives longer than this function.
+    let metadata = unsafe { (api.EpDevice_EpMetadata)(device.ptr()) };
+    // SAFETY: the metadata belongs to the device; the key ends with a zero.
+    let version = unsafe { (api.GetKeyValue)(metadata, c"version".as_ptr()) };
+    if version.is_null() {
+        return "unknown".to_owned();
+    }
+    // SAFETY: not null, ends with a zero, and lives as long as the device's metadata.
+    unsafe { CStr::from_ptr(version) }.to_string_lossy().into_owned()
+}
+
+/// `ort` lets ONNX Runtime write every message and leaves the choice to `tracing`; what nobody reads is better not
+/// written at all.
+fn wanted_log_level() -> LogLevel {
+    const TARGET: &str = "ort::logging";
+    if tracing::enabled!(target: TARGET, tracing::Level::TRACE) {
+        LogLevel::Verbose
+    } else if tracing::enabled!(target: TARGET, tracing::Level::INFO) {
+        LogLevel::Info
+    } else {
+        LogLevel::Warning
+    }
+}
+
+/// Where the system's loader would look. The directories that can be known are searched here, so that a damaged file
+/// is examined like any other; the rest is left to the loader.
+fn system_places() -> Vec<Place> {
+    let names: &[&str] = if cfg!(target_os = "linux") { &[FILE_NAME, SONAME] } else { &[FILE_NAME] };
+    let found = system_directories()
+        .iter()
+        .flat_map(|directory| names.iter().map(move |name| directory.join(name)))
+        .find(|path| path.symlink_metadata().is_ok());
+    match found {
+        Some(path) => vec![Place::new(FoundBy::System, path)],
+        None => names.iter().map(|name| Place::new(FoundBy::System, *name)).collect(),
+    }
+}
+
+fn system_directories() -> Vec<PathBuf> {
+    let variable = if cfg!(target_vendor = "apple") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
+    let mut directories = Vec::new();
+    if cfg!(unix) {
+        if let Some(value) = std::env::var_os(variable) {
+            directories.extend(std::env::split_paths(&value).map(|directory| absolute(&directory)));
+        }
+        let multiarch = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+        let known = ["/usr/local/lib", &multiarch, "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/opt/homebrew/lib"];
+        directories.extend(known.iter().map(PathBuf::from));
+    }
+    directories
+}
+
+/// The physical cores this process may use: two threads that share a core are slower than one here.
+fn physical_cores() -> usize {
+    let logical = std::thread::available_parallelism().map_or(1, usize::from);
+    if cfg!(target_os = "linux") { linux_physical_cores().map_or(logical, |cores| cores.min(logical)) } else { logical }
+}
+
+fn linux_physical_cores() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let mut cores = std::collections::BTreeSet::new();
+    for cpu in parse_cpu_list(allowed.trim())? {
+        let siblings = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+        cores.insert(std::fs::read_to_string(siblings).ok()?);
+    }
+    Some(cores.len()).filter(|&cores| cores > 0)
+}
+
+/// Parses the kernel's lists of numbers, such as `0-3,8`.
+fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
+    let mut numbers = Vec::new();
+    for range in list.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        numbers.extend(first.parse().ok()?..=last.parse::<usize>().ok()?);
+    }
+    Some(numbers)
+}
+
+/// Makes a path independent of the working directory; `ort` would first try it beside the executable.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// An error and all its causes in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_given_path_is_the_only_place() {
+        let options = LibraryOptions { path: Some("lib/x.so".into()), ..Default::default() };
+        let expected = std::env::current_dir().unwrap().join("lib/x.so");
+        assert_eq!(places(&options), [Place::new(FoundBy::Option, expected)]);
+    }
+
+    #[test]
+    fn impossible_threads_are_refused() {
+        for threads in [0, MAX_THREADS + 1] {
+            let error = environment(&LibraryOptions { threads: Some(threads), ..Default::default() }).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage);
+        }
+        assert!((1..=MAX_THREADS).contains(&physical_cores()));
+    }
+
+    #[test]
+    fn cpu_lists() {
+        assert_eq!(parse_cpu_list("0-3,8"), Some(vec![0, 1, 2, 3, 8]));
+        assert_eq!(parse_cpu_list("5"), Some(vec![5]));
+        assert_eq!(parse_cpu_list(""), None);
+    }
+
+    /// Loading is for the life of a process, so each case of loading has its own: [`loading_case`], run again alone.
+    fn in_own_process(case: &str, variables: &[(&str, &Path)]) -> String {
+        let name = concat!(module_path!(), "::loading_case").split_once("::").unwrap().1;
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", name, "--nocapture"]).env("LOADING_CASE", case);
+        let output = command.envs(variables.iter().copied()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{case}: {}: {text}", output.status);
+        text
+    }
+
+    #[test]
+    fn loading_case() {
+        let Ok(case) = std::env::var("LOADING_CASE") else { return };
+        let one = LibraryOptions { threads: Some(1), ..Default::default() };
+        let tell = |options: &LibraryOptions| println!("{}", environment(options).unwrap_err());
+        match case.as_str() {
+            "refuse" => tell(&LibraryOptions { path: std::env::var_os("LOADING_PATH").map(Into::into), ..one }),
+            "search" => tell(&one),
+            "once" => {
+                let first = environment(&one).unwrap();
+                println!("version {}, threads {}", first.info.version, first.info.threads);
+                let same_path = LibraryOptions { path: Some(first.info.path.clone()), ..one.clone() };
+                // What is not asked for accepts what there is.
+                for options in [&one, &same_path, &LibraryOptions::default()] {
+                    assert!(Arc::ptr_eq(&first, &environment(options).unwrap()));
+                }
+                tell(&LibraryOptions { threads: Some(2), ..one.clone() });
+                tell(&LibraryOptions { spin: true, ..one.clone() });
+                tell(&LibraryOptions { path: Some("other.so".into()), ..one });
+            }
+            other => panic!("no case {other}"),
+        }
+    }
+
+    #[test]
+    fn one_library_and_one_pool_for_a_process() {
+        let text = in_own_process("once", &[]);
+        for part in [
+            "threads 1",
+            "computes with 1 thread(s) without spinning and cannot change to 2 thread(s) without spinning",
+            "computes with 1 thread(s) without spinning and cannot change to 1 thread(s) with spinning",
+            "cannot load other.so as well",
+        ] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_bad_path_is_an_error_and_never_passed_over() {
+        let missing = Path::new("/no/such/file");
+        let text = in_own_process("refuse", &[("LOADING_PATH", missing)]);
+        assert!(text.contains("/no/such/file (given path): not there"), "{text}");
+        let text = in_own_process("refuse", &[("LOADING_PATH", &std::env::current_exe().unwrap())]);
+        assert!(text.contains("(given path): "), "{text}");
+        let text = in_own_process("search", &[(PATH_VARIABLE, missing)]);
+        assert!(text.contains("/no/such/file (ORT_DYLIB_PATH): not there"), "{text}");
+        assert!(text.contains("dbcache-trt setup"), "{text}");
+    }
+
+    #[test]
+    fn every_place_is_named_when_none_has_a_library() {
+        if !system_places().iter().all(Place::is_bare_name) {
+            return println!("skipped: this system has a library of its own");
+        }
+        let empty = tempfile::tempdir().unwrap();
+        let text = in_own_process("search", &[(PATH_VARIABLE, Path::new("")), (setup::FOLDER_VARIABLE, empty.path())]);
+        for part in
+            ["(beside the program): not there", "(placed by setup): not there", "(system)", "run `dbcache-trt setup`"]
+        {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+    }
+
+    /// The loader of Linux crashes on such files.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_library_that_is_cut_off_does_not_crash() {
+        let usable = places(&LibraryOptions::default()).into_iter().find(|place| place.examine().is_ok()).unwrap();
+        let whole = std::fs::read(usable.path).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        for length in [1000, whole.len() / 2, whole.len() - 1] {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            let text = in_own_process("refuse", &[("LOADING_PATH", &path)]);
+            assert!(text.contains("cut off"), "{text}");
+        }
+    }
+}

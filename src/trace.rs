@@ -1,0 +1,288 @@
+//! What happened: one record per step and branch, their string, JSON, and summary.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::cache::{Action, Branch, Decision, PolicyConfig};
+
+/// The version of the JSON that [`Trace::to_json`] gives.
+pub const TRACE_VERSION: u32 = 1;
+
+/// One decision: what one branch of one step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepRecord {
+    /// From 0.
+    pub step: usize,
+    /// Steps of the generation.
+    pub steps: usize,
+    /// The guidance branch.
+    pub branch: Branch,
+    /// Noise level of the step, 1 … 0, dimensionless.
+    pub sigma: f32,
+    /// What was decided, and by which rule.
+    pub decision: Decision,
+    /// Relative L1 change against the last computed step, dimensionless; none where no diff was taken.
+    pub diff: Option<f32>,
+    /// What the diff was compared with; none where no diff was taken.
+    pub threshold: Option<f64>,
+    /// Blocks that ran.
+    pub blocks_run: usize,
+    /// Wall time of this branch of the step.
+    pub elapsed_ms: f64,
+}
+
+/// Wall time by part, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Timings {
+    /// Tokenizers and text graphs.
+    pub text_ms: f64,
+    /// The graph before the blocks.
+    pub embed_ms: f64,
+    /// The blocks.
+    pub blocks_ms: f64,
+    /// Residuals, diffs, decisions.
+    pub cache_ms: f64,
+    /// The graph after the blocks.
+    pub final_ms: f64,
+    /// Guidance and the scheduler's update.
+    pub update_ms: f64,
+    /// Latents to pixels.
+    pub decode_ms: f64,
+    /// From the first step to the last, all parts of the loop.
+    pub steps_ms: f64,
+}
+
+/// Bytes that a request keeps on the device, by what they are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheBytes {
+    /// Residuals of the middle blocks.
+    pub residuals: u64,
+    /// Residuals that diffs compare.
+    pub compare: u64,
+}
+
+/// The full record of one generation.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    /// Name of the engine.
+    pub engine: String,
+    /// SHA-256 of its manifest, and so of everything it holds.
+    pub engine_hash: String,
+    /// The policy.
+    pub cache: PolicyConfig,
+    /// Seed of the first picture.
+    pub seed: u64,
+    /// Pictures.
+    pub batch: usize,
+    /// In pixels.
+    pub width: u64,
+    /// In pixels.
+    pub height: u64,
+    /// The guidance scale that the model takes as an input, where it does.
+    pub guidance: Option<f32>,
+    /// The scale of classifier-free guidance, where two branches ran.
+    pub cfg: Option<f32>,
+    /// Blocks of the model.
+    pub blocks: usize,
+    /// One per step and branch, in the order in which they ran.
+    pub records: Vec<StepRecord>,
+    /// Wall time by part.
+    pub timings: Timings,
+    /// What the policy kept on the device.
+    pub cache_bytes: CacheBytes,
+    /// What the user should know; see [`Warning`].
+    pub warnings: Vec<Warning>,
+}
+
+/// Something suspicious that is not an error.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// The cache was on, and no step was skipped. Holds the smallest diff, if any was taken, and the threshold.
+    NeverHit {
+        /// The smallest diff.
+        smallest: Option<f32>,
+        /// The threshold.
+        threshold: Option<f64>,
+    },
+    /// Every step after the warm-up was skipped. Holds how many.
+    AlwaysHit {
+        /// Skipped steps.
+        skipped: usize,
+    },
+    /// A setting that is legal but does nothing.
+    Setting(String),
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NeverHit { smallest: Some(smallest), threshold: Some(threshold) } => write!(
+                f,
+                "the cache skipped nothing: the smallest diff was {smallest:.4}, the threshold is {threshold}; \
+                 try a threshold above {smallest:.3}, or --cache none to save its memory"
+            ),
+            Self::NeverHit { .. } => write!(
+                f,
+                "the cache skipped nothing: warm-up, limits or a threshold of 0 decided every step; \
+                 try fewer warm-up steps or more steps"
+            ),
+            Self::AlwaysHit { skipped } => write!(
+                f,
+                "the cache skipped all {skipped} steps after the warm-up, without ever refreshing; \
+                 if the picture suffers, try a lower threshold or a limit (such as mc3)"
+            ),
+            Self::Setting(text) => f.write_str(text),
+        }
+    }
+}
+
+impl Trace {
+    /// `C` and `S` for each step of a branch; empty for a branch that did not run.
+    pub fn decisions(&self, branch: Branch) -> String {
+        self.branch(branch).map(|record| record.decision.action.letter()).collect()
+    }
+
+    /// The records of one branch.
+    pub fn branch(&self, branch: Branch) -> impl Iterator<Item = &StepRecord> {
+        self.records.iter().filter(move |record| record.branch == branch)
+    }
+
+    /// Steps (counted per branch) whose middle blocks did not run.
+    pub fn skipped(&self) -> usize {
+        self.records.iter().filter(|record| record.decision.action == Action::Skip).count()
+    }
+
+    /// Blocks that ran.
+    pub fn blocks_run(&self) -> usize {
+        self.records.iter().map(|record| record.blocks_run).sum()
+    }
+
+    /// Percentiles 0, 25, 50, 75, 95 and 100 of the diffs, linearly interpolated; none without diffs.
+    pub fn diff_percentiles(&self) -> Option<[f32; 6]> {
+        let mut diffs: Vec<f32> = self.records.iter().filter_map(|record| record.diff).collect();
+        diffs.sort_by(f32::total_cmp);
+        let last = diffs.len().checked_sub(1)?;
+        Some([0.0, 0.25, 0.5, 0.75, 0.95, 1.0].map(|part: f32| {
+            let position = part * last as f32;
+            let (low, high) = (diffs[position.floor() as usize], diffs[position.ceil() as usize]);
+            low + (high - low) * position.fract()
+        }))
+    }
+
+    /// Warnings that follow from the records.
+    pub(crate) fn judge(&mut self) {
+        if self.cache == PolicyConfig::None {
+            return;
+        }
+        let skipped = self.skipped();
+        if skipped == 0 {
+            let smallest = self.records.iter().filter_map(|record| record.diff).min_by(f32::total_cmp);
+            let threshold = self.records.iter().find_map(|record| record.threshold);
+            self.warnings.push(Warning::NeverHit { smallest, threshold });
+            return;
+        }
+        let after_first_skip = self.records.iter().skip_while(|record| record.decision.action == Action::Compute);
+        if after_first_skip.clone().all(|record| record.decision.action == Action::Skip) {
+            // A short run at the end is what a cache should do; a third of all steps is not.
+            if skipped * 3 >= self.records.len() {
+                self.warnings.push(Warning::AlwaysHit { skipped });
+            }
+        }
+    }
+
+    /// Versioned JSON: everything that the trace holds.
+    pub fn to_json(&self) -> Value {
+        let record = |record: &StepRecord| {
+            json!({
+                "step": record.step,
+                "branch": record.branch.as_str(),
+                "sigma": record.sigma,
+                "action": record.decision.action.letter().to_string(),
+                "reason": record.decision.reason.as_str(),
+                "diff": record.diff,
+                "threshold": record.threshold,
+                "blocks_run": record.blocks_run,
+                "elapsed_ms": record.elapsed_ms,
+            })
+        };
+        let timings = &self.timings;
+        json!({
+            "version": TRACE_VERSION,
+            "engine": self.engine,
+            "engine_hash": self.engine_hash,
+            "cache": self.cache.to_string(),
+            "cache_options": self.cache.to_json(),
+            "seed": self.seed,
+            "batch": self.batch,
+            "width": self.width,
+            "height": self.height,
+            "guidance": self.guidance,
+            "cfg": self.cfg,
+            "blocks": self.blocks,
+            "decisions": {
+                "cond": self.decisions(Branch::Cond),
+                "uncond": self.decisions(Branch::Uncond),
+            },
+            "records": self.records.iter().map(record).collect::<Vec<_>>(),
+            "timings": {
+                "text_ms": timings.text_ms,
+                "embed_ms": timings.embed_ms,
+                "blocks_ms": timings.blocks_ms,
+                "cache_ms": timings.cache_ms,
+                "final_ms": timings.final_ms,
+                "update_ms": timings.update_ms,
+                "decode_ms": timings.decode_ms,
+                "steps_ms": timings.steps_ms,
+            },
+            "cache_bytes": { "residuals": self.cache_bytes.residuals, "compare": self.cache_bytes.compare },
+            "warnings": self.warnings.iter().map(Warning::to_string).collect::<Vec<_>>(),
+        })
+    }
+
+    /// A few lines for people; its `Display` ends without a line break.
+    pub fn summary(&self) -> Summary<'_> {
+        Summary(self)
+    }
+}
+
+/// See [`Trace::summary`].
+pub struct Summary<'t>(&'t Trace);
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let trace = self.0;
+        let (runs, skipped) = (trace.records.len(), trace.skipped());
+        let all_blocks = runs * trace.blocks;
+        writeln!(f, "cache    {}", trace.cache)?;
+        for branch in [Branch::Cond, Branch::Uncond] {
+            let decisions = trace.decisions(branch);
+            if !decisions.is_empty() {
+                writeln!(f, "{:<8} {decisions}", branch.as_str())?;
+            }
+        }
+        writeln!(f, "steps    {} computed, {skipped} skipped", runs - skipped)?;
+        let blocks_run = trace.blocks_run();
+        let share = 100.0 * (all_blocks - blocks_run) as f64 / all_blocks.max(1) as f64;
+        writeln!(f, "blocks   {blocks_run} of {all_blocks} run ({share:.1} % saved)")?;
+        if let Some([p0, p25, p50, p75, p95, p100]) = trace.diff_percentiles() {
+            let threshold = trace.records.iter().find_map(|record| record.threshold);
+            write!(f, "diffs    P00 {p0:.4}  P25 {p25:.4}  P50 {p50:.4}  P75 {p75:.4}  P95 {p95:.4}  P100 {p100:.4}")?;
+            match threshold {
+                Some(threshold) => writeln!(f, "  (threshold {threshold})")?,
+                None => writeln!(f)?,
+            }
+        }
+        let t = &trace.timings;
+        write!(
+            f,
+            "time     steps {:.1} ms = embed {:.1} + blocks {:.1} + cache {:.1} + final {:.1} + update {:.1}; text {:.1}, decode {:.1}",
+            t.steps_ms, t.embed_ms, t.blocks_ms, t.cache_ms, t.final_ms, t.update_ms, t.text_ms, t.decode_ms
+        )?;
+        for warning in &trace.warnings {
+            write!(f, "\nwarning: {warning}")?;
+        }
+        Ok(())
+    }
+}
