@@ -67,6 +67,11 @@ struct Inner {
 }
 
 impl Error {
+    /// An error of a face of this library (the command, a C host), so that all faces report in one way.
+    pub fn with_kind(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self::new(kind, message)
+    }
+
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Box::new(Inner { kind, message: message.into(), context: Vec::new(), source: None }))
     }

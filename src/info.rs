@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::error::Result;
+use crate::generate::text::TextEncoder;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::model::manifest::{Dimension, GuidanceKind, Manifest};
@@ -77,6 +78,16 @@ impl EngineInfo {
     /// `EngineDirectory` with the file that was changed.
     pub fn verify(directory: &Path, weights_folder: Option<&Path>) -> Result<Vec<String>> {
         EngineDirectory::open(directory, weights_folder)?.verify()
+    }
+
+    /// The words that the model knows; none for a model that takes free text or no text.
+    ///
+    /// # Errors
+    /// `EngineDirectory`, as when it is loaded.
+    pub fn words(directory: &Path, weights_folder: Option<&Path>) -> Result<Option<Vec<String>>> {
+        let directory = EngineDirectory::open(directory, weights_folder)?;
+        let Some(spec) = &directory.manifest.text else { return Ok(None) };
+        Ok(TextEncoder::load(&directory, spec, Vec::new())?.words())
     }
 
     pub(crate) fn new(directory: &EngineDirectory) -> Self {
@@ -194,11 +205,7 @@ impl fmt::Display for EngineInfo {
         let [width, height] = self.default_size;
         let [min, max, multiple] = self.size_limits;
         writeln!(f, "pictures    {width}x{height} by default; sides {min} to {max}, multiples of {multiple}")?;
-        writeln!(
-            f,
-            "defaults    {} steps, guidance {} ({})",
-            self.default_steps, self.guidance.1, self.guidance.0
-        )?;
+        writeln!(f, "defaults    {} steps, guidance {} ({})", self.default_steps, self.guidance.1, self.guidance.0)?;
         let ranges: Vec<String> = self.dimensions.iter().map(|(name, range)| format!("{name} {range}")).collect();
         writeln!(f, "dimensions  {}", ranges.join(", "))?;
         let no = |has: bool, without: &'static str| if has { "yes" } else { without };

@@ -1,2 +1,28 @@
-//! The command `dbcache-trt`.
-fn main() {}
+//! The command `dbcache-trt`: parse, run, and print the one error.
+
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(missing_docs, reason = "a program has no public items")]
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::args::Cli::parse();
+    let result = match &cli.command {
+        Some(cli::args::Command::Setup(args)) => cli::setup::run(args),
+        Some(cli::args::Command::Inspect(args)) => cli::inspect::run(args),
+        None => cli::generate::run(&cli.generate),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if cli::print::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let kind = error.downcast_ref::<dbcache_trt::Error>().map_or(dbcache_trt::ErrorKind::Io, |e| e.kind());
+            eprintln!("error: {}", cli::print::story(&error));
+            ExitCode::from(kind.exit_code())
+        }
+    }
+}

@@ -156,7 +156,6 @@ fn generate(oracle: &Oracle, case: &Value, policy: &PolicyConfig, steps: usize, 
     }
     let tensors = names.iter().map(|(ours, theirs)| (ours.to_string(), oracle.tensors[*theirs].clone())).collect();
     let inputs = Inputs { tensors, ..Inputs::default() };
-    let options =
-        RequestOptions { cache: policy.clone(), guidance: Some(3.5), true_cfg, ..RequestOptions::default() };
+    let options = RequestOptions { cache: policy.clone(), guidance: Some(3.5), true_cfg, ..RequestOptions::default() };
     oracle.engine.request(&inputs, &options).unwrap().run(&mut ()).unwrap()
 }

@@ -1,7 +1,7 @@
 //! What one guidance branch keeps between steps: its policy, the residual of its middle blocks, and what its diffs compare.
 
 use super::chain::{Chain, Named};
-use crate::cache::{Branch, BlocksSplit, CachePolicy};
+use crate::cache::{BlocksSplit, Branch, CachePolicy};
 use crate::engine::Loaded;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::graph::output_port;
@@ -130,8 +130,10 @@ impl Compare {
         if !change.is_finite() || !size.is_finite() {
             return Err(Error::new(
                 ErrorKind::Numeric,
-                format!("the head's residual is not finite (sum of changes {change}, of sizes {size}); \
-                         the inputs or weights hold NaN or infinity, or the compute dtype overflows"),
+                format!(
+                    "the head's residual is not finite (sum of changes {change}, of sizes {size}); \
+                         the inputs or weights hold NaN or infinity, or the compute dtype overflows"
+                ),
             ));
         }
         // Of nothing, any change is infinite: such a step is computed, as in the reference.

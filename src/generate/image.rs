@@ -110,9 +110,8 @@ where
         return Err(Error::new(ErrorKind::Io, format!("cannot write {}: it is a folder", path.display())));
     }
     let mut file = tempfile::Builder::new().prefix(".dbcache-trt-").tempfile_in(folder).map_err(io)?;
-    write(file.as_file_mut()).map_err(|error| {
-        Error::new(ErrorKind::Io, format!("cannot write {}", path.display())).with_source(error)
-    })?;
+    write(file.as_file_mut())
+        .map_err(|error| Error::new(ErrorKind::Io, format!("cannot write {}", path.display())).with_source(error))?;
     file.as_file_mut().flush().map_err(io)?;
     #[cfg(unix)]
     {

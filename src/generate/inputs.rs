@@ -77,7 +77,9 @@ impl Inputs {
             ));
         }
         if self.prompt.is_some() && !text.is_empty() && has_tensors(false) {
-            return Err(Error::usage("--prompt has no effect: the --inputs hold all text tensors; leave one of them out"));
+            return Err(Error::usage(
+                "--prompt has no effect: the --inputs hold all text tensors; leave one of them out",
+            ));
         }
         if self.negative_prompt.is_some() && has_tensors(true) {
             return Err(Error::usage("--negative-prompt has no effect: the --inputs hold all negative text tensors"));
@@ -192,4 +194,15 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, ArrayD<f32>>) -> Re
         .collect::<Result<_>>()?;
     let file = safetensors::serialize(views, None).map_err(internal)?;
     write_atomically(path, |out| std::io::Write::write_all(out, &file))
+}
+
+/// Writes a JSON file, which appears only when it is complete.
+///
+/// # Errors
+/// `Io` when the folder is missing, full or not writable.
+pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    write_atomically(path, |out| {
+        serde_json::to_writer_pretty(&mut *out, value)?;
+        std::io::Write::write_all(out, b"\n")
+    })
 }

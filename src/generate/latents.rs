@@ -35,11 +35,6 @@ impl Grid {
         self.rows * self.columns
     }
 
-    /// Numbers in one token.
-    pub(crate) fn features(&self) -> usize {
-        self.channels * self.patch * self.patch
-    }
-
     /// The dimensions that follow from the picture's size and the batch.
     pub(crate) fn extents(&self, batch: usize) -> Extents {
         let (height, width) = (self.rows * self.patch, self.columns * self.patch);
@@ -61,9 +56,7 @@ impl Grid {
     pub(crate) fn noise(&self, seed: u64, batch: usize) -> Vec<f32> {
         let Grid { channels, patch, rows, columns, .. } = *self;
         let count = channels * rows * patch * columns * patch;
-        (0..batch)
-            .flat_map(|k| self.pack(standard_normal(seed.wrapping_add(k as u64), count)))
-            .collect()
+        (0..batch).flat_map(|k| self.pack(standard_normal(seed.wrapping_add(k as u64), count))).collect()
     }
 
     /// One picture: `[channels, height, width]` → `[tokens, features]`.
@@ -102,7 +95,7 @@ mod tests {
     #[test]
     fn unpack_undoes_pack() {
         let grid = Grid::new(LatentsSpec { channels: 3, downscale: 2, patch: 4 }, 32, 16);
-        assert_eq!((grid.rows, grid.columns, grid.tokens(), grid.features()), (2, 4, 8, 48));
+        assert_eq!((grid.rows, grid.columns, grid.tokens()), (2, 4, 8));
         let picture: Vec<f32> = (0..3 * 8 * 16).map(|x| x as f32).collect();
         let packed = ArrayD::from_shape_vec(vec![1, 8, 48], grid.pack(picture.clone())).unwrap();
         // The second number of the second token: channel 0, row 0, column 4 + 1.

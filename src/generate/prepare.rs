@@ -144,7 +144,9 @@ impl Guidance {
             return Err(Error::usage("--guidance has no effect: this model has no guidance; leave it out"));
         }
         if kind == GuidanceKind::ClassifierFree && options.true_cfg.is_some() {
-            return Err(Error::usage("--true-cfg has no effect: the guidance of this model is classifier-free; use --guidance"));
+            return Err(Error::usage(
+                "--true-cfg has no effect: the guidance of this model is classifier-free; use --guidance",
+            ));
         }
         let scale = options.guidance.unwrap_or(manifest.guidance.default as f32);
         let cfg = if kind == GuidanceKind::ClassifierFree { Some(scale) } else { options.true_cfg };
@@ -197,11 +199,15 @@ fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize>, grid: &G
     if let Some(asked) = asked
         && asked != steps
     {
-        return Err(Error::usage(format!("--steps is {asked}, but input `{SIGMAS}` holds {steps} steps; leave one out")));
+        return Err(Error::usage(format!(
+            "--steps is {asked}, but input `{SIGMAS}` holds {steps} steps; leave one out"
+        )));
     }
     let falls = sigmas.windows(2).all(|pair| pair[0] > pair[1]);
     if tensor.ndim() != 1 || steps == 0 || !falls || sigmas.last().is_some_and(|last| *last < 0.0) || sigmas[0] > 1e4 {
-        return Err(Error::input(format!("input `{SIGMAS}` must be one row of at least two numbers that fall to 0 or more")));
+        return Err(Error::input(format!(
+            "input `{SIGMAS}` must be one row of at least two numbers that fall to 0 or more"
+        )));
     }
     Ok(Schedule { sigmas })
 }
@@ -299,7 +305,13 @@ fn shared_inputs(
     Ok(())
 }
 
-fn add(manifest: &Manifest, tensor: &str, extents: &Extents, named: &mut Named, buffers: &mut Buffers) -> Result<BufferId> {
+fn add(
+    manifest: &Manifest,
+    tensor: &str,
+    extents: &Extents,
+    named: &mut Named,
+    buffers: &mut Buffers,
+) -> Result<BufferId> {
     let id = buffers.add(manifest.tensor(tensor)?.dtype, &manifest.shape(tensor, extents)?)?;
     named.insert(tensor.to_owned(), id);
     Ok(id)

@@ -19,10 +19,10 @@ use super::branch::BranchState;
 use super::cancel::CancelToken;
 use super::chain::Chain;
 use super::image::Image;
+pub use super::inputs::Inputs;
 use super::latents::Grid;
 use super::prepare;
 use super::scheduler::Schedule;
-pub use super::inputs::Inputs;
 use crate::cache::{Action, BlocksSplit, Branch, Decision, DecisionPoint, Gate, PolicyConfig};
 use crate::engine::Loaded;
 use crate::error::{At, Error, ErrorKind, Result};
@@ -117,6 +117,11 @@ impl Request {
         self.schedule.steps()
     }
 
+    /// Records that its trace will have: one per step and branch.
+    pub fn records(&self) -> usize {
+        self.steps() * self.branches.len()
+    }
+
     /// Pictures that it will make.
     pub fn batch(&self) -> usize {
         self.buffers.shape(self.sigma)[0] as usize
@@ -172,7 +177,8 @@ impl Request {
         let mut cond_diff = None;
         for index in 0..self.branches.len() {
             let branch = self.branches[index].branch;
-            let shared = if branch == Branch::Uncond && self.options.cache.shares_cond_diff() { cond_diff } else { None };
+            let shared =
+                if branch == Branch::Uncond && self.options.cache.shares_cond_diff() { cond_diff } else { None };
             let record = self.denoise(index, step, shared).at(branch)?;
             if branch == Branch::Cond {
                 cond_diff = record.diff;

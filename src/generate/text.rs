@@ -74,7 +74,12 @@ impl TextEncoder {
     ///
     /// # Errors
     /// `Input` for a word that the model does not know.
-    pub(crate) fn encode(&self, prompts: &[String], ports: &[Port], buffers: &mut Buffers) -> Result<Vec<(String, BufferId)>> {
+    pub(crate) fn encode(
+        &self,
+        prompts: &[String],
+        ports: &[Port],
+        buffers: &mut Buffers,
+    ) -> Result<Vec<(String, BufferId)>> {
         let batch = prompts.len() as i64;
         let mut tokens: BTreeMap<&str, Vec<Tokens>> = BTreeMap::new();
         for name in self.tokenizers.keys() {
@@ -176,7 +181,9 @@ mod tests {
 
     #[test]
     fn edit_distances() {
-        for (a, b, distance) in [("lemon", "lemon", 0), ("lemon", "melon", 2), ("", "abc", 3), ("lemno", "lemon", 2), ("x", "", 1)] {
+        for (a, b, distance) in
+            [("lemon", "lemon", 0), ("lemon", "melon", 2), ("", "abc", 3), ("lemno", "lemon", 2), ("x", "", 1)]
+        {
             assert_eq!(edit_distance(a, b), distance, "{a} {b}");
         }
     }

@@ -83,7 +83,10 @@ impl EngineDirectory {
                 text.push(load(FileRef { file: &graph.file, bytes: graph.bytes, sha256: &graph.sha256 }, &ins, &outs)?);
             }
             for tokenizer in spec.tokenizers.values() {
-                read_checked(path, FileRef { file: &tokenizer.file, bytes: tokenizer.bytes, sha256: &tokenizer.sha256 })?;
+                read_checked(
+                    path,
+                    FileRef { file: &tokenizer.file, bytes: tokenizer.bytes, sha256: &tokenizer.sha256 },
+                )?;
             }
         }
         let hash = hash_bytes(&json);

@@ -126,9 +126,9 @@ impl Graph {
         let file = weights
             .get(&name)
             .ok_or_else(|| Error::directory(format!("refers to {name:?}, which `weights` does not name")))?;
-        let parameter = file
-            .at_offset(offset)
-            .ok_or_else(|| Error::directory(format!("refers to byte {offset} of `{name}`, where no parameter begins")))?;
+        let parameter = file.at_offset(offset).ok_or_else(|| {
+            Error::directory(format!("refers to byte {offset} of `{name}`, where no parameter begins"))
+        })?;
         let dims: Vec<i64> = parameter.shape.iter().map(|dim| *dim as i64).collect();
         if parameter.bytes != length || dims != tensor.dims || element_of(parameter.dtype) != tensor.data_type {
             return Err(Error::directory(format!(

@@ -201,16 +201,8 @@ pub(crate) enum SchedulerSpec {
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub(crate) enum Shift {
     None {},
-    Static {
-        shift: f64,
-    },
-    Dynamic {
-        base_tokens: u64,
-        max_tokens: u64,
-        base_shift: f64,
-        max_shift: f64,
-        time_shift: TimeShift,
-    },
+    Static { shift: f64 },
+    Dynamic { base_tokens: u64, max_tokens: u64, base_shift: f64, max_shift: f64, time_shift: TimeShift },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -353,7 +345,9 @@ impl Manifest {
                 && let Some(extent) = extents.get(name)
                 && !(min..=max).contains(&extent)
             {
-                return Err(Error::input(format!("dimension `{name}` would be {extent}; the model takes {min} to {max}")));
+                return Err(Error::input(format!(
+                    "dimension `{name}` would be {extent}; the model takes {min} to {max}"
+                )));
             }
         }
         for (name, dimension) in &self.dimensions {
@@ -385,12 +379,16 @@ impl Manifest {
         for (name, dimension) in &self.dimensions {
             match dimension {
                 Dimension::Range { min, max } if *min == 0 || min > max || *max > MAX_EXTENT => {
-                    return fail(format!("dimension `{name}` has the range {min} to {max}; expected 1 <= min <= max <= {MAX_EXTENT}"));
+                    return fail(format!(
+                        "dimension `{name}` has the range {min} to {max}; expected 1 <= min <= max <= {MAX_EXTENT}"
+                    ));
                 }
                 Dimension::Sum { sum } => {
                     for part in sum {
                         if !matches!(self.dimensions.get(part), Some(Dimension::Range { .. })) {
-                            return fail(format!("dimension `{name}` adds `{part}`, which is not a dimension with a range"));
+                            return fail(format!(
+                                "dimension `{name}` adds `{part}`, which is not a dimension with a range"
+                            ));
                         }
                     }
                 }
@@ -524,7 +522,9 @@ impl Manifest {
         }
         let SizeSpec { default, min, max, multiple_of } = self.size;
         if multiple_of == 0 || multiple_of % cell != 0 {
-            return fail(format!("`size.multiple_of` is {multiple_of}; expected a multiple of downscale x patch = {cell}"));
+            return fail(format!(
+                "`size.multiple_of` is {multiple_of}; expected a multiple of downscale x patch = {cell}"
+            ));
         }
         if min == 0 || min > max || max > 65_536 {
             return fail(format!("`size` has the range {min} to {max}; expected 1 <= min <= max <= 65536"));

@@ -22,7 +22,6 @@ pub(crate) struct WeightsFile {
     /// Real folder, without links; the file in it is a regular file.
     pub folder: PathBuf,
     pub file: String,
-    pub bytes: u64,
     sha256: Option<String>,
     /// Absolute byte offset of a parameter → what lies there.
     parameters: BTreeMap<u64, Parameter>,
@@ -50,15 +49,20 @@ impl WeightsFile {
         };
         let remedy = "name the folder that holds the weights with --weights, or export again with --pack";
         let folder = folder.canonicalize().map_err(|error| {
-            Error::directory(format!("folder {} cannot be opened; {remedy}", folder.display())).with_source(error).at(place())
+            Error::directory(format!("folder {} cannot be opened; {remedy}", folder.display()))
+                .with_source(error)
+                .at(place())
         })?;
         let path = folder.join(&spec.file);
         let metadata = path.symlink_metadata().map_err(|error| {
             Error::directory(format!("{} cannot be opened; {remedy}", path.display())).with_source(error).at(place())
         })?;
         if !metadata.is_file() {
-            return Err(Error::directory(format!("{} is not a regular file (links are refused); {remedy}", path.display()))
-                .at(place()));
+            return Err(Error::directory(format!(
+                "{} is not a regular file (links are refused); {remedy}",
+                path.display()
+            ))
+            .at(place()));
         }
         if metadata.len() != spec.bytes {
             return Err(Error::directory(format!(
@@ -71,7 +75,7 @@ impl WeightsFile {
         }
         let (header, start) = read_header(&path, spec).map_err(|error| error.at(place()))?;
         let parameters = locate(&header, start, spec).map_err(|error| error.at(place()))?;
-        Ok(Self { folder, file: spec.file.clone(), bytes: spec.bytes, sha256: spec.sha256.clone(), parameters })
+        Ok(Self { folder, file: spec.file.clone(), sha256: spec.sha256.clone(), parameters })
     }
 
     /// The parameter that begins at this absolute offset.

@@ -48,7 +48,9 @@ impl Arithmetic {
         let subtract = load(library, "residual", binary("Sub"))?;
         let keep = match options.tensor {
             DiffTensor::HeadResidual => Arc::clone(&subtract),
-            DiffTensor::HeadOutput => load(library, "keep", graph("keep", copy, &ports[..1], &[("out", element)], &axes, &[]))?,
+            DiffTensor::HeadOutput => {
+                load(library, "keep", graph("keep", copy, &ports[..1], &[("out", element)], &axes, &[]))?
+            }
         };
         Ok(Self {
             subtract,
@@ -115,7 +117,8 @@ impl LatentArithmetic {
             build::node("Add", &["uncond", "scaled"], "out"),
         ];
         let tensors = f32_ports(&["out"]);
-        let update = graph("update", update, &f32_ports(&["latents", "prediction"]), &tensors, &axes, &["keep", "take"]);
+        let update =
+            graph("update", update, &f32_ports(&["latents", "prediction"]), &tensors, &axes, &["keep", "take"]);
         let guide = graph("guide", guide, &f32_ports(&["cond", "uncond"]), &tensors, &axes, &["scale"]);
         Ok(Self { update: load(library, "update", update)?, guide: load(library, "guide", guide)? })
     }
@@ -187,7 +190,11 @@ fn measure_graph(element: i32, axes: &[String], options: DiffOptions) -> Vec<u8>
     }
     if options.downsample_factor > 1 {
         let stride = i64::try_from(options.downsample_factor).unwrap_or(i64::MAX);
-        constants.extend([build::ints("zero", &[0]), build::ints("end", &[i64::MAX]), build::ints("stride", &[stride])]);
+        constants.extend([
+            build::ints("zero", &[0]),
+            build::ints("end", &[i64::MAX]),
+            build::ints("stride", &[stride]),
+        ]);
     }
     nodes.extend([
         build::node("Sub", &["previous_f32", "current_f32"], "difference"),

@@ -1,0 +1,272 @@
+//! What the command line can say. Parsed here; decided, defaulted and checked by the library.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dbcache_trt::cache::{OrNone, PolicyOverrides, RefreshPolicy, StepsMask, StepsPolicy};
+use dbcache_trt::setup::Via;
+use dbcache_trt::{EngineOptions, LibraryOptions, WeightsChoice};
+
+/// After `--help`: what a tag is, and the exit codes.
+const AFTER_HELP: &str = "\
+CACHE TAGS
+  none                          every block runs on every step
+  f8b16  f8b16w4r0.12mc3        DBCache: tokens in any order; what is left out is F8 B8 W8 I1 R0.12, no limits
+  fb                            FBCache: F1 B0 R0.08 W8, at most 8 skipped steps
+  dbcache  cache-dit            presets: F8 B8 R0.12 W8, and F8 B0 R0.08 W8
+  DBCache_F8B0_W8I1M0MC0_R0.08  tags that cache-dit prints
+  policy.json  {\"Fn_compute_blocks\": 1}   options by their names in cache-dit
+  tokens: f Fn, b Bn, w warm-up steps, i warm-up interval, r threshold, m max cached steps, mc max continuous cached
+  steps, a max accumulated diff, l l1 threshold, ic important condition, ds downsample factor, scm:MASK[:static] steps
+  mask (digits, slow, medium, fast, ultra), fr refresh hint, cf cfg compute first, cds cfg diff compute separate
+
+EXIT CODES
+  0 success, 2 usage, 3 ONNX Runtime's library, 4 engine directory, 5 input, 6 ONNX Runtime, 7 not a number,
+  8 outputs differ, 9 file, 70 a bug, 130 cancelled";
+
+/// Runs diffusion transformers block by block on ONNX Runtime, and skips the blocks that dual block caching proves
+/// unnecessary.
+#[derive(Debug, Parser)]
+#[command(name = "dbcache-trt", version, after_long_help = AFTER_HELP)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, max_term_width = 120)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fetches ONNX Runtime through uv, pip or npm, checks it, and puts it where this program looks
+    Setup(SetupArgs),
+    /// Shows an engine directory, or how a picture was made
+    Inspect(InspectArgs),
+}
+
+/// Makes pictures (this is what runs without a subcommand).
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// The engine directory, as the exporter wrote it
+    #[arg(long, value_name = "DIR", required = true)]
+    pub engine: Option<PathBuf>,
+    /// What to make
+    #[arg(long, short, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// What to keep away from; needs classifier-free guidance
+    #[arg(long, value_name = "TEXT")]
+    pub negative_prompt: Option<String>,
+    /// The picture's file (PNG); with several pictures the seed is put before the ending [default: out.png]
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Cache policy: a tag, a JSON object, or a JSON file; see below
+    #[arg(long, value_name = "TAG", default_value = "none")]
+    pub cache: String,
+    /// How many pictures; picture k has the seed SEED + k
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1)]
+    pub count: usize,
+    /// Pictures that run, and decide, together
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
+    /// Denoising steps [default: the engine's]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Guidance scale [default: the engine's]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub guidance: Option<f32>,
+    /// Classifier-free guidance for a model that does not have it by itself: two runs a step
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub true_cfg: Option<f32>,
+    /// Picture size in pixels [default: the engine's]
+    #[arg(long, value_name = "WxH", value_parser = parse_size)]
+    pub size: Option<(u64, u64)>,
+    /// The first picture's seed: the same noise as PyTorch's CPU generator
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Tensors to start from (safetensors): text inputs, latents, sigmas
+    #[arg(long, value_name = "FILE")]
+    pub inputs: Option<PathBuf>,
+    /// Write the final latents (safetensors)
+    #[arg(long, value_name = "FILE")]
+    pub save_latents: Option<PathBuf>,
+    /// Compare the final latents with those of a file; exit code 8 if they differ
+    #[arg(long, value_name = "FILE")]
+    pub check_outputs: Option<PathBuf>,
+    /// Largest relative L1 difference for --check-outputs [default: 0.0001]
+    #[arg(long, value_name = "X", requires = "check_outputs")]
+    pub tolerance: Option<f64>,
+    /// Write the full record of every decision (JSON)
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but errors and warnings
+    #[arg(long, short, conflicts_with = "json")]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// Options of the cache policy, each on top of --cache.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cache options (each overrides a part of --cache)")]
+pub struct PolicyArgs {
+    /// First blocks that always run
+    #[arg(long, value_name = "N")]
+    fn_compute_blocks: Option<usize>,
+    /// Last blocks that always run
+    #[arg(long, value_name = "N")]
+    bn_compute_blocks: Option<usize>,
+    /// A step is skipped if its diff is below this
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    residual_diff_threshold: Option<f64>,
+    /// Steps at the start that are computed
+    #[arg(long, value_name = "N")]
+    max_warmup_steps: Option<usize>,
+    /// Of the warm-up steps, compute only each I-th
+    #[arg(long, value_name = "I")]
+    warmup_interval: Option<usize>,
+    /// At most so many skipped steps, or `none`
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    max_cached_steps: Option<OrNone<usize>>,
+    /// At most so many skipped steps in a row, or `none`
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    max_continuous_cached_steps: Option<OrNone<usize>>,
+    /// No skips once all diffs add up to this, or `none`
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    max_accumulated_residual_diff_threshold: Option<OrNone<f64>>,
+    /// One digit a step, 1 compute and 0 may skip; or slow, medium, fast, ultra; or `none`
+    #[arg(long, value_name = "MASK")]
+    steps_computation_mask: Option<OrNone<StepsMask>>,
+    /// What a 0 of the mask means: dynamic (the diff decides) or static (skip)
+    #[arg(long, value_name = "POLICY")]
+    steps_computation_policy: Option<StepsPolicy>,
+    /// Start over after so many calls, or `none`
+    #[arg(long, value_name = "N")]
+    force_refresh_step_hint: Option<OrNone<usize>>,
+    /// once or repeat
+    #[arg(long, value_name = "POLICY")]
+    force_refresh_step_policy: Option<RefreshPolicy>,
+    /// Compute the uncond branch before the cond branch
+    #[arg(long, value_name = "BOOL")]
+    cfg_compute_first: Option<bool>,
+    /// Whether each branch has a diff of its own
+    #[arg(long, value_name = "BOOL")]
+    cfg_diff_compute_separate: Option<bool>,
+    /// Compare the head's output, not its residual, and use this threshold; or `none`
+    #[arg(long, value_name = "X")]
+    l1_hidden_states_diff_threshold: Option<OrNone<f64>>,
+    /// Compare only tokens that changed by more than this, or `none`
+    #[arg(long, value_name = "X")]
+    important_condition_threshold: Option<OrNone<f64>>,
+    /// Compare only each f-th channel
+    #[arg(long, value_name = "F")]
+    downsample_factor: Option<usize>,
+}
+
+impl PolicyArgs {
+    pub fn overrides(&self) -> PolicyOverrides {
+        PolicyOverrides {
+            fn_compute_blocks: self.fn_compute_blocks,
+            bn_compute_blocks: self.bn_compute_blocks,
+            residual_diff_threshold: self.residual_diff_threshold,
+            max_warmup_steps: self.max_warmup_steps,
+            warmup_interval: self.warmup_interval,
+            max_cached_steps: self.max_cached_steps,
+            max_continuous_cached_steps: self.max_continuous_cached_steps,
+            max_accumulated_residual_diff_threshold: self.max_accumulated_residual_diff_threshold,
+            steps_computation_mask: self.steps_computation_mask.clone(),
+            steps_computation_policy: self.steps_computation_policy,
+            force_refresh_step_hint: self.force_refresh_step_hint,
+            force_refresh_step_policy: self.force_refresh_step_policy,
+            cfg_compute_first: self.cfg_compute_first,
+            cfg_diff_compute_separate: self.cfg_diff_compute_separate,
+            l1_hidden_states_diff_threshold: self.l1_hidden_states_diff_threshold,
+            important_condition_threshold: self.important_condition_threshold,
+            downsample_factor: self.downsample_factor,
+        }
+    }
+}
+
+/// How the engine is loaded.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Engine options")]
+pub struct LoadArgs {
+    /// Threads that compute [default: physical cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Let idle threads spin: faster on a quiet machine, much slower on a busy one
+    #[arg(long)]
+    spin: bool,
+    /// ONNX Runtime's library file [default: ORT_DYLIB_PATH, beside the program, where setup puts it, the system's]
+    #[arg(long, value_name = "FILE")]
+    ort_library: Option<PathBuf>,
+    /// The folder of the weights, instead of the one that the engine names
+    #[arg(long, value_name = "DIR")]
+    weights: Option<PathBuf>,
+    /// Where the weights live: packed (fast steps), mapped (fast load, little memory), or by size
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Auto)]
+    weights_mode: Mode,
+    /// Compare the content hash of all weights before anything runs
+    #[arg(long)]
+    verify: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Mode {
+    Auto,
+    Packed,
+    Mapped,
+}
+
+impl LoadArgs {
+    pub fn options(&self) -> EngineOptions {
+        EngineOptions {
+            library: LibraryOptions { path: self.ort_library.clone(), threads: self.threads, spin: self.spin },
+            weights: match self.weights_mode {
+                Mode::Auto => WeightsChoice::Auto,
+                Mode::Packed => WeightsChoice::Packed,
+                Mode::Mapped => WeightsChoice::Mapped,
+            },
+            weights_folder: self.weights.clone(),
+            verify: self.verify,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct SetupArgs {
+    /// Use only this tool: uv, pip or npm [default: the first that works]
+    #[arg(long, value_name = "TOOL")]
+    pub via: Option<Via>,
+    /// Only show what is installed and where this program looks; exit code 3 if nothing can be used
+    #[arg(long)]
+    pub check: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// An engine directory, or a PNG file that this program made
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+    /// Compare the content hash of all weights
+    #[arg(long)]
+    pub verify: bool,
+    /// The folder of the weights, instead of the one that the engine names
+    #[arg(long, value_name = "DIR")]
+    pub weights: Option<PathBuf>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn parse_size(text: &str) -> Result<(u64, u64), String> {
+    let parts = text.split_once(['x', 'X']).ok_or("expected WIDTHxHEIGHT, such as 1024x768")?;
+    match (parts.0.parse(), parts.1.parse()) {
+        (Ok(width), Ok(height)) => Ok((width, height)),
+        _ => Err("expected WIDTHxHEIGHT, such as 1024x768".into()),
+    }
+}

@@ -1,0 +1,185 @@
+//! Pictures from a prompt or from tensors.
+
+use std::path::{Path, PathBuf};
+
+use dbcache_trt::cache::PolicyConfig;
+use dbcache_trt::trace::Trace;
+use dbcache_trt::{CancelToken, Engine, Error, ErrorKind, Inputs, Output, RequestOptions, read_tensors, write_tensors};
+use ndarray::ArrayD;
+use serde_json::{Value, json};
+
+use super::args::GenerateArgs;
+use super::output::{check, join, metadata, picture_path};
+use super::print::line;
+use super::progress::{Progress, cancel_on_ctrl_c};
+
+/// Longest policy file that is read.
+const MAX_POLICY: u64 = 1 << 20;
+
+pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
+    let Some(directory) = &args.engine else { anyhow::bail!(usage("no engine; name one with --engine")) };
+    let cache = policy(&args.cache)?.with(&args.policy.overrides())?;
+    let cancel = CancelToken::default();
+    cancel_on_ctrl_c(&cancel)?;
+    let inputs = inputs(args)?;
+    check_count(args, &inputs)?;
+    for path in [&args.output, &args.save_latents, &args.trace].into_iter().flatten() {
+        check_target(path)?;
+    }
+    let engine = Engine::load(directory, &args.load.options())?;
+    let info = engine.info();
+    if args.output.is_some() && !info.makes_pictures {
+        anyhow::bail!(usage("--output has no effect: this engine has no decode graph; use --save-latents"));
+    }
+
+    let mut results = Vec::new();
+    let mut first = 0;
+    while first < args.count {
+        let batch = args.batch.min(args.count - first);
+        let options = RequestOptions {
+            cache: cache.clone(),
+            steps: args.steps,
+            guidance: args.guidance,
+            true_cfg: args.true_cfg,
+            size: args.size,
+            batch: inputs.tensors.is_empty().then_some(batch),
+            seed: args.seed.wrapping_add(first as u64),
+            cancel: cancel.clone(),
+        };
+        let request = engine.request(&inputs, &options)?;
+        let mut progress = Progress::new(request.records(), args.quiet || args.json);
+        let output = request.run(&mut progress);
+        progress.clear();
+        results.push(write_pictures(args, &inputs, output?)?);
+        first += batch;
+    }
+
+    let latents = join(&results.iter().map(|result| result.latents.clone()).collect::<Vec<_>>())?;
+    if let Some(path) = &args.save_latents {
+        write_tensors(path, &[("latents".to_owned(), latents.clone())].into())?;
+    }
+    if let Some(path) = &args.trace {
+        dbcache_trt::write_json(path, &traces(&results))?;
+    }
+    report(args, &engine, &results)?;
+    if let Some(path) = &args.check_outputs {
+        let error = check(&latents, path, args.tolerance)?;
+        if !args.quiet && !args.json {
+            line(format_args!("check    latents equal those of {} (relative L1 {error:.3e})", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// What is left of one request.
+struct Done {
+    files: Vec<PathBuf>,
+    latents: ArrayD<f32>,
+    trace: Trace,
+}
+
+fn write_pictures(args: &GenerateArgs, inputs: &Inputs, output: Output) -> anyhow::Result<Done> {
+    let Output { latents, images, trace } = output;
+    let mut files = Vec::new();
+    for (k, image) in images.iter().enumerate() {
+        let seed = trace.seed.wrapping_add(k as u64);
+        let path = args.output.as_deref().unwrap_or(Path::new("out.png"));
+        let path = picture_path(path, seed, args.count > 1 || images.len() > 1);
+        image.write_png(&path, &metadata(inputs, &trace, seed))?;
+        files.push(path);
+    }
+    Ok(Done { files, latents, trace })
+}
+
+fn report(args: &GenerateArgs, engine: &Engine, results: &[Done]) -> anyhow::Result<()> {
+    if args.json {
+        let library = engine.library();
+        return line(serde_json::to_string_pretty(&json!({
+            "version": 1,
+            "files": results.iter().flat_map(|result| &result.files).collect::<Vec<_>>(),
+            "load_ms": engine.load_ms(),
+            "weights_mode": if engine.is_mapped() { "mapped" } else { "packed" },
+            "onnxruntime": { "version": library.version, "path": library.path, "threads": library.threads },
+            "traces": traces(results),
+        }))?);
+    }
+    for result in results {
+        if args.quiet {
+            result.trace.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+            continue;
+        }
+        line(result.trace.summary())?;
+        for file in &result.files {
+            line(format_args!("picture  {}", file.display()))?;
+        }
+    }
+    if !args.quiet {
+        let mode = if engine.is_mapped() { "mapped" } else { "packed" };
+        line(format_args!(
+            "engine   loaded in {:.0} ms, weights {mode}, {} threads",
+            engine.load_ms(),
+            engine.library().threads
+        ))?;
+    }
+    Ok(())
+}
+
+fn traces(results: &[Done]) -> Value {
+    results.iter().map(|result| result.trace.to_json()).collect()
+}
+
+/// A tag, a JSON object, or the path of a file that holds one of them.
+fn policy(text: &str) -> anyhow::Result<PolicyConfig> {
+    let path = Path::new(text);
+    if !text.to_ascii_lowercase().ends_with(".json") {
+        return Ok(text.parse()?);
+    }
+    let fail = |error: std::io::Error| anyhow::Error::new(error).context(format!("cannot read the policy {text}"));
+    if std::fs::metadata(path).map_err(fail)?.len() > MAX_POLICY {
+        anyhow::bail!(usage(&format!("the policy {text} is longer than {MAX_POLICY} bytes")));
+    }
+    Ok(std::fs::read_to_string(path).map_err(fail)?.parse()?)
+}
+
+fn inputs(args: &GenerateArgs) -> anyhow::Result<Inputs> {
+    let tensors = args.inputs.as_deref().map(read_tensors).transpose()?.unwrap_or_default();
+    Ok(Inputs { prompt: args.prompt.clone(), negative_prompt: args.negative_prompt.clone(), tensors })
+}
+
+fn check_count(args: &GenerateArgs, inputs: &Inputs) -> anyhow::Result<()> {
+    if args.count == 0 || args.batch == 0 {
+        anyhow::bail!(usage("--count and --batch must be at least 1"));
+    }
+    if args.batch > args.count {
+        anyhow::bail!(usage(&format!(
+            "--batch {} has no effect beyond --count {}; raise --count",
+            args.batch, args.count
+        )));
+    }
+    if !inputs.tensors.is_empty() && args.batch > 1 {
+        anyhow::bail!(usage("--batch has no effect: the batch is that of the tensors of --inputs"));
+    }
+    if inputs.tensors.contains_key("latents") && args.count > 1 {
+        anyhow::bail!(usage("--count would repeat one picture: the noise comes from --inputs; put more latents there"));
+    }
+    Ok(())
+}
+
+/// A typing error in a path should fail before the work, not after it.
+fn check_target(path: &Path) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        anyhow::bail!(Error::with_kind(
+            ErrorKind::Io,
+            format!("cannot write {}: the folder {} does not exist", path.display(), folder.display())
+        ));
+    }
+    if path.is_dir() {
+        anyhow::bail!(Error::with_kind(ErrorKind::Io, format!("cannot write {}: it is a folder", path.display())));
+    }
+    Ok(())
+}
+
+fn usage(message: &str) -> Error {
+    Error::with_kind(ErrorKind::Usage, message)
+}

@@ -1,0 +1,55 @@
+//! `dbcache-trt inspect`: an engine directory, or the metadata of a picture.
+
+use std::path::Path;
+
+use dbcache_trt::{EngineInfo, Image};
+use serde_json::{Value, json};
+
+use super::args::InspectArgs;
+use super::print::line;
+
+pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
+    let is_picture = args.path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
+    if is_picture { picture(args) } else { engine(args) }
+}
+
+fn engine(args: &InspectArgs) -> anyhow::Result<()> {
+    let (path, weights): (&Path, Option<&Path>) = (&args.path, args.weights.as_deref());
+    let info = EngineInfo::open(path, weights)?;
+    let words = EngineInfo::words(path, weights)?;
+    let unknown = if args.verify { Some(EngineInfo::verify(path, weights)?) } else { None };
+    let verdict = unknown.map(|unknown| match unknown.as_slice() {
+        [] => "all weights have the content that was exported".to_owned(),
+        names => format!("the manifest has no content hash of {}: NOT verified", names.join(", ")),
+    });
+    if args.json {
+        let mut json = info.to_json();
+        json["words"] = words.map_or(Value::Null, |words| json!(words));
+        json["verify"] = json!(verdict);
+        return line(serde_json::to_string_pretty(&json)?);
+    }
+    line(info)?;
+    if let Some(words) = words {
+        line(format_args!("words       {}", words.join(" ")))?;
+    }
+    if let Some(verdict) = verdict {
+        line(format_args!("verify      {verdict}"))?;
+    }
+    Ok(())
+}
+
+fn picture(args: &InspectArgs) -> anyhow::Result<()> {
+    anyhow::ensure!(!args.verify && args.weights.is_none(), "--verify and --weights are for engine directories");
+    let (image, text) = Image::read_png(&args.path)?;
+    if args.json {
+        let text: serde_json::Map<String, Value> = text.into_iter().map(|(key, text)| (key, json!(text))).collect();
+        return line(serde_json::to_string_pretty(
+            &json!({"version": 1, "width": image.width, "height": image.height, "metadata": text}),
+        )?);
+    }
+    line(format_args!("{}: {}x{} pixels", args.path.display(), image.width, image.height))?;
+    if text.is_empty() {
+        return line("no metadata: this picture was not made by dbcache-trt, or was saved again without it");
+    }
+    text.iter().try_for_each(|(key, text)| line(format_args!("{key:<16} {text}")))
+}

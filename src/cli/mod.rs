@@ -1,0 +1,9 @@
+//! The command: it parses, converts and prints, and uses only the public library.
+
+pub mod args;
+pub mod generate;
+pub mod inspect;
+mod output;
+pub mod print;
+mod progress;
+pub mod setup;

@@ -1,0 +1,88 @@
+//! What a generation leaves behind: pictures with metadata, latents, traces.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use dbcache_trt::cache::Branch;
+use dbcache_trt::trace::Trace;
+use dbcache_trt::{Error, ErrorKind, Inputs, read_tensors};
+use ndarray::{ArrayD, Axis, concatenate};
+
+/// Relative L1: what separates two machines that both compute in f32 stays below it (tests/parity.rs).
+const DEFAULT_TOLERANCE: f64 = 1e-4;
+
+/// `lemon.png`, or `lemon-7.png` for the seed 7 of several pictures.
+pub fn picture_path(path: &Path, seed: u64, is_one_of_many: bool) -> PathBuf {
+    if !is_one_of_many {
+        return path.to_owned();
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let ending = path.extension().map_or("png".into(), |ending| ending.to_string_lossy());
+    path.with_file_name(format!("{stem}-{seed}.{ending}"))
+}
+
+/// How the picture was made, for its text chunks.
+pub fn metadata(inputs: &Inputs, trace: &Trace, seed: u64) -> Vec<(String, String)> {
+    let mut text = vec![("Software".to_owned(), concat!("dbcache-trt ", env!("CARGO_PKG_VERSION")).to_owned())];
+    let mut add = |key: &str, value: String| text.push((key.to_owned(), value));
+    if let Some(prompt) = &inputs.prompt {
+        add("prompt", prompt.clone());
+    }
+    if let Some(prompt) = &inputs.negative_prompt {
+        add("negative_prompt", prompt.clone());
+    }
+    add("seed", seed.to_string());
+    add("steps", trace.branch(Branch::Cond).count().to_string());
+    if let Some(scale) = trace.guidance {
+        add("guidance", scale.to_string());
+    }
+    if let Some(scale) = trace.cfg {
+        add("cfg", scale.to_string());
+    }
+    add("cache", trace.cache.to_string());
+    add("decisions", trace.decisions(Branch::Cond));
+    let uncond = trace.decisions(Branch::Uncond);
+    if !uncond.is_empty() {
+        add("decisions_uncond", uncond);
+    }
+    add("engine", trace.engine.clone());
+    add("engine_hash", trace.engine_hash.clone());
+    text
+}
+
+/// The latents of all requests, one after the other.
+pub fn join(latents: &[ArrayD<f32>]) -> anyhow::Result<ArrayD<f32>> {
+    let views: Vec<_> = latents.iter().map(|tensor| tensor.view()).collect();
+    concatenate(Axis(0), &views).context("latents of several shapes")
+}
+
+/// Compares latents with those of a file.
+pub fn check(latents: &ArrayD<f32>, path: &Path, tolerance: Option<f64>) -> anyhow::Result<f64> {
+    let tolerance = tolerance.unwrap_or(DEFAULT_TOLERANCE);
+    let mut tensors: BTreeMap<String, ArrayD<f32>> = read_tensors(path)?;
+    let expected =
+        tensors.remove("latents").with_context(|| format!("{} holds no tensor `latents`", path.display()))?;
+    if expected.shape() != latents.shape() {
+        anyhow::bail!(differ(format!(
+            "latents are {:?}, {} holds {:?}",
+            latents.shape(),
+            path.display(),
+            expected.shape()
+        )));
+    }
+    let change: f64 = latents.iter().zip(&expected).map(|(a, b)| f64::from((a - b).abs())).sum();
+    let size: f64 = expected.iter().map(|b| f64::from(b.abs())).sum();
+    let error = if change == 0.0 { 0.0 } else { change / size };
+    if error.is_nan() || error > tolerance {
+        anyhow::bail!(differ(format!(
+            "latents differ from {} by {error:.3e} (relative L1), the tolerance is {tolerance:e}",
+            path.display()
+        )));
+    }
+    Ok(error)
+}
+
+fn differ(message: String) -> Error {
+    Error::with_kind(ErrorKind::Check, message)
+}

@@ -1,0 +1,49 @@
+//! The progress bar: one letter a decision. Hidden where standard error is no terminal.
+
+use std::ops::ControlFlow;
+
+use dbcache_trt::trace::StepRecord;
+use dbcache_trt::{CancelToken, Observer};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+pub struct Progress {
+    bar: ProgressBar,
+    decisions: String,
+}
+
+impl Progress {
+    pub fn new(records: usize, is_hidden: bool) -> Self {
+        let target = if is_hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(records as u64), target);
+        if let Ok(style) = ProgressStyle::with_template("{pos:>3}/{len} {msg} {elapsed_precise}") {
+            bar.set_style(style);
+        }
+        Self { bar, decisions: String::new() }
+    }
+
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Observer for Progress {
+    fn on_step(&mut self, record: &StepRecord) -> ControlFlow<()> {
+        self.decisions.push(record.decision.action.letter());
+        let diff = record.diff.map_or(String::new(), |diff| format!(" diff {diff:.4}"));
+        self.bar.set_message(format!("{} {}{diff}", self.decisions, record.decision.reason.as_str()));
+        self.bar.inc(1);
+        ControlFlow::Continue(())
+    }
+}
+
+/// The first Ctrl-C stops within one block; the second one at once.
+pub fn cancel_on_ctrl_c(token: &CancelToken) -> anyhow::Result<()> {
+    let token = token.clone();
+    ctrlc::set_handler(move || {
+        if token.is_cancelled() {
+            std::process::exit(dbcache_trt::ErrorKind::Cancelled.exit_code().into());
+        }
+        token.cancel();
+    })?;
+    Ok(())
+}

@@ -1,0 +1,28 @@
+//! `dbcache-trt setup`.
+
+use dbcache_trt::setup::{self, SetupOptions};
+use dbcache_trt::{LibraryOptions, library_info, library_places};
+
+use super::args::SetupArgs;
+use super::print::line;
+
+pub fn run(args: &SetupArgs) -> anyhow::Result<()> {
+    if args.check {
+        return check();
+    }
+    let installed = setup::run(&SetupOptions { via: args.via }, &mut |event| eprintln!("{event}"))?;
+    line(installed)
+}
+
+fn check() -> anyhow::Result<()> {
+    let options = LibraryOptions::default();
+    line("places, in the order in which they are tried:")?;
+    for place in library_places(&options) {
+        match place.examine() {
+            Ok(()) => line(format_args!("  {} ({}): there", place.path.display(), place.found_by))?,
+            Err(error) => line(format_args!("  {} ({}): {}", place.path.display(), place.found_by, error.message()))?,
+        }
+    }
+    let info = library_info(&options)?;
+    line(format_args!("ONNX Runtime {} at {}", info.version, info.path.display()))
+}

@@ -1,0 +1,164 @@
+//! The libraries that setup installs, and their fingerprints.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::{Slot, SlotState, Via};
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::library::FILE_NAME;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Registry {
+    PyPi,
+    Npm,
+}
+
+/// One library, in the package that carries it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Package {
+    pub(super) registry: Registry,
+    pub(super) version: &'static str,
+    pub(super) os: &'static str,
+    pub(super) arch: &'static str,
+    /// Where the library lies in the package.
+    pub(super) file: &'static str,
+    pub(super) bytes: u64,
+    pub(super) sha256: &'static str,
+}
+
+const fn pypi(os: &'static str, arch: &'static str, file: &'static str, bytes: u64, sha256: &'static str) -> Package {
+    Package { registry: Registry::PyPi, version: "1.31.1", os, arch, file, bytes, sha256 }
+}
+
+const fn npm(os: &'static str, arch: &'static str, file: &'static str, bytes: u64, sha256: &'static str) -> Package {
+    Package { registry: Registry::Npm, version: "1.30.0", os, arch, file, bytes, sha256 }
+}
+
+/// Every library this program installs, best first. Computed from the packages `onnxruntime` 1.31.1 (wheels for Python
+/// 3.12) and `onnxruntime-node` 1.30.0, the newest on npm that carries the library.
+#[rustfmt::skip]
+const PACKAGES: [Package; 10] = [
+    pypi("linux", "x86_64", "libonnxruntime.so.1.31.1", 29_352_200, "fc44112fbe06d7d689c57e11d3862031f64711007e4ee020f8eed5185fd2c1d3"),
+    pypi("linux", "aarch64", "libonnxruntime.so.1.31.1", 25_265_040, "8aa3b76b28c778a2b1dd660d34161adb1d508c9ccd04ff9dc80e26eca5df8467"),
+    pypi("macos", "aarch64", "libonnxruntime.1.31.1.dylib", 33_037_336, "d586cbe89effc085a09d3341b3cfbd5c322517f9d397aeb20814af21433f2b36"),
+    pypi("windows", "x86_64", "onnxruntime.dll", 19_288_376, "e45f61e50d8650885452be538a00bb14a715e46a1bc3691000ce947e89ed0306"),
+    pypi("windows", "aarch64", "onnxruntime.dll", 19_171_640, "dc9e2fe646a72829386a24ac9185a7a4e26d7dbe5dc433d41df063603c00bbc7"),
+    npm("linux", "x86_64", "linux/x64/libonnxruntime.so.1", 45_828_512, "ffb75a925ba05e47b235bb66e3e3911714a80b328a9c9425539feb204aa32a23"),
+    npm("linux", "aarch64", "linux/arm64/libonnxruntime.so.1", 25_135_496, "1f549d46250b005580b597f4164984aaf75b3bcb9f3aeb07c7f8a8fe60b23c76"),
+    npm("macos", "aarch64", "darwin/arm64/libonnxruntime.1.30.0.dylib", 44_589_928, "685d2be5dba1309c89d3a5324b7fd06a5c42f1a61bfea32d14c4cc28d072121d"),
+    npm("windows", "x86_64", "win32/x64/onnxruntime.dll", 28_754_232, "508c362f5673483dd3a086379c392795b2e42d10d5e6f3f90ebd7ac21c97af67"),
+    npm("windows", "aarch64", "win32/arm64/onnxruntime.dll", 29_815_136, "6c3a2abf5c6aca11c48a0d338a91af309f2266f25ce2e4084e6a87bbcb0fbfd0"),
+];
+
+impl Package {
+    pub(super) fn is_fetched_by(&self, via: Via) -> bool {
+        let registry = match via {
+            Via::Uv | Via::Pip => Registry::PyPi,
+            Via::Npm => Registry::Npm,
+        };
+        self.registry == registry
+    }
+
+    pub(super) fn installed_path(&self, folder: &Path) -> PathBuf {
+        folder.join(self.version).join(FILE_NAME)
+    }
+
+    pub(super) fn slot(&self, folder: &Path) -> Slot {
+        let path = self.installed_path(folder);
+        let state = match self.verify(&path) {
+            Ok(()) => SlotState::Valid,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => SlotState::Empty,
+            Err(error) => SlotState::Damaged(error.to_string()),
+        };
+        Slot { path, version: self.version, state }
+    }
+
+    pub(super) fn verify(&self, path: &Path) -> io::Result<()> {
+        let metadata = path.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        if metadata.len() != self.bytes {
+            return Err(io::Error::other(format!("{} bytes instead of {}", metadata.len(), self.bytes)));
+        }
+        self.verify_digest(&copy_and_hash(&mut File::open(path)?, &mut io::sink())?).map_err(io::Error::other)
+    }
+
+    pub(super) fn verify_digest(&self, digest: &str) -> Result<(), String> {
+        if digest == self.sha256 { Ok(()) } else { Err(format!("its SHA-256 is {digest}, expected {}", self.sha256)) }
+    }
+
+    /// The wheel's platform tag.
+    pub(super) fn wheel_platform(&self) -> &'static str {
+        match (self.os, self.arch) {
+            ("linux", "x86_64") => "manylinux_2_28_x86_64",
+            ("linux", _) => "manylinux_2_28_aarch64",
+            ("macos", _) => "macosx_14_0_arm64",
+            (_, "x86_64") => "win_amd64",
+            (..) => "win_arm64",
+        }
+    }
+
+    /// The same for uv.
+    pub(super) fn uv_platform(&self) -> &'static str {
+        match (self.os, self.arch) {
+            ("linux", "x86_64") => "x86_64-manylinux_2_28",
+            ("linux", _) => "aarch64-manylinux_2_28",
+            ("macos", _) => "aarch64-apple-darwin",
+            (_, "x86_64") => "x86_64-pc-windows-msvc",
+            (..) => "aarch64-pc-windows-msvc",
+        }
+    }
+}
+
+pub(super) fn packages_for_this_system() -> Result<Vec<Package>> {
+    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+    // The packages for Linux need the GNU C library.
+    let fits = |package: &Package| package.os == os && package.arch == arch && !cfg!(target_env = "musl");
+    let packages: Vec<_> = PACKAGES.into_iter().filter(fits).collect();
+    if packages.is_empty() {
+        let system = format!("{os} on {arch}{}", if cfg!(target_env = "musl") { " with musl" } else { "" });
+        return Err(Error::new(
+            ErrorKind::Library,
+            format!(
+                "no package of ONNX Runtime is known for {system}; build its shared library and name it with ORT_DYLIB_PATH"
+            ),
+        ));
+    }
+    Ok(packages)
+}
+
+/// Copies everything and returns the SHA-256 of it in hexadecimal.
+pub(super) fn copy_and_hash(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let count = match from.read(&mut buffer) {
+            Ok(0) => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        hash.update(&buffer[..count]);
+        to.write_all(&buffer[..count])?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_are_well_formed() {
+        for package in PACKAGES {
+            assert_eq!(package.sha256.len(), 64);
+            assert!(package.sha256.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')), "{package:?}");
+            assert!(package.bytes > 10_000_000, "{package:?}");
+        }
+        assert!(Via::ALL.iter().all(|via| via.to_string().parse::<Via>().is_ok_and(|parsed| parsed == *via)));
+        assert_eq!("conda".parse::<Via>().unwrap_err().kind(), ErrorKind::Usage);
+    }
+}

@@ -1,0 +1,216 @@
+//! Calls the package tools: uv, pip and npm.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use super::packages::Package;
+use super::{SetupEvent, Via};
+
+/// Lets a tool unpack a package in a folder; returns the library in it, or why there is none.
+pub(super) fn fetch(
+    via: Via,
+    package: &Package,
+    staging: &Path,
+    notify: &mut dyn FnMut(SetupEvent),
+) -> Result<PathBuf, String> {
+    match via {
+        Via::Uv => fetch_with_uv(package, staging, notify),
+        Via::Pip => fetch_with_pip(package, staging, notify),
+        Via::Npm => fetch_with_npm(package, staging, notify),
+    }
+}
+
+// The library belongs to no Python, but wheels do. Both commands ask for the wheel for Python 3.12, whatever Python the
+// tool itself runs on: pip spells the version so that old releases understand it.
+
+fn fetch_with_uv(package: &Package, staging: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<PathBuf, String> {
+    let mut command = Command::new("uv");
+    command.args(["pip", "install", "--no-progress", "--no-deps", "--only-binary", ":all:"]);
+    command.args(["--python-version", "3.12", "--python-platform", package.uv_platform(), "--target"]);
+    command.arg(staging).arg(format!("onnxruntime=={}", package.version));
+    // Without a Python, uv would download one: pip or npm need no such thing.
+    command.env("UV_PYTHON_DOWNLOADS", "never");
+    // The wheel for macOS needs 14.0, uv would assume an older one.
+    command.env("MACOSX_DEPLOYMENT_TARGET", "14.0");
+    run_tool(Via::Uv, command, staging, notify)?;
+    Ok(staging.join("onnxruntime").join("capi").join(package.file))
+}
+
+fn fetch_with_pip(package: &Package, staging: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<PathBuf, String> {
+    let mut reasons = Vec::new();
+    for pip in find_pips(staging) {
+        let mut command = pip_command(pip);
+        command.args(["install", "--no-deps", "--no-compile", "--only-binary=:all:", "--ignore-requires-python"]);
+        command.args(["--python-version", "312", "--implementation", "cp", "--abi", "cp312"]);
+        command.args(["--platform", package.wheel_platform(), "--retries", "2", "--target"]);
+        command.arg(staging).arg(format!("onnxruntime=={}", package.version));
+        match run_tool(Via::Pip, command, staging, notify) {
+            Ok(()) => return Ok(staging.join("onnxruntime").join("capi").join(package.file)),
+            Err(reason) => reasons.push(reason),
+        }
+    }
+    Err(if reasons.is_empty() { NOT_INSTALLED.to_owned() } else { reasons.join("; ") })
+}
+
+/// The ways to call pip that work, each different pip once.
+fn find_pips(staging: &Path) -> Vec<&'static [&'static str]> {
+    const CALLS: [&[&str]; 5] =
+        [&["pip"], &["pip3"], &["python3", "-m", "pip"], &["python", "-m", "pip"], &["py", "-m", "pip"]];
+    let mut seen = Vec::new();
+    let is_new = |call: &&[&str]| {
+        let mut command = pip_command(call);
+        command.arg("--version");
+        match run_quietly(&mut command, staging, || ()) {
+            // "pip 24.0 from /usr/lib/python3/dist-packages/pip (python 3.12)"
+            Ok(version) if !seen.contains(&version) => {
+                seen.push(version);
+                true
+            }
+            _ => false,
+        }
+    };
+    CALLS.into_iter().filter(is_new).collect()
+}
+
+/// A call of pip that the user's settings for real installations do not reach.
+fn pip_command(call: &[&str]) -> Command {
+    let mut words = call.iter();
+    let mut command = Command::new(words.next().unwrap_or(&"pip"));
+    command.args(words);
+    for (name, value) in [
+        ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
+        ("PIP_NO_INPUT", "1"),
+        ("PIP_REQUIRE_VIRTUALENV", "0"),
+        ("PIP_ROOT_USER_ACTION", "ignore"),
+        ("PIP_USER", "0"),
+    ] {
+        command.env(name, value);
+    }
+    for name in ["PIP_PREFIX", "PIP_ROOT", "PIP_TARGET"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn fetch_with_npm(package: &Package, staging: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<PathBuf, String> {
+    let mut command = Command::new(if cfg!(windows) { "npm.cmd" } else { "npm" });
+    // The package's own script would download libraries for other processors.
+    command.args(["install", "--ignore-scripts", "--no-save", "--no-package-lock", "--no-audit", "--no-fund"]);
+    command.args(["--fetch-retries=1", "--fetch-retry-mintimeout=1000"]);
+    command.arg("--prefix").arg(staging).arg(format!("onnxruntime-node@{}", package.version));
+    run_tool(Via::Npm, command, staging, notify)?;
+    Ok(staging.join("node_modules/onnxruntime-node/bin/napi-v6").join(package.file))
+}
+
+const NOT_INSTALLED: &str = "not installed";
+
+/// A download that takes longer is stuck.
+const TIME_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+fn run_tool(via: Via, mut command: Command, staging: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<(), String> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    let started = || notify(SetupEvent::Running { via, command: line });
+    run_quietly(&mut command, staging, started).map(|_| ())
+}
+
+/// Runs a command and returns what it printed. It must not print over our caller's output, nor ask questions.
+fn run_quietly(command: &mut Command, folder: &Path, started: impl FnOnce()) -> Result<String, String> {
+    let describe = |error: io::Error| error.to_string();
+    let log = tempfile::NamedTempFile::new_in(folder).map_err(describe)?;
+    let out = log.reopen().map_err(describe)?;
+    let err = out.try_clone().map_err(describe)?; // shares its place in the file, unlike another `reopen`
+    command.current_dir(folder).stdin(Stdio::null()).stdout(out).stderr(err);
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => NOT_INSTALLED.to_owned(),
+        _ => error.to_string(),
+    })?;
+    started();
+    let status = wait(&mut child)?;
+    let output = fs::read(log.path()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(describe)?;
+    if status.success() { Ok(output) } else { Err(complaint(&output).unwrap_or_else(|| status.to_string())) }
+}
+
+fn wait(child: &mut Child) -> Result<ExitStatus, String> {
+    let start = Instant::now();
+    while start.elapsed() < TIME_LIMIT {
+        if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
+            return Ok(status);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Either fails only if the child has just ended by itself.
+    let _ = child.kill();
+    let _ = child.wait();
+    Err(format!("stopped after {} minutes", TIME_LIMIT.as_secs() / 60))
+}
+
+/// What a failed tool says, in one line.
+fn complaint(output: &str) -> Option<String> {
+    const LENGTH: usize = 600;
+    let lines: Vec<&str> = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let text = telling_lines(&lines).join(" | ");
+    let end = text.char_indices().nth(LENGTH).map_or(text.len(), |(index, _)| index);
+    if text.is_empty() { None } else { Some(text[..end].to_owned()) }
+}
+
+/// The lines that say what went wrong: those from the first error on, or else the last ones.
+fn telling_lines<'a>(lines: &[&'a str]) -> Vec<&'a str> {
+    const COUNT: usize = 5;
+    let starts_with = |line: &str, words: &[&str]| {
+        let line = line.to_ascii_lowercase();
+        words.iter().any(|word| line.starts_with(word))
+    };
+    if let Some(line) = lines.iter().find(|line| is_about_space(line)) {
+        return vec![line];
+    }
+    if lines.iter().any(|line| line.starts_with("Traceback")) {
+        return lines.last().copied().into_iter().collect();
+    }
+    let start = lines.iter().position(|line| starts_with(line, &["error", "npm err", "fatal"]));
+    let start = start.unwrap_or(lines.len().saturating_sub(COUNT));
+    // pip only warns that it has no connection; its error is that it knows of no version.
+    let lost = lines.iter().any(|line| line.contains("after connection broken by")).then_some("no connection");
+    lost.into_iter().chain(lines[start..].iter().take(COUNT).copied()).collect()
+}
+
+/// Whether a tool says that a disk is full.
+pub(super) fn is_about_space(text: &str) -> bool {
+    ["No space left on device", "ENOSPC", "not enough space on the disk"].iter().any(|words| text.contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_are_short_and_telling() {
+        let check = |output: &str, expected: Option<&str>| assert_eq!(complaint(output).as_deref(), expected);
+        check("", None);
+        check("a\n\n  b\nc\nd\ne\nf\n", Some("b | c | d | e | f"));
+        check("Collecting x\nERROR: no version\nERROR: no match\n", Some("ERROR: no version | ERROR: no match"));
+        check("WARNING: Retrying after connection broken by 'X'\nERROR: none\n", Some("no connection | ERROR: none"));
+        check("ERROR: Exception:\nTraceback (most recent call last):\n  File x\nOSError: y\n", Some("OSError: y"));
+        check("error: failed\n cause: No space left on device\n", Some("cause: No space left on device"));
+        assert_eq!(complaint(&"é".repeat(1000)).unwrap().chars().count(), 600);
+    }
+
+    #[test]
+    fn a_missing_or_failing_tool_is_a_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = |program: &str, arguments: &[&str]| {
+            let mut started = false;
+            let result = run_quietly(Command::new(program).args(arguments), folder.path(), || started = true);
+            (result, started)
+        };
+        assert_eq!(run("no-such-tool-at-all", &[]), (Err(NOT_INSTALLED.into()), false));
+        if cfg!(unix) {
+            assert_eq!(run("sh", &["-c", "echo one; echo two >&2"]), (Ok("one\ntwo\n".into()), true));
+            assert_eq!(run("sh", &["-c", "echo error: x; exit 3"]), (Err("error: x".into()), true));
+            assert_eq!(run("sh", &["-c", "exit 3"]), (Err("exit status: 3".into()), true));
+        }
+    }
+}
