@@ -1,5 +1,6 @@
 //! A loaded model: immutable, and shared by all requests.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,8 +14,9 @@ use crate::generate::text::TextEncoder;
 use crate::info::EngineInfo;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
+use crate::model::join::{Part, boundary, join};
 use crate::model::manifest::DType;
-use crate::plan::Plan;
+use crate::plan::{Plan, Stage};
 use crate::runtime::library::{self, LibraryInfo, LibraryOptions};
 use crate::runtime::ops::{Arithmetic, LatentArithmetic};
 use crate::runtime::session::{Session, WeightsMode};
@@ -24,12 +26,24 @@ use crate::runtime::session::{Session, WeightsMode};
 pub struct EngineOptions {
     /// ONNX Runtime's library and its thread pool.
     pub library: LibraryOptions,
+    /// How the blocks are divided into ONNX Runtime sessions.
+    pub stages: StagesChoice,
     /// Where the weights live while the engine is loaded. Default: by size.
     pub weights: WeightsChoice,
     /// The folder of the weights, instead of those that the manifest names.
     pub weights_folder: Option<PathBuf>,
     /// Compare the content hash of every weights file, not only its size and header: reads all weights once.
     pub verify: bool,
+}
+
+/// How many blocks run as one ONNX Runtime session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StagesChoice {
+    /// One block a session: fits every cache policy.
+    #[default]
+    PerBlock,
+    /// All blocks in one session: a little faster, but only for runs without a cache.
+    Fused,
 }
 
 /// Packed or mapped weights, or by size.
@@ -52,7 +66,7 @@ pub struct Engine(Arc<Loaded>);
 pub(crate) struct Loaded {
     pub directory: EngineDirectory,
     pub plan: Plan,
-    pub stages: Vec<Arc<Session>>,
+    pub stages: Vec<LoadedStage>,
     pub embed: Arc<Session>,
     pub last: Arc<Session>,
     pub text: Option<TextEncoder>,
@@ -62,6 +76,40 @@ pub(crate) struct Loaded {
     pub weights: WeightsMode,
     pub load_ms: f64,
     arithmetic: Mutex<Vec<(ArithmeticKey, Arc<Arithmetic>)>>,
+}
+
+/// The session of one stage of the plan, and the tensors that it takes and gives.
+pub(crate) struct LoadedStage {
+    pub session: Arc<Session>,
+    pub inputs: Vec<String>,
+    pub outputs: Vec<String>,
+}
+
+/// The graph of one stage: a block's own, or several joined.
+struct StageGraph<'d> {
+    graph: Cow<'d, Graph>,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+}
+
+impl<'d> StageGraph<'d> {
+    fn new(directory: &'d EngineDirectory, stage: &Stage) -> Result<Self> {
+        let manifest = &directory.manifest;
+        let parts: Vec<Part<'d>> = stage
+            .blocks
+            .clone()
+            .map(|block| {
+                let kind = &manifest.block_kinds[&manifest.blocks[block].kind]; // Manifest::parse has checked the kind.
+                Part { graph: &directory.blocks[block], inputs: &kind.inputs, outputs: &kind.outputs }
+            })
+            .collect();
+        let (inputs, outputs) = boundary(&parts);
+        let graph = match parts.as_slice() {
+            [part] => Cow::Borrowed(part.graph),
+            parts => Cow::Owned(join(&format!("blocks {:?}", stage.blocks), parts)?),
+        };
+        Ok(Self { graph, inputs, outputs })
+    }
 }
 
 type ArithmeticKey = (DType, usize, DiffOptions);
@@ -89,10 +137,15 @@ impl Engine {
         }
         let library = library::environment(&options.library)?;
         let weights = choose_weights(options.weights, &directory);
-        let plan = Plan::per_block(directory.blocks.len());
+        let plan = match options.stages {
+            StagesChoice::PerBlock => Plan::per_block(directory.blocks.len()),
+            StagesChoice::Fused => Plan::fused(directory.blocks.len()),
+        };
+        let stages =
+            plan.stages().iter().map(|stage| StageGraph::new(&directory, stage)).collect::<Result<Vec<_>>>()?;
         let graphs: Vec<&Graph> = [&directory.embed, &directory.last]
             .into_iter()
-            .chain(&directory.blocks)
+            .chain(stages.iter().map(|stage| stage.graph.as_ref()))
             .chain(&directory.text)
             .chain(&directory.decode)
             .collect();
@@ -100,7 +153,12 @@ impl Engine {
         let missing = || Error::internal("fewer sessions than graphs");
         let embed = sessions.next().ok_or_else(missing)?;
         let last = sessions.next().ok_or_else(missing)?;
-        let stages = sessions.by_ref().take(directory.blocks.len()).collect();
+        let stage_sessions: Vec<_> = sessions.by_ref().take(stages.len()).collect();
+        let stages = stages
+            .into_iter()
+            .zip(stage_sessions)
+            .map(|(stage, session)| LoadedStage { session, inputs: stage.inputs, outputs: stage.outputs })
+            .collect();
         let text_sessions = sessions.by_ref().take(directory.text.len()).collect();
         let decode = sessions.next();
         let text = match &directory.manifest.text {

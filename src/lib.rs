@@ -16,7 +16,7 @@ pub mod cache;
 pub mod setup;
 pub mod trace;
 
-pub use engine::{Engine, EngineOptions, WeightsChoice};
+pub use engine::{Engine, EngineOptions, StagesChoice, WeightsChoice};
 pub use error::{Error, ErrorKind, Result};
 pub use generate::cancel::CancelToken;
 pub use generate::image::Image;

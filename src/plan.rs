@@ -22,6 +22,11 @@ impl Plan {
         Self { stages: (0..blocks).map(|block| Stage { blocks: block..block + 1 }).collect() }
     }
 
+    /// All blocks in one stage: fastest, and fits only a run without a cache.
+    pub(crate) fn fused(blocks: usize) -> Self {
+        Self { stages: vec![Stage { blocks: 0..blocks }] }
+    }
+
     pub(crate) fn stages(&self) -> &[Stage] {
         &self.stages
     }
@@ -39,7 +44,7 @@ impl Plan {
         match (first, last) {
             (Some(first), Some(last)) => Ok(first..last + 1),
             _ => Err(Error::usage(format!(
-                "the cache asks for the blocks {} to {}, but the plan has no cut there; use one block a stage",
+                "the cache asks for the blocks {} to {}, but this plan has no cut there; load the engine with --stages per-block",
                 blocks.start, blocks.end
             ))),
         }

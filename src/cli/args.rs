@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dbcache_trt::cache::{OrNone, PolicyOverrides, RefreshPolicy, StepsMask, StepsPolicy};
 use dbcache_trt::setup::Via;
-use dbcache_trt::{EngineOptions, LibraryOptions, WeightsChoice};
+use dbcache_trt::{EngineOptions, LibraryOptions, StagesChoice, WeightsChoice};
 
 /// After `--help`: what a tag is, and the exit codes.
 const AFTER_HELP: &str = "\
@@ -210,6 +210,9 @@ pub struct LoadArgs {
     /// Where the weights live: packed (fast steps), mapped (fast load, little memory), or by size
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Auto)]
     weights_mode: Mode,
+    /// One block a session (fits every cache), or all in one (a little faster; only without a cache)
+    #[arg(long, value_name = "PLAN", value_enum, default_value_t = Stages::PerBlock)]
+    stages: Stages,
     /// Compare the content hash of all weights before anything runs
     #[arg(long)]
     verify: bool,
@@ -222,6 +225,12 @@ enum Mode {
     Mapped,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Stages {
+    PerBlock,
+    Fused,
+}
+
 impl LoadArgs {
     pub fn options(&self) -> EngineOptions {
         EngineOptions {
@@ -230,6 +239,10 @@ impl LoadArgs {
                 Mode::Auto => WeightsChoice::Auto,
                 Mode::Packed => WeightsChoice::Packed,
                 Mode::Mapped => WeightsChoice::Mapped,
+            },
+            stages: match self.stages {
+                Stages::PerBlock => StagesChoice::PerBlock,
+                Stages::Fused => StagesChoice::Fused,
             },
             weights_folder: self.weights.clone(),
             verify: self.verify,

@@ -1,7 +1,7 @@
 //! The blocks of one request, bound to the buffers that their streams flow through.
 //!
 //! A stream's value lives from the block that writes it to the next one that does. Values that someone reads later (at
-//! a pinned cut) get a buffer of their own; all others share two buffers in turns. So every block is bound once, and
+//! a pinned cut) get a buffer of their own; all others share two buffers in turns. So every stage is bound once, and
 //! nothing is copied between blocks.
 
 use std::collections::BTreeMap;
@@ -38,8 +38,10 @@ impl Chain {
     ) -> Result<Self> {
         let manifest = &engine.directory.manifest;
         let blocks = manifest.blocks.len();
+        // Inside a stage nothing can be seen: its last block writes for all of them.
         let writes = |stream: &str, block: usize| {
-            manifest.block_kinds[&manifest.blocks[block].kind].outputs.iter().any(|output| output == stream)
+            let ended = engine.plan.stages().iter().position(|stage| stage.blocks.end == block + 1);
+            ended.is_some_and(|index| engine.stages[index].outputs.iter().any(|output| output == stream))
         };
         let mut cuts = vec![Vec::with_capacity(manifest.streams.len()); blocks + 1];
         for stream in &manifest.streams {
@@ -66,21 +68,22 @@ impl Chain {
             }
         }
         let mut chain = Self { plan: engine.plan.clone(), stages: Vec::new(), cuts };
-        for (index, stage) in engine.plan.stages().iter().enumerate() {
-            let (first, last) = (stage.blocks.start, stage.blocks.end);
-            let kind = &manifest.block_kinds[&manifest.blocks[first].kind];
+        for (stage, loaded) in engine.plan.stages().iter().zip(&engine.stages) {
             let place = |tensor: &String, cut: usize| match manifest.streams.iter().position(|s| s == tensor) {
                 Some(stream) => Some(chain.cuts[cut][stream]),
                 None => named.get(tensor).copied(),
             };
-            let inputs: Vec<(String, BufferId)> =
-                kind.inputs.iter().filter_map(|tensor| Some((tensor.clone(), place(tensor, first)?))).collect();
-            let outputs: Vec<(String, BufferId)> = kind
+            let inputs: Vec<(String, BufferId)> = loaded
+                .inputs
+                .iter()
+                .filter_map(|tensor| Some((tensor.clone(), place(tensor, stage.blocks.start)?)))
+                .collect();
+            let outputs: Vec<(String, BufferId)> = loaded
                 .outputs
                 .iter()
-                .filter_map(|tensor| Some((output_port(tensor, &kind.inputs), place(tensor, last)?)))
+                .filter_map(|tensor| Some((output_port(tensor, &loaded.inputs), place(tensor, stage.blocks.end)?)))
                 .collect();
-            let op = Op::bind(&engine.stages[index], buffers, &inputs, &outputs)?;
+            let op = Op::bind(&loaded.session, buffers, &inputs, &outputs)?;
             chain.stages.push(op);
         }
         Ok(chain)

@@ -35,6 +35,9 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     let run = RunShape { n_blocks: blocks, steps: schedule.steps(), branches: guidance.branches().len() };
     options.cache.validate(run)?;
     let split = options.cache.blocks_split(blocks)?;
+    for range in [&split.head, &split.middle, &split.tail] {
+        engine.plan.cover(range)?;
+    }
     let warnings = options.cache.warnings(run).into_iter().map(Warning::Setting).collect();
 
     let mut buffers = Buffers::default();

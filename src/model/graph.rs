@@ -26,7 +26,7 @@ pub(crate) struct Port {
 }
 
 /// A checked graph. Its bytes refer to real file names in one real folder.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Graph {
     pub file: String,
     pub bytes: Vec<u8>,
@@ -79,15 +79,11 @@ impl Graph {
         check_nodes(graph)?;
         let mut found = Self {
             file: file.to_owned(),
-            bytes: Vec::new(),
-            weights_folder: None,
-            references: 0,
-            parameters: 0,
-            weight_bytes: 0,
             casts_weights: graph.node.iter().any(|node| {
                 node.op_type.as_deref() == Some("Cast")
                     && graph.initializer.iter().any(|t| t.name.as_deref() == node.input.first().map(String::as_str))
             }),
+            ..Self::default()
         };
         for tensor in &mut graph.initializer {
             let name = tensor.name.clone().unwrap_or_default();
@@ -95,6 +91,20 @@ impl Graph {
         }
         found.bytes = model.encode_to_vec();
         Ok(found)
+    }
+
+    /// Counts the weights of another graph, of which this one is made.
+    pub(super) fn absorb(&mut self, part: &Self) -> Result<()> {
+        if let Some(folder) = &part.weights_folder
+            && self.weights_folder.get_or_insert_with(|| folder.clone()) != folder
+        {
+            return Err(two_folders().at(&part.file));
+        }
+        self.references += part.references;
+        self.parameters += part.parameters;
+        self.weight_bytes += part.weight_bytes;
+        self.casts_weights |= part.casts_weights;
+        Ok(())
     }
 
     fn bind(&mut self, tensor: &mut TensorProto, weights: &Weights) -> Result<()> {
@@ -137,7 +147,7 @@ impl Graph {
             )));
         }
         if *self.weights_folder.get_or_insert_with(|| file.folder.clone()) != file.folder {
-            return Err(Error::directory("the graph refers to weights in two folders; export again with --pack"));
+            return Err(two_folders());
         }
         self.references += 1;
         self.parameters += parameter.shape.iter().product::<usize>() as u64;
@@ -145,6 +155,10 @@ impl Graph {
         entry.value = Some(file.file.clone());
         Ok(())
     }
+}
+
+fn two_folders() -> Error {
+    Error::directory("one graph cannot refer to weights in two folders; export again with --pack")
 }
 
 fn check_opset(model: &ModelProto, opset: i64) -> Result<()> {

@@ -2,6 +2,7 @@
 
 pub(crate) mod directory;
 pub(crate) mod graph;
+pub(crate) mod join;
 pub(crate) mod manifest;
 pub(crate) mod onnx;
 pub(crate) mod weights;

@@ -1,0 +1,106 @@
+//! Joins consecutive block graphs into the graph of one stage.
+//!
+//! Values of each part get a prefix of their own; a tensor that a part takes is whatever the parts before it made of
+//! that tensor. Parameters stay references into the weights files, so a joined graph is as small as its parts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost::Message;
+
+use super::graph::{Graph, output_port};
+use super::onnx::{self, GraphProto, ModelProto, ValueInfoProto};
+use crate::error::{Error, Result};
+
+/// A graph with the tensors that it takes and gives.
+#[derive(Clone, Copy)]
+pub(crate) struct Part<'a> {
+    pub graph: &'a Graph,
+    pub inputs: &'a [String],
+    pub outputs: &'a [String],
+}
+
+/// What a sequence of parts takes from outside, and what it gives, in order of first appearance.
+pub(crate) fn boundary(parts: &[Part<'_>]) -> (Vec<String>, Vec<String>) {
+    let (mut inputs, mut outputs): (Vec<String>, Vec<String>) = Default::default();
+    for part in parts {
+        let fresh = part.inputs.iter().filter(|tensor| !outputs.contains(tensor));
+        let fresh: Vec<String> = fresh.filter(|tensor| !inputs.contains(tensor)).cloned().collect();
+        inputs.extend(fresh);
+        let fresh: Vec<String> = part.outputs.iter().filter(|tensor| !outputs.contains(tensor)).cloned().collect();
+        outputs.extend(fresh);
+    }
+    (inputs, outputs)
+}
+
+/// One graph that does what the parts do one after the other; its ports are those of [`boundary`].
+///
+/// # Errors
+/// `EngineDirectory` if the parts refer to weights in several folders, which ONNX Runtime cannot load as one model.
+pub(crate) fn join(name: &str, parts: &[Part<'_>]) -> Result<Graph> {
+    let (inputs, outputs) = boundary(parts);
+    let mut joined = Graph { file: name.to_owned(), ..Graph::default() };
+    let mut graph = GraphProto { name: Some(name.to_owned()), ..GraphProto::default() };
+    let mut model = ModelProto::default();
+    let mut current: BTreeMap<String, String> = inputs.iter().map(|t| (t.clone(), t.clone())).collect();
+    let mut seen_inputs = BTreeSet::new();
+    for (index, part) in parts.iter().enumerate() {
+        let mut decoded = onnx::decode(&part.graph.bytes).map_err(Error::internal)?;
+        let own = decoded.graph.take().unwrap_or_default();
+        model = decoded;
+        // The last part that writes a tensor writes the stage's output.
+        let writes_last = |tensor: &String| !parts[index + 1..].iter().any(|later| later.outputs.contains(tensor));
+        let given: BTreeMap<String, String> = part
+            .outputs
+            .iter()
+            .map(|tensor| {
+                let port = output_port(tensor, part.inputs);
+                let value = if writes_last(tensor) { output_port(tensor, &inputs) } else { format!("{index}/{port}") };
+                (port, value)
+            })
+            .collect();
+        let rename = |value: &str| -> String {
+            if value.is_empty() {
+                String::new()
+            } else if part.inputs.iter().any(|tensor| tensor == value) {
+                current[value].clone()
+            } else {
+                given.get(value).cloned().unwrap_or_else(|| format!("{index}/{value}"))
+            }
+        };
+        let renamed_port = |mut port: ValueInfoProto| {
+            port.name = Some(rename(port.name.as_deref().unwrap_or_default()));
+            port
+        };
+        for mut node in own.node {
+            let named = node.name.take().filter(|name| !name.is_empty());
+            node.name = named.map(|name| format!("{index}/{name}"));
+            node.input.iter_mut().chain(&mut node.output).for_each(|value| *value = rename(value));
+            graph.node.push(node);
+        }
+        for mut tensor in own.initializer {
+            tensor.name = Some(rename(tensor.name.as_deref().unwrap_or_default()));
+            graph.initializer.push(tensor);
+        }
+        graph.value_info.extend(own.value_info.into_iter().map(renamed_port));
+        for port in own.input {
+            let tensor = port.name.clone().unwrap_or_default();
+            if current.get(&tensor) == Some(&tensor) && seen_inputs.insert(tensor) {
+                graph.input.push(port);
+            }
+        }
+        for port in own.output {
+            let is_last = part.outputs.iter().any(|t| Some(output_port(t, part.inputs)) == port.name && writes_last(t));
+            if is_last {
+                graph.output.push(renamed_port(port));
+            }
+        }
+        for tensor in part.outputs {
+            current.insert(tensor.clone(), given[&output_port(tensor, part.inputs)].clone());
+        }
+        joined.absorb(part.graph)?;
+    }
+    debug_assert_eq!(graph.output.len(), outputs.len());
+    model.graph = Some(graph);
+    joined.bytes = model.encode_to_vec();
+    Ok(joined)
+}
