@@ -1,6 +1,6 @@
 //! Decides whether blocks run; sees scalars, never tensors, clocks or files.
 //!
-//! [`PolicyConfig`] is what a user sets: it is parsed from a tag or JSON ([`PolicyConfig::from_str`]), changed by
+//! [`PolicyConfig`] is what a user sets: it is parsed from a tag or JSON ([`FromStr`](std::str::FromStr)), changed by
 //! [`PolicyOverrides`], checked against the model and the run, and then makes one [`CachePolicy`] for each branch of a
 //! generation. What the step loop must do for an option (which tensors to compare, which branch comes first) it asks
 //! here: [`PolicyConfig::blocks_split`], [`diff_options`](PolicyConfig::diff_options),

@@ -119,7 +119,7 @@ impl Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// `none`: the policy is to compute every step.
+    /// `no_cache`: the policy is to compute every step.
     None,
     /// `warmup`: an early step that must be computed (`max_warmup_steps`, `warmup_interval`).
     Warmup,
@@ -165,7 +165,7 @@ impl Reason {
     /// Its name in traces.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::None => "none",
+            Self::None => "no_cache",
             Self::Warmup => "warmup",
             Self::MaskCompute => "mask_compute",
             Self::MaskStatic => "mask_static",

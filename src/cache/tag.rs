@@ -327,7 +327,9 @@ fn once<T>(field: &mut Option<T>, name: &str, value: T) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::MaskPreset;
     use super::*;
+    use proptest::prelude::*;
 
     fn config(tag: &str) -> Result<DbCacheConfig> {
         match PolicyConfig::from_tag(tag)? {
@@ -431,6 +433,58 @@ mod tests {
         ] {
             let error = error(tag);
             assert!(error.contains(words), "{tag}: `{error}` lacks `{words}`");
+        }
+    }
+
+    /// Any legal value; those that are refused together are sorted out.
+    pub(crate) fn any_config() -> impl Strategy<Value = PolicyConfig> {
+        let number = || prop_oneof![(0u32..2000).prop_map(|n| f64::from(n) / 1000.0), 1e-12..1e12f64];
+        let mask = prop_oneof![
+            prop::collection::vec(any::<bool>(), 1..60).prop_map(StepsMask::Steps),
+            prop::sample::select(&MaskPreset::ALL[..]).prop_map(StepsMask::Preset),
+        ];
+        let blocks = (1..100usize, 0..100usize, number(), 0..100usize, 1..9usize);
+        let limits = (prop::option::of(0..99usize), prop::option::of(0..99usize), prop::option::of(number()));
+        let masks = (prop::option::of(mask), any::<bool>());
+        let rest = (any::<bool>(), any::<bool>(), prop::option::of(number()), prop::option::of(number()), 1..9usize);
+        let refresh = (prop::option::of(1..99usize), any::<bool>());
+        (blocks, limits, masks, refresh, rest).prop_filter_map("legal", |(blocks, limits, masks, refresh, rest)| {
+            let config = DbCacheConfig {
+                fn_compute_blocks: blocks.0,
+                bn_compute_blocks: blocks.1,
+                residual_diff_threshold: blocks.2,
+                max_warmup_steps: blocks.3,
+                warmup_interval: blocks.4,
+                max_cached_steps: limits.0,
+                max_continuous_cached_steps: limits.1,
+                max_accumulated_residual_diff_threshold: limits.2,
+                steps_computation_mask: masks.0,
+                steps_computation_policy: if masks.1 { StepsPolicy::Static } else { StepsPolicy::Dynamic },
+                force_refresh_step_hint: refresh.0,
+                force_refresh_step_policy: if refresh.1 { RefreshPolicy::Repeat } else { RefreshPolicy::Once },
+                cfg_compute_first: rest.0,
+                cfg_diff_compute_separate: rest.1,
+                l1_hidden_states_diff_threshold: rest.2,
+                important_condition_threshold: rest.3,
+                downsample_factor: rest.4,
+            };
+            config.check().is_ok().then_some(PolicyConfig::DbCache(config))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn tags_and_json_round_trip(config in any_config()) {
+            prop_assert_eq!(&PolicyConfig::from_tag(&config.to_string())?, &config);
+            prop_assert_eq!(&config.to_string().to_uppercase().parse::<PolicyConfig>()?, &config);
+            prop_assert_eq!(&config.to_json().to_string().parse::<PolicyConfig>()?, &config);
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "(DBCache_|fb_|)[a-zA-Z0-9_.:{}\\-é]{0,24}") {
+            if let Ok(config) = text.parse::<PolicyConfig>() {
+                prop_assert_eq!(config.to_string().parse::<PolicyConfig>()?, config);
+            }
         }
     }
 }

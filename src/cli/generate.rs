@@ -98,6 +98,7 @@ fn report(args: &GenerateArgs, engine: &Engine, results: &[Done]) -> anyhow::Res
             "version": 1,
             "files": results.iter().flat_map(|result| &result.files).collect::<Vec<_>>(),
             "load_ms": engine.load_ms(),
+            "peak_rss_bytes": peak_rss_bytes(),
             "weights_mode": if engine.is_mapped() { "mapped" } else { "packed" },
             "onnxruntime": { "version": library.version, "path": library.path, "threads": library.threads },
             "traces": traces(results),
@@ -122,6 +123,13 @@ fn report(args: &GenerateArgs, engine: &Engine, results: &[Done]) -> anyhow::Res
         ))?;
     }
     Ok(())
+}
+
+/// The largest memory that this process has held; null where the system has no /proc.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 fn traces(results: &[Done]) -> Value {

@@ -23,6 +23,10 @@ fn check() -> anyhow::Result<()> {
             Err(error) => line(format_args!("  {} ({}): {}", place.path.display(), place.found_by, error.message()))?,
         }
     }
+    line("installed by setup:")?;
+    for slot in setup::check()? {
+        line(format_args!("  {} (ONNX Runtime {}): {}", slot.path.display(), slot.version, slot.state))?;
+    }
     let info = library_info(&options)?;
     line(format_args!("ONNX Runtime {} at {}", info.version, info.path.display()))
 }

@@ -113,18 +113,22 @@ impl Place {
         Self { found_by, path: path.into(), bytes: None }
     }
 
-    /// Whether a library for this machine seems to lie there, without loading it; if not, why.
+    /// Whether a library for this machine seems to lie there, without loading it.
     ///
     /// # Errors
-    /// [`ErrorKind::Library`], with the reason alone. A bare name for the system's loader cannot be examined and passes.
+    /// [`ErrorKind::Library`], with the reason alone: what is wrong with the file, or that it has a bare name, of which
+    /// only the system's loader knows what it means.
     pub fn examine(&self) -> Result<()> {
-        self.defect().map_or(Ok(()), |reason| Err(Error::new(ErrorKind::Library, reason)))
+        let unknown =
+            self.is_bare_name().then(|| "not in the usual directories, but the system may know it".to_owned());
+        unknown.or_else(|| self.defect()).map_or(Ok(()), |reason| Err(Error::new(ErrorKind::Library, reason)))
     }
 
     fn is_bare_name(&self) -> bool {
         self.found_by == FoundBy::System && self.path.components().count() == 1
     }
 
+    /// Why loading must not even be tried.
     fn defect(&self) -> Option<String> {
         if self.is_bare_name() {
             return None;
@@ -272,7 +276,7 @@ fn no_usable_library(refused: &[(Place, String)]) -> Error {
     }
     message += match refused.first().map(|(place, _)| place.found_by) {
         Some(FoundBy::Option) => "\ncorrect the path, or leave it out and run `dbcache-trt setup`",
-        Some(FoundBy::Variable) => "\ncorrect or unset the variable, or unset it and run `dbcache-trt setup`",
+        Some(FoundBy::Variable) => "\ncorrect the variable, or unset it and run `dbcache-trt setup`",
         _ => "\nrun `dbcache-trt setup` to install one",
     };
     Error::new(ErrorKind::Library, message)

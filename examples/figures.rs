@@ -1,0 +1,220 @@
+//! Measures every figure of the README on this machine, and draws its picture grid.
+//!
+//! `cargo build --release && cargo run --release --example figures` prints the tables; with `-- --write` it puts them
+//! into README.md (between the marks) and the grid into docs/grid.png.
+//!
+//! All runs that are compared take turns, so a slow moment of the machine hits each of them. A figure is the median,
+//! with the smallest and the largest value; a ratio is the median of the ratios within each round.
+
+use std::fmt::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use dbcache_trt::{Engine, EngineOptions, Image, Inputs, Output, RequestOptions, StagesChoice};
+use serde_json::Value;
+
+const PROMPTS: [&str; 8] =
+    ["lemon", "panda face", "tulip", "strawberry", "fox face", "birthday cake", "turtle", "palm tree"];
+/// The first one is what the others are compared with.
+const TAGS: [&str; 7] = ["none", "f1b0", "f8b8", "f8b16", "f8b8r0.2", "f1b0r0.2", "f1b0r0.4w4mc4"];
+/// Rows of the grid.
+const SHOWN: [usize; 4] = [0, 1, 2, 3];
+const ROUNDS: usize = 15;
+const PROCESS_ROUNDS: usize = 5;
+const MARKS: (&str, &str) = ("<!-- figures: begin -->", "<!-- figures: end -->");
+const SCALE: u32 = 2;
+
+fn main() -> anyhow::Result<()> {
+    let write = std::env::args().any(|argument| argument == "--write");
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let model = root.join("models/emoji");
+    let load = |stages| Engine::load(&model, &EngineOptions { stages, ..EngineOptions::default() });
+    let (engine, fused) = (load(StagesChoice::PerBlock)?, load(StagesChoice::Fused)?);
+    let mut text = machine(&engine)?;
+    let outputs = pictures(&engine)?;
+    text += &cache_table(&engine, &outputs)?;
+    text += &overhead(&engine, &fused)?;
+    text += &processes(&model)?;
+    print!("{text}");
+    if write {
+        grid(&outputs)?.write_png(&root.join("docs/grid.png"), &[])?;
+        let path = root.join("README.md");
+        let readme = std::fs::read_to_string(&path)?;
+        let (before, rest) = readme.split_once(MARKS.0).context("README.md lacks the first mark")?;
+        let (_, after) = rest.split_once(MARKS.1).context("README.md lacks the second mark")?;
+        std::fs::write(&path, format!("{before}{}\n{text}{}{after}", MARKS.0, MARKS.1))?;
+    }
+    Ok(())
+}
+
+fn machine(engine: &Engine) -> anyhow::Result<String> {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("unknown CPU").to_owned();
+    let library = engine.library();
+    let date = String::from_utf8(Command::new("date").arg("+%Y-%m-%d").output()?.stdout)?;
+    Ok(format!(
+        "Measured on {}: {cpu}, {} threads, ONNX Runtime {}, CPU provider, dbcache-trt {}, `models/emoji` (57 blocks, \
+         width 96), 28 steps, prompt `{}`, seed 0. Median (minimum to maximum) of {ROUNDS} rounds in which all settings \
+         took turns; PSNR against the uncached picture, median (minimum) of {} prompts.\n\n",
+        date.trim(),
+        library.threads,
+        library.version,
+        env!("CARGO_PKG_VERSION"),
+        PROMPTS[0],
+        PROMPTS.len(),
+    ))
+}
+
+fn run(engine: &Engine, tag: &str, prompt: &str) -> anyhow::Result<Output> {
+    let options = RequestOptions { cache: tag.parse()?, ..RequestOptions::default() };
+    Ok(engine.request(&Inputs::prompt(prompt), &options)?.run(&mut ())?)
+}
+
+/// One picture for each tag and prompt.
+fn pictures(engine: &Engine) -> anyhow::Result<Vec<Vec<Output>>> {
+    TAGS.iter().map(|tag| PROMPTS.iter().map(|prompt| run(engine, tag, prompt)).collect()).collect()
+}
+
+fn cache_table(engine: &Engine, outputs: &[Vec<Output>]) -> anyhow::Result<String> {
+    let mut times = vec![Vec::new(); TAGS.len()];
+    for _ in 0..ROUNDS {
+        for (tag, times) in TAGS.iter().zip(&mut times) {
+            times.push(run(engine, tag, PROMPTS[0])?.trace.timings.steps_ms);
+        }
+    }
+    let mut text = String::from(
+        "| `--cache` | steps skipped | blocks saved | promised | measured | kept of the promise | 28 steps, ms | PSNR, dB |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for (index, tag) in TAGS.iter().enumerate() {
+        let trace = &outputs[index][0].trace;
+        let all = trace.blocks * trace.records.len();
+        let promised = all as f64 / trace.blocks_run() as f64;
+        let ratios: Vec<f64> = times[0].iter().zip(&times[index]).map(|(uncached, cached)| uncached / cached).collect();
+        let measured = Spread::of(&ratios).median;
+        let quality: Vec<f64> = outputs[index]
+            .iter()
+            .zip(&outputs[0])
+            .map(|(cached, uncached)| Ok(cached.images[0].psnr(&uncached.images[0])?))
+            .collect::<anyhow::Result<_>>()?;
+        let quality = Spread::of(&quality);
+        let quality = if index == 0 { "—".into() } else { format!("{:.1} ({:.1})", quality.median, quality.min) };
+        writeln!(
+            text,
+            "| `{tag}` | {} of {} | {:.1} % | {promised:.2}x | {measured:.2}x | {:.0} % | {} | {quality} |",
+            trace.skipped(),
+            trace.records.len(),
+            100.0 * (all - trace.blocks_run()) as f64 / all as f64,
+            100.0 * measured / promised,
+            Spread::of(&times[index]),
+        )?;
+    }
+    text.push('\n');
+    Ok(text)
+}
+
+/// What orchestration costs: the chain of blocks against all blocks as one ONNX graph, and the price of a decision.
+fn overhead(engine: &Engine, fused: &Engine) -> anyhow::Result<String> {
+    let (mut chain, mut one, mut ratio, mut cache) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let a = run(engine, "none", PROMPTS[0])?;
+        let b = run(fused, "none", PROMPTS[0])?;
+        ensure!(a.latents == b.latents, "the chain and the one graph differ");
+        chain.push(a.trace.timings.steps_ms);
+        one.push(b.trace.timings.steps_ms);
+        ratio.push(a.trace.timings.steps_ms / b.trace.timings.steps_ms);
+        let cached = run(engine, "f8b8", PROMPTS[0])?.trace;
+        cache.push(cached.timings.cache_ms / cached.records.len() as f64);
+    }
+    Ok(format!(
+        "| what | value |\n| --- | --- |\n\
+         | 28 uncached steps, one block a session | {} ms |\n\
+         | the same, all 57 blocks as one ONNX graph (bit-identical latents) | {} ms |\n\
+         | chain against one graph | {:.3} |\n\
+         | residual, diff and decision of a step (`f8b8`) | {} ms |\n",
+        Spread::of(&chain),
+        Spread::of(&one),
+        Spread { digits: 3, ..Spread::of(&ratio) },
+        Spread { digits: 3, ..Spread::of(&cache) },
+    ))
+}
+
+/// Peak memory and start-up of whole processes.
+fn processes(model: &Path) -> anyhow::Result<String> {
+    let command = std::env::current_exe()?;
+    let command = command.ancestors().nth(2).context("no build folder")?.join("dbcache-trt");
+    ensure!(command.is_file(), "{} is missing; run `cargo build --release` first", command.display());
+    let folder = tempfile::tempdir()?;
+    let settings: [(&str, &[&str]); 3] = [
+        ("one block a session", &[]),
+        ("one graph", &["--stages", "fused"]),
+        ("one block a session, weights mapped", &["--weights-mode", "mapped"]),
+    ];
+    let mut measured = vec![(Vec::new(), Vec::new()); settings.len()];
+    for _ in 0..PROCESS_ROUNDS {
+        for ((_, arguments), (peak, load)) in settings.iter().zip(&mut measured) {
+            let output = Command::new(&command)
+                .args(["--json", "--prompt", PROMPTS[0], "--engine"])
+                .arg(model)
+                .args(*arguments)
+                .arg("-o")
+                .arg(folder.path().join("a.png"))
+                .output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let report: Value = serde_json::from_slice(&output.stdout)?;
+            peak.push(report["peak_rss_bytes"].as_f64().context("no peak memory on this system")? / 1e6);
+            load.push(report["load_ms"].as_f64().context("no load time")?);
+        }
+    }
+    let mut text = String::new();
+    for ((name, _), (peak, load)) in settings.iter().zip(&measured) {
+        writeln!(text, "| start-up, {name} | {} ms |", Spread { digits: 0, ..Spread::of(load) })?;
+        writeln!(text, "| peak memory of the process, {name} | {} MB |", Spread::of(peak))?;
+    }
+    let ratio = Spread::of(&measured[0].0).median / Spread::of(&measured[1].0).median;
+    writeln!(text, "| peak memory, one block a session against one graph | {ratio:.2} |")?;
+    Ok(text)
+}
+
+/// One row for each shown tag, one column for each prompt.
+fn grid(outputs: &[Vec<Output>]) -> anyhow::Result<Image> {
+    let first = &outputs[0][0].images[0];
+    let (width, height) = (first.width * SCALE, first.height * SCALE);
+    let mut rgb = Vec::new();
+    for tag in SHOWN {
+        for y in 0..height {
+            for output in &outputs[tag] {
+                let row = (y / SCALE * first.width * 3) as usize;
+                for x in 0..width {
+                    let at = row + (x / SCALE * 3) as usize;
+                    rgb.extend_from_slice(&output.images[0].rgb[at..at + 3]);
+                }
+            }
+        }
+    }
+    Ok(Image { width: width * PROMPTS.len() as u32, height: height * SHOWN.len() as u32, rgb })
+}
+
+/// Median with minimum and maximum.
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+    digits: usize,
+}
+
+impl Spread {
+    fn of(values: &[f64]) -> Self {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        Self { median: sorted[sorted.len() / 2], min: sorted[0], max: sorted[sorted.len() - 1], digits: 1 }
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { median, min, max, digits } = self;
+        write!(f, "{median:.digits$} ({min:.digits$} to {max:.digits$})")
+    }
+}

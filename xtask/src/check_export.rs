@@ -1,0 +1,57 @@
+//! Everything that must hold for the Python package in `export/`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::run::{command, root, step, succeeds, target_folder};
+
+pub fn check_export(arguments: &[String]) -> Result<()> {
+    let folder = target_folder()?.join("export-venv");
+    let python = if cfg!(windows) { folder.join("Scripts/python.exe") } else { folder.join("bin/python") };
+    let uses_uv = succeeds(&mut command("uv", &["--version"])) && make_with_uv(&folder, &python).is_ok();
+    if !uses_uv {
+        make_with_pip(&folder, &python)?;
+    }
+    let module = |name: &str| {
+        let mut command = Command::new(&python);
+        command.args(["-m", name]).current_dir(root().join("export"));
+        command
+    };
+    step(module("ruff").arg("check"))?;
+    step(&mut module("mypy"))?;
+    step(module("pytest").args(arguments))
+}
+
+/// What to install: the package where it lies, and the tools it names for its developers.
+const PACKAGES: [&str; 4] = ["--group", "export/pyproject.toml:dev", "--editable", "export"];
+
+fn make_with_uv(folder: &Path, python: &Path) -> Result<()> {
+    if !python.exists() {
+        // A Python that uv would have to download is no better than one that pip can use.
+        let venv = ["venv", "--quiet", "--no-python-downloads", "--python", ">=3.11"];
+        step(command("uv", &venv).arg(folder))?;
+    }
+    step(command("uv", &["pip", "install", "--quiet", "--python"]).arg(python).args(PACKAGES))
+}
+
+fn make_with_pip(folder: &Path, python: &Path) -> Result<()> {
+    if !python.exists() {
+        step(Command::new(find_python()?).args(["-m", "venv"]).arg(folder).current_dir(root()))?;
+    }
+    let pip = || {
+        let mut command = Command::new(python);
+        command.args(["-m", "pip", "--quiet", "--disable-pip-version-check", "install"]).current_dir(root());
+        command
+    };
+    step(pip().args(["--upgrade", "pip >= 25.1"]))?; // the first that knows groups
+    step(pip().args(PACKAGES))
+}
+
+fn find_python() -> Result<PathBuf> {
+    const NAMES: [&str; 6] = ["python3", "python", "python3.14", "python3.13", "python3.12", "python3.11"];
+    const IS_USABLE: &str = "import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))";
+    let usable = NAMES.into_iter().find(|name| succeeds(&mut command(name, &["-c", IS_USABLE])));
+    usable.map(PathBuf::from).context("no Python 3.11 or newer with the modules venv and ensurepip")
+}

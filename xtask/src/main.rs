@@ -1,0 +1,65 @@
+//! Chores of this repository: `cargo xtask help` lists them.
+//!
+//! A chore is one entry in [`TASKS`] and one function; [`run`] has what they share.
+
+mod check_export;
+mod demo;
+mod run;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+struct Task {
+    name: &'static str,
+    arguments: &'static str,
+    about: &'static str,
+    run: fn(&[String]) -> Result<()>,
+}
+
+const TASKS: &[Task] = &[
+    Task { name: "demo", arguments: "", about: "draw a lemon with the model that ships", run: demo::demo },
+    Task {
+        name: "test",
+        arguments: "[ARGUMENTS OF cargo test]",
+        about: "check format and lints, run all Rust tests",
+        run: test::test,
+    },
+    Task {
+        name: "check-export",
+        arguments: "[ARGUMENTS OF pytest]",
+        about: "check and test the Python package in export/ (needs Python 3.11 or newer; downloads PyTorch)",
+        run: check_export::check_export,
+    },
+    Task { name: "help", arguments: "", about: "list the tasks", run: help },
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nError: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: &[String]) -> Result<()> {
+    let Some((name, rest)) = arguments.split_first() else { return help(&[]) };
+    let name = if matches!(name.as_str(), "-h" | "--help") { "help" } else { name };
+    match TASKS.iter().find(|task| task.name == name) {
+        Some(task) if task.arguments.is_empty() && !rest.is_empty() => bail!("`{name}` takes no arguments: {rest:?}"),
+        Some(task) => (task.run)(rest),
+        None => bail!("there is no task `{name}`; `cargo xtask help` lists them"),
+    }
+}
+
+fn help(_: &[String]) -> Result<()> {
+    println!("Usage: cargo xtask TASK\n");
+    for task in TASKS {
+        println!("  {} {}\n      {}", task.name, task.arguments, task.about);
+    }
+    Ok(())
+}
