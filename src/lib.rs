@@ -1,8 +1,45 @@
 //! Runs diffusion transformers block by block on ONNX Runtime, and skips the blocks that dual block caching proves
 //! unnecessary.
+//!
+//! An [`Engine`] is loaded from an *engine directory*, which the exporter writes (models/README.md). It is immutable and
+//! shared. A [`Request`] is one generation and owns everything that changes; requests on one engine may run on several
+//! threads. What a request does with its cache is a [`cache::PolicyConfig`]; what it did is a [`trace::Trace`].
+//!
+//! ```
+//! use dbcache_trt::{Engine, EngineOptions, Inputs, RequestOptions};
+//!
+//! let engine = Engine::load("models/emoji", &EngineOptions::default())?;
+//! let options = RequestOptions { cache: "f8b16".parse()?, ..RequestOptions::default() };
+//! let output = engine.request(&Inputs::prompt("lemon"), &options)?.run(&mut ())?;
+//! println!("{}", output.trace.summary());
+//! assert_eq!(output.images[0].width, 64);
+//! # Ok::<(), dbcache_trt::Error>(())
+//! ```
+//!
+//! Without text or decode graphs, an engine takes tensors and gives latents:
+//!
+//! ```
+//! # use dbcache_trt::{Engine, EngineOptions, Inputs, RequestOptions};
+//! use ndarray::ArrayD;
+//!
+//! let engine = Engine::load("tests/data/tiny-flux", &EngineOptions::default())?;
+//! let mut inputs = Inputs::default();
+//! inputs.tensors.insert("prompt_embeds".into(), ArrayD::zeros(vec![1, 12, 32])); // [batch, text, width]
+//! inputs.tensors.insert("pooled_projections".into(), ArrayD::zeros(vec![1, 24])); // [batch, width]
+//! let options = RequestOptions { steps: Some(4), cache: "f1b0w2r0.3".parse()?, ..RequestOptions::default() };
+//! let output = engine.request(&inputs, &options)?.run(&mut ())?;
+//! assert_eq!(output.latents.shape(), [1, 64, 16]); // [batch, tokens, features]
+//! # Ok::<(), dbcache_trt::Error>(())
+//! ```
+//!
+//! ONNX Runtime's library is found at run time; [`setup`] installs it. The library prints nothing: it logs through
+//! `tracing`, and reports steps to an [`Observer`].
+//!
+//! Features: `cli` (default) builds the command and the crates that only it needs.
 
 // Bad input never panics: what cannot fail says why beside an `#[expect]`.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+#![deny(unsafe_code)]
 
 mod engine;
 mod error;

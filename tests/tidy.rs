@@ -1,0 +1,92 @@
+//! Rules of ARCHITECTURE.md that a text search can check, and tables that must stay in step with the code.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dbcache_trt::ErrorKind;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file under a folder, with the code before its unit tests.
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let code = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+                found.push((path, code));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&root().join(folder), &mut found);
+    assert!(!found.is_empty(), "{folder}");
+    found
+}
+
+/// Fails if a line of code (no comment) of `folder` holds one of the words; `allowed` are parts of paths.
+fn forbid(folder: &str, words: &[&str], allowed: &[&str]) {
+    for (path, code) in sources(folder) {
+        if allowed.iter().any(|part| path.to_string_lossy().contains(part)) {
+            continue;
+        }
+        for (number, line) in code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            if let Some(word) = words.iter().find(|word| line.contains(*word)) {
+                panic!("{}:{}: `{word}` has no place here: {line}", path.display(), number + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn onnx_runtime_is_touched_only_in_runtime() {
+    forbid("src", &["ort::"], &["src/runtime/"]);
+}
+
+#[test]
+fn policies_see_scalars_only() {
+    forbid(
+        "src/cache",
+        &["std::fs", "std::time", "Instant", "ndarray", "rand", "crate::runtime", "crate::generate"],
+        &[],
+    );
+}
+
+#[test]
+fn no_model_family_is_named() {
+    forbid("src", &["flux", "Flux", "FLUX", "cogvideo", "mochi", "emoji"], &[]);
+}
+
+#[test]
+fn the_library_prints_nothing() {
+    forbid("src", &["println!", "print!(", "eprint", "dbg!", "process::exit"], &["src/cli/", "src/main.rs"]);
+}
+
+#[test]
+fn exit_codes_are_in_the_readme() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    for kind in ErrorKind::ALL {
+        let code = kind.exit_code();
+        assert!(readme.lines().any(|line| line.starts_with(&format!("| {code} | "))), "{kind:?} = {code}");
+    }
+}
+
+#[test]
+fn the_readme_has_figures() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, rest) = readme.split_once("<!-- figures: begin -->").unwrap();
+    let (figures, _) = rest.split_once("<!-- figures: end -->").unwrap();
+    assert!(figures.contains("Measured on") && figures.contains("| `f8b16` |"), "run the figures example with --write");
+    assert!(root().join("docs/grid.png").is_file());
+}
+
+#[test]
+fn architecture_stays_short() {
+    let lines = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap().lines().count();
+    assert!(lines <= 200, "{lines}");
+}
