@@ -1,0 +1,184 @@
+"""Writes an engine directory, complete or not at all."""
+
+from __future__ import annotations
+
+__all__ = ["Summary", "export"]
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dbcache_export import families
+from dbcache_export.bind import bind, refuse_unused
+from dbcache_export.check import Report, bytes_needed, check
+from dbcache_export.content import ContentHashes
+from dbcache_export.errors import ExportError
+from dbcache_export.manifest import Written, manifest, write_file
+from dbcache_export.place import place
+from dbcache_export.spec import Graph, Options, Plan, Template
+from dbcache_export.template import Traced, trace
+
+#: Files of an engine directory; what else an overwritten directory holds is kept.
+_ENGINE_FILES = ("manifest.json", "*.onnx", "*.safetensors")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written.
+
+    Attributes:
+        graphs: How many.
+        graph_bytes: Their length together.
+        weight_bytes: That of the weight files.
+        report: The check's, if it ran.
+        unchecked: Why it did not run although nobody said so.
+    """
+
+    graphs: int
+    graph_bytes: int
+    weight_bytes: int
+    report: Report | None
+    unchecked: str | None
+
+
+def export(model: Path, engine: Path, options: Options, progress: Callable[[str], None]) -> Summary:
+    """Exports the model folder `model` to the engine directory `engine`.
+
+    Raises:
+        ExportError: For whatever the user can act on; nothing is left at `engine` then.
+    """
+    with _new_directory(engine, overwrite=options.overwrite) as partial:
+        progress("reading headers")
+        fake = FakeTensorMode()
+        plan = families.plan(model, options, fake)
+        shards = [shard for checkpoint in plan.checkpoints.values() for shard in checkpoint.shards]
+        with ContentHashes([shard.path for shard in shards] if options.content_hash else []) as hashes:
+            graphs = _write_graphs(plan, options, fake, partial, progress)
+            tokenizers = _write_tokenizers(plan, partial)
+            progress("placing weights")
+            weights = [
+                fields
+                | {
+                    "bytes": shard.bytes,
+                    "header_sha256": shard.header_sha256,
+                    "sha256": hashes[shard.path] if options.content_hash else None,
+                }
+                for shard, fields in place(plan.checkpoints.values(), partial, pack=options.pack)
+            ]
+        write_file(partial, "manifest.json", manifest(plan, options, graphs, tokenizers, weights))
+        for document in plan.documents:
+            shutil.copyfile(document, partial / document.name)
+        report, unchecked = _checked(plan, options, partial, progress)
+    size = sum(written.bytes for written in graphs.values())
+    return Summary(len(graphs), size, sum(shard.bytes for shard in shards), report, unchecked)
+
+
+def _write_graphs(
+    plan: Plan, options: Options, fake: FakeTensorMode, engine: Path, progress: Callable[[str], None]
+) -> dict[Graph, Written]:
+    """Traces each template once, binds and writes every graph."""
+    traced: dict[Template, Traced] = {}
+    used: dict[str, set[str]] = {component: set() for component in plan.checkpoints}
+    models: dict[Graph, onnx.ModelProto] = {}
+    for graph in plan.graphs():
+        if graph.template not in traced:
+            progress(f"tracing {graph.template.name}")
+            traced[graph.template] = trace(graph.template, options.opset, fake)
+        checkpoint = plan.checkpoints[graph.component] if graph.component else None
+        models[graph], parameters = bind(graph, traced[graph.template], checkpoint)
+        if graph.component:
+            used[graph.component] |= parameters
+    refuse_unused(plan.checkpoints, plan.ignored, used)
+    return {
+        graph: write_file(engine, graph.file, model.SerializeToString(deterministic=True))
+        for graph, model in models.items()
+    }
+
+
+def _write_tokenizers(plan: Plan, engine: Path) -> dict[str, Written]:
+    tokenizers = plan.text.tokenizers if plan.text else {}
+    return {name: write_file(engine, f"{name}.json", one.json.encode()) for name, one in tokenizers.items()}
+
+
+def _checked(
+    plan: Plan, options: Options, engine: Path, progress: Callable[[str], None]
+) -> tuple[Report | None, str | None]:
+    """Runs the check if it was asked for, or if it can and was not declined; otherwise says why not."""
+    if options.check is None:
+        needed, there = bytes_needed(plan), _available_bytes()
+        if needed > there:
+            return (
+                None,
+                f"not checked: it needs {needed / 1e9:.0f} GB of memory, {there / 1e9:.0f} GB are free",
+            )
+    if options.check is False:
+        return None, None
+    progress("checking against PyTorch")
+    return check(engine, plan, options.compute), None
+
+
+def _available_bytes() -> int:
+    """Memory that can be had without swapping; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 0
+
+
+@contextmanager
+def _new_directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `target` that takes its name when the block ends well, and vanishes otherwise."""
+    target = target.absolute()
+    if target.exists() or target.is_symlink():
+        if not overwrite:
+            raise ExportError(f"{target} exists", "pass --overwrite to replace it")
+        if not _is_engine(target):
+            raise ExportError(f"{target} is no engine directory", "only those are overwritten: give another name")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise ExportError(f"cannot write to {target.parent} ({error.strerror})", "give another OUT_DIR") from error
+    try:
+        yield partial
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o777 & ~umask)
+        if target.exists():
+            _keep_documents(target, partial)
+            replaced = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            target.rename(replaced / target.name)
+            partial.rename(target)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_engine(target: Path) -> bool:
+    try:
+        fields: Any = json.loads((target / "manifest.json").read_text("utf-8"))
+        return "format_version" in fields
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _keep_documents(old: Path, new: Path) -> None:
+    """Copies what people put beside the engine: its card, licence and pictures."""
+    fields = json.loads((old / "manifest.json").read_text("utf-8"))
+    tokenizers = {tokenizer["file"] for tokenizer in ((fields.get("text") or {}).get("tokenizers") or {}).values()}
+    for path in old.iterdir():
+        ours = path.name in tokenizers or any(path.match(pattern) for pattern in _ENGINE_FILES)
+        if path.is_file() and not ours and not (new / path.name).exists():
+            shutil.copyfile(path, new / path.name)

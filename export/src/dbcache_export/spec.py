@@ -1,0 +1,182 @@
+"""What a model family says about a model: tensors, graphs and settings. Data only."""
+
+from __future__ import annotations
+
+__all__ = [
+    "DTYPES",
+    "Block",
+    "Case",
+    "DType",
+    "Graph",
+    "Options",
+    "Plan",
+    "Reference",
+    "Template",
+    "Tensor",
+    "Text",
+    "Tokenizer",
+]
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from onnx import TensorProto
+
+from dbcache_export.checkpoint import Checkpoint
+
+DType = Literal["f32", "f16", "bf16", "i64"]
+
+#: Name in the manifest: (PyTorch's type, ONNX's type).
+DTYPES: Mapping[DType, tuple[torch.dtype, int]] = {
+    "f32": (torch.float32, TensorProto.FLOAT),
+    "f16": (torch.float16, TensorProto.FLOAT16),
+    "bf16": (torch.bfloat16, TensorProto.BFLOAT16),
+    "i64": (torch.int64, TensorProto.INT64),
+}
+
+#: Inputs and expected outputs of one graph, by tensor name.
+Case = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    opset: int = 20
+    compute: DType = "f32"
+    pack: bool = False
+    check: bool | None = None  # None: where the weights fit into memory
+    content_hash: bool = True
+    overwrite: bool = False
+    name: str | None = None
+    license: str = "unknown"
+    attribution: str = ""
+    size: tuple[int, int] | None = None  # width, height
+    downscale: int | None = None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor at a graph's boundary; an axis is a length or the name of a dimension."""
+
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """A module to be traced once and then used by one or more graphs.
+
+    Attributes:
+        name: For messages.
+        module: Takes `inputs` positionally, returns `outputs` (one tensor or a tuple of them). Its parameters are fake.
+        inputs: By name, in the order of the module's arguments.
+        outputs: By name, in the order of the module's results.
+    """
+
+    name: str
+    module: torch.nn.Module
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """One ONNX file: a template over some parameters of a component.
+
+    Attributes:
+        file: Name in the engine directory.
+        template: What it computes.
+        component: Key into `Plan.checkpoints`; None for a graph without parameters.
+        stored_name: From the name of a parameter in the template's module to its name in the checkpoint.
+        cases: For the check: inputs with the outputs that the original model gives; None for parts of the transformer.
+    """
+
+    file: str
+    template: Template
+    component: str | None
+    stored_name: Callable[[str], str] = str
+    cases: Callable[[], Iterable[Case]] | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block."""
+
+    kind: str
+    graph: Graph
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A Hugging Face tokenizer file and how its ids are cut and padded."""
+
+    json: str
+    length: int
+    pad_id: int
+    unknown_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """From a prompt to conditioning; `graphs` are pairs of a graph and, for each of its inputs, (tokenizer, field)."""
+
+    tokenizers: Mapping[str, Tokenizer]
+    graphs: Sequence[tuple[Graph, Mapping[str, tuple[str, str]]]]
+    unconditional: str
+
+
+class Reference(Protocol):
+    """The original model in PyTorch, float32."""
+
+    def run(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        on_block: Callable[[int, dict[str, torch.Tensor], dict[str, torch.Tensor]], None],
+    ) -> torch.Tensor:
+        """The prediction; `on_block` gets each block's index, inputs and outputs by tensor name, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that an engine directory says about a model, before any tracing.
+
+    The fields have the names and meanings of the manifest, except:
+
+    Attributes:
+        checkpoints: Component name: its safetensors files.
+        ignored: Component name: prefixes of parameters that the engine has no use for, such as a VAE's encoder.
+        reference: Loads the original transformer.
+    """
+
+    name: str
+    description: str
+    dimensions: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, Tensor]
+    inputs: Mapping[str, Mapping[str, str]]
+    streams: Sequence[str]
+    embed: Graph
+    blocks: Sequence[Block]
+    final: Graph
+    prediction: Mapping[str, Any]
+    latents: Mapping[str, int]
+    size: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    guidance: Mapping[str, Any]
+    steps: int
+    checkpoints: Mapping[str, Checkpoint]
+    reference: Callable[[], Reference]
+    ignored: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    text: Text | None = None
+    decode: Graph | None = None
+    documents: Sequence[Path] = ()
+
+    def graphs(self) -> list[Graph]:
+        """All graphs, in the order in which they run."""
+        text = [graph for graph, _ in self.text.graphs] if self.text else []
+        decode = [self.decode] if self.decode else []
+        return [*text, self.embed, *(block.graph for block in self.blocks), self.final, *decode]
