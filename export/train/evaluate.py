@@ -62,8 +62,8 @@ def main() -> None:
     values = psnr(drawn, pictures.pixels)
     for prompt, value in sorted(zip(prompts, values.tolist(), strict=True), key=lambda pair: pair[1]):
         print(f"{value:5.1f} dB  {prompt}")
-    tenth = values.quantile(0.1).item()
-    print(f"median {values.median().item():.1f} dB, tenth percentile {tenth:.1f}, worst {values.min().item():.1f}")
+    median, tenth, worst = (values.quantile(level).item() for level in (0.5, 0.1, 0.0))
+    print(f"median {median:.1f} dB, tenth percentile {tenth:.1f}, worst {worst:.1f}")
     if arguments.sheet:
         sheet(drawn).save(arguments.sheet)
 

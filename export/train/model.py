@@ -16,7 +16,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import FluxTransformer2DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import nn
 
 from data import token_ids, vocabulary_of
@@ -166,14 +167,12 @@ def save(model: PromptFlux, prompts: list[str], folder: Path) -> None:
         "_diffusers_version": diffusers.__version__,
     }
     _write_json(transformer / "config.json", config)
-    save_file(
-        _half(model.transformer.state_dict()), transformer / "diffusion_pytorch_model.safetensors", {"format": "pt"}
-    )
+    _write_tensors(transformer / "diffusion_pytorch_model.safetensors", model.transformer.state_dict())
     tables = {
         "token_embedding.weight": model.token_embedding.weight,
         "position_embedding": model.position_embedding,
     }
-    save_file(_half(tables), text / "embedding.safetensors")
+    _write_tensors(text / "embedding.safetensors", tables)
     _write_json(text / "vocab.json", vocabulary_of(prompts))
     _write_json(folder / "prompts.json", sorted(prompts))
 
@@ -214,8 +213,9 @@ def ids_of(vocabulary: dict[str, int], prompts: list[str], length: int) -> torch
     return torch.tensor([token_ids(vocabulary, prompt, length) for prompt in prompts])
 
 
-def _half(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in tensors.items()}
+def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    half = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in tensors.items()}
+    path.write_bytes(serialize(half, {"format": "pt"}))
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -261,14 +261,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="train the emoji model")
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--minutes", type=float, help="train this long in all (60 gives sharp pictures on 2 cores)")
+    budget.add_argument("--minutes", type=float, help="train this long in all")
     budget.add_argument("--steps", type=int, help="train this many steps in all")
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from OUT.checkpoint.pt")
     parser.add_argument("--tarball", type=Path, help=f"{PACKAGE}, if it is here already")
     parser.add_argument("--save-minutes", type=float, default=5.0, help="how often to save (default 5)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="fewer, when the machine has other work")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     checkpoint = arguments.out.with_name(f"{arguments.out.name}.checkpoint.pt")
@@ -279,7 +279,9 @@ def main() -> None:
         training = Training(obtain(arguments.tarball), seed=arguments.seed)
         if arguments.resume:
             training.load_checkpoint(checkpoint)
-    except (DataError, FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
+        parser.error(f"cannot read {error.filename}: {error.strerror}")
+    except (DataError, ValueError) as error:
         parser.error(str(error))
 
     saved_minutes = training.minutes

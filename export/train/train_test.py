@@ -54,6 +54,7 @@ def test_learns_and_is_saved(tmp_path: Path) -> None:
     assert transformer.dtype == torch.float16
 
     model, vocabulary = load(folder, SHAPE.side)
+    assert all(path.stat().st_mode & 0o044 for path in folder.rglob("*"))
     for name, value in run.average.state_dict().items():
         assert torch.equal(model.state_dict()[name], value.half().float()), name
     drawn = draw(model, ids_of(vocabulary, list(COLOURS), SHAPE.text_length), [0, 1, 2], steps=8)
