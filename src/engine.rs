@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::cache::{DiffOptions, DiffTensor};
+use crate::cache::DiffOptions;
 use crate::error::{Error, Result};
 use crate::generate::request::{Inputs, Request, RequestOptions};
 use crate::generate::text::TextEncoder;
@@ -18,8 +18,10 @@ use crate::model::join::{Part, boundary, join};
 use crate::model::manifest::DType;
 use crate::plan::{Plan, Stage};
 use crate::runtime::library::{self, LibraryInfo, LibraryOptions};
+use crate::runtime::measure::Measure;
 use crate::runtime::ops::{Arithmetic, LatentArithmetic};
 use crate::runtime::session::{Session, WeightsMode};
+use crate::runtime::sums::Sums;
 
 /// How an engine is loaded.
 #[derive(Clone, Debug, Default)]
@@ -75,7 +77,9 @@ pub(crate) struct Loaded {
     pub library: Arc<library::Loaded>,
     pub weights: WeightsMode,
     pub load_ms: f64,
-    arithmetic: Mutex<Vec<(ArithmeticKey, Arc<Arithmetic>)>>,
+    arithmetic: Cached<(DType, usize), Arithmetic>,
+    sums: Cached<(DType, usize), Sums>,
+    measures: Cached<(Vec<(DType, usize)>, DiffOptions), Measure>,
 }
 
 /// The session of one stage of the plan, and the tensors that it takes and gives.
@@ -111,12 +115,6 @@ impl<'d> StageGraph<'d> {
         Ok(Self { graph, inputs, outputs })
     }
 }
-
-type ArithmeticKey = (DType, usize, DiffOptions);
-
-/// What the diff graph of a stream that is never compared would compare.
-const NOT_COMPARED: DiffOptions =
-    DiffOptions { tensor: DiffTensor::HeadResidual, important_condition_threshold: None, downsample_factor: 1 };
 
 impl Engine {
     /// Loads an engine directory: checks every file, then makes one ONNX Runtime session per graph.
@@ -168,7 +166,6 @@ impl Engine {
         let latents = LatentArithmetic::load(&library)?;
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
         tracing::info!(load_ms, ?weights, "engine loaded");
-        let arithmetic = Mutex::default();
         Ok(Self(Arc::new(Loaded {
             directory,
             plan,
@@ -181,7 +178,9 @@ impl Engine {
             library,
             weights,
             load_ms,
-            arithmetic,
+            arithmetic: Mutex::default(),
+            sums: Mutex::default(),
+            measures: Mutex::default(),
         })))
     }
 
@@ -220,27 +219,33 @@ impl Engine {
 }
 
 impl Loaded {
-    /// The residual graphs of each stream; the first stream is the one that is compared. Loaded once per kind.
-    pub(crate) fn arithmetic(&self, options: DiffOptions) -> Result<Vec<Arc<Arithmetic>>> {
-        let manifest = &self.directory.manifest;
-        let mut loaded = self.arithmetic.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut streams = Vec::new();
-        for (index, stream) in manifest.streams.iter().enumerate() {
-            let spec = manifest.tensor(stream)?;
-            let key = (spec.dtype, spec.shape.len(), if index == 0 { options } else { NOT_COMPARED });
-            let known = loaded.iter().find(|(other, _)| *other == key).map(|(_, graphs)| Arc::clone(graphs));
-            let graphs = match known {
-                Some(graphs) => graphs,
-                None => {
-                    let graphs = Arc::new(Arithmetic::load(&self.library, key.0, key.1, key.2)?);
-                    loaded.push((key, Arc::clone(&graphs)));
-                    graphs
-                }
-            };
-            streams.push(graphs);
-        }
-        Ok(streams)
+    /// Sums and differences of tensors of one kind; loaded once.
+    pub(crate) fn arithmetic(&self, dtype: DType, rank: usize) -> Result<Arc<Arithmetic>> {
+        cached(&self.arithmetic, (dtype, rank), || Arithmetic::load(&self.library, dtype, rank))
     }
+
+    /// Weighted sums of tensors of one kind; loaded once.
+    pub(crate) fn sums(&self, dtype: DType, rank: usize) -> Result<Arc<Sums>> {
+        cached(&self.sums, (dtype, rank), || Ok(Sums::new(Arc::clone(&self.library), dtype, rank)))
+    }
+
+    /// The diff of streams of these kinds; loaded once for each way to compare.
+    pub(crate) fn measure(&self, streams: &[(DType, usize)], options: DiffOptions) -> Result<Arc<Measure>> {
+        cached(&self.measures, (streams.to_vec(), options), || Measure::load(&self.library, streams, options))
+    }
+}
+
+/// Small graphs by what they are for: few enough for a list.
+type Cached<K, V> = Mutex<Vec<(K, Arc<V>)>>;
+
+fn cached<K: PartialEq, V>(list: &Cached<K, V>, key: K, load: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
+    let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, value)) = list.iter().find(|(other, _)| *other == key) {
+        return Ok(Arc::clone(value));
+    }
+    let value = Arc::new(load()?);
+    list.push((key, Arc::clone(&value)));
+    Ok(value)
 }
 
 /// Loads sessions on as many threads as the machine offers: most of a load is ONNX Runtime's graph optimiser.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use crate::cache::{Action, Branch, Decision, PolicyConfig};
+use crate::cache::{Action, Branch, Decision, PolicyConfig, Reason};
 
 /// The version of the JSON that [`Trace::to_json`] gives.
 pub const TRACE_VERSION: u32 = 1;
@@ -26,10 +26,46 @@ pub struct StepRecord {
     pub diff: Option<f32>,
     /// What the diff was compared with; none where no diff was taken.
     pub threshold: Option<f64>,
+    /// One for each block that the policy decides on by itself, in their order.
+    pub blocks: Vec<BlockRecord>,
     /// Blocks that ran.
     pub blocks_run: usize,
     /// Wall time of this branch of the step.
     pub elapsed_ms: f64,
+}
+
+/// One decision about a single block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockRecord {
+    /// Counted from the start of the model.
+    pub block: usize,
+    /// What was decided, and by which rule.
+    pub decision: Decision,
+    /// Relative L1 change of the block's input, dimensionless; none where no diff was taken.
+    pub diff: Option<f32>,
+    /// What the diff was compared with.
+    pub threshold: Option<f64>,
+}
+
+impl StepRecord {
+    /// `C` computed, `S` skipped, `P` if single blocks decide and at least one was skipped.
+    pub fn letter(&self) -> char {
+        if self.decision.reason == Reason::PerBlock && self.skipped_blocks().next().is_some() {
+            return 'P';
+        }
+        self.decision.action.letter()
+    }
+
+    /// Single blocks that were skipped.
+    pub fn skipped_blocks(&self) -> impl Iterator<Item = usize> {
+        self.blocks.iter().filter(|record| record.decision.action == Action::Skip).map(|record| record.block)
+    }
+
+    /// The diffs of the step: its own, or those of its single blocks.
+    pub fn diffs(&self) -> impl Iterator<Item = f32> {
+        let of_blocks = if self.decision.reason == Reason::PerBlock { self.blocks.as_slice() } else { &[] };
+        self.diff.into_iter().chain(of_blocks.iter().filter_map(|record| record.diff))
+    }
 }
 
 /// Wall time by part, in milliseconds.
@@ -56,9 +92,11 @@ pub struct Timings {
 /// Bytes that a request keeps on the device, by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheBytes {
-    /// Residuals of the middle blocks.
+    /// Residuals of blocks that may be skipped.
     pub residuals: u64,
-    /// Residuals that diffs compare.
+    /// What calibrators keep instead.
+    pub calibrators: u64,
+    /// What diffs compare with.
     pub compare: u64,
 }
 
@@ -139,9 +177,9 @@ impl fmt::Display for Warning {
 }
 
 impl Trace {
-    /// `C` and `S` for each step of a branch; empty for a branch that did not run.
+    /// `C`, `S` or `P` for each step of a branch; empty for a branch that did not run.
     pub fn decisions(&self, branch: Branch) -> String {
-        self.branch(branch).map(|record| record.decision.action.letter()).collect()
+        self.branch(branch).map(StepRecord::letter).collect()
     }
 
     /// The records of one branch.
@@ -149,9 +187,9 @@ impl Trace {
         self.records.iter().filter(move |record| record.branch == branch)
     }
 
-    /// Steps (counted per branch) whose middle blocks did not run.
+    /// Steps (counted per branch) of which blocks did not run.
     pub fn skipped(&self) -> usize {
-        self.records.iter().filter(|record| record.decision.action == Action::Skip).count()
+        self.records.iter().filter(|record| record.letter() != 'C').count()
     }
 
     /// Blocks that ran.
@@ -161,7 +199,7 @@ impl Trace {
 
     /// Percentiles 0, 25, 50, 75, 95 and 100 of the diffs, linearly interpolated; none without diffs.
     pub fn diff_percentiles(&self) -> Option<[f32; 6]> {
-        let mut diffs: Vec<f32> = self.records.iter().filter_map(|record| record.diff).collect();
+        let mut diffs: Vec<f32> = self.records.iter().flat_map(StepRecord::diffs).collect();
         diffs.sort_by(f32::total_cmp);
         let last = diffs.len().checked_sub(1)?;
         Some([0.0, 0.25, 0.5, 0.75, 0.95, 1.0].map(|part: f32| {
@@ -171,6 +209,12 @@ impl Trace {
         }))
     }
 
+    /// The first threshold that a diff was compared with.
+    fn threshold(&self) -> Option<f64> {
+        let of_blocks = |record: &StepRecord| record.blocks.iter().find_map(|block| block.threshold);
+        self.records.iter().find_map(|record| record.threshold.or_else(|| of_blocks(record)))
+    }
+
     /// Warnings that follow from the records.
     pub(crate) fn judge(&mut self) {
         if self.cache == PolicyConfig::None {
@@ -178,13 +222,13 @@ impl Trace {
         }
         let skipped = self.skipped();
         if skipped == 0 {
-            let smallest = self.records.iter().filter_map(|record| record.diff).min_by(f32::total_cmp);
-            let threshold = self.records.iter().find_map(|record| record.threshold);
+            let smallest = self.records.iter().flat_map(StepRecord::diffs).min_by(f32::total_cmp);
+            let threshold = self.threshold();
             self.warnings.push(Warning::NeverHit { smallest, threshold });
             return;
         }
-        let after_first_skip = self.records.iter().skip_while(|record| record.decision.action == Action::Compute);
-        if after_first_skip.clone().all(|record| record.decision.action == Action::Skip) {
+        let mut after_first_skip = self.records.iter().skip_while(|record| record.letter() == 'C');
+        if after_first_skip.all(|record| record.letter() == 'S') {
             // A short run at the end is what a cache should do; a third of all steps is not.
             if skipped * 3 >= self.records.len() {
                 self.warnings.push(Warning::AlwaysHit { skipped });
@@ -194,15 +238,25 @@ impl Trace {
 
     /// Versioned JSON: everything that the trace holds.
     pub fn to_json(&self) -> Value {
+        let block = |record: &BlockRecord| {
+            json!({
+                "block": record.block,
+                "action": record.decision.action.letter().to_string(),
+                "reason": record.decision.reason.as_str(),
+                "diff": record.diff,
+                "threshold": record.threshold,
+            })
+        };
         let record = |record: &StepRecord| {
             json!({
                 "step": record.step,
                 "branch": record.branch.as_str(),
                 "sigma": record.sigma,
-                "action": record.decision.action.letter().to_string(),
+                "action": record.letter().to_string(),
                 "reason": record.decision.reason.as_str(),
                 "diff": record.diff,
                 "threshold": record.threshold,
+                "blocks": record.blocks.iter().map(block).collect::<Vec<_>>(),
                 "blocks_run": record.blocks_run,
                 "elapsed_ms": record.elapsed_ms,
             })
@@ -236,7 +290,11 @@ impl Trace {
                 "decode_ms": timings.decode_ms,
                 "steps_ms": timings.steps_ms,
             },
-            "cache_bytes": { "residuals": self.cache_bytes.residuals, "compare": self.cache_bytes.compare },
+            "cache_bytes": {
+                "residuals": self.cache_bytes.residuals,
+                "calibrators": self.cache_bytes.calibrators,
+                "compare": self.cache_bytes.compare,
+            },
             "warnings": self.warnings.iter().map(Warning::to_string).collect::<Vec<_>>(),
         })
     }
@@ -267,7 +325,7 @@ impl fmt::Display for Summary<'_> {
         let share = 100.0 * (all_blocks - blocks_run) as f64 / all_blocks.max(1) as f64;
         writeln!(f, "blocks   {blocks_run} of {all_blocks} run ({share:.1} % saved)")?;
         if let Some([p0, p25, p50, p75, p95, p100]) = trace.diff_percentiles() {
-            let threshold = trace.records.iter().find_map(|record| record.threshold);
+            let threshold = trace.threshold();
             write!(f, "diffs    P00 {p0:.4}  P25 {p25:.4}  P50 {p50:.4}  P75 {p75:.4}  P95 {p95:.4}  P100 {p100:.4}")?;
             match threshold {
                 Some(threshold) => writeln!(f, "  (threshold {threshold})")?,

@@ -6,65 +6,18 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use dbcache_trt::cache::{
-    Action, Branch, CachePolicy, Decision, DecisionPoint, DiffOptions, DiffTensor, Gate, PolicyConfig, PolicyOverrides,
-    Reason, RunShape,
+    Action, Branch, CachePolicy, Calibrator, CalibratorCacheType, DecisionPoint, DiffOptions, DiffTensor, Gate, Gram,
+    PolicyConfig, PolicyOverrides, Reason, RecordedBranch, Recording, RunShape, StreamKind, Sum,
 };
 use serde_json::{Map, Value, json};
 
 /// Recorded runs that this engine cannot repeat, each with words from the reason it gives.
 const UNSUPPORTED: &[(&str, &str)] = &[
-    ("calib.dmd6", "calibrator"),
-    ("calib.foca", "calibrator"),
-    ("calib.taylor1", "calibrator"),
-    ("calib.taylor1_hidden", "calibrator"),
-    ("calib.taylor1_noenc", "calibrator"),
-    ("calib.taylor2", "calibrator"),
-    ("calibscm.dmd4", "calibrator"),
-    ("calibscm.dmd6", "calibrator"),
-    ("calibscm.dmd6_rank1", "calibrator"),
-    ("calibscm.foca", "calibrator"),
-    ("calibscm.taylor1", "calibrator"),
-    ("calibscm.taylor2", "calibrator"),
-    ("cfg.taylor1", "calibrator"),
     ("gens.N28", "one cache for two generations"),
     ("gens.base", "one cache for two generations"),
-    ("legacy.db.ids", "Bn_compute_blocks_ids"),
-    ("legacy.db.ids0_nt0.25T", "Bn_compute_blocks_ids"),
-    ("legacy.db.ids_M5", "Bn_compute_blocks_ids"),
-    ("legacy.db.ids_nt0.2T", "Bn_compute_blocks_ids"),
-    ("legacy.db2.alter", "enable_alter_cache"),
-    ("legacy.db2.alter2T", "enable_alter_cache"),
-    ("legacy.fb.taylor2", "calibrator"),
-    ("legacy.prune.F0B0", "DBPrune"),
-    ("legacy.prune.M3", "DBPrune"),
-    ("legacy.prune.base", "DBPrune"),
-    ("legacy.prune.ids", "DBPrune"),
-    ("legacy.prune.interval3", "DBPrune"),
-    ("legacy.prune2.base", "DBPrune"),
-    ("legacy.prune2.dyn", "DBPrune"),
-    ("legacy.prune2.l1", "DBPrune"),
-    ("prune.B4", "DBPrune"),
-    ("prune.F4", "DBPrune"),
-    ("prune.base", "DBPrune"),
-    ("prune.ids", "DBPrune"),
-    ("prunecal.base", "DBPrune"),
-    ("prunecal.taylor1", "calibrator"),
-    ("prunecfg.base", "DBPrune"),
-    ("prunecfg.dyn", "DBPrune"),
-    ("prunedyn.base", "DBPrune"),
-    ("prunedyn.dyn", "DBPrune"),
-    ("prunedyn.dyn_max", "DBPrune"),
-    ("prunedyn.dyn_relax1.8", "DBPrune"),
-    ("prunelim.M3", "DBPrune"),
-    ("prunelim.MC1", "DBPrune"),
-    ("prunelim.W9", "DBPrune"),
-    ("prunelim.acc", "DBPrune"),
-    ("prunelim.base", "DBPrune"),
-    ("prunelim.l1", "DBPrune"),
-    ("prunemisc.base", "DBPrune"),
-    ("prunemisc.down4", "DBPrune"),
-    ("prunemisc.scm_dynamic", "DBPrune"),
-    ("s50.scm_ultra_static_taylor1", "calibrator"),
+    ("legacy.prune2.l1", "has no option l1_hidden_states_diff_threshold; use residual_diff_threshold"),
+    ("prunelim.acc", "has no option max_accumulated_residual_diff_threshold"),
+    ("prunelim.l1", "has no option l1_hidden_states_diff_threshold"),
     ("scm.dynamic_short", "12 digits, the run has 28 steps"),
     ("scm.static_short", "12 digits, the run has 28 steps"),
     ("split.two_lists", "two block lists"),
@@ -105,7 +58,6 @@ impl Case {
     /// The policy of the run, or why there is none.
     fn policy(&self) -> Result<PolicyConfig> {
         let config = &self.json["config"];
-        ensure!(config["calibrator"].is_null(), "a calibrator is not supported yet");
         let lists = config["block_lists"].as_array().map_or(1, Vec::len);
         ensure!(lists == 1, "two block lists are not supported");
         let renews = config["refresh_between"] == true;
@@ -116,8 +68,22 @@ impl Case {
             // The preset's limit is that of `CacheType.default_options`; the run was given its options one by one.
             options.insert("max_cached_steps".into(), json!(-1));
         }
+        if self.json["algorithm"] == "DBPrune" {
+            // The default of 1.5.3.
+            options.insert("Bn_compute_blocks".into(), json!(0));
+        }
+        if self.json["algorithm"] == "dbprune" && !config["given"]["enable_dynamic_prune_threshold"].is_null() {
+            options.insert("dynamic_prune_threshold_diffs".into(), json!(-1));
+        }
         for given in [&config["given"], &config["extra"]] {
             options.extend(given.as_object().into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        if let Some(calibrator) = config["calibrator"].as_object() {
+            let mut calibrator = calibrator.clone();
+            if calibrator["type"] == "dmd" {
+                calibrator.insert("dmd_fallback".into(), json!("reference"));
+            }
+            options.insert("calibrator".into(), calibrator.into());
         }
         if renews {
             // Each generation gets a policy of its own, which is what this option is for.
@@ -150,6 +116,28 @@ impl Case {
         })
     }
 
+    /// Of the blocks that are decided on one by one, those that the reference skipped.
+    fn skipped_blocks(&self, branch: Branch, step: usize) -> Result<Vec<usize>> {
+        let record = &self.json["branches"][branch.as_str()];
+        if let Some(pruned) = record["pruned_blocks"].get(step) {
+            return Ok(serde_json::from_value(pruned.clone())?);
+        }
+        let Some(ran) = record["bn_run"].get(step) else { return Ok(Vec::new()) };
+        let (ran, tail): (Vec<usize>, _) =
+            (serde_json::from_value(ran.clone())?, self.policy()?.blocks_split(BLOCKS)?.tail);
+        Ok(tail.clone().filter(|block| !ran.contains(&(block - tail.start))).collect())
+    }
+
+    fn recording(&self, run: RunShape) -> Result<Recording> {
+        let mut branches = Vec::new();
+        for branch in [Branch::Cond, Branch::Uncond].into_iter().filter(|branch| self.has_branch(*branch)) {
+            let letters = self.json["branches"][branch.as_str()]["decisions"].as_str().context("decisions")?;
+            let skipped = (0..run.steps).map(|step| self.skipped_blocks(branch, step)).collect::<Result<Vec<_>>>()?;
+            branches.push(RecordedBranch::new(branch, letters, &skipped)?);
+        }
+        Ok(Recording { n_blocks: run.n_blocks, branches })
+    }
+
     fn has_branch(&self, branch: Branch) -> bool {
         self.json["branches"].get(branch.as_str()).is_some()
     }
@@ -180,32 +168,42 @@ fn is_unsupported(name: &str) -> bool {
 /// Decides all steps again by the recorded diffs.
 fn replay(case: &Case, config: &PolicyConfig) -> Result<()> {
     let steps = case.steps()?;
+    let singles = config.single_blocks(BLOCKS);
     for generation in 0..case.generations() {
-        let mut branches: Vec<(Branch, Box<dyn CachePolicy>)> = Vec::new();
-        for branch in config.branch_order().into_iter().filter(|&branch| case.has_branch(branch)) {
-            branches.push((branch, config.policy(case.run()?)?));
-        }
+        let mut branches = config.policies(case.run()?)?;
         for step in 0..steps {
             let mut cond_diff = None;
             for (branch, policy) in &mut branches {
-                let recorded = case.recorded(*branch, generation * steps + step)?;
                 let at = DecisionPoint { step, steps, branch: *branch, block: None };
+                let place = || format!("generation {generation}, step {step}, branch {branch}");
+                let index = generation * steps + step;
+                if let PolicyConfig::DbPrune(_) = config {
+                    check_pruned_step(policy.as_mut(), at, &singles, case, index).with_context(place)?;
+                    continue;
+                }
+                let recorded = case.recorded(*branch, index)?;
                 let shared = cond_diff.filter(|_| *branch == Branch::Uncond && config.shares_cond_diff());
-                let diff = check_step(policy.as_mut(), at, &recorded, shared)
-                    .with_context(|| format!("generation {generation}, step {step}, branch {branch}"))?;
+                let diff = check_step(policy.as_mut(), at, config, &recorded, shared).with_context(place)?;
                 if *branch == Branch::Cond {
                     cond_diff = diff;
                 }
+                check_tail(policy.as_mut(), at, config, case, index).with_context(place)?;
             }
         }
     }
     Ok(())
 }
 
+fn is_alter_step(at: DecisionPoint, config: &PolicyConfig) -> bool {
+    let is_on = matches!(config, PolicyConfig::DbCache(config) if config.enable_alter_cache);
+    is_on && at.step.is_multiple_of(2)
+}
+
 /// Decides one step; returns the diff that the loop would record.
 fn check_step(
     policy: &mut dyn CachePolicy,
     at: DecisionPoint,
+    config: &PolicyConfig,
     recorded: &Recorded<'_>,
     shared: Option<f64>,
 ) -> Result<Option<f64>> {
@@ -217,14 +215,90 @@ fn check_step(
         }
     };
     let is_always = decision.reason == Reason::Always;
-    let expected_diff = if is_always { Some(-1.0) } else { diff };
+    let expected_diff = match decision.reason {
+        Reason::Always => Some(-1.0),
+        // The reference compares even steps too, but never goes by it.
+        Reason::AlterStep => recorded.diff,
+        _ => diff,
+    };
     ensure!(recorded.diff == expected_diff, "recorded diff {:?}, here {expected_diff:?}", recorded.diff);
     ensure!(recorded.letter == decision.action.letter(), "recorded {}, here {decision:?}", recorded.letter);
+    let is_kept = decision.action == Action::Compute && !is_alter_step(at, config);
+    ensure!(policy.keeps(at) == is_kept, "keeps a skipped step, or drops a computed one");
     if let Some(reason) = recorded.reason {
         let here = if is_always { Reason::Below } else { decision.reason };
         ensure!(reason.parse::<Reason>()? == here, "recorded {reason}, here {decision:?}");
     }
     Ok(diff)
+}
+
+/// Decides blocks one by one: `compared` holds `[block, diff, threshold, …]` for each comparison of the reference.
+/// Returns the skipped blocks, and the names of the reasons in alphabetical order.
+fn check_blocks(
+    policy: &mut dyn CachePolicy,
+    at: DecisionPoint,
+    blocks: impl Iterator<Item = (usize, usize)>,
+    compared: &Value,
+) -> Result<(Vec<usize>, BTreeSet<&'static str>)> {
+    let mut compared = compared.as_array().context("comparisons")?.iter();
+    let (mut skipped, mut reasons) = (Vec::new(), BTreeSet::new());
+    for (block, name) in blocks {
+        let at = DecisionPoint { block: Some(block), ..at };
+        let decision = match policy.gate(at) {
+            Gate::Decided(decision) => decision,
+            Gate::NeedsDiff => {
+                let recorded = compared.next().with_context(|| format!("no diff of block {block} was recorded"))?;
+                ensure!(recorded[0] == name, "block {name} is compared, recorded {recorded}");
+                let threshold = policy.threshold(at).context("threshold")?;
+                let recorded_threshold = recorded[2].as_f64().context("threshold")?;
+                ensure!((threshold - recorded_threshold).abs() < 1e-6, "threshold {threshold}, recorded {recorded}");
+                policy.judge(at, recorded[1].as_f64().context("diff")? as f32)
+            }
+        };
+        if decision.action == Action::Skip {
+            skipped.push(name);
+        }
+        reasons.insert(decision.reason.as_str());
+    }
+    ensure!(compared.next().is_none(), "the reference compared more blocks");
+    Ok((skipped, reasons))
+}
+
+fn check_pruned_step(
+    policy: &mut dyn CachePolicy,
+    at: DecisionPoint,
+    singles: &[usize],
+    case: &Case,
+    index: usize,
+) -> Result<()> {
+    let record = &case.json["branches"][at.branch.as_str()];
+    ensure!(policy.gate(at) == Gate::Decided(Reason::PerBlock.into()), "decides on the whole step");
+    let blocks = singles.iter().map(|&block| (block, block));
+    let (pruned, reasons) = check_blocks(policy, at, blocks, &record["diffs"][index])?;
+    ensure!(json!(pruned) == record["pruned_blocks"][index], "pruned {pruned:?}, recorded {record}");
+    let letter = if pruned.is_empty() { 'C' } else { 'P' };
+    ensure!(record["decisions"].as_str().and_then(|letters| letters.chars().nth(index)) == Some(letter), "letter");
+    if let Some(recorded) = record.get("reasons") {
+        ensure!(recorded[index] == json!(reasons), "recorded {}, here {reasons:?}", recorded[index]);
+    }
+    Ok(())
+}
+
+fn check_tail(
+    policy: &mut dyn CachePolicy,
+    at: DecisionPoint,
+    config: &PolicyConfig,
+    case: &Case,
+    index: usize,
+) -> Result<()> {
+    let record = &case.json["branches"][at.branch.as_str()];
+    let Some(compared) = record.get("bn_diffs") else { return Ok(()) };
+    let tail = config.blocks_split(BLOCKS)?.tail;
+    let blocks = config.single_blocks(BLOCKS).into_iter().map(|block| (block, block - tail.start));
+    let (skipped, _) = check_blocks(policy, at, blocks, &compared[index])?;
+    let run: Vec<usize> = (0..tail.len()).filter(|block| !skipped.contains(block)).collect();
+    ensure!(json!(run) == record["bn_run"][index], "tail blocks {run:?} run, recorded {}", record["bn_run"][index]);
+    Ok(())
 }
 
 #[test]
@@ -236,6 +310,35 @@ fn recorded_runs_are_decided_again_in_the_same_way() -> Result<()> {
         replayed += 1;
     }
     ensure!(replayed + UNSUPPORTED.len() == 117, "replayed {replayed}");
+    Ok(())
+}
+
+/// The same runs from their letters and pruned blocks alone.
+#[test]
+fn recordings_are_replayed_without_a_diff() -> Result<()> {
+    for case in cases()?.iter().filter(|case| !is_unsupported(&case.name) && case.generations() == 1) {
+        let (config, run) = (case.policy()?, case.run()?);
+        let policy = PolicyConfig::replay(config.clone(), case.recording(run)?);
+        let mut branches = policy.policies(run).with_context(|| case.name.clone())?;
+        for step in 0..run.steps {
+            for (branch, policy) in &mut branches {
+                let at = DecisionPoint { step, steps: run.steps, branch: *branch, block: None };
+                let skips = |gate: Gate| match gate {
+                    Gate::Decided(decision) => Ok(decision.action == Action::Skip),
+                    Gate::NeedsDiff => bail!("{}, step {step} asks for a diff", case.name),
+                };
+                let recorded = case.recorded(*branch, step)?;
+                ensure!(skips(policy.gate(at))? == (recorded.letter == 'S'), "{}, step {step}", case.name);
+                let mut skipped = Vec::new();
+                for block in config.single_blocks(BLOCKS) {
+                    if skips(policy.gate(DecisionPoint { block: Some(block), ..at }))? {
+                        skipped.push(block);
+                    }
+                }
+                ensure!(skipped == case.skipped_blocks(*branch, step)?, "{}, step {step}: {skipped:?}", case.name);
+            }
+        }
+    }
     Ok(())
 }
 
@@ -267,26 +370,50 @@ fn short_masks_of_the_reference_are_masks_filled_up_with_zeros() -> Result<()> {
     Ok(())
 }
 
+/// The ratio that the reference prints: pruned blocks over all blocks, of kept blocks and warm-up steps too.
+#[test]
+fn ratios_of_the_reference_are_pruned_blocks_over_all() -> Result<()> {
+    let mut found = 0;
+    for case in cases()?.iter().filter(|case| !is_unsupported(&case.name) && !case.has_branch(Branch::Uncond)) {
+        let percent = case.json["tag"].as_str().and_then(|tag| tag.split('_').find_map(|part| part.strip_prefix('P')));
+        let Some(percent) = percent else { continue };
+        let steps = case.steps()?;
+        let pruned =
+            (0..steps).map(|step| Ok(case.skipped_blocks(Branch::Cond, step)?.len())).sum::<Result<usize>>()?;
+        let here = format!("{:.2}", 100.0 * pruned as f64 / (steps * BLOCKS) as f64);
+        ensure!(here.parse::<f64>()? == percent.parse::<f64>()?, "{}: {here} instead of {percent}", case.name);
+        found += 1;
+    }
+    ensure!(found > 10, "only {found} ratios were compared");
+    Ok(())
+}
+
 /// The reference's tags say everything but the options that they never show.
 #[test]
 fn tags_of_the_reference_are_read_as_the_policy_that_ran() -> Result<()> {
-    const NEVER_SHOWN: [&str; 6] = [
+    const NEVER_SHOWN: [&str; 9] = [
         "max_accumulated_residual_diff_threshold",
         "cfg_compute_first",
         "cfg_diff_compute_separate",
         "l1_hidden_states_diff_threshold",
         "important_condition_threshold",
         "downsample_factor",
+        "enable_encoder_calibrator",
+        "calibrator_cache_type",
+        "dmd_rank",
     ];
     let mut read = 0;
     for case in cases()? {
-        let Some(tag) = case.json["tag"].as_str() else { continue };
+        // Of DBPrune only the numbers are shown.
+        let Some(tag) = case.json["tag"].as_str().filter(|tag| tag.starts_with("DBCache")) else { continue };
         let is_shown = |options: &Value| {
             options.as_object().is_none_or(|options| NEVER_SHOWN.iter().all(|name| !options.contains_key(*name)))
         };
         let config = &case.json["config"];
         match (case.policy(), PolicyConfig::from_tag(tag)) {
-            (Ok(policy), Ok(from_tag)) if is_shown(&config["given"]) && is_shown(&config["extra"]) => {
+            (Ok(policy), Ok(from_tag))
+                if ["given", "extra", "calibrator"].iter().all(|part| is_shown(&config[*part])) =>
+            {
                 let is_never = |limit: &str| config["given"][limit] == 0;
                 if is_never("max_cached_steps") || is_never("max_continuous_cached_steps") {
                     continue; // The reference prints 0 for `never` and for `no limit`.
@@ -323,33 +450,109 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("l1_hidden_states_diff_threshold", "f1b0w3r0.1", "f1b0w3r0.1l0.1"),
     ("important_condition_threshold", "f1b0w3r0.1", "f1b0w3r0.1ic0.1"),
     ("downsample_factor", "f1b0w3r0.1", "f1b0w3r0.1ds4"),
+    ("Bn_compute_blocks_ids", "f1b4w3r0.3", "f1b4w3r0.3id0"),
+    ("non_compute_blocks_diff_threshold", "f1b4w3r0.3id0", "f1b4w3r0.3id0nt0.2"),
+    ("enable_alter_cache", "f1b0w3r0.1", "f1b0w3r0.1al1"),
+    ("alter_residual_diff_threshold", "f1b0w3r0.1al1", "f1b0w3r0.1al1at0.1"),
+    ("calibrator_type", "f1b0w4r0.1", "f1b0w4r0.1_t1"),
+    ("calibrator_type", "f1b0w4r0.1_t1", "f1b0w4r0.1_foca"),
+    ("calibrator_type", "f1b0w4r0.1_foca", "f1b0w4r0.1_dmd4"),
+    ("enable_calibrator", "f1b0w4r0.1_t1", "f1b0w4r0.1_t1_ch0"),
+    ("enable_encoder_calibrator", "f1b2w4r0.1_t1", "f1b2w4r0.1_t1_ce0"),
+    ("calibrator_cache_type", "f1b0w4r0.1_t1", "f1b0w4r0.1_t1_hs1"),
+    ("taylorseer_order", "f1b0w4r0.1_t1", "f1b0w4r0.1_t2"),
+    ("dmd_history", "f1b0w6r0.1_dmd6", "f1b0w6r0.1_dmd4"),
+    ("dmd_rank", "f1b0w6r0.1_dmd6", "f1b0w6r0.1_dmd6_dk1"),
+    ("dmd_ridge", "f1b0w6r0.1_dmd6", "f1b0w6r0.1_dmd6_dg0.1"),
+    ("dmd_fallback", "f1b0w4r0.1_dmd6", "f1b0w4r0.1_dmd6:reference"),
 ];
 
-#[test]
-fn every_option_has_a_pair_that_decides_differently() -> Result<()> {
-    let mut with_pair = BTreeSet::new();
-    for (option, plain, other) in PAIRS {
-        let (plain, other) = (PolicyConfig::from_tag(plain)?, PolicyConfig::from_tag(other)?);
-        let (a, b) = (plain.to_json(), other.to_json());
-        let (a, b) = (a.as_object().context("object")?, b.as_object().context("object")?);
-        let differing: Vec<&String> = a.keys().filter(|key| a[*key] != b[*key]).collect();
-        ensure!(differing == [option], "{option}: the policies differ in {differing:?}");
-        let (a, b) = (toy::generate(&plain)?, toy::generate(&other)?);
-        ensure!(a != b, "{option}: both decide {a}");
-        with_pair.insert(*option);
+/// The same for DBPrune.
+const PRUNE_PAIRS: &[(&str, &str, &str)] = &[
+    ("Fn_compute_blocks", "prune_f0b0w3r0.1", "prune_f2b0w3r0.1"),
+    ("Bn_compute_blocks", "prune_f0b0w3r0.1", "prune_f0b2w3r0.1"),
+    ("non_prune_block_ids", "prune_f0b0w3r0.1", "prune_f0b0w3r0.1np3"),
+    ("residual_diff_threshold", "prune_f0b0w3r0.1", "prune_f0b0w3r0.05"),
+    ("max_warmup_steps", "prune_f0b0w3r0.1", "prune_f0b0w6r0.1"),
+    ("warmup_interval", "prune_f0b0w6r0.1", "prune_f0b0w6i2r0.1"),
+    ("max_cached_steps", "prune_f0b0w3r0.1", "prune_f0b0w3r0.1m4"),
+    ("max_pruned_steps", "prune_f0b0w3r0.1", "prune_f0b0w3r0.1mp4"),
+    ("max_continuous_cached_steps", "prune_f0b0w3r0.1", "prune_f0b0w3r0.1mc1"),
+    ("steps_computation_mask", "prune_f0b0w3r0.1", "prune_f0b0w3r0.1_scm:fast"),
+    ("steps_computation_policy", "prune_f0b0w3r0.1_scm:fast", "prune_f0b0w3r0.1_scm:fast:static"),
+    ("force_refresh_step_hint", "prune_f0b0w3r0.1", "prune_f0b0w3r0.1fr20"),
+    ("force_refresh_step_policy", "prune_f0b0w3r0.1fr20", "prune_f0b0w3r0.1fr20:repeat"),
+    ("cfg_compute_first", "prune_f0b0w3r0.05dt1", "prune_f0b0w3r0.05dt1cf1"),
+    ("enable_dynamic_prune_threshold", "prune_f0b0w3r0.05", "prune_f0b0w3r0.05dt1"),
+    ("max_dynamic_prune_threshold", "prune_f0b0w3r0.05dt1", "prune_f0b0w3r0.05dt1dm0.06"),
+    ("dynamic_prune_threshold_relax_ratio", "prune_f0b0w3r0.05dt1", "prune_f0b0w3r0.05dt1dr1.5"),
+    ("dynamic_prune_threshold_diffs", "prune_f0b0w3r0.05dt1", "prune_f0b0w3r0.05dt1dn0"),
+    ("residual_cache_update_interval", "prune_f0b0w3r0.1", "prune_f0b0w3r0.1ui3"),
+    ("compare_all_streams", "prune_f0b0w3r0.07", "prune_f0b0w3r0.07as1"),
+    ("important_condition_threshold", "prune_f0b0w3r0.1", "prune_f0b0w3r0.1ic0.1"),
+    ("downsample_factor", "prune_f0b0w3r0.1", "prune_f0b0w3r0.1ds4"),
+    ("calibrator_type", "prune_f0b0w4r0.1", "prune_f0b0w4r0.1_t1"),
+    ("calibrator_type", "prune_f0b0w4r0.1_t1", "prune_f0b0w4r0.1_foca"),
+    ("calibrator_type", "prune_f0b0w4r0.1_foca", "prune_f0b0w4r0.1_dmd4"),
+    ("enable_calibrator", "prune_f0b0w4r0.1_t1", "prune_f0b0w4r0.1_t1_ch0"),
+    ("enable_encoder_calibrator", "prune_f0b0w4r0.1_t1", "prune_f0b0w4r0.1_t1_ce0"),
+    ("taylorseer_order", "prune_f0b0w4r0.1_t1", "prune_f0b0w4r0.1_t2"),
+    ("dmd_history", "prune_f0b0w6r0.1_dmd6", "prune_f0b0w6r0.1_dmd4"),
+    ("dmd_rank", "prune_f0b0w6r0.1_dmd6", "prune_f0b0w6r0.1_dmd6_dk1"),
+    ("dmd_ridge", "prune_f0b0w6r0.1_dmd6", "prune_f0b0w6r0.1_dmd6_dg0.1"),
+    ("dmd_fallback", "prune_f0b0w4r0.1_dmd6", "prune_f0b0w4r0.1_dmd6:reference"),
+];
+
+/// Tags whose JSON together names every option of a policy.
+const ALL_OPTIONS: [(&str, [&str; 2]); 2] =
+    [("dbcache", ["dbcache_t1", "dbcache_dmd6"]), ("prune", ["prune_t1", "prune_dmd6"])];
+
+/// The options of a policy by name, those of its calibrator among them.
+fn options(tag: &str) -> Result<Map<String, Value>> {
+    let Value::Object(mut options) = PolicyConfig::from_tag(tag)?.to_json() else { bail!("object") };
+    match options.shift_remove("calibrator") {
+        Some(Value::Object(calibrator)) => options.extend(calibrator),
+        _ => drop(options.insert("calibrator_type".into(), Value::Null)),
     }
-    let options: BTreeSet<&str> = PolicyOverrides::NAMES.into_iter().collect();
-    ensure!(with_pair == options, "without a pair: {:?}", options.difference(&with_pair).collect::<Vec<_>>());
-    // The JSON form counts them too: `version` and `cache_type` are no options of a policy.
-    let json = PolicyConfig::from_tag("dbcache")?.to_json();
-    let keys =
-        json.as_object().context("object")?.keys().filter(|key| !["version", "cache_type"].contains(&key.as_str()));
-    ensure!(keys.map(String::as_str).collect::<BTreeSet<_>>() == options, "JSON and overrides have other options");
+    // No options of a policy.
+    options.shift_remove("version");
+    options.shift_remove("cache_type");
+    Ok(options)
+}
+
+#[test]
+fn every_option_has_a_pair_that_decides_or_forecasts_differently() -> Result<()> {
+    let mut with_pair = BTreeSet::new();
+    for ((preset, tags), pairs) in ALL_OPTIONS.into_iter().zip([PAIRS, PRUNE_PAIRS]) {
+        let mut of_policy = BTreeSet::new();
+        for (option, plain, other) in pairs {
+            let (a, b) = (options(plain)?, options(other)?);
+            // Two types of calibrators share but some of their options.
+            let differing: Vec<&String> = a.keys().filter(|key| b.contains_key(*key) && a[*key] != b[*key]).collect();
+            ensure!(differing == [option], "{option}: {plain} and {other} differ in {differing:?}");
+            let (plain, other) = (PolicyConfig::from_tag(plain)?, PolicyConfig::from_tag(other)?);
+            let (a, b) = (toy::generate(&plain)?, toy::generate(&other)?);
+            let mut of_calibrators = PolicyOverrides::NAMES.into_iter().skip_while(|name| *name != "calibrator_type");
+            let is_of_calibrator = of_calibrators.any(|name| name == *option);
+            let differ = if is_of_calibrator { a.latents != b.latents } else { a.decisions != b.decisions };
+            ensure!(differ, "{plain} and {other} both decide {}", a.decisions);
+            of_policy.insert(option.to_string());
+        }
+        let mut all = BTreeSet::new();
+        for tag in tags {
+            all.extend(options(tag)?.keys().cloned());
+        }
+        let without: Vec<_> = all.symmetric_difference(&of_policy).collect();
+        ensure!(without.is_empty(), "{preset}: without a pair: {without:?}");
+        with_pair.extend(of_policy);
+    }
+    let overrides: BTreeSet<String> = PolicyOverrides::NAMES.into_iter().map(str::to_owned).collect();
+    ensure!(with_pair == overrides, "overrides and policies have other options");
     Ok(())
 }
 
-/// A model of 8 blocks on 6 tokens of 8 channels, and the step loop at its shortest: what an engine must do with a
-/// policy's answers.
+/// A model of 8 blocks on 6 image tokens and 2 text tokens of 8 channels, and the step loop at its shortest: what an
+/// engine must do with a policy's answers.
 mod toy {
     use super::*;
 
@@ -357,50 +560,124 @@ mod toy {
     const STEPS: usize = 28;
     const RUN: RunShape = RunShape { n_blocks: BLOCKS, steps: STEPS, branches: 2 };
     const TOKENS: usize = 6;
+    const TEXT_TOKENS: usize = 2;
     const CHANNELS: usize = 8;
 
     /// `[tokens, channels]`
     type Stream = Vec<[f64; CHANNELS]>;
 
+    /// Image and text.
+    type Streams = [Stream; 2];
+
+    const KINDS: [StreamKind; 2] = [StreamKind::Hidden, StreamKind::Encoder];
+
+    /// What a generation gives.
+    pub struct Outcome {
+        /// Of all branches.
+        pub decisions: String,
+        pub latents: Stream,
+    }
+
+    /// What is kept of the middle, or of a block.
+    struct Unit {
+        block: Option<usize>,
+        compared: Stream,
+        streams: [Kept; 2],
+    }
+
+    /// What is kept of one stream: with a calibrator several tensors, else one.
     #[derive(Default)]
     struct Kept {
-        compared: Stream,
-        residual: Stream,
+        calibrator: Option<Box<dyn Calibrator>>,
+        tensors: Vec<Stream>,
+    }
+
+    impl Unit {
+        fn new(block: Option<usize>) -> Self {
+            Self { block, compared: Stream::new(), streams: [Kept::default(), Kept::default()] }
+        }
+
+        /// After the unit ran.
+        fn keep(&mut self, config: &PolicyConfig, step: usize, before: &Streams, after: &Streams) {
+            for ((kind, kept), (before, after)) in
+                KINDS.into_iter().zip(&mut self.streams).zip(before.iter().zip(after))
+            {
+                if step == 0 {
+                    *kept = Kept { calibrator: config.calibrator(self.block, kind), tensors: Vec::new() };
+                }
+                let computed = match config.cache_type(self.block, kind) {
+                    CalibratorCacheType::Residual => minus(after, before),
+                    CalibratorCacheType::HiddenStates => after.clone(),
+                };
+                match &mut kept.calibrator {
+                    None => kept.tensors = vec![computed],
+                    Some(calibrator) => {
+                        let rows = calibrator.put(step);
+                        kept.tensors = sums(&rows, &kept.tensors, Some(&computed));
+                    }
+                }
+            }
+        }
+
+        /// Instead of running the unit.
+        fn reuse(&mut self, config: &PolicyConfig, step: usize, streams: &mut Streams) {
+            for ((kind, kept), stream) in KINDS.into_iter().zip(&mut self.streams).zip(streams) {
+                let reused = kept.forecast(step);
+                *stream = match config.cache_type(self.block, kind) {
+                    CalibratorCacheType::Residual => plus(stream, &reused),
+                    CalibratorCacheType::HiddenStates => reused,
+                };
+            }
+        }
+    }
+
+    impl Kept {
+        fn forecast(&mut self, step: usize) -> Stream {
+            let Some(calibrator) = &mut self.calibrator else { return self.tensors[0].clone() };
+            if let Some(range) = calibrator.needs_gram() {
+                let tail = &self.tensors[range];
+                let gram: Gram = tail.iter().map(|a| tail.iter().map(|b| dot(a, b)).collect()).collect();
+                calibrator.set_gram(&[gram]);
+            }
+            let forecast = sums(&calibrator.get(step), &self.tensors, None).remove(0);
+            if let Some(rows) = calibrator.after_get() {
+                self.tensors = sums(&rows, &self.tensors, Some(&forecast));
+            }
+            forecast
+        }
+    }
+
+    /// One branch.
+    struct State {
+        branch: Branch,
+        policy: Box<dyn CachePolicy>,
+        middle: Unit,
+        blocks: Vec<Unit>,
         diff: Option<f32>,
         decisions: String,
     }
 
-    /// The decisions of both branches.
-    pub fn generate(config: &PolicyConfig) -> Result<String> {
-        let split = config.blocks_split(BLOCKS)?;
-        let options = config.diff_options().context("the policy compares nothing")?;
-        let new = || Ok::<_, anyhow::Error>((config.policy(RUN)?, Kept::default()));
-        let (mut cond, mut uncond) = (new()?, new()?);
+    pub fn generate(config: &PolicyConfig) -> Result<Outcome> {
+        let state = |(branch, policy)| State {
+            branch,
+            policy,
+            middle: Unit::new(None),
+            blocks: (0..BLOCKS).map(|block| Unit::new(Some(block))).collect(),
+            diff: None,
+            decisions: String::new(),
+        };
+        let mut branches: Vec<State> = config.policies(RUN)?.into_iter().map(state).collect();
         let mut latents: Stream = (0..TOKENS).map(|t| std::array::from_fn(|c| wave(t as f64, c as f64))).collect();
         for step in 0..STEPS {
             let mut velocity = [Stream::new(), Stream::new()];
-            cond.1.diff = None;
-            for branch in config.branch_order() {
-                let shared = cond.1.diff.filter(|_| branch == Branch::Uncond && config.shares_cond_diff());
-                let (policy, kept) = if branch == Branch::Cond { &mut cond } else { &mut uncond };
-                let at = DecisionPoint { step, steps: STEPS, branch, block: None };
-                let run = |blocks: std::ops::Range<usize>, h: Stream| blocks.fold(h, |h, i| block(i, at, &h));
-                let before = latents.clone();
-                let after = run(split.head.clone(), before.clone());
-                let compared = match options.tensor {
-                    DiffTensor::HeadResidual => minus(&after, &before),
-                    DiffTensor::HeadOutput => after.clone(),
-                };
-                let decision = match policy.gate(at) {
-                    Gate::Decided(decision) => decision,
-                    Gate::NeedsDiff => {
-                        let diff = shared.unwrap_or_else(|| diff(&kept.compared, &compared, &options));
-                        kept.diff = Some(diff);
-                        policy.judge(at, diff)
-                    }
-                };
-                let corrected = apply(decision, kept, after, compared, |h| run(split.middle.clone(), h));
-                velocity[(branch == Branch::Uncond) as usize] = run(split.tail.clone(), corrected);
+            let mut cond_diff = None;
+            for state in &mut branches {
+                let is_uncond = state.branch == Branch::Uncond;
+                let shared = cond_diff.filter(|_| is_uncond && config.shares_cond_diff());
+                velocity[is_uncond as usize] = state.transformer(config, step, shared, &latents)?;
+                if !is_uncond {
+                    cond_diff = state.diff;
+                }
             }
             let guided = |t: usize, c: usize| 1.5 * velocity[0][t][c] - 0.5 * velocity[1][t][c];
             for (t, token) in latents.iter_mut().enumerate() {
@@ -409,44 +686,140 @@ mod toy {
                 }
             }
         }
-        Ok(format!("{} {}", cond.1.decisions, uncond.1.decisions))
+        let decisions = branches.into_iter().map(|state| format!("{} {} ", state.branch, state.decisions)).collect();
+        Ok(Outcome { decisions, latents })
     }
 
-    fn apply(
-        decision: Decision,
-        kept: &mut Kept,
-        h: Stream,
-        compared: Stream,
-        middle: impl Fn(Stream) -> Stream,
-    ) -> Stream {
-        kept.decisions.push(decision.action.letter());
-        match decision.action {
-            Action::Skip => minus(&h, &kept.residual.iter().map(|token| token.map(|v| -v)).collect()),
-            Action::Compute => {
-                let output = middle(h.clone());
-                kept.residual = minus(&output, &h);
-                kept.compared = compared;
-                output
+    impl State {
+        /// One step.
+        fn transformer(
+            &mut self,
+            config: &PolicyConfig,
+            step: usize,
+            shared: Option<f32>,
+            latents: &Stream,
+        ) -> Result<Stream> {
+            let prompt = if self.branch == Branch::Cond { 0.3 } else { -0.4 };
+            let text =
+                (0..TEXT_TOKENS).map(|t| std::array::from_fn(|c| prompt * wave(c as f64, t as f64 + 3.0))).collect();
+            let before: Streams = [latents.clone(), text];
+            let split = config.blocks_split(BLOCKS)?;
+            let at = DecisionPoint { step, steps: STEPS, branch: self.branch, block: None };
+            let mut streams = self.run_blocks(config, at, split.head.clone(), before.clone())?;
+            let compared = config.diff_options().map(|options| match options.tensor {
+                DiffTensor::HeadOutput => streams[0].clone(),
+                _ => minus(&streams[0], &before[0]),
+            });
+            self.diff = None;
+            let decision = match self.policy.gate(at) {
+                Gate::Decided(decision) => decision,
+                Gate::NeedsDiff => {
+                    let options = config.diff_options().context("nothing to compare")?;
+                    let compared = compared.as_ref().context("nothing to compare")?;
+                    let diff = shared.unwrap_or_else(|| diff(&self.middle.compared, compared, &options));
+                    self.diff = Some(diff);
+                    self.policy.judge(at, diff)
+                }
+            };
+            self.decisions.push(decision.action.letter());
+            match decision.action {
+                Action::Skip => self.middle.reuse(config, self.policy.calibrator_step(at), &mut streams),
+                Action::Compute => {
+                    let keeps = self.policy.keeps(at);
+                    let output = self.run_blocks(config, at, split.middle.clone(), streams.clone())?;
+                    if keeps {
+                        self.middle.keep(config, self.policy.calibrator_step(at), &streams, &output);
+                        self.middle.compared = compared.unwrap_or_default();
+                    }
+                    streams = output;
+                }
             }
+            let [image, _] = self.run_blocks(config, at, split.tail.clone(), streams)?;
+            Ok(image)
         }
+
+        fn run_blocks(
+            &mut self,
+            config: &PolicyConfig,
+            at: DecisionPoint,
+            blocks: std::ops::Range<usize>,
+            mut streams: Streams,
+        ) -> Result<Streams> {
+            let singles = config.single_blocks(BLOCKS);
+            for i in blocks {
+                if !singles.contains(&i) {
+                    streams = block(i, at, &streams);
+                    continue;
+                }
+                let at = DecisionPoint { block: Some(i), ..at };
+                let decision = match self.policy.gate(at) {
+                    Gate::Decided(decision) => decision,
+                    Gate::NeedsDiff => {
+                        let options = config.block_diff_options().context("nothing to compare")?;
+                        self.policy.judge(at, diff(&self.blocks[i].compared, &joined(&streams, &options), &options))
+                    }
+                };
+                self.decisions.push(decision.action.letter().to_ascii_lowercase());
+                let step = self.policy.calibrator_step(at);
+                match decision.action {
+                    Action::Skip => self.blocks[i].reuse(config, step, &mut streams),
+                    Action::Compute => {
+                        let output = block(i, at, &streams);
+                        if self.policy.keeps(at) {
+                            self.blocks[i].keep(config, step, &streams, &output);
+                            self.blocks[i].compared = config
+                                .block_diff_options()
+                                .map(|options| joined(&streams, &options))
+                                .unwrap_or_default();
+                        }
+                        streams = output;
+                    }
+                }
+            }
+            Ok(streams)
+        }
+    }
+
+    /// What a block's diff compares: each block of this model joins its streams.
+    fn joined(streams: &Streams, options: &DiffOptions) -> Stream {
+        if options.compare_all_streams { streams.concat() } else { streams[0].clone() }
+    }
+
+    /// A table of weights times tensors: the kept ones and, last, the new one.
+    fn sums(rows: &[Sum], kept: &[Stream], new: Option<&Stream>) -> Vec<Stream> {
+        let tensors: Vec<&Stream> = kept.iter().chain(new).collect();
+        let element =
+            |row: &Sum, t: usize, c: usize| row.iter().zip(&tensors).map(|(w, tensor)| w * tensor[t][c]).sum();
+        let sum = |row: &Sum| (0..tensors[0].len()).map(|t| std::array::from_fn(|c| element(row, t, c))).collect();
+        rows.iter().map(sum).collect()
+    }
+
+    fn dot(a: &Stream, b: &Stream) -> f64 {
+        a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| a * b).sum()
+    }
+
+    fn plus(a: &Stream, b: &Stream) -> Stream {
+        a.iter().zip(b).map(|(a, b)| std::array::from_fn(|c| a[c] + b[c])).collect()
     }
 
     fn wave(a: f64, b: f64) -> f64 {
         (a * 1.7 + b * 2.3 + a * b * 0.9).sin()
     }
 
-    fn block(i: usize, at: DecisionPoint, h: &Stream) -> Stream {
+    /// Each token mixes its channels with those of the next one; text follows image in the circle.
+    fn block(i: usize, at: DecisionPoint, streams: &Streams) -> Streams {
         let time = at.step as f64 / STEPS as f64;
         let prompt = if at.branch == Branch::Cond { 0.3 } else { -0.4 };
-        let mut next = h.clone();
-        for (t, token) in next.iter_mut().enumerate() {
-            for (c, value) in token.iter_mut().enumerate() {
-                let mixed = 0.6 * h[t][(c + i + 1) % CHANNELS] + 0.4 * h[(t + 1) % TOKENS][c];
+        let all: Stream = streams.concat();
+        let n = all.len();
+        let next = |t: usize| {
+            std::array::from_fn(|c| {
+                let mixed = 0.6 * all[t][(c + i + 1) % CHANNELS] + 0.4 * all[(t + 1) % n][c];
                 let weight = wave(i as f64 + 1.0, c as f64);
-                *value += 0.3 * (weight * mixed + prompt * wave(time + t as f64, i as f64 + c as f64)).tanh();
-            }
-        }
-        next
+                all[t][c] + 0.3 * (weight * mixed + prompt * wave(time + t as f64, i as f64 + c as f64)).tanh()
+            })
+        };
+        [(0..TOKENS).map(next).collect(), (TOKENS..n).map(next).collect()]
     }
 
     fn minus(a: &Stream, b: &Stream) -> Stream {

@@ -8,15 +8,20 @@
 //! ```
 //!
 //! A skipped middle is replaced by its residual of the last computed step; the last `Bn_compute_blocks` blocks (the
-//! tail) run on every step, on the corrected streams. This file holds the options and the order in which they decide;
-//! [`DiffOptions`] tells the loop which tensors to compare.
+//! tail) run on every step, on the corrected streams. This file holds the options and the order in which they decide,
+//! `state.rs` decides; [`DiffOptions`] tells the loop which tensors to compare.
+
+mod state;
 
 use std::fmt;
 use std::str::FromStr;
 
+pub(super) use self::state::DbCache;
 use super::RunShape;
+use super::calibrator::CalibratorConfig;
 use super::mask::{StepsMask, StepsPolicy};
-use super::policy::{Action, CachePolicy, Decision, DecisionPoint, Gate, Reason};
+use super::prospect::{self, Limits};
+use super::schedule::{KeepRule, Schedule, ScheduleOptions};
 use crate::error::{Error, Result};
 
 /// The options of DBCache, named as in cache-dit 1.5.3. [`Default`] is the preset `dbcache`, the defaults of
@@ -30,6 +35,7 @@ use crate::error::{Error, Result};
 /// | `s < max_warmup_steps` and `s` is a multiple of `warmup_interval` | compute | `warmup` |
 /// | mask digit `s` is 1 | compute | `mask_compute` |
 /// | mask digit `s` is 0, and the mask's policy is static | skip | `mask_static` |
+/// | `s` is even, with `enable_alter_cache` | compute | `alter_step` |
 /// | skipped steps `>= max_cached_steps` | compute | `max_cached` |
 /// | skipped steps directly before this one `>= max_continuous_cached_steps` | compute | `max_continuous` |
 /// | sum of the positive diffs `>= max_accumulated_residual_diff_threshold` | compute | `max_accumulated` |
@@ -44,6 +50,13 @@ pub struct DbCacheConfig {
     pub fn_compute_blocks: usize,
     /// B, how many blocks the tail has. They run on every step, on what the skipped middle left.
     pub bn_compute_blocks: usize,
+    /// If set, the tail blocks, counted from the start of the tail, that run on every step; the others run on a skipped
+    /// step only if their own input changed, see `non_compute_blocks_diff_threshold`. `None` = all run.
+    pub bn_compute_blocks_ids: Option<Vec<usize>>,
+    /// The largest diff (exclusive, dimensionless) of the input of a tail block that is not in
+    /// `bn_compute_blocks_ids` at which its kept residual is added instead of running it. 0 = that of the step.
+    /// `None` = 0.08, the default of cache-dit 0.1.0.
+    pub non_compute_blocks_diff_threshold: Option<f64>,
     /// R, the largest diff (exclusive, dimensionless) at which a step is skipped. 0 never skips; 1 and more always
     /// skips, without a diff.
     pub residual_diff_threshold: f64,
@@ -79,6 +92,14 @@ pub struct DbCacheConfig {
     pub important_condition_threshold: Option<f64>,
     /// f: only every f-th channel (last axis) is kept and compared. 1 = all.
     pub downsample_factor: usize,
+    /// Whether only odd steps may be skipped, and nothing is kept of even ones: what is compared and reused is always
+    /// of an odd step. The reference keeps both in two sets of buffers; the even set never changes a decision.
+    pub enable_alter_cache: bool,
+    /// The threshold that then replaces all others; `None` = 1, so that odd steps are always skipped once one was
+    /// computed, and what they reuse is never renewed.
+    pub alter_residual_diff_threshold: Option<f64>,
+    /// Forecasts the residuals of the middle on skipped steps; `None` = the last ones are repeated.
+    pub calibrator: Option<CalibratorConfig>,
 }
 
 impl Default for DbCacheConfig {
@@ -86,6 +107,8 @@ impl Default for DbCacheConfig {
         Self {
             fn_compute_blocks: 8,
             bn_compute_blocks: 8,
+            bn_compute_blocks_ids: None,
+            non_compute_blocks_diff_threshold: None,
             residual_diff_threshold: 0.12,
             max_warmup_steps: 8,
             warmup_interval: 1,
@@ -101,6 +124,9 @@ impl Default for DbCacheConfig {
             l1_hidden_states_diff_threshold: None,
             important_condition_threshold: None,
             downsample_factor: 1,
+            enable_alter_cache: false,
+            alter_residual_diff_threshold: None,
+            calibrator: None,
         }
     }
 }
@@ -162,6 +188,9 @@ pub struct DiffOptions {
     pub important_condition_threshold: Option<f64>,
     /// Keep and compare only the channels 0, f, 2f, … (last axis), before anything else.
     pub downsample_factor: usize,
+    /// Whether a block that joins all streams to one list of tokens is compared by all of them, not by the image stream
+    /// alone.
+    pub compare_all_streams: bool,
 }
 
 /// The tensor that is compared.
@@ -171,6 +200,8 @@ pub enum DiffTensor {
     HeadResidual,
     /// The image stream after the head.
     HeadOutput,
+    /// The image stream before a block that the policy decides on.
+    BlockInput,
 }
 
 impl DbCacheConfig {
@@ -191,9 +222,31 @@ impl DbCacheConfig {
         Self { bn_compute_blocks: 0, residual_diff_threshold: 0.08, ..Self::default() }
     }
 
-    /// What diffs are compared with: `l1_hidden_states_diff_threshold` if set, else `residual_diff_threshold`.
+    /// What diffs are compared with: `alter_residual_diff_threshold` with `enable_alter_cache`, else
+    /// `l1_hidden_states_diff_threshold` if set, else `residual_diff_threshold`.
     pub fn threshold(&self) -> f64 {
+        if self.enable_alter_cache {
+            return self.alter_residual_diff_threshold.unwrap_or(1.0);
+        }
         self.l1_hidden_states_diff_threshold.unwrap_or(self.residual_diff_threshold)
+    }
+
+    /// What diffs of tail blocks are compared with.
+    fn block_threshold(&self) -> f64 {
+        match self.non_compute_blocks_diff_threshold.unwrap_or(0.08) {
+            0.0 => self.threshold(),
+            threshold => threshold,
+        }
+    }
+
+    /// What to compare for tail blocks: all channels, as in the reference.
+    pub(super) fn block_diff_options(&self) -> DiffOptions {
+        DiffOptions {
+            tensor: DiffTensor::BlockInput,
+            downsample_factor: 1,
+            compare_all_streams: true,
+            ..self.diff_options()
+        }
     }
 
     /// What to compare.
@@ -203,6 +256,7 @@ impl DbCacheConfig {
             tensor: if on_output { DiffTensor::HeadOutput } else { DiffTensor::HeadResidual },
             important_condition_threshold: self.important_condition_threshold,
             downsample_factor: self.downsample_factor,
+            compare_all_streams: false,
         }
     }
 
@@ -211,8 +265,23 @@ impl DbCacheConfig {
         !self.cfg_diff_compute_separate && !self.cfg_compute_first
     }
 
-    fn has_static_mask(&self) -> bool {
-        self.steps_computation_mask.is_some() && self.steps_computation_policy == StepsPolicy::Static
+    /// The tail blocks, counted from the start of the model, that a skipped step need not run.
+    pub(super) fn skippable_tail(&self, n_blocks: usize) -> Vec<usize> {
+        let Some(ids) = &self.bn_compute_blocks_ids else { return Vec::new() };
+        let start = n_blocks.saturating_sub(self.bn_compute_blocks);
+        (0..self.bn_compute_blocks).filter(|id| !ids.contains(id)).map(|id| start + id).collect()
+    }
+
+    pub(super) fn schedule(&self) -> ScheduleOptions<'_> {
+        ScheduleOptions {
+            max_warmup_steps: self.max_warmup_steps,
+            warmup_interval: self.warmup_interval,
+            mask: self.steps_computation_mask.as_ref(),
+            mask_policy: self.steps_computation_policy,
+            refresh_hint: self.force_refresh_step_hint,
+            refresh_policy: self.force_refresh_step_policy,
+            keep_rule: if self.enable_alter_cache { KeepRule::Odd } else { KeepRule::Every(1) },
+        }
     }
 
     /// Refuses values that make no sense for any model.
@@ -226,51 +295,54 @@ impl DbCacheConfig {
         }
         check_positive("max_accumulated_residual_diff_threshold", self.max_accumulated_residual_diff_threshold)?;
         check_positive("important_condition_threshold", self.important_condition_threshold)?;
-        if self.warmup_interval == 0 {
-            return refuse("warmup_interval is 0; use 1 to compute every warm-up step, or max_warmup_steps 0 for none");
-        }
         if self.downsample_factor == 0 {
             return refuse("downsample_factor is 0; use 1 to compare every channel");
         }
-        match self.force_refresh_step_hint {
-            Some(0) => return refuse("force_refresh_step_hint is 0, but the cache is empty then; use 1 or more"),
-            None if self.force_refresh_step_policy == RefreshPolicy::Repeat => {
-                return refuse(
-                    "force_refresh_step_policy is repeat, but there is no force_refresh_step_hint; give one",
-                );
-            }
-            _ => {}
+        if self.non_compute_blocks_diff_threshold.is_some() && self.bn_compute_blocks_ids.is_none() {
+            return refuse(
+                "non_compute_blocks_diff_threshold has no effect without Bn_compute_blocks_ids; give both or none",
+            );
         }
-        match &self.steps_computation_mask {
-            None if self.steps_computation_policy == StepsPolicy::Static => {
-                refuse("steps_computation_policy is static, but there is no steps_computation_mask; give one")
-            }
-            Some(StepsMask::Steps(mask)) if mask.is_empty() => {
-                refuse("steps_computation_mask is empty; leave it out, or write one digit for each step")
-            }
-            Some(StepsMask::Steps(mask)) if self.has_static_mask() && mask.first() == Some(&false) => refuse(
-                "a static steps_computation_mask starts with 0, but nothing is computed yet that step 0 could reuse; \
-                 start it with 1",
-            ),
-            _ => Ok(()),
+        if let Some(threshold) = self.non_compute_blocks_diff_threshold {
+            check_threshold("non_compute_blocks_diff_threshold", threshold)?;
         }
+        if let Some(ids) = &self.bn_compute_blocks_ids {
+            let b = self.bn_compute_blocks;
+            let is_rising = ids.windows(2).all(|pair| pair[0] < pair[1]);
+            if !is_rising || ids.last().is_none_or(|&last| last >= b) {
+                return Err(Error::usage(format!(
+                    "Bn_compute_blocks_ids is {ids:?}, but must list some of the tail's blocks 0 to {} in rising order; \
+                     leave it out to compute all of them",
+                    b.saturating_sub(1)
+                )));
+            }
+        }
+        if let Some(threshold) = self.alter_residual_diff_threshold {
+            if !self.enable_alter_cache {
+                return refuse("alter_residual_diff_threshold has no effect without enable_alter_cache");
+            }
+            check_threshold("alter_residual_diff_threshold", threshold)?;
+        }
+        if self.enable_alter_cache && self.steps_computation_mask.is_some() {
+            return refuse(
+                "enable_alter_cache and steps_computation_mask both say which steps may be skipped; remove one",
+            );
+        }
+        if let Some(calibrator) = &self.calibrator {
+            calibrator.check()?;
+        }
+        self.schedule().check()
     }
 
     /// Refuses what does not fit the steps and branches of a run.
     pub(super) fn check_run(&self, run: RunShape) -> Result<()> {
-        if let Some(hint) = self.force_refresh_step_hint
-            && !hint.is_multiple_of(run.branches)
-        {
-            return Err(Error::usage(format!(
-                "force_refresh_step_hint is {hint}, but counts calls of the model, and each step has {}: it would part \
-                 the branches of a step; use an even number",
-                run.branches
-            )));
-        }
-        match &self.steps_computation_mask {
-            Some(mask) => mask.resolve(run.steps).map(drop),
-            None => Ok(()),
-        }
+        self.schedule().check_run(run)?;
+        let limits = Limits {
+            threshold: self.threshold(),
+            max_steps: self.max_cached_steps,
+            max_continuous_steps: self.max_continuous_cached_steps,
+        };
+        prospect::check(self.calibrator.as_ref(), &Schedule::new(self.schedule(), run)?, run.steps, limits)
     }
 
     /// Options that are set but outranked by others, so that changing them would change nothing. The reference accepts
@@ -283,9 +355,13 @@ impl DbCacheConfig {
                 found.push(format!("{option} has no effect: {by}"));
             }
         };
-        let is_late = self.force_refresh_step_hint.is_some_and(|hint| hint / run.branches.max(1) >= run.steps);
+        let is_late = self.schedule().is_refresh_late(run);
         note(is_late, "force_refresh_step_hint", "the run is over before so many calls of the model");
-        if self.has_static_mask() {
+        if self.enable_alter_cache {
+            let is_set = self.max_continuous_cached_steps.is_some_and(|limit| limit > 0);
+            note(is_set, "max_continuous_cached_steps", "enable_alter_cache never skips two steps in a row");
+        }
+        if self.schedule().has_static_mask() {
             let by = "a static steps_computation_mask decides on every step after the warm-up";
             note(self.max_cached_steps.is_some(), "max_cached_steps", by);
             note(self.max_continuous_cached_steps.is_some(), "max_continuous_cached_steps", by);
@@ -307,14 +383,14 @@ fn refuse(message: &str) -> Result<()> {
     Err(Error::usage(message))
 }
 
-fn check_threshold(option: &str, value: f64) -> Result<()> {
+pub(super) fn check_threshold(option: &str, value: f64) -> Result<()> {
     if value.is_finite() && value.is_sign_positive() {
         return Ok(());
     }
     Err(Error::usage(format!("{option} is {value}; use 0 to never skip, or a positive number")))
 }
 
-fn check_positive(option: &str, value: Option<f64>) -> Result<()> {
+pub(super) fn check_positive(option: &str, value: Option<f64>) -> Result<()> {
     match value {
         Some(value) if !(value.is_finite() && value > 0.0) => {
             Err(Error::usage(format!("{option} is {value}; use a positive number, or leave it out")))
@@ -323,147 +399,16 @@ fn check_positive(option: &str, value: Option<f64>) -> Result<()> {
     }
 }
 
-/// The state of DBCache in one generation and branch.
-pub(super) struct DbCache {
-    threshold: f64,
-    warmup_steps: usize,
-    warmup_interval: usize,
-    max_cached_steps: Option<usize>,
-    max_continuous_cached_steps: Option<usize>,
-    max_accumulated: Option<f64>,
-    mask: Option<Vec<bool>>,
-    mask_policy: StepsPolicy,
-    /// After how many steps the state below starts again.
-    refresh_after: Option<usize>,
-    refresh_policy: RefreshPolicy,
-    /// The step at which it last did; steps of the warm-up and of the mask count from there.
-    start: usize,
-    /// Steps skipped so far.
-    cached: usize,
-    /// Steps skipped since the last computed one.
-    run: usize,
-    /// Sum of all positive diffs so far. It never falls.
-    accumulated: f64,
-    /// Whether a step was computed, so that there is something to compare with and to reuse.
-    has_buffer: bool,
-}
-
-impl DbCache {
-    pub(super) fn new(config: &DbCacheConfig, run: RunShape) -> Result<Self> {
-        let mask = config.steps_computation_mask.as_ref().map(|mask| mask.resolve(run.steps)).transpose()?;
-        let leading_ones = mask.as_ref().map(|mask| mask.iter().take_while(|&&compute| compute).count());
-        Ok(Self {
-            threshold: config.threshold(),
-            warmup_steps: config.max_warmup_steps.min(leading_ones.unwrap_or(usize::MAX)),
-            warmup_interval: config.warmup_interval,
-            max_cached_steps: config.max_cached_steps,
-            max_continuous_cached_steps: config.max_continuous_cached_steps,
-            max_accumulated: config.max_accumulated_residual_diff_threshold,
-            mask,
-            mask_policy: config.steps_computation_policy,
-            refresh_after: config.force_refresh_step_hint.map(|calls| calls / run.branches.max(1)),
-            refresh_policy: config.force_refresh_step_policy,
-            start: 0,
-            cached: 0,
-            run: 0,
-            accumulated: 0.0,
-            has_buffer: false,
-        })
-    }
-
-    /// Empties the cache if it is time to. The tensors that were kept need no clearing: without a buffer this policy
-    /// asks for none until a computed step has replaced them.
-    fn maybe_refresh(&mut self, step: usize) {
-        let is_due = self.refresh_after.is_some_and(|after| step.checked_sub(self.start) == Some(after));
-        if is_due {
-            self.start = step;
-            self.cached = 0;
-            self.run = 0;
-            self.accumulated = 0.0;
-            self.has_buffer = false;
-            if self.refresh_policy == RefreshPolicy::Once {
-                self.refresh_after = None;
-            }
-        }
-    }
-
-    /// The rules that need no diff, in the order of the table of [`DbCacheConfig`]; `step` counts from the last
-    /// refresh.
-    fn rule(&self, step: usize) -> Option<Reason> {
-        if step < self.warmup_steps && step.is_multiple_of(self.warmup_interval) {
-            return Some(Reason::Warmup);
-        }
-        match self.mask.as_ref().map(|mask| mask.get(step).copied().unwrap_or(false)) {
-            Some(true) => return Some(Reason::MaskCompute),
-            Some(false) if self.mask_policy == StepsPolicy::Static => return Some(Reason::MaskStatic),
-            _ => {}
-        }
-        if self.max_cached_steps.is_some_and(|limit| self.cached >= limit) {
-            return Some(Reason::MaxCached);
-        }
-        if self.max_continuous_cached_steps.is_some_and(|limit| self.run >= limit) {
-            return Some(Reason::MaxContinuous);
-        }
-        if self.max_accumulated.is_some_and(|limit| self.accumulated >= limit) {
-            return Some(Reason::MaxAccumulated);
-        }
-        if self.threshold <= 0.0 {
-            return Some(Reason::ThresholdOff);
-        }
-        if !self.has_buffer {
-            return Some(Reason::NoBuffer);
-        }
-        (self.threshold >= 1.0).then_some(Reason::Always)
-    }
-
-    fn decide(&mut self, reason: Reason) -> Decision {
-        let decision = Decision::from(reason);
-        match decision.action {
-            Action::Compute => {
-                self.run = 0;
-                self.has_buffer = true;
-            }
-            Action::Skip => {
-                self.run += 1;
-                self.cached += 1;
-            }
-        }
-        decision
-    }
-}
-
-impl CachePolicy for DbCache {
-    fn gate(&mut self, at: DecisionPoint) -> Gate {
-        self.maybe_refresh(at.step);
-        match self.rule(at.step.saturating_sub(self.start)) {
-            Some(reason) => Gate::Decided(self.decide(reason)),
-            None => Gate::NeedsDiff,
-        }
-    }
-
-    fn judge(&mut self, _at: DecisionPoint, diff: f32) -> Decision {
-        let diff = f64::from(diff);
-        // Not `accumulated += max(diff, 0)`: NaN must not spoil the sum.
-        if diff > 0.0 {
-            self.accumulated += diff;
-        }
-        self.decide(if diff < self.threshold { Reason::Below } else { Reason::Above })
-    }
-
-    fn threshold(&self, _at: DecisionPoint) -> Option<f64> {
-        Some(self.threshold)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::{Branch, PolicyConfig};
+    use super::super::{Branch, DecisionPoint, Gate, PolicyConfig, Reason};
     use super::*;
 
     /// Decides one step for each diff, `None` where the policy is not to ask for one. Returns the reasons.
     fn reasons(tag: &str, diffs: &[Option<f32>]) -> Result<Vec<Reason>> {
         let steps = diffs.len();
-        let mut policy = tag.parse::<PolicyConfig>()?.policy(RunShape { n_blocks: 12, steps, branches: 1 })?;
+        let mut policy =
+            tag.parse::<PolicyConfig>()?.policies(RunShape { n_blocks: 12, steps, branches: 1 })?.remove(0).1;
         let decide = |(step, diff): (usize, &Option<f32>)| {
             let at = DecisionPoint { step, steps, branch: Branch::Cond, block: None };
             match (policy.gate(at), diff) {
@@ -565,7 +510,7 @@ mod tests {
     fn a_refresh_counts_calls() -> Result<()> {
         let config = PolicyConfig::from_tag("f1b0w0r1fr4")?;
         let run = RunShape { n_blocks: 12, steps: 6, branches: 2 };
-        let mut policy = config.policy(run)?;
+        let mut policy = config.policies(run)?.remove(1).1;
         let reasons =
             (0..6).map(|step| policy.gate(DecisionPoint { step, steps: 6, branch: Branch::Uncond, block: None }));
         let refreshed: Vec<usize> = reasons

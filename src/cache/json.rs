@@ -3,11 +3,14 @@
 //! Unknown keys are refused. Keys of older releases are read where the option still exists under another name, and
 //! refused with the name of the successor where it does not.
 
+mod calibrator;
+
 use serde_json::{Map, Value, json};
 
 use super::dbcache::DbCacheConfig;
+use super::dbprune::DbPruneConfig;
 use super::mask::StepsMask;
-use super::overrides::{OrNone, PolicyOverrides};
+use super::overrides::{BlockIds, OrNone, PolicyOverrides};
 use super::{PolicyConfig, tag};
 use crate::error::{Error, Result};
 
@@ -28,20 +31,27 @@ impl PolicyConfig {
         parse(text)
     }
 
-    /// The JSON object that [`from_json`](Self::from_json) reads back to the same value. It names every option.
+    /// The JSON object that [`from_json`](Self::from_json) reads back to the same value. It names every option. Only a
+    /// replay is not read back: it needs its recording.
     pub fn to_json(&self) -> Value {
         match self {
             Self::None => json!({ "version": VERSION, "cache_type": "none" }),
-            Self::DbCache(config) => dbcache_json(config),
+            Self::DbCache(config) => cache_json(config),
+            Self::DbPrune(config) => prune_json(config),
+            Self::Replay { config, .. } => {
+                json!({ "version": VERSION, "cache_type": "replay", "config": config.to_json() })
+            }
         }
     }
 }
 
-fn dbcache_json(config: &DbCacheConfig) -> Value {
+fn cache_json(config: &DbCacheConfig) -> Value {
     // Without `..`: a new option must be written here.
     let DbCacheConfig {
         fn_compute_blocks,
         bn_compute_blocks,
+        bn_compute_blocks_ids,
+        non_compute_blocks_diff_threshold,
         residual_diff_threshold,
         max_warmup_steps,
         warmup_interval,
@@ -57,24 +67,24 @@ fn dbcache_json(config: &DbCacheConfig) -> Value {
         l1_hidden_states_diff_threshold,
         important_condition_threshold,
         downsample_factor,
+        enable_alter_cache,
+        alter_residual_diff_threshold,
+        calibrator,
     } = config;
-    let limit = |limit: &Option<usize>| limit.map_or(json!(-1), |limit| json!(limit));
-    let mask = steps_computation_mask.as_ref().map(|mask| match mask {
-        StepsMask::Steps(mask) => json!(mask.iter().map(|&compute| u8::from(compute)).collect::<Vec<_>>()),
-        StepsMask::Preset(preset) => json!(preset.as_str()),
-    });
     json!({
         "version": VERSION,
         "cache_type": "DBCache",
         "Fn_compute_blocks": fn_compute_blocks,
         "Bn_compute_blocks": bn_compute_blocks,
+        "Bn_compute_blocks_ids": bn_compute_blocks_ids,
+        "non_compute_blocks_diff_threshold": non_compute_blocks_diff_threshold,
         "residual_diff_threshold": residual_diff_threshold,
         "max_warmup_steps": max_warmup_steps,
         "warmup_interval": warmup_interval,
-        "max_cached_steps": limit(max_cached_steps),
-        "max_continuous_cached_steps": limit(max_continuous_cached_steps),
+        "max_cached_steps": limit_json(max_cached_steps),
+        "max_continuous_cached_steps": limit_json(max_continuous_cached_steps),
         "max_accumulated_residual_diff_threshold": max_accumulated_residual_diff_threshold,
-        "steps_computation_mask": mask,
+        "steps_computation_mask": mask_json(steps_computation_mask),
         "steps_computation_policy": steps_computation_policy.as_str(),
         "force_refresh_step_hint": force_refresh_step_hint,
         "force_refresh_step_policy": force_refresh_step_policy.as_str(),
@@ -83,7 +93,78 @@ fn dbcache_json(config: &DbCacheConfig) -> Value {
         "l1_hidden_states_diff_threshold": l1_hidden_states_diff_threshold,
         "important_condition_threshold": important_condition_threshold.unwrap_or(0.0),
         "downsample_factor": downsample_factor,
+        "enable_alter_cache": enable_alter_cache,
+        "alter_residual_diff_threshold": alter_residual_diff_threshold,
+        "calibrator": calibrator::to_json(calibrator.as_ref(), true),
     })
+}
+
+fn prune_json(config: &DbPruneConfig) -> Value {
+    // Without `..`, as above.
+    let DbPruneConfig {
+        fn_compute_blocks,
+        bn_compute_blocks,
+        non_prune_block_ids,
+        residual_diff_threshold,
+        max_warmup_steps,
+        warmup_interval,
+        max_cached_steps,
+        max_pruned_steps,
+        max_continuous_cached_steps,
+        steps_computation_mask,
+        steps_computation_policy,
+        force_refresh_step_hint,
+        force_refresh_step_policy,
+        cfg_compute_first,
+        enable_dynamic_prune_threshold,
+        max_dynamic_prune_threshold,
+        dynamic_prune_threshold_relax_ratio,
+        dynamic_prune_threshold_diffs,
+        residual_cache_update_interval,
+        important_condition_threshold,
+        downsample_factor,
+        compare_all_streams,
+        calibrator,
+    } = config;
+    json!({
+        "version": VERSION,
+        "cache_type": "DBPrune",
+        "Fn_compute_blocks": fn_compute_blocks,
+        "Bn_compute_blocks": bn_compute_blocks,
+        "non_prune_block_ids": non_prune_block_ids,
+        "residual_diff_threshold": residual_diff_threshold,
+        "max_warmup_steps": max_warmup_steps,
+        "warmup_interval": warmup_interval,
+        "max_cached_steps": limit_json(max_cached_steps),
+        "max_pruned_steps": limit_json(max_pruned_steps),
+        "max_continuous_cached_steps": limit_json(max_continuous_cached_steps),
+        "steps_computation_mask": mask_json(steps_computation_mask),
+        "steps_computation_policy": steps_computation_policy.as_str(),
+        "force_refresh_step_hint": force_refresh_step_hint,
+        "force_refresh_step_policy": force_refresh_step_policy.as_str(),
+        "cfg_compute_first": cfg_compute_first,
+        "enable_dynamic_prune_threshold": enable_dynamic_prune_threshold,
+        "max_dynamic_prune_threshold": max_dynamic_prune_threshold,
+        "dynamic_prune_threshold_relax_ratio": dynamic_prune_threshold_relax_ratio,
+        "dynamic_prune_threshold_diffs": limit_json(dynamic_prune_threshold_diffs),
+        "residual_cache_update_interval": residual_cache_update_interval,
+        "important_condition_threshold": important_condition_threshold.unwrap_or(0.0),
+        "downsample_factor": downsample_factor,
+        "compare_all_streams": compare_all_streams,
+        "calibrator": calibrator::to_json(calibrator.as_ref(), false),
+    })
+}
+
+fn limit_json(limit: &Option<usize>) -> Value {
+    limit.map_or(json!(-1), |limit| json!(limit))
+}
+
+fn mask_json(mask: &Option<StepsMask>) -> Value {
+    match mask {
+        None => Value::Null,
+        Some(StepsMask::Steps(mask)) => json!(mask.iter().map(|&compute| u8::from(compute)).collect::<Vec<_>>()),
+        Some(StepsMask::Preset(preset)) => json!(preset.as_str()),
+    }
 }
 
 pub(super) fn parse(text: &str) -> Result<PolicyConfig> {
@@ -102,28 +183,36 @@ pub(super) fn parse(text: &str) -> Result<PolicyConfig> {
     };
     let mut set = PolicyOverrides::default();
     let mut limits = Limits::default();
-    for (key, value) in object.iter().filter(|(_, value)| !value.is_null()) {
+    // The switches come first: what a key about the text stream means hangs on them.
+    let (switches, others): (Vec<_>, Vec<_>) =
+        object.iter().filter(|(_, value)| !value.is_null()).partition(|(key, _)| calibrator::is_switch(key));
+    for (key, value) in switches.into_iter().chain(others) {
         option(key, value, &mut set, &mut limits).map_err(|error| error.at("policy"))?;
     }
-    let config = base.with(&set)?;
+    let mut config = base.with(&set)?;
     limits.check(&config)?;
+    if limits.reduces_calibrator_vram {
+        calibrator::reduce_vram(&mut config)?;
+    }
     Ok(config)
 }
 
-/// Options of 0.1.0 that only limit others.
+/// Options of the reference that only limit others.
 #[derive(Default)]
 struct Limits {
+    reduces_calibrator_vram: bool,
     max_fn: Option<usize>,
     max_bn: Option<usize>,
 }
 
 impl Limits {
     fn check(&self, config: &PolicyConfig) -> Result<()> {
-        let PolicyConfig::DbCache(config) = config else { return Ok(()) };
-        let pairs = [
-            ("Fn_compute_blocks", config.fn_compute_blocks, self.max_fn),
-            ("Bn_compute_blocks", config.bn_compute_blocks, self.max_bn),
-        ];
+        let (f, b) = match config {
+            PolicyConfig::None | PolicyConfig::Replay { .. } => return Ok(()),
+            PolicyConfig::DbCache(config) => (config.fn_compute_blocks, config.bn_compute_blocks),
+            PolicyConfig::DbPrune(config) => (config.fn_compute_blocks, config.bn_compute_blocks),
+        };
+        let pairs = [("Fn_compute_blocks", f, self.max_fn), ("Bn_compute_blocks", b, self.max_bn)];
         for (option, blocks, max) in pairs {
             if let Some(max) = max.filter(|&max| max > 0 && blocks > max) {
                 return Err(Error::usage(format!(
@@ -163,9 +252,25 @@ fn option(key: &str, value: &Value, set: &mut PolicyOverrides, limits: &mut Limi
         "l1_hidden_states_diff_threshold" => set.l1_hidden_states_diff_threshold = Some(OrNone(Some(number()?))),
         "important_condition_threshold" => set.important_condition_threshold = Some(OrNone(Some(number()?))),
         "downsample_factor" => set.downsample_factor = Some(count()?),
+        "compare_all_streams" => set.compare_all_streams = Some(switch(key, value)?),
+        "Bn_compute_blocks_ids" => set.bn_compute_blocks_ids = Some(OrNone(Some(ids(key, value)?))),
+        "non_compute_blocks_diff_threshold" => set.non_compute_blocks_diff_threshold = Some(OrNone(Some(number()?))),
+        "non_prune_block_ids" | "non_prune_blocks_ids" => {
+            set.non_prune_block_ids = Some(OrNone(Some(ids(key, value)?)));
+        }
+        "max_pruned_steps" => set.max_pruned_steps = Some(OrNone(limit()?)),
+        "enable_dynamic_prune_threshold" => set.enable_dynamic_prune_threshold = Some(switch(key, value)?),
+        "max_dynamic_prune_threshold" => set.max_dynamic_prune_threshold = Some(OrNone(Some(number()?))),
+        "dynamic_prune_threshold_relax_ratio" => set.dynamic_prune_threshold_relax_ratio = Some(number()?),
+        "dynamic_prune_threshold_diffs" => set.dynamic_prune_threshold_diffs = Some(OrNone(limit()?)),
+        "residual_cache_update_interval" => set.residual_cache_update_interval = Some(count()?),
         "max_Fn_compute_blocks" => limits.max_fn = limit()?,
         "max_Bn_compute_blocks" => limits.max_bn = limit()?,
+        "enable_alter_cache" => set.enable_alter_cache = Some(switch(key, value)?),
+        "alter_residual_diff_threshold" => set.alter_residual_diff_threshold = Some(OrNone(Some(number()?))),
+        "force_reduce_calibrator_vram" => limits.reduces_calibrator_vram = switch(key, value)?,
         _ if is_off(value) && is_old_switch(key) => {}
+        _ if calibrator::option(key, value, set)? => {}
         _ => return Err(refusal(key)),
     }
     Ok(())
@@ -173,10 +278,7 @@ fn option(key: &str, value: &Value, set: &mut PolicyOverrides, limits: &mut Limi
 
 /// Options that other releases have and this engine lacks, but that say nothing when they are off.
 fn is_old_switch(key: &str) -> bool {
-    matches!(
-        key,
-        "Fn_compute_blocks_ids" | "Bn_compute_blocks_ids" | "enable_alter_cache" | "enable_taylorseer" | "slg_layers"
-    )
+    matches!(key, "Fn_compute_blocks_ids" | "slg_layers")
 }
 
 fn is_off(value: &Value) -> bool {
@@ -190,37 +292,15 @@ fn is_off(value: &Value) -> bool {
 /// Why `key` is no option here, and what to use instead.
 fn refusal(key: &str) -> Error {
     let why = match key {
-        "Bn_compute_blocks_ids" | "non_compute_blocks_diff_threshold" => {
-            "is not supported yet; remove it to compute the whole tail"
-        }
         "Fn_compute_blocks_ids" => {
             "would leave head blocks out on every step without any correction; lower Fn_compute_blocks instead"
         }
-        "enable_alter_cache" | "alter_residual_diff_threshold" => {
-            "is not supported; a steps_computation_mask such as [1,1,1,1,0,1,0,1] comes close, though it renews its \
-             residual on each computed step"
-        }
         "slg_layers" | "slg_start" | "slg_end" => "is skip-layer guidance, no rule of a cache; remove it",
-        "enable_taylorseer"
-        | "taylorseer_kwargs"
-        | "enable_encoder_taylorseer"
-        | "taylorseer_order"
-        | "taylorseer_cache_type"
-        | "enable_calibrator"
-        | "enable_encoder_calibrator"
-        | "calibrator_type"
-        | "calibrator_cache_type"
-        | "calibrator_kwargs" => "asks for a calibrator, which is not supported yet",
+        "taylorseer_kwargs" | "calibrator_kwargs" => {
+            "must be empty; give its options by name, such as taylorseer_order or dmd_history"
+        }
         "num_inference_steps" => "belongs to the request: each generation starts with an empty cache; remove it",
         "enable_separate_cfg" => "is not needed: the request says whether there are two guidance branches; remove it",
-        "non_prune_blocks_ids"
-        | "non_prune_block_ids"
-        | "max_pruned_steps"
-        | "enable_dynamic_prune_threshold"
-        | "max_dynamic_prune_threshold"
-        | "dynamic_prune_threshold_relax_ratio"
-        | "residual_cache_update_interval"
-        | "force_reduce_calibrator_vram" => "is an option of DBPrune, which is not supported yet",
         _ => return Error::usage(format!("unknown option `{key}`; known are {}", PolicyOverrides::NAMES.join(", "))),
     };
     Error::usage(format!("{key} {why}"))
@@ -253,6 +333,12 @@ fn switch(key: &str, value: &Value) -> Result<bool> {
 
 fn text<'a>(key: &str, value: &'a Value) -> Result<&'a str> {
     value.as_str().ok_or_else(|| wrong_type(key, value, "text"))
+}
+
+fn ids(key: &str, value: &Value) -> Result<BlockIds> {
+    let id = |id: &Value| id.as_u64().and_then(|id| usize::try_from(id).ok());
+    let ids = value.as_array().and_then(|list| list.iter().map(id).collect());
+    ids.map(BlockIds).ok_or_else(|| wrong_type(key, value, "a list of blocks"))
 }
 
 fn mask(value: &Value) -> Result<StepsMask> {
@@ -306,7 +392,9 @@ mod tests {
             ("{", "no JSON object"),
             ("[]", "no JSON object"),
             (r#"{"version": 2}"#, "version is 2, this program reads 1"),
-            (r#"{"cache_type": "dbprune"}"#, "DBPrune is not supported yet"),
+            (r#"{"cache_type": "dbcach"}"#, "unknown policy `dbcach`"),
+            (r#"{"cache_type": "dbprune", "Bn_compute_blocks_ids": [0]}"#, "the policy `prune` has no option"),
+            (r#"{"cache_type": "dbprune", "non_prune_block_ids": 3}"#, "must be a list of blocks"),
             (r#"{"cache_type": 1}"#, "must be text"),
             (r#"{"cache_type": "none", "warmup_interval": 2}"#, "the policy `none` has no option warmup_interval"),
             (r#"{"Fn": 8}"#, "unknown option `Fn`; known are Fn_compute_blocks"),
@@ -322,17 +410,16 @@ mod tests {
                 r#"{"Fn_compute_blocks": 20, "max_Fn_compute_blocks": 16}"#,
                 "Fn_compute_blocks is 20, but max_Fn_compute_blocks is 16",
             ),
-            (r#"{"Bn_compute_blocks_ids": [0]}"#, "Bn_compute_blocks_ids is not supported yet"),
             (r#"{"Fn_compute_blocks_ids": [0]}"#, "lower Fn_compute_blocks"),
-            (r#"{"non_compute_blocks_diff_threshold": 0.08}"#, "not supported yet"),
-            (r#"{"enable_alter_cache": true}"#, "a steps_computation_mask such as"),
-            (r#"{"alter_residual_diff_threshold": 1.0}"#, "a steps_computation_mask such as"),
-            (r#"{"enable_taylorseer": true}"#, "calibrator"),
+            (r#"{"non_compute_blocks_diff_threshold": 0.08}"#, "without Bn_compute_blocks_ids"),
+            (r#"{"enable_alter_cache": true, "steps_computation_mask": "fast"}"#, "both say which steps"),
+            (r#"{"cache_type": "dbprune", "enable_alter_cache": true}"#, "has no option enable_alter_cache"),
+            (r#"{"taylorseer_kwargs": {"n_derivatives": 2}}"#, "give its options by name"),
             (r#"{"slg_start": 0.0}"#, "no rule of a cache"),
             (r#"{"force_refresh_step_policy": "repeat"}"#, "there is no force_refresh_step_hint"),
             (r#"{"num_inference_steps": 28}"#, "belongs to the request"),
             (r#"{"enable_separate_cfg": true}"#, "the request says"),
-            (r#"{"max_pruned_steps": 3}"#, "an option of DBPrune"),
+            (r#"{"max_pruned_steps": 3}"#, "the policy `dbcache` has no option max_pruned_steps"),
         ] {
             let error = tag(json).err().map(|error| error.to_string()).unwrap_or_default();
             assert!(error.contains(words), "{json}: `{error}` lacks `{words}`");

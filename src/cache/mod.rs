@@ -1,17 +1,35 @@
 //! Decides whether blocks run; sees scalars, never tensors, clocks or files.
 //!
-//! [`PolicyConfig`] is what a user sets: it is parsed from a tag or JSON ([`FromStr`](std::str::FromStr)), changed by
+//! [`PolicyConfig`] is what a user sets: it is parsed from a tag or JSON ([`PolicyConfig::from_tag`]), changed by
 //! [`PolicyOverrides`], checked against the model and the run, and then makes one [`CachePolicy`] for each branch of a
 //! generation. What the step loop must do for an option (which tensors to compare, which branch comes first) it asks
 //! here: [`PolicyConfig::blocks_split`], [`diff_options`](PolicyConfig::diff_options),
 //! [`shares_cond_diff`](PolicyConfig::shares_cond_diff), [`branch_order`](PolicyConfig::branch_order).
+//!
+//! # What the loop does
+//!
+//! A *unit* is the middle (`block: None`, if the policy [`reuses_middle`](PolicyConfig::reuses_middle)) or one of the
+//! [`single_blocks`](PolicyConfig::single_blocks). For each branch, in [`branch_order`](PolicyConfig::branch_order):
+//!
+//! 1. Run the head; ask [`gate`](CachePolicy::gate) with no block on every step, even if no middle is reused.
+//! 2. Before each single block, wherever it lies, ask [`gate`](CachePolicy::gate) with that block.
+//! 3. On [`NeedsDiff`](Gate::NeedsDiff) compare as [`diff_options`](PolicyConfig::diff_options) (no block) or
+//!    [`block_diff_options`](PolicyConfig::block_diff_options) say, and ask [`judge`](CachePolicy::judge).
+//! 4. `Compute`: run the unit; then, if the policy [`keeps`](CachePolicy::keeps) it, keep the compared tensor, and of
+//!    each stream the change (or the output, by [`cache_type`](PolicyConfig::cache_type)): with a
+//!    [`calibrator`](PolicyConfig::calibrator) through its [`put`](Calibrator::put), else in the place of the last one.
+//! 5. `Skip`: of each stream, take the calibrator's [`get`](Calibrator::get), then ask
+//!    [`after_get`](Calibrator::after_get); or take what was kept; add it to the stream, or put it in its place, by the same rule.
+//!
+//! Calibrators are given [`calibrator_step`](CachePolicy::calibrator_step) as the step; where that is 0, each unit's
+//! are replaced by fresh ones before its `put`.
 //!
 //! ```
 //! use dbcache_trt::cache::{Action, Branch, DecisionPoint, Gate, PolicyConfig, Reason, RunShape};
 //!
 //! let config: PolicyConfig = "f1b0w4r0.08".parse()?;
 //! let steps = 28;
-//! let mut policy = config.policy(RunShape { n_blocks: 12, steps, branches: 1 })?;
+//! let mut policy = config.policies(RunShape { n_blocks: 12, steps, branches: 1 })?.remove(0).1;
 //! for step in 0..4 {
 //!     let at = DecisionPoint { step, steps, branch: Branch::Cond, block: None };
 //!     assert_eq!(policy.gate(at), Gate::Decided(Reason::Warmup.into()));
@@ -22,19 +40,33 @@
 //! # Ok::<(), dbcache_trt::Error>(())
 //! ```
 
+mod calibrator;
 mod dbcache;
+mod dbprune;
+mod dmd;
 mod json;
 mod mask;
+mod memory;
 mod overrides;
 mod policy;
+mod prospect;
+mod replay;
+mod schedule;
 mod tag;
 
 use std::ops::Range;
 
+pub use calibrator::{
+    Calibrator, CalibratorCacheType, CalibratorConfig, CalibratorKind, CalibratorType, DmdFallback, StreamKind, Sum,
+};
 pub use dbcache::{DbCacheConfig, DiffOptions, DiffTensor, RefreshPolicy};
+pub use dbprune::DbPruneConfig;
+pub use dmd::Gram;
 pub use mask::{MaskPreset, StepsMask, StepsPolicy};
-pub use overrides::{OrNone, PolicyOverrides};
+pub use memory::{KeptTensors, StreamBytes, Tensors};
+pub use overrides::{BlockIds, OrNone, PolicyOverrides};
 pub use policy::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, Reason};
+pub use replay::{RecordedBranch, RecordedStep, Recording};
 
 use crate::error::{Error, Result};
 
@@ -50,6 +82,15 @@ pub enum PolicyConfig {
     None,
     /// `dbcache`, and `fb`, which is its F1 B0.
     DbCache(DbCacheConfig),
+    /// `prune`: every block decides for itself.
+    DbPrune(DbPruneConfig),
+    /// A recorded run again; see [`PolicyConfig::replay`].
+    Replay {
+        /// The policy that was recorded: it says which blocks it decided on, and what is kept and forecast.
+        config: Box<PolicyConfig>,
+        /// What it decided.
+        recording: Recording,
+    },
 }
 
 /// What a policy must fit.
@@ -75,16 +116,39 @@ pub struct BlocksSplit {
 }
 
 impl PolicyConfig {
-    /// The policy of one branch of one generation: a fresh state each time.
+    /// The policies of one generation, one for each branch, in the order in which the branches are computed: fresh
+    /// states each time.
     ///
     /// # Errors
     /// `Usage`, as [`validate`](Self::validate).
-    pub fn policy(&self, run: RunShape) -> Result<Box<dyn CachePolicy>> {
+    pub fn policies(&self, run: RunShape) -> Result<Vec<(Branch, Box<dyn CachePolicy>)>> {
         self.validate(run)?;
-        Ok(match self {
-            Self::None => Box::new(policy::ComputeAll),
-            Self::DbCache(config) => Box::new(dbcache::DbCache::new(config, run)?),
-        })
+        let cond_diffs = dbprune::CondDiffs::default();
+        let policy = |branch: Branch| {
+            let policy: Box<dyn CachePolicy> = match self {
+                Self::None => Box::new(policy::ComputeAll),
+                Self::DbCache(config) => Box::new(dbcache::DbCache::new(config, run)?),
+                Self::DbPrune(config) => Box::new(dbprune::DbPrune::new(config, run, cond_diffs.clone())?),
+                Self::Replay { config, recording } => {
+                    let recorded = recording.find(branch).ok_or_else(|| Error::internal("a branch is not recorded"))?;
+                    Box::new(replay::Replay::new(config, recorded, run)?)
+                }
+            };
+            Ok((branch, policy))
+        };
+        self.branches(run).into_iter().map(policy).collect()
+    }
+
+    /// The branches of a run, in the order in which they are computed.
+    fn branches(&self, run: RunShape) -> Vec<Branch> {
+        if run.branches == 1 { vec![Branch::Cond] } else { self.branch_order().to_vec() }
+    }
+
+    /// The policy that repeats what `config` decided in a recorded run. It never asks for a diff, so none is computed
+    /// and nothing is kept for any; all else it does as `config` does. Whether the recording fits is checked by
+    /// [`validate`](Self::validate).
+    pub fn replay(config: PolicyConfig, recording: Recording) -> Self {
+        Self::Replay { config: Box::new(config), recording }
     }
 
     /// Refuses options that are impossible, or that do not fit the model or the run.
@@ -94,9 +158,14 @@ impl PolicyConfig {
     pub fn validate(&self, run: RunShape) -> Result<()> {
         self.check()?;
         self.blocks_split(run.n_blocks)?;
+        if !(1..=2).contains(&run.branches) {
+            return Err(Error::usage(format!("a step has 1 or 2 guidance branches, not {}", run.branches)));
+        }
         match self {
             Self::None => Ok(()),
             Self::DbCache(config) => config.check_run(run),
+            Self::DbPrune(config) => config.check_run(run),
+            Self::Replay { config, recording } => recording.check(config, run),
         }
     }
 
@@ -108,26 +177,34 @@ impl PolicyConfig {
         match self {
             Self::None => Ok(()),
             Self::DbCache(config) => config.check(),
+            Self::DbPrune(config) => config.check(),
+            Self::Replay { config, .. } => match config.as_ref() {
+                Self::DbCache(_) | Self::DbPrune(_) => config.check(),
+                Self::None | Self::Replay { .. } => {
+                    Err(Error::usage(format!("the policy `{config}` decides nothing that could be replayed")))
+                }
+            },
         }
     }
 
     /// Suspicious but legal settings, as sentences for the user: options that others outrank, and runs in which
     /// nothing can be skipped.
     pub fn warnings(&self, run: RunShape) -> Vec<String> {
-        let Self::DbCache(config) = self else { return Vec::new() };
         let RunShape { n_blocks, steps, .. } = run;
-        let mut warnings = config.outranked(run);
-        if config.steps_computation_mask.is_none() && config.warmup_interval == 1 && config.max_warmup_steps >= steps {
-            warnings.push(format!(
-                "nothing can be skipped: all {steps} steps are warm-up (max_warmup_steps {})",
-                config.max_warmup_steps
-            ));
+        let (mut warnings, w, i, mask) = match self {
+            Self::None | Self::Replay { .. } => return Vec::new(),
+            Self::DbCache(c) => (c.outranked(run), c.max_warmup_steps, c.warmup_interval, &c.steps_computation_mask),
+            Self::DbPrune(c) => (c.outranked(run), c.max_warmup_steps, c.warmup_interval, &c.steps_computation_mask),
+        };
+        if mask.is_none() && i == 1 && w >= steps {
+            warnings.push(format!("nothing can be skipped: all {steps} steps are warm-up (max_warmup_steps {w})"));
         }
-        if config.fn_compute_blocks.saturating_add(config.bn_compute_blocks) == n_blocks {
-            warnings.push(format!(
-                "nothing is saved: Fn_compute_blocks {} and Bn_compute_blocks {} cover all {n_blocks} blocks",
-                config.fn_compute_blocks, config.bn_compute_blocks
-            ));
+        let saves_nothing = match self {
+            Self::DbPrune(config) => config.prunable(n_blocks).is_empty(),
+            _ => self.blocks_split(n_blocks).is_ok_and(|split| split.middle.is_empty()),
+        };
+        if saves_nothing && self.single_blocks(n_blocks).is_empty() {
+            warnings.push(format!("nothing is saved: the blocks that always run are all {n_blocks} blocks"));
         }
         warnings
     }
@@ -137,11 +214,13 @@ impl PolicyConfig {
     /// # Errors
     /// `Usage` if there is no head, or if head and tail do not fit.
     pub fn blocks_split(&self, n_blocks: usize) -> Result<BlocksSplit> {
-        let Self::DbCache(config) = self else {
-            return Ok(BlocksSplit { head: 0..0, middle: 0..n_blocks, tail: n_blocks..n_blocks });
+        let (f, b) = match self {
+            Self::Replay { config, .. } => return config.blocks_split(n_blocks),
+            Self::None => (0, 0),
+            Self::DbCache(config) => (config.fn_compute_blocks, config.bn_compute_blocks),
+            Self::DbPrune(config) => (config.fn_compute_blocks, config.bn_compute_blocks),
         };
-        config.check()?;
-        let (f, b) = (config.fn_compute_blocks, config.bn_compute_blocks);
+        self.check()?;
         match f.checked_add(b) {
             Some(kept) if kept <= n_blocks => {
                 let tail = n_blocks - b;
@@ -154,11 +233,37 @@ impl PolicyConfig {
         }
     }
 
-    /// What the loop compares when the policy asks for a diff; `None` if it never asks.
+    /// The blocks that the policy decides on one by one, counted from the start of the model: the plan needs a cut
+    /// before and after each.
+    ///
+    /// Whenever such a block is about to run, the loop asks the gate with this block. On `Skip` it adds the kept
+    /// residual of the block to the streams. On `Compute` it runs the block, and if the policy
+    /// [`keeps`](CachePolicy::keeps) it, keeps its input (for the diff, see
+    /// [`block_diff_options`](Self::block_diff_options)) and its residual of every stream.
+    pub fn single_blocks(&self, n_blocks: usize) -> Vec<usize> {
+        match self {
+            Self::None => Vec::new(),
+            Self::DbCache(config) => config.skippable_tail(n_blocks),
+            Self::DbPrune(config) => config.prunable(n_blocks),
+            Self::Replay { config, .. } => config.single_blocks(n_blocks),
+        }
+    }
+
+    /// What the loop compares when the policy asks for the diff of one of the
+    /// [`single_blocks`](Self::single_blocks); `None` if it never asks.
+    pub fn block_diff_options(&self) -> Option<DiffOptions> {
+        match self {
+            Self::DbCache(config) if config.bn_compute_blocks_ids.is_some() => Some(config.block_diff_options()),
+            Self::DbPrune(config) => Some(config.block_diff_options()),
+            _ => None,
+        }
+    }
+
+    /// What the loop compares when the policy asks for the diff of a step; `None` if it never asks.
     pub fn diff_options(&self) -> Option<DiffOptions> {
         match self {
-            Self::None => None,
             Self::DbCache(config) => Some(config.diff_options()),
+            Self::None | Self::DbPrune(_) | Self::Replay { .. } => None,
         }
     }
 
@@ -168,16 +273,55 @@ impl PolicyConfig {
     /// compare are kept for both branches in any case.
     pub fn shares_cond_diff(&self) -> bool {
         match self {
-            Self::None => false,
             Self::DbCache(config) => config.shares_cond_diff(),
+            Self::None | Self::DbPrune(_) | Self::Replay { .. } => false,
         }
     }
 
     /// In which order the loop computes the branches of a step that has both.
     pub fn branch_order(&self) -> [Branch; 2] {
         match self {
-            Self::DbCache(config) if config.cfg_compute_first => [Branch::Uncond, Branch::Cond],
+            Self::Replay { config, .. } => config.branch_order(),
+            Self::DbCache(DbCacheConfig { cfg_compute_first: true, .. })
+            | Self::DbPrune(DbPruneConfig { cfg_compute_first: true, .. }) => [Branch::Uncond, Branch::Cond],
             _ => [Branch::Cond, Branch::Uncond],
+        }
+    }
+
+    /// Whether the loop keeps the residual of the middle blocks as a whole: it does unless there is no policy, or one
+    /// that decides per block.
+    pub fn reuses_middle(&self) -> bool {
+        match self {
+            Self::DbCache(_) => true,
+            Self::None | Self::DbPrune(_) => false,
+            Self::Replay { config, .. } => config.reuses_middle(),
+        }
+    }
+
+    /// What forecasts the middle (`block` is `None`) or one of the [`single_blocks`](Self::single_blocks) in one stream
+    /// of one branch, in its initial state; `None` where the last residual is repeated. Tail blocks of DBCache have no
+    /// calibrators, as in the reference.
+    pub fn calibrator(&self, block: Option<usize>, stream: StreamKind) -> Option<Box<dyn Calibrator>> {
+        let config = match (self, block) {
+            (Self::DbCache(DbCacheConfig { calibrator, .. }), None)
+            | (Self::DbPrune(DbPruneConfig { calibrator, .. }), Some(_)) => calibrator.as_ref()?,
+            (Self::Replay { config, .. }, _) => return config.calibrator(block, stream),
+            _ => return None,
+        };
+        config.forecasts(stream).then(|| config.calibrator())
+    }
+
+    /// What is kept of the middle or of a block in one stream, and how it is used again: added to the stream as a
+    /// residual, or put in its place. A stream without a calibrator always keeps residuals.
+    pub fn cache_type(&self, block: Option<usize>, stream: StreamKind) -> CalibratorCacheType {
+        match self {
+            Self::Replay { config, .. } => config.cache_type(block, stream),
+            Self::DbCache(DbCacheConfig { calibrator: Some(calibrator), .. })
+                if block.is_none() && calibrator.forecasts(stream) =>
+            {
+                calibrator.calibrator_cache_type
+            }
+            _ => CalibratorCacheType::Residual,
         }
     }
 
@@ -186,16 +330,36 @@ impl PolicyConfig {
     /// # Errors
     /// `Usage` if this policy lacks an option that is set, or if the result is impossible.
     pub fn with(mut self, overrides: &PolicyOverrides) -> Result<Self> {
-        match &mut self {
-            Self::None => {
-                if let Some(option) = overrides.given().first() {
-                    return Err(Error::usage(format!(
-                        "the policy `none` has no option {option}; choose `dbcache`, `fb` or `cache-dit`, or leave \
-                         {option} out"
-                    )));
-                }
+        let lacking = match &mut self {
+            Self::None | Self::Replay { .. } => overrides.given().into_iter().next(),
+            Self::DbCache(config) => {
+                let lacking = overrides.apply_to_cache(config);
+                overrides.apply_to_calibrator(&mut config.calibrator)?;
+                lacking
             }
-            Self::DbCache(config) => overrides.apply(config),
+            Self::DbPrune(config) => {
+                let lacking = overrides.apply_to_prune(config);
+                overrides.apply_to_calibrator(&mut config.calibrator)?;
+                lacking
+            }
+        };
+        if let Some(option) = lacking {
+            let name = match self {
+                Self::None => "none",
+                Self::DbCache(_) => "dbcache",
+                Self::DbPrune(_) => "prune",
+                Self::Replay { .. } => "replay",
+            };
+            let remedy = match (&self, option) {
+                (Self::DbPrune(_), "l1_hidden_states_diff_threshold") => {
+                    "use residual_diff_threshold, which it would replace: blocks compare hidden states anyway"
+                }
+                (Self::DbPrune(_), "max_accumulated_residual_diff_threshold") => {
+                    "nothing is accumulated there; use max_cached_steps or max_pruned_steps"
+                }
+                _ => "leave it out, or choose another policy: `none`, `fb`, `dbcache`, `cache-dit`, `prune`",
+            };
+            return Err(Error::usage(format!("the policy `{name}` has no option {option}; {remedy}")));
         }
         self.check()?;
         Ok(self)
@@ -246,7 +410,9 @@ mod tests {
             ("f1b0cf1cds0", "cfg_diff_compute_separate has no effect: cfg_compute_first"),
             ("f1b0w28", "all 28 steps are warm-up (max_warmup_steps 28)"),
             ("f1b0fr28", "force_refresh_step_hint has no effect"),
-            ("f8b4", "cover all 12 blocks"),
+            ("f8b4", "always run are all 12 blocks"),
+            ("prune_f8b4", "always run are all 12 blocks"),
+            ("prune_f0b0m3_scm:fast:static", "max_cached_steps has no effect"),
         ] {
             assert!(warnings(tag)?.contains(words), "{tag}: {}", warnings(tag)?);
         }
@@ -265,13 +431,34 @@ mod tests {
     }
 
     #[test]
+    fn calibrators_belong_to_units_and_streams() -> Result<()> {
+        use CalibratorCacheType::{HiddenStates, Residual};
+        use StreamKind::{Encoder, Hidden};
+        let units = [(None, Hidden), (None, Encoder), (Some(11), Hidden)];
+        for (tag, has, cache_types) in [
+            ("f1b0", [false; 3], [Residual; 3]),
+            ("f1b2id0_t1", [true, true, false], [Residual; 3]),
+            ("f1b2id0_t1_hs1", [true, true, false], [HiddenStates, HiddenStates, Residual]),
+            // A stream without a calibrator keeps residuals whatever the others do.
+            ("f1b2id0_t1_hs1_ce0", [true, false, false], [HiddenStates, Residual, Residual]),
+            ("prune_f0b0_foca_ch0", [false; 3], [Residual; 3]),
+            ("prune_f0b0_foca", [false, false, true], [Residual; 3]),
+        ] {
+            let config = PolicyConfig::from_tag(tag)?;
+            assert_eq!(units.map(|(block, stream)| config.calibrator(block, stream).is_some()), has, "{tag}");
+            assert_eq!(units.map(|(block, stream)| config.cache_type(block, stream)), cache_types, "{tag}");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn policies_are_independent() -> Result<()> {
         let config = PolicyConfig::from_tag("f1b0w0r0.1")?;
         let at = DecisionPoint { step: 0, steps: 2, branch: Branch::Cond, block: None };
-        let (mut one, mut other) = (config.policy(run(12, 2))?, config.policy(run(12, 2))?);
+        let (mut one, mut other) = (config.policies(run(12, 2))?.remove(0).1, config.policies(run(12, 2))?.remove(0).1);
         assert_eq!(one.gate(at), other.gate(at));
         assert_eq!(one.gate(DecisionPoint { step: 1, ..at }), Gate::NeedsDiff);
-        assert_eq!(config.policy(run(12, 2))?.gate(at), Gate::Decided(Reason::NoBuffer.into()));
+        assert_eq!(config.policies(run(12, 2))?.remove(0).1.gate(at), Gate::Decided(Reason::NoBuffer.into()));
         Ok(())
     }
 }

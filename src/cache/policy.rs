@@ -12,7 +12,9 @@ use crate::error::{Error, Result};
 /// Decides whether blocks run. One object per request and branch: there is no `reset`, so nothing can leak into the
 /// next request. The loop must carry out what it is told, since a policy counts its own decisions as done.
 pub trait CachePolicy: Send {
-    /// Decides without a diff, or asks for one. Called once per step, in the order of the steps.
+    /// Decides without a diff, or asks for one. Called once per step, in the order of the steps, with no block: whether
+    /// the middle blocks run. Then once for each block of
+    /// [`single_blocks`](super::PolicyConfig::single_blocks) that is about to run, in their order.
     fn gate(&mut self, at: DecisionPoint) -> Gate;
 
     /// Decides by the diff that [`Gate::NeedsDiff`] asked for (dimensionless; NaN and infinity mean `Compute`).
@@ -20,6 +22,18 @@ pub trait CachePolicy: Send {
 
     /// What `judge` compares a diff with at this point (dimensionless); `None` where nothing is ever compared.
     fn threshold(&self, at: DecisionPoint) -> Option<f64>;
+
+    /// Whether what was computed at this point is to be kept, for later diffs and to be reused. Ask after the decision
+    /// to compute.
+    fn keeps(&self, _at: DecisionPoint) -> bool {
+        true
+    }
+
+    /// The step to hand to the [`Calibrator`](super::Calibrator)s at this point: it counts from the last refresh. Where
+    /// it is 0, they begin anew: put fresh ones in their place before the first `put` of this step.
+    fn calibrator_step(&self, at: DecisionPoint) -> usize {
+        at.step
+    }
 }
 
 /// Where in a generation a decision is taken.
@@ -121,6 +135,8 @@ impl Action {
 pub enum Reason {
     /// `no_cache`: the policy is to compute every step.
     None,
+    /// `per_block`: the policy decides on each block alone, so the step as a whole is computed.
+    PerBlock,
     /// `warmup`: an early step that must be computed (`max_warmup_steps`, `warmup_interval`).
     Warmup,
     /// `mask_compute`: the steps mask says 1.
@@ -129,10 +145,14 @@ pub enum Reason {
     MaskStatic,
     /// `max_cached`: `max_cached_steps` is used up.
     MaxCached,
+    /// `max_pruned`: `max_pruned_steps` is used up.
+    MaxPruned,
     /// `max_continuous`: the run of skipped steps is as long as `max_continuous_cached_steps` allows.
     MaxContinuous,
     /// `max_accumulated`: the diffs so far add up to `max_accumulated_residual_diff_threshold` or more.
     MaxAccumulated,
+    /// `alter_step`: an even step of `enable_alter_cache`.
+    AlterStep,
     /// `threshold_off`: the threshold is 0, so no step is ever skipped.
     ThresholdOff,
     /// `no_buffer`: nothing was computed yet that could be reused.
@@ -143,56 +163,74 @@ pub enum Reason {
     Below,
     /// `above`: the diff is not below the threshold, or not a number.
     Above,
+    /// `recorded_compute`: a replayed run computed here.
+    RecordedCompute,
+    /// `recorded_skip`: a replayed run skipped here.
+    RecordedSkip,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::None,
+        Self::PerBlock,
         Self::Warmup,
         Self::MaskCompute,
         Self::MaskStatic,
         Self::MaxCached,
+        Self::MaxPruned,
         Self::MaxContinuous,
         Self::MaxAccumulated,
+        Self::AlterStep,
         Self::ThresholdOff,
         Self::NoBuffer,
         Self::Always,
         Self::Below,
         Self::Above,
+        Self::RecordedCompute,
+        Self::RecordedSkip,
     ];
 
     /// Its name in traces.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "no_cache",
+            Self::PerBlock => "per_block",
             Self::Warmup => "warmup",
             Self::MaskCompute => "mask_compute",
             Self::MaskStatic => "mask_static",
             Self::MaxCached => "max_cached",
+            Self::MaxPruned => "max_pruned",
             Self::MaxContinuous => "max_continuous",
             Self::MaxAccumulated => "max_accumulated",
+            Self::AlterStep => "alter_step",
             Self::ThresholdOff => "threshold_off",
             Self::NoBuffer => "no_buffer",
             Self::Always => "always",
             Self::Below => "below",
             Self::Above => "above",
+            Self::RecordedCompute => "recorded_compute",
+            Self::RecordedSkip => "recorded_skip",
         }
     }
 
     /// What this rule makes the loop do.
     pub fn action(self) -> Action {
         match self {
-            Self::MaskStatic | Self::Always | Self::Below => Action::Skip,
+            Self::MaskStatic | Self::Always | Self::Below | Self::RecordedSkip => Action::Skip,
             Self::None
+            | Self::PerBlock
             | Self::Warmup
             | Self::MaskCompute
             | Self::MaxCached
+            | Self::MaxPruned
             | Self::MaxContinuous
             | Self::MaxAccumulated
+            | Self::AlterStep
             | Self::ThresholdOff
             | Self::NoBuffer
-            | Self::Above => Action::Compute,
+            | Self::Above
+            | Self::RecordedCompute => Action::Compute,
         }
     }
 }

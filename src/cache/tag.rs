@@ -2,20 +2,25 @@
 //!
 //! ```text
 //! tag     = preset | [preset "_"] token*           in any order, any case, "_" allowed between tokens
-//! preset  = "none" | "fb" | "dbcache" | "cache-dit"
+//! preset  = "none" | "fb" | "dbcache" | "cache-dit" | "prune"
 //! token   = name value | "scm:" mask [":" ("dynamic" | "static")] | "fr" calls [":" ("once" | "repeat")]
+//!         | "foca" | "dmd" history [":" ("corrected" | "reference")]
 //! mask    = digits of 1 and 0 | "slow" | "medium" | "fast" | "ultra"
 //! ```
 //!
 //! A tag without a preset starts from `dbcache`. Tags that the reference prints about its runs begin with `DBCache_`
-//! and are read as well; there M0 and MC0 mean no limit, since the reference prints them for unset limits.
+//! or `DBPrune_` and are read as well; there M0 and MC0 mean no limit, since the reference prints them for unset
+//! limits, T1O2 is TaylorSeer of order 2, T0 none whatever its order, and DMDH6 falls back to the reference's slope.
 
-use std::fmt;
+mod print;
+mod tokens;
+
 use std::str::FromStr;
 
-use super::dbcache::{DbCacheConfig, RefreshPolicy};
-use super::mask::{StepsMask, StepsPolicy};
-use super::overrides::{OrNone, PolicyOverrides};
+pub(super) use self::tokens::LOW_PRECISION;
+use self::tokens::Tokens;
+use super::dbcache::DbCacheConfig;
+use super::dbprune::DbPruneConfig;
 use super::{PolicyConfig, json};
 use crate::error::{Error, Result};
 
@@ -31,10 +36,20 @@ impl PolicyConfig {
     /// | `r` | `residual_diff_threshold` | `cf` | `cfg_compute_first`, 0 or 1 |
     /// | `m` | `max_cached_steps` | `cds` | `cfg_diff_compute_separate`, 0 or 1 |
     /// | `mc` | `max_continuous_cached_steps` | `scm:` | `steps_computation_mask` and `_policy` |
-    /// | | | `fr` | `force_refresh_step_hint` and `_policy` |
+    /// | `id` | `Bn_compute_blocks_ids`, such as `id0.2.3` | `fr` | `force_refresh_step_hint` and `_policy` |
+    /// | `nt` | `non_compute_blocks_diff_threshold` | `np` | `non_prune_block_ids`, such as `np2.5` |
+    /// | `mp` | `max_pruned_steps` | `ui` | `residual_cache_update_interval` |
+    /// | `dt` | `enable_dynamic_prune_threshold`, 0 or 1 | `dm` | `max_dynamic_prune_threshold` |
+    /// | `dr` | `dynamic_prune_threshold_relax_ratio` | `dn` | `dynamic_prune_threshold_diffs`, 0 = all |
+    /// | `as` | `compare_all_streams`, 0 or 1 | | |
+    /// | `al` | `enable_alter_cache`, 0 or 1 | `at` | `alter_residual_diff_threshold` |
+    /// | `t` | TaylorSeer, `taylorseer_order` | `foca` | FoCa |
+    /// | `dmd` | DMD, `dmd_history`, `_fallback`: `dmd6:reference` | `hs` | `calibrator_cache_type`, 1 = hidden states |
+    /// | `dk` | `dmd_rank` | `dg` | `dmd_ridge` |
+    /// | `ch` | `enable_calibrator`, 0 or 1 | `ce` | `enable_encoder_calibrator`, 0 or 1 |
     ///
     /// Presets: `none`; `fb` ([`DbCacheConfig::fb`]); `dbcache` ([`DbCacheConfig::default`]); `cache-dit`
-    /// ([`DbCacheConfig::cache_dit`]).
+    /// ([`DbCacheConfig::cache_dit`]); `prune` ([`DbPruneConfig::default`]).
     ///
     /// # Errors
     /// `Usage` for anything else, for a token given twice, and for impossible values.
@@ -53,65 +68,6 @@ impl FromStr for PolicyConfig {
     }
 }
 
-/// The canonical tag: limits that are unset and options of their default value are left out, except F, B, W, I and R.
-impl fmt::Display for PolicyConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::None => f.write_str("none"),
-            Self::DbCache(config) => print(config, f),
-        }
-    }
-}
-
-fn print(config: &DbCacheConfig, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-    fn optional(out: &mut fmt::Formatter<'_>, name: &str, value: Option<impl fmt::Display>) -> fmt::Result {
-        value.map_or(Ok(()), |value| write!(out, "{name}{value}"))
-    }
-    // Without `..`: a new option must be printed here, or the tag would not parse back to the same value.
-    let DbCacheConfig {
-        fn_compute_blocks,
-        bn_compute_blocks,
-        residual_diff_threshold,
-        max_warmup_steps,
-        warmup_interval,
-        max_cached_steps,
-        max_continuous_cached_steps,
-        max_accumulated_residual_diff_threshold,
-        steps_computation_mask,
-        steps_computation_policy,
-        force_refresh_step_hint,
-        force_refresh_step_policy,
-        cfg_compute_first,
-        cfg_diff_compute_separate,
-        l1_hidden_states_diff_threshold,
-        important_condition_threshold,
-        downsample_factor,
-    } = config;
-    write!(out, "f{fn_compute_blocks}b{bn_compute_blocks}w{max_warmup_steps}i{warmup_interval}")?;
-    write!(out, "r{residual_diff_threshold}")?;
-    optional(out, "m", *max_cached_steps)?;
-    optional(out, "mc", *max_continuous_cached_steps)?;
-    optional(out, "a", *max_accumulated_residual_diff_threshold)?;
-    optional(out, "l", *l1_hidden_states_diff_threshold)?;
-    optional(out, "ic", *important_condition_threshold)?;
-    optional(out, "ds", Some(downsample_factor).filter(|&&factor| factor != 1))?;
-    optional(out, "cf", cfg_compute_first.then_some(1))?;
-    optional(out, "cds", (!cfg_diff_compute_separate).then_some(0))?;
-    if let Some(calls) = force_refresh_step_hint {
-        write!(out, "_fr{calls}")?;
-        if *force_refresh_step_policy != RefreshPolicy::Once {
-            write!(out, ":{force_refresh_step_policy}")?;
-        }
-    }
-    if let Some(mask) = steps_computation_mask {
-        write!(out, "_scm:{mask}")?;
-        if *steps_computation_policy != StepsPolicy::Dynamic {
-            write!(out, ":{steps_computation_policy}")?;
-        }
-    }
-    Ok(())
-}
-
 /// The named starting points, and how they are written.
 pub(super) fn preset(name: &str) -> Result<PolicyConfig> {
     match name.to_ascii_lowercase().as_str() {
@@ -119,215 +75,41 @@ pub(super) fn preset(name: &str) -> Result<PolicyConfig> {
         "fb" | "fbcache" | "first_block_cache" => Ok(PolicyConfig::DbCache(DbCacheConfig::fb())),
         "db" | "dbcache" | "db_cache" | "dual_block_cache" => Ok(PolicyConfig::DbCache(DbCacheConfig::default())),
         "cache-dit" | "cache_dit" => Ok(PolicyConfig::DbCache(DbCacheConfig::cache_dit())),
-        "dbp" | "dbprune" | "db_prune" | "dynamic_block_prune" => {
-            Err(Error::usage("DBPrune is not supported yet; use `dbcache`"))
+        "prune" | "dbp" | "dbprune" | "db_prune" | "dynamic_block_prune" => {
+            Ok(PolicyConfig::DbPrune(DbPruneConfig::default()))
         }
-        _ => Err(Error::usage(format!("unknown policy `{name}`; expected `none`, `fb`, `dbcache` or `cache-dit`"))),
+        _ if name.to_ascii_lowercase().starts_with("replay") => {
+            Err(Error::usage("a replay needs the trace that it repeats; give that trace instead of a policy"))
+        }
+        _ => Err(Error::usage(format!(
+            "unknown policy `{name}`; expected `none`, `fb`, `dbcache`, `cache-dit` or `prune`"
+        ))),
     }
 }
 
 /// Presets as a tag may begin with them, longest first.
-const PRESETS: [&str; 7] = ["cache-dit", "cache_dit", "fbcache", "dbcache", "dbprune", "none", "fb"];
+const PRESETS: [&str; 8] = ["cache-dit", "cache_dit", "fbcache", "dbcache", "dbprune", "prune", "none", "fb"];
 
 fn parse(tag: &str) -> Result<PolicyConfig> {
     let found = PRESETS.into_iter().find_map(|name| {
         let rest = tag.strip_prefix(name)?;
         (rest.is_empty() || rest.starts_with('_')).then_some((name, rest))
     });
-    let (name, tokens) = found.unwrap_or(("dbcache", tag));
+    let (name, tokens) = found.unwrap_or(if tag.starts_with("replay") { (tag, "") } else { ("dbcache", tag) });
     let base = preset(name)?;
     if tag.is_empty() {
         return Err(Error::usage("is empty; write for example `dbcache`, `f8b8r0.12` or `none`"));
     }
     // The reference always prints its name in front; our own tags never do.
-    let is_of_reference = found.is_some() && name == "dbcache" && !tokens.is_empty();
-    base.with(&Tokens { text: tokens, at: 0, is_of_reference }.overrides()?)
-}
-
-/// What is left of a tag.
-struct Tokens<'a> {
-    text: &'a str,
-    at: usize,
-    is_of_reference: bool,
-}
-
-impl<'a> Tokens<'a> {
-    fn overrides(mut self) -> Result<PolicyOverrides> {
-        let mut set = PolicyOverrides::default();
-        let mut is_after_separator = true;
-        loop {
-            is_after_separator |= !self.take(|c| c == '_').is_empty();
-            if self.at == self.text.len() {
-                return Ok(set);
-            }
-            let start = self.at;
-            let name = self.take(|c| c.is_ascii_lowercase());
-            if self.is_of_reference && self.skip_run_description(name, start, is_after_separator)? {
-                is_after_separator = false;
-                continue;
-            }
-            self.token(name, start, &mut set)?;
-            is_after_separator = false;
-        }
-    }
-
-    /// Reads the value of the token `name` and sets its option.
-    fn token(&mut self, name: &str, start: usize, set: &mut PolicyOverrides) -> Result<()> {
-        match name {
-            "f" => once(&mut set.fn_compute_blocks, name, self.number(name)?),
-            "b" => once(&mut set.bn_compute_blocks, name, self.number(name)?),
-            "r" => once(&mut set.residual_diff_threshold, name, self.number(name)?),
-            "w" => once(&mut set.max_warmup_steps, name, self.number(name)?),
-            "i" => once(&mut set.warmup_interval, name, self.number(name)?),
-            "m" => once(&mut set.max_cached_steps, name, self.limit(name)?),
-            "mc" => once(&mut set.max_continuous_cached_steps, name, self.limit(name)?),
-            "a" => once(&mut set.max_accumulated_residual_diff_threshold, name, OrNone(Some(self.number(name)?))),
-            "l" => once(&mut set.l1_hidden_states_diff_threshold, name, OrNone(Some(self.number(name)?))),
-            "ic" => once(&mut set.important_condition_threshold, name, OrNone(Some(self.number(name)?))),
-            "ds" => once(&mut set.downsample_factor, name, self.number(name)?),
-            "cf" => once(&mut set.cfg_compute_first, name, self.switch(name)?),
-            "cds" => once(&mut set.cfg_diff_compute_separate, name, self.switch(name)?),
-            "scm" => self.mask(set),
-            "fr" => {
-                once(&mut set.force_refresh_step_hint, name, OrNone(Some(self.number(name)?)))?;
-                set.force_refresh_step_policy = self.word(name, [RefreshPolicy::Once, RefreshPolicy::Repeat])?;
-                Ok(())
-            }
-            _ => {
-                self.take(|c| c != '_');
-                let part = &self.text[start..self.at];
-                Err(Error::usage(format!(
-                    "unknown part `{part}`; expected a preset (none, fb, dbcache, cache-dit) or tokens: f, b, w, i, r, \
-                     m, mc, a, l, ic, ds, cf, cds, fr with a number, scm: with a mask"
-                )))
-            }
-        }
-    }
-
-    fn mask(&mut self, set: &mut PolicyOverrides) -> Result<()> {
-        self.take(|c| c == ':' || c == '_');
-        let mask = self.take(|c| c.is_ascii_digit());
-        let mask = if mask.is_empty() { self.take(|c| c.is_ascii_lowercase()) } else { mask };
-        once(&mut set.steps_computation_mask, "scm", OrNone(Some(mask.parse::<StepsMask>()?)))?;
-        set.steps_computation_policy = self.word("scm", [StepsPolicy::Dynamic, StepsPolicy::Static])?;
-        Ok(())
-    }
-
-    /// One of two words after `:` or `_`, if it is there.
-    fn word<T: Copy + fmt::Display>(&mut self, name: &str, words: [T; 2]) -> Result<Option<T>> {
-        let rest = &self.text[self.at..];
-        for word in words {
-            let after = rest.strip_prefix([':', '_']).and_then(|rest| rest.strip_prefix(word.to_string().as_str()));
-            if let Some(after) = after.filter(|after| !after.starts_with(|c: char| c.is_ascii_lowercase())) {
-                self.at = self.text.len() - after.len();
-                return Ok(Some(word));
-            }
-        }
-        if rest.starts_with(':') {
-            let [a, b] = words;
-            return Err(Error::usage(format!("the word after `{name}` must be `{a}` or `{b}`")));
-        }
-        Ok(None)
-    }
-
-    /// Whether the token is a part of the reference's tags that tells about the run and is no setting of the policy.
-    fn skip_run_description(&mut self, name: &str, start: usize, is_after_separator: bool) -> Result<bool> {
-        match name {
-            // Skipped steps of the run; `S` directly after B is a setting.
-            "s" if is_after_separator => {
-                self.number::<usize>(name)?;
-                Ok(true)
-            }
-            "s" => Err(Error::usage(
-                "S after B (computing every n-th tail block only, Bn_compute_blocks_ids) is not supported yet; remove \
-                 it to compute the whole tail",
-            )),
-            // The number of steps, and whether there were two guidance branches: the request says so.
-            "n" | "cfg" => {
-                self.number::<usize>(name)?;
-                Ok(true)
-            }
-            "none" => Ok(true),
-            "t" | "foca" | "dmdh" => self.skip_calibrator(name, start),
-            _ => Ok(false),
-        }
-    }
-
-    /// `T19.43s` is the run's time. Of the calibrators only `T0O0` (none) is no error.
-    fn skip_calibrator(&mut self, name: &str, start: usize) -> Result<bool> {
-        self.take(|c| c.is_ascii_digit() || c == '.');
-        if name == "t" && self.text[self.at..].starts_with('s') {
-            self.at += 1;
-            return Ok(true);
-        }
-        let order = self.take(|c| c.is_ascii_lowercase());
-        let order = if order == "o" { self.take(|c| c.is_ascii_digit()) } else { order };
-        if name == "t" && order == "0" {
-            return Ok(true);
-        }
-        let calibrator = match name {
-            "t" => "TaylorSeer",
-            "foca" => "FoCa",
-            _ => "DMD",
-        };
-        let part = self.text[start..self.at].to_ascii_uppercase();
-        Err(Error::usage(format!("the calibrator {calibrator} ({part}) is not supported yet; write T0O0 or remove it")))
-    }
-
-    fn take(&mut self, is_part: impl Fn(char) -> bool) -> &'a str {
-        let rest = &self.text[self.at..];
-        let taken = &rest[..rest.find(|c| !is_part(c)).unwrap_or(rest.len())];
-        self.at += taken.len();
-        taken
-    }
-
-    /// The text of a number: digits, a fraction, and an exponent as Python prints it (`1e-05`).
-    fn number_text(&mut self) -> &'a str {
-        let start = self.at;
-        self.take(|c| c.is_ascii_digit() || c == '.');
-        let rest = &self.text[self.at..];
-        if let Some(exponent) = rest.strip_prefix('e') {
-            let digits = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
-            if digits.starts_with(|c: char| c.is_ascii_digit()) {
-                self.at = self.text.len() - digits.len();
-                self.take(|c| c.is_ascii_digit());
-            }
-        }
-        &self.text[start..self.at]
-    }
-
-    fn number<T: FromStr>(&mut self, name: &str) -> Result<T>
-    where
-        T::Err: fmt::Display,
-    {
-        let text = self.number_text();
-        text.parse().map_err(|error| Error::usage(format!("`{name}` needs a number, got `{text}` ({error})")))
-    }
-
-    fn limit(&mut self, name: &str) -> Result<OrNone<usize>> {
-        let limit = self.number(name)?;
-        Ok(OrNone(if self.is_of_reference && limit == 0 { None } else { Some(limit) }))
-    }
-
-    fn switch(&mut self, name: &str) -> Result<bool> {
-        match self.number_text() {
-            "0" => Ok(false),
-            "1" => Ok(true),
-            other => Err(Error::usage(format!("`{name}` must be 0 or 1, got `{other}`"))),
-        }
-    }
-}
-
-fn once<T>(field: &mut Option<T>, name: &str, value: T) -> Result<()> {
-    match field.replace(value) {
-        None => Ok(()),
-        Some(_) => Err(Error::usage(format!("`{name}` is given twice; remove one"))),
-    }
+    let is_of_reference = found.is_some() && ["dbcache", "dbprune"].contains(&name) && !tokens.is_empty();
+    base.with(&Tokens::new(tokens, is_of_reference).overrides()?)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::MaskPreset;
+    use super::super::calibrator::*;
+    use super::super::dbcache::RefreshPolicy;
+    use super::super::mask::{MaskPreset, StepsMask, StepsPolicy};
     use super::*;
     use proptest::prelude::*;
 
@@ -377,7 +159,18 @@ mod tests {
             ("scm:1101:dynamic", "f8b8w8i1r0.12_scm:1101"),
             ("f4_FR9_ONCE_b2", "f4b2w8i1r0.12_fr9"),
             ("fr9_repeat_scm:fast", "f8b8w8i1r0.12_fr9:repeat_scm:fast"),
+            ("prune", "prune_f8b8w8i1r0.08"),
+            ("prune_ui3mp2np5.2dt1dm0.2dr1.5dn0", "prune_f8b8w8i1r0.08mp2ui3dt1dm0.2dr1.5dn0_np2.5"),
+            ("b4id2.0", "f8b4w8i1r0.12_id0.2"),
             ("l0.05ic0.06ds4cf1cds0", "f8b8w8i1r0.12l0.05ic0.06ds4cf1cds0"),
+            ("at0.2al1", "f8b8w8i1r0.12al1at0.2"),
+            ("T1f1", "f1b8w8i1r0.12_t1"),
+            ("FoCa_ch0", "f8b8w8i1r0.12_foca_ch0"),
+            ("t2ce0hs1_scm:fast", "f8b8w8i1r0.12_scm:fast_t2_ce0_hs1"),
+            ("dmd6_REFERENCE_dk2dg1e-6", "f8b8w8i1r0.12_dmd6:reference_dk2_dg0.000001"),
+            ("dmd5:corrected_dg0.00000001", "f8b8w8i1r0.12_dmd5"),
+            ("prune_dmd4_ce0", "prune_f8b8w8i1r0.08_dmd4_ce0"),
+            ("dbcache_t2_f1", "f1b8w8i1r0.12_t2"),
         ] {
             assert_eq!(PolicyConfig::from_tag(tag)?.to_string(), canonical, "{tag}");
         }
@@ -391,6 +184,19 @@ mod tests {
             ("DBCache_F1B0_W6I1M3MC2_R1e-05_SCM1101_static_N4_CFG1_NONE", "f1b0w6i1r0.00001m3mc2_scm:1101:static"),
             ("DBCACHE_F8B8_R0.2_S16_T19.43s", "f8b8w8i1r0.2"),
             ("dbcache_f1b0_w4m0mc0_t0o0_r1.0", "f1b0w4i1r1"),
+            ("DBCACHE_F12B12S4_R0.2_S16", "f12b12w8i1r0.2_id0.4.8.11"),
+            ("DBCACHE_F12B16S2_R0.2_S16", "f12b16w8i1r0.2_id0.2.4.6.8.10.12.14.15"),
+            ("DBCACHE_F12B12S1_R0.2", "f12b12w8i1r0.2"),
+            ("DBPrune_F1B0_W4I1M0MC0_R0.0475_P57.14_T0O0_S22", "prune_f1b0w4i1r0.0475"),
+            ("DBPRUNE_F1B0_R0.03_P24.0_T19.43s", "prune_f1b0w8i1r0.03"),
+            ("DBCACHE_F8B0_W8M0MC0_T0O2_R0.26_S27", "f8b0w8i1r0.26"),
+            ("DBCACHE_F1B0_W8M0MC0_T1O2_R0.26_S27_T19.43s", "f1b0w8i1r0.26_t2"),
+            ("DBCache_F1B2_W4I1M0MC0_R0.14_CFG0_T1O0_S22", "f1b2w4i1r0.14"),
+            ("DBCache_F1B2_W4I1M0MC0_R0.14_CFG0_T1O1_S22", "f1b2w4i1r0.14_t1"),
+            ("DBCache_F1B2_W4I1M0MC0_R0.14_CFG0_FoCa_S22", "f1b2w4i1r0.14_foca"),
+            ("DBCache_F1B2_W4I1M0MC0_R0.14_CFG0_DMDH6_S22", "f1b2w4i1r0.14_dmd6:reference"),
+            ("DBCache_F1B2_W4I1M0MC0_R0.14_CFG0_DMDH5h_S22", "f1b2w4i1r0.14_dmd5:reference"),
+            ("DBPrune_F1B0_W4I1M0MC0_R0.0875_P51.79_T1O1_S22", "prune_f1b0w4i1r0.0875_t1"),
         ] {
             assert_eq!(PolicyConfig::from_tag(tag)?.to_string(), canonical, "{tag}");
         }
@@ -404,8 +210,13 @@ mod tests {
         for (tag, words) in [
             ("", "is empty"),
             ("none_f4", "the policy `none` has no option Fn_compute_blocks"),
-            ("dbprune", "DBPrune is not supported yet"),
-            ("DBPrune_F1B0_W4I1M0MC0_R0.0475_P57.14_T0O0_S22", "DBPrune is not supported yet"),
+            ("prune_a0.5", "the policy `prune` has no option max_accumulated_residual_diff_threshold"),
+            ("prune_l0.5", "has no option l1_hidden_states_diff_threshold; use residual_diff_threshold"),
+            ("f8mp3", "the policy `dbcache` has no option max_pruned_steps"),
+            ("prune_dr1.5", "has no effect without enable_dynamic_prune_threshold"),
+            ("f8b8nt0.1", "has no effect without Bn_compute_blocks_ids"),
+            ("f8b8id0.8", "must list some of the tail's blocks 0 to 7"),
+            ("f8b8id", "`id` needs"),
             ("f8f8", "`f` is given twice"),
             ("f8_b", "`b` needs a number, got ``"),
             ("f8.5", "`f` needs a number, got `8.5`"),
@@ -423,12 +234,25 @@ mod tests {
             ("scm:fast:quick", "after `scm` must be `dynamic` or `static`"),
             ("scm:fast_scm:slow", "`scm` is given twice"),
             ("f8b8s4", "unknown part `s4`"),
-            ("DBCACHE_F12B12S4_R0.2_S16", "Bn_compute_blocks_ids"),
+            ("DBCACHE_F12S4_R0.2_S16", "`s` must follow `b`"),
             ("fr9:often", "after `fr` must be `once` or `repeat`"),
-            ("DBCACHE_F8B0_W8M0MC0_T0O2_R0.26_S27", "the calibrator TaylorSeer (T0O2) is not supported yet"),
-            ("DBCache_F1B2_W4I1M0MC0_R0.14_CFG0_T1O1_S22", "the calibrator TaylorSeer (T1O1)"),
-            ("DBCache_F1B2_W4I1M0MC0_R0.14_CFG0_FoCa_S22", "the calibrator FoCa (FOCA)"),
-            ("DBCache_F1B2_W4I1M0MC0_R0.14_CFG0_DMDH6l_S22", "the calibrator DMD (DMDH6L)"),
+            ("DBCache_F1B2_W4I1M0MC0_R0.14_CFG0_DMDH6l_S22", "dmd_svd_precision is low"),
+            ("DBCache_F1B2_W4I1M0MC0_R0.14_CFG0_DMDH6x_S22", "unknown part `x` after `dmdh`"),
+            ("t0", "leave the calibrator out"),
+            ("t1_foca", "`foca` is a second calibrator"),
+            ("t1_t2", "`t` is a second calibrator"),
+            ("dmd3", "use 4 or more"),
+            ("dmd6:exact", "after `dmd` must be `corrected` or `reference`"),
+            ("dmd", "`dmd` needs a number"),
+            ("ce0", "enable_encoder_calibrator has no effect: there is no calibrator"),
+            ("t1_dk2", "dmd_rank has no effect: the calibrator is taylorseer"),
+            ("t1_ch0_ce0", "are both false"),
+            ("none_t1", "the policy `none` has no option calibrator_type"),
+            ("prune_t1_hs1", "which DBPrune does not have"),
+            ("at0.5", "has no effect without enable_alter_cache"),
+            ("al1_scm:fast", "both say which steps"),
+            ("prune_al1", "the policy `prune` has no option enable_alter_cache"),
+            ("T0O2", "unknown part `o2`"),
             ("DBCache_F1B2_R0.14_Ulysses2", "unknown part `ulysses2`"),
         ] {
             let error = error(tag);
@@ -436,40 +260,143 @@ mod tests {
         }
     }
 
-    /// Any legal value; those that are refused together are sorted out.
-    pub(crate) fn any_config() -> impl Strategy<Value = PolicyConfig> {
-        let number = || prop_oneof![(0u32..2000).prop_map(|n| f64::from(n) / 1000.0), 1e-12..1e12f64];
-        let mask = prop_oneof![
+    fn number() -> impl Strategy<Value = f64> + Clone {
+        prop_oneof![(0u32..2000).prop_map(|n| f64::from(n) / 1000.0), 1e-12..1e12f64]
+    }
+
+    fn limit() -> impl Strategy<Value = Option<usize>> {
+        prop::option::of(0..99usize)
+    }
+
+    fn mask() -> impl Strategy<Value = Option<StepsMask>> {
+        prop::option::of(prop_oneof![
             prop::collection::vec(any::<bool>(), 1..60).prop_map(StepsMask::Steps),
             prop::sample::select(&MaskPreset::ALL[..]).prop_map(StepsMask::Preset),
-        ];
-        let blocks = (1..100usize, 0..100usize, number(), 0..100usize, 1..9usize);
-        let limits = (prop::option::of(0..99usize), prop::option::of(0..99usize), prop::option::of(number()));
-        let masks = (prop::option::of(mask), any::<bool>());
-        let rest = (any::<bool>(), any::<bool>(), prop::option::of(number()), prop::option::of(number()), 1..9usize);
-        let refresh = (prop::option::of(1..99usize), any::<bool>());
-        (blocks, limits, masks, refresh, rest).prop_filter_map("legal", |(blocks, limits, masks, refresh, rest)| {
-            let config = DbCacheConfig {
+        ])
+    }
+
+    fn policies() -> impl Strategy<Value = (StepsPolicy, RefreshPolicy)> {
+        any::<(bool, bool)>().prop_map(|(is_static, repeats)| {
+            (
+                if is_static { StepsPolicy::Static } else { StepsPolicy::Dynamic },
+                if repeats { RefreshPolicy::Repeat } else { RefreshPolicy::Once },
+            )
+        })
+    }
+
+    prop_compose! {
+        fn any_calibrator()(
+            which in 0..3,
+            counts in (1..9usize, 4..9usize, 0..4usize),
+            ridge in prop_oneof![Just(1e-8), number()],
+            switches in any::<(bool, bool, bool, bool)>(),
+        ) -> CalibratorConfig {
+            let dmd_fallback = if switches.0 { DmdFallback::Reference } else { DmdFallback::Corrected };
+            CalibratorConfig {
+                kind: match which {
+                    0 => CalibratorKind::TaylorSeer { taylorseer_order: counts.0 },
+                    1 => CalibratorKind::FoCa,
+                    _ => CalibratorKind::Dmd {
+                        dmd_history: counts.1,
+                        dmd_rank: counts.2,
+                        dmd_ridge: ridge,
+                        dmd_fallback,
+                    },
+                },
+                enable_calibrator: switches.1,
+                enable_encoder_calibrator: switches.2 || !switches.1,
+                calibrator_cache_type: if switches.3 {
+                    CalibratorCacheType::HiddenStates
+                } else {
+                    CalibratorCacheType::Residual
+                },
+            }
+        }
+    }
+
+    prop_compose! {
+        fn any_cache()(
+            blocks in (1..100usize, 0..100usize, 0..100usize, 1..9usize, 1..9usize),
+            limits in (limit(), limit(), limit()),
+            numbers in (number(), prop::collection::vec(prop::option::of(number()), 5)),
+            mask in mask(),
+            policies in policies(),
+            switches in any::<(bool, bool, bool)>(),
+            ids in prop::option::of(prop::collection::btree_set(0..99usize, 1..5)),
+            calibrator in prop::option::of(any_calibrator()),
+        ) -> PolicyConfig {
+            PolicyConfig::DbCache(DbCacheConfig {
                 fn_compute_blocks: blocks.0,
                 bn_compute_blocks: blocks.1,
-                residual_diff_threshold: blocks.2,
-                max_warmup_steps: blocks.3,
-                warmup_interval: blocks.4,
+                bn_compute_blocks_ids: ids.map(|ids| ids.into_iter().collect()),
+                non_compute_blocks_diff_threshold: numbers.1[3],
+                residual_diff_threshold: numbers.0,
+                max_warmup_steps: blocks.2,
+                warmup_interval: blocks.3,
                 max_cached_steps: limits.0,
                 max_continuous_cached_steps: limits.1,
-                max_accumulated_residual_diff_threshold: limits.2,
-                steps_computation_mask: masks.0,
-                steps_computation_policy: if masks.1 { StepsPolicy::Static } else { StepsPolicy::Dynamic },
-                force_refresh_step_hint: refresh.0,
-                force_refresh_step_policy: if refresh.1 { RefreshPolicy::Repeat } else { RefreshPolicy::Once },
-                cfg_compute_first: rest.0,
-                cfg_diff_compute_separate: rest.1,
-                l1_hidden_states_diff_threshold: rest.2,
-                important_condition_threshold: rest.3,
-                downsample_factor: rest.4,
-            };
-            config.check().is_ok().then_some(PolicyConfig::DbCache(config))
-        })
+                max_accumulated_residual_diff_threshold: numbers.1[0],
+                steps_computation_mask: mask,
+                steps_computation_policy: policies.0,
+                force_refresh_step_hint: limits.2,
+                force_refresh_step_policy: policies.1,
+                cfg_compute_first: switches.0,
+                cfg_diff_compute_separate: switches.1,
+                l1_hidden_states_diff_threshold: numbers.1[1],
+                important_condition_threshold: numbers.1[2],
+                downsample_factor: blocks.4,
+                enable_alter_cache: switches.2,
+                alter_residual_diff_threshold: numbers.1[4].filter(|_| switches.2),
+                calibrator,
+            })
+        }
+    }
+
+    prop_compose! {
+        fn any_prune()(
+            blocks in (0..100usize, 0..100usize, 0..100usize, 1..9usize, 1..9usize, 1..9usize),
+            limits in (limit(), limit(), limit(), limit(), limit()),
+            numbers in (number(), number(), prop::option::of(number()), prop::option::of(number())),
+            mask in mask(),
+            policies in policies(),
+            switches in any::<(bool, bool, bool)>(),
+            ids in prop::collection::btree_set(0..99usize, 0..5),
+            calibrator in prop::option::of(any_calibrator()),
+        ) -> PolicyConfig {
+            PolicyConfig::DbPrune(DbPruneConfig {
+                fn_compute_blocks: blocks.0,
+                bn_compute_blocks: blocks.1,
+                non_prune_block_ids: ids.into_iter().collect(),
+                residual_diff_threshold: numbers.0,
+                max_warmup_steps: blocks.2,
+                warmup_interval: blocks.3,
+                max_cached_steps: limits.0,
+                max_pruned_steps: limits.1,
+                max_continuous_cached_steps: limits.2,
+                steps_computation_mask: mask,
+                steps_computation_policy: policies.0,
+                force_refresh_step_hint: limits.3,
+                force_refresh_step_policy: policies.1,
+                cfg_compute_first: switches.0,
+                enable_dynamic_prune_threshold: switches.1,
+                max_dynamic_prune_threshold: numbers.2.filter(|_| switches.1),
+                dynamic_prune_threshold_relax_ratio: if switches.1 { numbers.1 } else { 1.25 },
+                dynamic_prune_threshold_diffs: if switches.1 { limits.4 } else { Some(5) },
+                residual_cache_update_interval: blocks.4,
+                important_condition_threshold: numbers.3,
+                downsample_factor: blocks.5,
+                compare_all_streams: switches.2,
+                calibrator: calibrator.map(|calibrator| CalibratorConfig {
+                    calibrator_cache_type: CalibratorCacheType::Residual,
+                    ..calibrator
+                }),
+            })
+        }
+    }
+
+    /// Any legal value.
+    fn any_config() -> impl Strategy<Value = PolicyConfig> {
+        prop_oneof![any_cache(), any_prune()].prop_filter("legal", |config| config.check().is_ok())
     }
 
     proptest! {
@@ -481,7 +408,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text in "(DBCache_|fb_|)[a-zA-Z0-9_.:{}\\-é]{0,24}") {
+        fn any_text_is_read_or_refused(text in "(DBCache_|prune_|)[a-zA-Z0-9_.:{}\\-é]{0,24}") {
             if let Ok(config) = text.parse::<PolicyConfig>() {
                 prop_assert_eq!(config.to_string().parse::<PolicyConfig>()?, config);
             }

@@ -187,6 +187,7 @@ impl PolicyArgs {
             l1_hidden_states_diff_threshold: self.l1_hidden_states_diff_threshold,
             important_condition_threshold: self.important_condition_threshold,
             downsample_factor: self.downsample_factor,
+            ..PolicyOverrides::default()
         }
     }
 }

@@ -28,7 +28,7 @@ impl Progress {
 
 impl Observer for Progress {
     fn on_step(&mut self, record: &StepRecord) -> ControlFlow<()> {
-        self.decisions.push(record.decision.action.letter());
+        self.decisions.push(record.letter());
         let diff = record.diff.map_or(String::new(), |diff| format!(" diff {diff:.4}"));
         self.bar.set_message(format!("{} {}{diff}", self.decisions, record.decision.reason.as_str()));
         self.bar.inc(1);

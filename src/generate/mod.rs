@@ -3,6 +3,7 @@
 mod branch;
 pub(crate) mod cancel;
 mod chain;
+mod forecast;
 pub(crate) mod image;
 pub(crate) mod inputs;
 mod latents;
@@ -11,3 +12,4 @@ mod prepare;
 pub(crate) mod request;
 mod scheduler;
 pub(crate) mod text;
+mod unit;

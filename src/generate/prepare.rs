@@ -6,19 +6,20 @@ use std::time::Instant;
 
 use ndarray::ArrayD;
 
-use super::branch::{BranchState, Compare, Residual, bind_graph};
+use super::branch::{BranchState, bind_graph};
 use super::chain::{Chain, Named};
 use super::inputs::{Inputs, LATENTS, NEGATIVE, SIGMAS};
 use super::latents::Grid;
-use super::request::{Request, RequestOptions, elapsed_ms};
+use super::request::{Part, Request, RequestOptions, elapsed_ms};
 use super::scheduler::Schedule;
-use crate::cache::{Branch, PolicyConfig, RunShape};
+use super::unit::{Unit, UnitSpec};
+use crate::cache::{BlocksSplit, Branch, PolicyConfig, RunShape};
 use crate::engine::Loaded;
 use crate::error::{Error, Result};
 use crate::model::graph::ports;
 use crate::model::manifest::{DType, Extents, GuidanceKind, Manifest, Source};
 use crate::runtime::tensor::{BufferId, Buffers};
-use crate::trace::{CacheBytes, Timings, Warning};
+use crate::trace::{Timings, Warning};
 
 /// More pictures in one request than any machine holds.
 const MAX_BATCH: usize = 4096;
@@ -35,8 +36,9 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     let run = RunShape { n_blocks: blocks, steps: schedule.steps(), branches: guidance.branches().len() };
     options.cache.validate(run)?;
     let split = options.cache.blocks_split(blocks)?;
-    for range in [&split.head, &split.middle, &split.tail] {
-        engine.plan.cover(range)?;
+    let parts = parts(&options.cache, &split, blocks);
+    for part in &parts {
+        engine.plan.cover(part.blocks())?;
     }
     let warnings = options.cache.warnings(run).into_iter().map(Warning::Setting).collect();
 
@@ -55,20 +57,16 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     for tensor in manifest.embed.outputs.iter().filter(|tensor| !manifest.streams.contains(tensor)) {
         add(manifest, tensor, &extents, &mut named, &mut buffers)?;
     }
-    let pinned: Vec<usize> = match options.cache {
-        PolicyConfig::None => Vec::new(),
-        _ => vec![split.head.start, split.head.end],
-    };
+    // What the middle starts from, and what the diff of the head compares, must outlive the blocks after it.
+    let pinned = if options.cache.reuses_middle() { vec![split.head.start, split.head.end] } else { Vec::new() };
     let chain = Chain::bind(&engine, &extents, &pinned, &named, &mut buffers)?;
 
     let prediction = &manifest.last.outputs[0]; // Manifest::parse has checked that there is one.
-    let mut cache_bytes = CacheBytes::default();
     let mut branches = Vec::new();
     let mut predictions = HashMap::new();
-    for branch in options.cache.branch_order() {
-        let Some(text) = texts.remove(&branch) else { continue };
+    for (branch, policy) in options.cache.policies(run)? {
         let mut tensors = named.clone();
-        tensors.extend(text);
+        tensors.extend(texts.remove(&branch).unwrap_or_default());
         let at_start = chain.at_cut(0).iter().copied();
         tensors.extend(manifest.streams.iter().cloned().zip(at_start));
         let embed = bind_graph(&engine.embed, &manifest.embed, &tensors, &mut buffers)?;
@@ -76,14 +74,18 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
         tensors.extend(manifest.streams.iter().cloned().zip(at_end));
         predictions.insert(branch, add(manifest, prediction, &extents, &mut tensors, &mut buffers)?);
         let last = bind_graph(&engine.last, &manifest.last, &tensors, &mut buffers)?;
-        let (mut middle, mut compare) = (Vec::new(), None);
-        if let Some(diff) = options.cache.diff_options() {
-            let arithmetic = engine.arithmetic(diff)?;
-            middle = Residual::bind_all(&engine, &arithmetic, &chain, &split, &mut buffers, &mut cache_bytes)?;
-            compare = Some(Compare::bind(&engine, &arithmetic[0], &chain, &split, &mut buffers, &mut cache_bytes)?);
+        let mut units = Vec::new();
+        for part in &parts {
+            if let Part::Unit { blocks, block } = part {
+                let diff = match block {
+                    Some(_) => options.cache.block_diff_options().map(|diff| (diff, blocks.clone())),
+                    None => options.cache.diff_options().map(|diff| (diff, split.head.clone())),
+                };
+                let spec = UnitSpec { blocks: blocks.clone(), block: *block, diff, cache: &options.cache };
+                units.push(Unit::bind(&engine, &chain, spec, &mut buffers)?);
+            }
         }
-        let policy = options.cache.policy(run)?;
-        branches.push(BranchState { branch, policy, embed, last, middle, compare });
+        branches.push(BranchState { branch, policy, embed, last, units });
     }
 
     let latents = named[manifest.input_from(Source::Latents).unwrap_or_default()]; // Checked by Manifest::parse.
@@ -109,7 +111,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
         grid,
         extents,
         schedule,
-        split,
+        parts,
         chain,
         branches,
         latents,
@@ -120,11 +122,34 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
         update,
         guidance: guidance.embedded,
         cfg: guidance.cfg,
-        cache_bytes,
         warnings,
         timings,
         engine,
     })
+}
+
+/// The blocks in order: those that always run, and those that are decided on.
+fn parts(cache: &PolicyConfig, split: &BlocksSplit, blocks: usize) -> Vec<Part> {
+    let singles = cache.single_blocks(blocks);
+    let mut parts = Vec::new();
+    let mut next = 0;
+    let mut units: Vec<(std::ops::Range<usize>, Option<usize>)> =
+        singles.into_iter().map(|block| (block..block + 1, Some(block))).collect();
+    if cache.reuses_middle() {
+        units.push((split.middle.clone(), None));
+    }
+    units.sort_by_key(|(range, block)| (range.start, block.is_some()));
+    for (range, block) in units {
+        if next < range.start {
+            parts.push(Part::Run(next..range.start));
+        }
+        next = range.end;
+        parts.push(Part::Unit { blocks: range, block });
+    }
+    if next < blocks {
+        parts.push(Part::Run(next..blocks));
+    }
+    parts
 }
 
 /// The scale that the model takes as an input, and the one that two branches are combined with.

@@ -2,14 +2,16 @@
 //!
 //! ```text
 //! for each step, for each branch:
-//!     embed ─▶ head ─▶ gate ─ decided ──────────┐
-//!                        └─ needs a diff ─▶ judge ─▶ decision
-//!     Compute: middle, keep its residual          Skip: streams += kept residual
-//!     ─▶ tail ─▶ final ─▶ prediction
+//!     embed, then the blocks in order:
+//!         those that always run: run
+//!         a unit (the middle of the step, or a single block): gate ─ decided ───────────────┐
+//!                                                                └─ needs a diff ─▶ judge ─▶ decision
+//!             Compute: run, keep the residual      Skip: streams += kept residual, or a forecast of it
+//!     final ─▶ prediction
 //! guidance ─▶ scheduler's update ─▶ latents
 //! ```
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,13 +25,14 @@ pub use super::inputs::Inputs;
 use super::latents::Grid;
 use super::prepare;
 use super::scheduler::Schedule;
-use crate::cache::{Action, BlocksSplit, Branch, Decision, DecisionPoint, Gate, PolicyConfig};
+use super::unit::Unit;
+use crate::cache::{Action, Branch, CachePolicy, DecisionPoint, Gate, PolicyConfig, Reason};
 use crate::engine::Loaded;
 use crate::error::{At, Error, ErrorKind, Result};
 use crate::model::manifest::Extents;
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers};
-use crate::trace::{CacheBytes, StepRecord, Timings, Trace, Warning};
+use crate::trace::{BlockRecord, CacheBytes, StepRecord, Timings, Trace, Warning};
 
 /// How one generation runs. What is left out takes the engine's default.
 #[derive(Clone, Debug, Default)]
@@ -83,6 +86,26 @@ pub struct Output {
     pub trace: Trace,
 }
 
+/// Consecutive blocks, in the order in which they come.
+pub(super) enum Part {
+    /// They run on every step.
+    Run(Range<usize>),
+    /// They are decided on together: the middle of a step, or a single block.
+    Unit { blocks: Range<usize>, block: Option<usize> },
+}
+
+impl Part {
+    fn is_unit(&self) -> bool {
+        matches!(self, Self::Unit { .. })
+    }
+
+    pub(super) fn blocks(&self) -> &Range<usize> {
+        match self {
+            Self::Run(blocks) | Self::Unit { blocks, .. } => blocks,
+        }
+    }
+}
+
 /// One generation, prepared: it owns every tensor that changes, so requests on one engine do not meet.
 pub struct Request {
     pub(super) engine: Arc<Loaded>,
@@ -91,7 +114,7 @@ pub struct Request {
     pub(super) grid: Grid,
     pub(super) extents: Extents,
     pub(super) schedule: Schedule,
-    pub(super) split: BlocksSplit,
+    pub(super) parts: Vec<Part>,
     pub(super) chain: Chain,
     pub(super) branches: Vec<BranchState>,
     pub(super) latents: BufferId,
@@ -102,7 +125,6 @@ pub struct Request {
     pub(super) update: Op,
     pub(super) guidance: Option<f32>,
     pub(super) cfg: Option<f32>,
-    pub(super) cache_bytes: CacheBytes,
     pub(super) warnings: Vec<Warning>,
     pub(super) timings: Timings,
 }
@@ -127,9 +149,12 @@ impl Request {
         self.buffers.shape(self.sigma)[0] as usize
     }
 
-    /// Bytes that the policy keeps on the device.
+    /// Bytes that the policy keeps on the device at the moment. Calibrators allocate when they first keep something.
     pub fn cache_bytes(&self) -> CacheBytes {
-        self.cache_bytes
+        let mut bytes = CacheBytes::default();
+        let units = self.branches.iter().flat_map(|branch| &branch.units);
+        units.for_each(|unit| unit.count(&mut bytes, &self.buffers));
+        bytes
     }
 
     /// Runs all steps and decodes.
@@ -163,7 +188,7 @@ impl Request {
             blocks: manifest.blocks.len(),
             records,
             timings: self.timings,
-            cache_bytes: self.cache_bytes,
+            cache_bytes: self.cache_bytes(),
             warnings: self.warnings,
         };
         trace.judge();
@@ -202,64 +227,75 @@ impl Request {
 
     /// One branch of one step: from latents to its prediction.
     fn denoise(&mut self, index: usize, step: usize, shared_diff: Option<f32>) -> Result<StepRecord> {
-        let steps = self.steps();
-        let cancel = self.options.cancel.clone();
-        let state = &mut self.branches[index];
+        let Self { options, buffers, parts, chain, branches, timings, schedule, .. } = self;
+        let (steps, cancel) = (schedule.steps(), &options.cancel);
+        let state = &mut branches[index];
         let mut clock = Clock::start();
 
         cancel.check()?;
         state.embed.run()?;
-        self.timings.embed_ms += clock.lap();
-        let mut blocks_run = self.chain.run(self.split.head.clone(), &cancel)?;
-        self.timings.blocks_ms += clock.lap();
-
+        timings.embed_ms += clock.lap();
         let at = DecisionPoint { step, steps, branch: state.branch, block: None };
-        let mut diff = None;
-        let mut was_measured = false;
-        let decision: Decision = match state.policy.gate(at) {
-            Gate::Decided(decision) => decision,
-            Gate::NeedsDiff => {
-                let measured = match (shared_diff, &state.compare) {
-                    (Some(diff), _) => diff,
-                    (None, Some(compare)) => {
-                        was_measured = true;
-                        compare.diff(&self.buffers).at(format!("blocks {:?}", self.split.head))?
-                    }
-                    (None, None) => return Err(Error::internal("a policy asks for a diff but compares nothing")),
-                };
-                diff = Some(measured);
-                state.policy.judge(at, measured)
-            }
-        };
-        match decision.action {
-            Action::Compute => {
-                if let Some(compare) = &mut state.compare {
-                    compare.commit(was_measured)?;
-                }
-                self.timings.cache_ms += clock.lap();
-                blocks_run += self.chain.run(self.split.middle.clone(), &cancel)?;
-                self.timings.blocks_ms += clock.lap();
-                state.middle.iter().try_for_each(|residual| residual.keep())?;
-            }
-            Action::Skip => state.middle.iter().try_for_each(|residual| residual.apply())?,
-        }
-        self.timings.cache_ms += clock.lap();
-        blocks_run += self.chain.run(self.split.tail.clone(), &cancel)?;
-        self.timings.blocks_ms += clock.lap();
-        state.last.run()?;
-        self.timings.final_ms += clock.lap();
-        let threshold = diff.and_then(|_| state.policy.threshold(at));
-        Ok(StepRecord {
+        let mut record = StepRecord {
             step,
             steps,
             branch: state.branch,
-            sigma: self.schedule.sigmas[step],
-            decision,
-            diff,
-            threshold,
-            blocks_run,
-            elapsed_ms: clock.total(),
-        })
+            sigma: schedule.sigmas[step],
+            decision: Reason::None.into(),
+            diff: None,
+            threshold: None,
+            blocks: Vec::new(),
+            blocks_run: 0,
+            elapsed_ms: 0.0,
+        };
+        // Without a middle the step as a whole decides nothing, but is still asked once.
+        if !parts.iter().any(|part| matches!(part, Part::Unit { block: None, .. }))
+            && let Gate::Decided(decision) = state.policy.gate(at)
+        {
+            record.decision = decision;
+        }
+        let mut units = state.units.iter_mut();
+        for part in parts.iter() {
+            match (part, part.is_unit().then(|| units.next()).flatten()) {
+                (Part::Run(blocks), _) => {
+                    record.blocks_run += chain.run(blocks.clone(), cancel)?;
+                    timings.blocks_ms += clock.lap();
+                }
+                (Part::Unit { block, .. }, Some(unit)) => {
+                    let at = DecisionPoint { block: *block, ..at };
+                    let shared = shared_diff.filter(|_| block.is_none());
+                    let decided = decide(state.policy.as_mut(), at, unit, shared, buffers)?;
+                    match decided.decision.action {
+                        Action::Compute => {
+                            let keeps = state.policy.keeps(at);
+                            if keeps {
+                                unit.keep_compared()?;
+                            }
+                            timings.cache_ms += clock.lap();
+                            record.blocks_run += chain.run(unit.blocks.clone(), cancel)?;
+                            timings.blocks_ms += clock.lap();
+                            if keeps {
+                                unit.keep(state.policy.calibrator_step(at), &options.cache, buffers)?;
+                            }
+                        }
+                        Action::Skip => unit.apply(state.policy.calibrator_step(at), buffers)?,
+                    }
+                    timings.cache_ms += clock.lap();
+                    match block {
+                        Some(_) => record.blocks.push(decided),
+                        None => {
+                            let BlockRecord { decision, diff, threshold, .. } = decided;
+                            (record.decision, record.diff, record.threshold) = (decision, diff, threshold);
+                        }
+                    }
+                }
+                (Part::Unit { .. }, None) => return Err(Error::internal("a branch lacks a unit")),
+            }
+        }
+        state.last.run()?;
+        timings.final_ms += clock.lap();
+        record.elapsed_ms = clock.total();
+        Ok(record)
     }
 
     fn decode(&mut self, latents: &ArrayD<f32>) -> Result<Vec<Image>> {
@@ -291,6 +327,29 @@ impl Request {
             .map_err(|error| Error::internal("pixels that are not pictures").with_source(error))?;
         self.timings.decode_ms = elapsed_ms(start);
         Ok(images)
+    }
+}
+
+/// Asks the policy about a unit, with a diff if it needs one.
+fn decide(
+    policy: &mut dyn CachePolicy,
+    at: DecisionPoint,
+    unit: &Unit,
+    shared_diff: Option<f32>,
+    buffers: &Buffers,
+) -> Result<BlockRecord> {
+    let block = at.block.unwrap_or(unit.blocks.start);
+    match policy.gate(at) {
+        Gate::Decided(decision) => Ok(BlockRecord { block, decision, diff: None, threshold: None }),
+        Gate::NeedsDiff => {
+            let diff = match shared_diff {
+                Some(diff) => diff,
+                None => unit.diff(buffers).at(format!("before blocks {:?}", unit.blocks))?,
+            };
+            let threshold = policy.threshold(at);
+            let decision = policy.judge(at, diff);
+            Ok(BlockRecord { block, decision, diff: Some(diff), threshold })
+        }
     }
 }
 

@@ -152,6 +152,9 @@ pub(crate) struct GraphSpec {
 pub(crate) struct BlockKind {
     pub inputs: Vec<String>,
     pub outputs: Vec<String>,
+    /// Whether the model joins all streams to one list of tokens before such a block.
+    #[serde(default)]
+    pub joins_streams: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -331,6 +334,12 @@ impl Manifest {
 
     pub(crate) fn tensor(&self, name: &str) -> Result<&TensorSpec> {
         self.tensors.get(name).ok_or_else(|| Error::directory(format!("`tensors` lacks `{name}`")))
+    }
+
+    /// Which streams a diff of this block's whole input compares.
+    pub(crate) fn compared_streams(&self, block: usize) -> Vec<usize> {
+        let joins = self.blocks.get(block).and_then(|block| self.block_kinds.get(&block.kind));
+        if joins.is_some_and(|kind| kind.joins_streams) { (0..self.streams.len()).collect() } else { vec![0] }
     }
 
     /// The input with this source, if there is one.

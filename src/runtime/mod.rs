@@ -2,6 +2,8 @@
 
 #[expect(unsafe_code, reason = "the library's version is only to be had through a raw call")]
 pub(crate) mod library;
+pub(crate) mod measure;
 pub(crate) mod ops;
 pub(crate) mod session;
+pub(crate) mod sums;
 pub(crate) mod tensor;

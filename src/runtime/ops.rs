@@ -1,7 +1,4 @@
-//! Residual arithmetic as small ONNX graphs, so that tensors never leave the provider.
-//!
-//! Sums are taken in f32 and in two stages, along the last axis and then over the rest: one long f32 sum depends on the
-//! number of threads, and missed the diff of 12.6 million values by 1.9e-4; in two stages the error is below 1e-8.
+//! Arithmetic on tensors as small ONNX graphs, so that they never leave the provider.
 
 use std::sync::Arc;
 
@@ -10,7 +7,6 @@ use prost::Message;
 use super::library::Loaded;
 use super::session::{Binding, Session, WeightsMode};
 use super::tensor::{BufferId, Buffers};
-use crate::cache::{DiffOptions, DiffTensor};
 use crate::error::Result;
 use crate::model::graph::element_type;
 use crate::model::manifest::DType;
@@ -19,13 +15,11 @@ use crate::model::onnx::{GraphProto, NodeProto, build, element};
 /// Any opset from 13 on has these operators in the same form.
 const OPSET: i64 = 20;
 
-/// The graphs for tensors of one dtype and rank.
+/// Sums and differences of tensors of one dtype and rank.
 pub(crate) struct Arithmetic {
     subtract: Arc<Session>,
     add: Arc<Session>,
-    measure: Arc<Session>,
-    keep: Arc<Session>,
-    compares: DiffTensor,
+    copy: Arc<Session>,
 }
 
 /// The graphs over latents (f32, rank 3).
@@ -35,29 +29,18 @@ pub(crate) struct LatentArithmetic {
 }
 
 impl Arithmetic {
-    /// `options` say what the diff compares; without them, the head's residual as it is.
-    pub(crate) fn load(library: &Loaded, dtype: DType, rank: usize, options: DiffOptions) -> Result<Self> {
+    pub(crate) fn load(library: &Loaded, dtype: DType, rank: usize) -> Result<Self> {
         let axes: Vec<String> = (0..rank).map(|axis| format!("d{axis}")).collect();
         let element = element_type(dtype);
         let ports = [("a", element), ("b", element)];
-        let binary = |op: &str| {
-            let node = build::node(op, &["a", "b"], "out");
-            graph(op, vec![node], &ports, &[("out", element)], &axes, &[])
-        };
-        let copy = vec![build::node("Identity", &["a"], "out")];
-        let subtract = load(library, "residual", binary("Sub"))?;
-        let keep = match options.tensor {
-            DiffTensor::HeadResidual => Arc::clone(&subtract),
-            DiffTensor::HeadOutput => {
-                load(library, "keep", graph("keep", copy, &ports[..1], &[("out", element)], &axes, &[]))?
-            }
+        let out = [("out", element)];
+        let one = |op: &str, inputs: &[&str]| {
+            graph(op, vec![build::node(op, inputs, "out")], &ports[..inputs.len()], &out, &axes, &[])
         };
         Ok(Self {
-            subtract,
-            add: load(library, "apply-residual", binary("Add"))?,
-            measure: load(library, "diff", measure_graph(element, &axes, options))?,
-            keep,
-            compares: options.tensor,
+            subtract: load(library, "residual", one("Sub", &["a", "b"]))?,
+            add: load(library, "apply-residual", one("Add", &["a", "b"]))?,
+            copy: load(library, "copy", one("Identity", &["a"]))?,
         })
     }
 
@@ -71,35 +54,10 @@ impl Arithmetic {
         Op::bind(&self.add, buffers, &[("a", a), ("b", b)], &[("out", out)])
     }
 
-    /// current = what the diff compares (after - before, or after itself), without comparing.
-    pub(crate) fn bind_keep(&self, buffers: &mut Buffers, ports: MeasurePorts) -> Result<Op> {
-        let mut inputs = vec![("a", ports.after)];
-        if self.compares == DiffTensor::HeadResidual {
-            inputs.push(("b", ports.before));
-        }
-        Op::bind(&self.keep, buffers, &inputs, &[("out", ports.current)])
+    /// out = a
+    pub(crate) fn bind_copy(&self, buffers: &mut Buffers, a: BufferId, out: BufferId) -> Result<Op> {
+        Op::bind(&self.copy, buffers, &[("a", a)], &[("out", out)])
     }
-
-    /// current as above; change = sum|previous - current|, size = sum|previous|, both f32 `[1]`.
-    pub(crate) fn bind_measure(&self, buffers: &mut Buffers, ports: MeasurePorts) -> Result<Op> {
-        let MeasurePorts { after, before, previous, current, change, size } = ports;
-        let mut inputs = vec![("after", after), ("previous", previous)];
-        if self.compares == DiffTensor::HeadResidual {
-            inputs.push(("before", before));
-        }
-        Op::bind(&self.measure, buffers, &inputs, &[("current", current), ("change", change), ("size", size)])
-    }
-}
-
-/// Buffers of the diff graph.
-#[derive(Clone, Copy)]
-pub(crate) struct MeasurePorts {
-    pub after: BufferId,
-    pub before: BufferId,
-    pub previous: BufferId,
-    pub current: BufferId,
-    pub change: BufferId,
-    pub size: BufferId,
 }
 
 impl LatentArithmetic {
@@ -170,82 +128,6 @@ impl Op {
     }
 }
 
-/// The diff graph of `options`. A slice of the channels and weights for the tokens are left out where they do nothing.
-fn measure_graph(element: i32, axes: &[String], options: DiffOptions) -> Vec<u8> {
-    let mut nodes = Vec::new();
-    let mut constants = vec![build::ints("last", &[-1]), build::ints("one", &[1])];
-    match options.tensor {
-        DiffTensor::HeadResidual => nodes.push(build::node("Sub", &["after", "before"], "current")),
-        DiffTensor::HeadOutput => nodes.push(build::node("Identity", &["after"], "current")),
-    }
-    for name in ["current", "previous"] {
-        let mut input = name.to_owned();
-        if options.downsample_factor > 1 {
-            let output = format!("{name}_channels");
-            nodes.push(build::node("Slice", &[&input, "zero", "end", "last", "stride"], &output));
-            input = output;
-        }
-        let cast = build::node("Cast", &[&input], &format!("{name}_f32"));
-        nodes.push(build::with_int(cast, "to", element::FLOAT.into()));
-    }
-    if options.downsample_factor > 1 {
-        let stride = i64::try_from(options.downsample_factor).unwrap_or(i64::MAX);
-        constants.extend([
-            build::ints("zero", &[0]),
-            build::ints("end", &[i64::MAX]),
-            build::ints("stride", &[stride]),
-        ]);
-    }
-    nodes.extend([
-        build::node("Sub", &["previous_f32", "current_f32"], "difference"),
-        build::node("Abs", &["difference"], "change_each"),
-        build::node("Abs", &["previous_f32"], "size_each"),
-    ]);
-    for name in ["change", "size"] {
-        let rows = build::node("ReduceSum", &[&format!("{name}_each"), "last"], &format!("{name}_rows"));
-        nodes.push(build::with_int(rows, "keepdims", 0));
-    }
-    let mut suffix = "rows";
-    if let Some(threshold) = options.important_condition_threshold {
-        // Weight 1 for the tokens that changed enough, or for all if none did. 0/0 compares as false, as in PyTorch.
-        constants.push(build::float("important", threshold as f32));
-        constants.push(build::float("half", 0.5));
-        nodes.extend([
-            build::node("Div", &["change_rows", "size_rows"], "ratio"),
-            build::node("Greater", &["ratio", "important"], "is_important"),
-            build::with_int(build::node("Cast", &["is_important"], "weight"), "to", element::FLOAT.into()),
-            build::with_int(build::node("ReduceMax", &["weight"], "any"), "keepdims", 0),
-            build::node("Less", &["any", "half"], "none"),
-            build::with_int(build::node("Cast", &["none"], "all"), "to", element::FLOAT.into()),
-            build::node("Max", &["weight", "all"], "counted"),
-            build::node("Mul", &["change_rows", "counted"], "change_counted"),
-            build::node("Mul", &["size_rows", "counted"], "size_counted"),
-        ]);
-        suffix = "counted";
-    }
-    // A reshape to [1] at the end: the host reads one number.
-    for name in ["change", "size"] {
-        let total = build::node("ReduceSum", &[&format!("{name}_{suffix}")], &format!("{name}_total"));
-        nodes.push(build::with_int(total, "keepdims", 0));
-        nodes.push(build::node("Reshape", &[&format!("{name}_total"), "one"], name));
-    }
-    let axis_names: Vec<&str> = axes.iter().map(String::as_str).collect();
-    let port = |name: &str| build::port(name, element, &axis_names);
-    let scalar = |name: &str| build::port(name, element::FLOAT, &["1"]);
-    let mut input = vec![port("after"), port("previous")];
-    if options.tensor == DiffTensor::HeadResidual {
-        input.push(port("before"));
-    }
-    encode(GraphProto {
-        name: Some("diff".into()),
-        node: nodes,
-        input,
-        output: vec![port("current"), scalar("change"), scalar("size")],
-        initializer: constants,
-        ..GraphProto::default()
-    })
-}
-
 fn graph(
     name: &str,
     nodes: Vec<NodeProto>,
@@ -261,10 +143,10 @@ fn graph(
     encode(GraphProto { name: Some(name.into()), node: nodes, input, output, ..GraphProto::default() })
 }
 
-fn encode(graph: GraphProto) -> Vec<u8> {
+pub(super) fn encode(graph: GraphProto) -> Vec<u8> {
     build::model(graph, OPSET).encode_to_vec()
 }
 
-fn load(library: &Loaded, name: &str, model: Vec<u8>) -> Result<Arc<Session>> {
+pub(super) fn load(library: &Loaded, name: &str, model: Vec<u8>) -> Result<Arc<Session>> {
     Session::load(library, name, &model, None, WeightsMode::Packed, false).map(Arc::new)
 }

@@ -65,7 +65,10 @@ def manifest(
         "inputs": plan.inputs,
         "streams": plan.streams,
         "embed": described(plan.embed),
-        "block_kinds": {block.kind: ports(block.graph) for block in plan.blocks},
+        "block_kinds": {
+            block.kind: ports(block.graph) | ({"joins_streams": True} if block.joins_streams else {})
+            for block in plan.blocks
+        },
         "blocks": [{"kind": block.kind} | asdict(graphs[block.graph]) for block in plan.blocks],
         "final": described(plan.final),
         "prediction": plan.prediction,

@@ -104,10 +104,17 @@ class Graph:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block."""
+    """One transformer block.
+
+    Attributes:
+        kind: Blocks of one kind differ only in their parameters.
+        graph: What it computes.
+        joins_streams: Whether the original model joins all streams to one list of tokens before it.
+    """
 
     kind: str
     graph: Graph
+    joins_streams: bool = False
 
 
 @dataclass(frozen=True)

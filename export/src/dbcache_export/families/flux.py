@@ -141,7 +141,11 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
             "transformer",
         ),
         tuple(
-            spec.Block(kind.name, Graph(f"block_{i:03}.onnx", kind, "transformer", _under(prefix)))
+            spec.Block(
+                kind.name,
+                Graph(f"block_{i:03}.onnx", kind, "transformer", _under(prefix)),
+                joins_streams=kind.name == "single",
+            )
             for i, (kind, prefix) in enumerate(places)
         ),
         Graph(

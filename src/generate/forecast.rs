@@ -1,0 +1,195 @@
+//! The tensors that a calibrator's forecasts are made of. It decides the weights; they never leave the device.
+
+use std::sync::Arc;
+
+use crate::cache::{Calibrator, Gram, Sum};
+use crate::error::{Error, Result};
+use crate::model::manifest::DType;
+use crate::runtime::ops::{Arithmetic, Op};
+use crate::runtime::sums::Sums;
+use crate::runtime::tensor::{BufferId, Buffers};
+
+/// Forecasts what one stream gains in one unit of blocks (or what it becomes there).
+pub(crate) struct Forecast {
+    calibrator: Box<dyn Calibrator>,
+    /// Whether the forecast replaces the stream, or is added to it.
+    replaces: bool,
+    arithmetic: Arc<Arithmetic>,
+    sums: Arc<Sums>,
+    before: BufferId,
+    after: BufferId,
+    dtype: DType,
+    kept: Vec<BufferId>,
+    /// Tensors that hold nothing at the moment.
+    free: Vec<BufferId>,
+    /// Weights of a sum, by the number of rows: f32 `[1 or batch]` each.
+    weights: [Vec<BufferId>; 2],
+    /// Where an inner product goes: its high and low part, f32 `[batch]`.
+    dot: Option<[BufferId; 2]>,
+}
+
+impl Forecast {
+    pub(crate) fn new(
+        calibrator: Box<dyn Calibrator>,
+        replaces: bool,
+        (arithmetic, sums): (Arc<Arithmetic>, Arc<Sums>),
+        (before, after): (BufferId, BufferId),
+        dtype: DType,
+    ) -> Self {
+        let (kept, free, weights, dot) = Default::default();
+        Self { calibrator, replaces, arithmetic, sums, before, after, dtype, kept, free, weights, dot }
+    }
+
+    /// After the unit's blocks ran.
+    ///
+    /// `fresh` replaces the calibrator where everything begins anew.
+    pub(crate) fn put(&mut self, step: usize, fresh: Option<Box<dyn Calibrator>>, buffers: &mut Buffers) -> Result<()> {
+        if let Some(calibrator) = fresh {
+            self.calibrator = calibrator;
+            self.free.append(&mut self.kept);
+            self.free.sort();
+            self.free.dedup();
+        }
+        let computed = self.tensor(buffers)?;
+        if self.replaces {
+            self.arithmetic.bind_copy(buffers, self.after, computed)?.run()?;
+        } else {
+            self.arithmetic.bind_subtract(buffers, self.after, self.before, computed)?.run()?;
+        }
+        let rows = self.calibrator.put(step);
+        self.keep(&rows, computed, buffers)
+    }
+
+    /// Instead of the unit's blocks.
+    pub(crate) fn apply(&mut self, step: usize, buffers: &mut Buffers) -> Result<()> {
+        if let Some(range) = self.calibrator.needs_gram() {
+            let tail = self.kept.get(range).unwrap_or_default().to_vec();
+            let grams = self.grams(&tail, buffers)?;
+            self.calibrator.set_gram(&grams);
+        }
+        let rows = self.calibrator.get(step);
+        match self.calibrator.after_get() {
+            None => {
+                let mut tensors = self.kept.clone();
+                let mut rows = rows;
+                if !self.replaces {
+                    tensors.push(self.before);
+                    rows.iter_mut().for_each(|row| row.push(1.0));
+                }
+                self.sum(&rows, &tensors, self.after, buffers)
+            }
+            Some(next) => {
+                let forecast = self.tensor(buffers)?;
+                self.sum(&rows, &self.kept.clone(), forecast, buffers)?;
+                if self.replaces {
+                    self.arithmetic.bind_copy(buffers, forecast, self.after)?.run()?;
+                } else {
+                    self.arithmetic.bind_add(buffers, self.before, forecast, self.after)?.run()?;
+                }
+                self.keep(&next, forecast, buffers)
+            }
+        }
+    }
+
+    /// The rows' sums over the kept tensors and, last, `newest` become the kept tensors.
+    fn keep(&mut self, rows: &[Sum], newest: BufferId, buffers: &mut Buffers) -> Result<()> {
+        let mut tensors = self.kept.clone();
+        tensors.push(newest);
+        let uses =
+            |row: &Sum, tensor: BufferId| tensors.iter().zip(row).any(|(id, weight)| *id == tensor && *weight != 0.0);
+        let mut next = vec![newest; rows.len()];
+        // From last to first, each into a tensor that neither this row nor one still to be formed needs.
+        for index in (0..rows.len()).rev() {
+            next[index] = match picked(&rows[index]) {
+                Some(tensor) => *tensors.get(tensor).ok_or_else(mismatch)?,
+                None => {
+                    let is_needed = |tensor: BufferId| {
+                        next[index + 1..].contains(&tensor) || rows[..=index].iter().any(|row| uses(row, tensor))
+                    };
+                    let out = match self.kept.iter().copied().find(|tensor| !is_needed(*tensor)) {
+                        Some(tensor) => tensor,
+                        None => self.tensor(buffers)?,
+                    };
+                    self.sum(std::slice::from_ref(&rows[index]), &tensors, out, buffers)?;
+                    out
+                }
+            };
+        }
+        tensors.sort();
+        tensors.dedup();
+        self.free.extend(tensors.into_iter().filter(|tensor| !next.contains(tensor)));
+        self.free.sort();
+        self.free.dedup();
+        self.kept = next;
+        Ok(())
+    }
+
+    /// out = for each batch item the row's sum over the tensors; one row serves all items.
+    fn sum(&mut self, rows: &[Sum], tensors: &[BufferId], out: BufferId, buffers: &mut Buffers) -> Result<()> {
+        if rows.iter().any(|row| row.len() != tensors.len()) {
+            return Err(mismatch());
+        }
+        let used: Vec<usize> = (0..tensors.len()).filter(|k| rows.iter().any(|row| row[*k] != 0.0)).collect();
+        let list = &mut self.weights[usize::from(rows.len() > 1)];
+        while list.len() < used.len() {
+            list.push(buffers.add(DType::F32, &[rows.len() as i64])?);
+        }
+        let weights = list[..used.len()].to_vec();
+        for (weight, k) in weights.iter().zip(&used) {
+            let column: Vec<f32> = rows.iter().map(|row| row[*k] as f32).collect();
+            buffers.write(*weight, &column)?;
+        }
+        let tensors: Vec<BufferId> = used.iter().map(|k| tensors[*k]).collect();
+        self.sums.bind(buffers, &tensors, &weights, out)?.run()
+    }
+
+    /// Inner products of the tensors, one table for each batch item.
+    fn grams(&mut self, tensors: &[BufferId], buffers: &mut Buffers) -> Result<Vec<Gram>> {
+        let batch = buffers.shape(self.after).first().copied().unwrap_or(1);
+        let parts = match self.dot {
+            Some(parts) => parts,
+            None => *self.dot.insert([buffers.add(DType::F32, &[batch])?, buffers.add(DType::F32, &[batch])?]),
+        };
+        let mut grams = vec![vec![vec![0.0; tensors.len()]; tensors.len()]; batch as usize];
+        for (i, a) in tensors.iter().enumerate() {
+            for (j, b) in tensors.iter().enumerate().take(i + 1) {
+                let dot: Op = self.sums.bind_dot(buffers, *a, *b, parts)?;
+                dot.run()?;
+                let (high, low) = (buffers.read(parts[0])?, buffers.read(parts[1])?);
+                for (gram, (high, low)) in grams.iter_mut().zip(high.iter().zip(&low)) {
+                    let product = f64::from(*high) + f64::from(*low);
+                    gram[i][j] = product;
+                    gram[j][i] = product;
+                }
+            }
+        }
+        Ok(grams)
+    }
+
+    /// Tensors allocated so far, in bytes.
+    pub(crate) fn bytes(&self, buffers: &Buffers) -> u64 {
+        self.kept.iter().chain(&self.free).map(|id| buffers.bytes(*id)).sum()
+    }
+
+    /// A tensor that holds nothing, allocated only if there is none.
+    fn tensor(&mut self, buffers: &mut Buffers) -> Result<BufferId> {
+        if let Some(tensor) = self.free.pop() {
+            return Ok(tensor);
+        }
+        let shape = buffers.shape(self.after).to_vec();
+        buffers.add(self.dtype, &shape)
+    }
+}
+
+/// The index of the one tensor that a row takes as it is.
+fn picked(row: &Sum) -> Option<usize> {
+    let mut others = row.iter().enumerate().filter(|(_, weight)| **weight != 0.0);
+    match (others.next(), others.next()) {
+        (Some((index, weight)), None) if *weight == 1.0 => Some(index),
+        _ => None,
+    }
+}
+
+fn mismatch() -> Error {
+    Error::internal("a calibrator's weights do not fit its tensors")
+}

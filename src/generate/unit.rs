@@ -1,0 +1,203 @@
+//! Blocks that run or are skipped together, and what is kept of them to skip them well.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::chain::Chain;
+use super::forecast::Forecast;
+use crate::cache::{CalibratorCacheType, DiffOptions, DiffTensor, PolicyConfig, StreamKind};
+use crate::engine::Loaded;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::manifest::DType;
+use crate::runtime::measure::{Compared, Measure};
+use crate::runtime::ops::Op;
+use crate::runtime::tensor::{BufferId, Buffers};
+use crate::trace::CacheBytes;
+
+/// One decision's worth of blocks: the middle of a step, or a single block.
+pub(crate) struct Unit {
+    pub blocks: Range<usize>,
+    /// Set for a unit that is one block which the policy decides on by itself.
+    pub block: Option<usize>,
+    kept: Vec<Kept>,
+    compare: Option<Compare>,
+}
+
+/// What is kept of one stream.
+enum Kept {
+    /// The residual of the last computed step.
+    Residual { id: BufferId, keep: Op, apply: Op },
+    /// What a calibrator needs.
+    Forecast { forecast: Box<Forecast>, stream: usize },
+}
+
+/// The tensor that a diff compares with, and its two sums.
+struct Compare {
+    kept: Vec<BufferId>,
+    measure: Op,
+    keep: Op,
+    change: BufferId,
+    size: BufferId,
+}
+
+/// What a unit is made for.
+pub(crate) struct UnitSpec<'a> {
+    pub blocks: Range<usize>,
+    pub block: Option<usize>,
+    /// What is compared, and around which cuts; none where the policy never asks.
+    pub diff: Option<(DiffOptions, Range<usize>)>,
+    pub cache: &'a PolicyConfig,
+}
+
+impl Unit {
+    pub(crate) fn bind(engine: &Loaded, chain: &Chain, spec: UnitSpec<'_>, buffers: &mut Buffers) -> Result<Self> {
+        let UnitSpec { blocks, block, diff, cache } = spec;
+        let mut kept = Vec::new();
+        for (stream, (before, after)) in chain.at_cut(blocks.start).iter().zip(chain.at_cut(blocks.end)).enumerate() {
+            if before != after {
+                kept.push(Kept::bind(engine, cache, (block, stream), (*before, *after), buffers)?);
+            }
+        }
+        let compare = match diff {
+            Some((options, around)) => Some(Compare::bind(engine, chain, options, around, buffers)?),
+            None => None,
+        };
+        Ok(Self { blocks, block, kept, compare })
+    }
+
+    /// The relative L1 change of what is compared, against the last time it was kept; two numbers leave the device.
+    ///
+    /// # Errors
+    /// `Numeric` when a tensor holds NaN or infinity.
+    pub(crate) fn diff(&self, buffers: &Buffers) -> Result<f32> {
+        let compare = self.compare.as_ref().ok_or_else(|| Error::internal("a diff of what is not compared"))?;
+        compare.measure.run()?;
+        let (change, size) = (buffers.scalar(compare.change)?, buffers.scalar(compare.size)?);
+        if !change.is_finite() || !size.is_finite() {
+            return Err(Error::new(
+                ErrorKind::Numeric,
+                format!(
+                    "what is compared is not finite (sum of changes {change}, of sizes {size}); the inputs or weights \
+                     hold NaN or infinity, or the compute dtype overflows"
+                ),
+            ));
+        }
+        // Of nothing, any change is infinite: such blocks are computed, as in the reference.
+        Ok(change / size)
+    }
+
+    /// Before the blocks run on a step that is kept: later diffs compare with this one.
+    pub(crate) fn keep_compared(&self) -> Result<()> {
+        self.compare.as_ref().map_or(Ok(()), |compare| compare.keep.run())
+    }
+
+    /// After the blocks ran on a step that is kept.
+    ///
+    /// `step` counts from the last refresh of `cache`'s policy: at 0 its calibrators begin anew.
+    pub(crate) fn keep(&mut self, step: usize, cache: &PolicyConfig, buffers: &mut Buffers) -> Result<()> {
+        let block = self.block;
+        self.kept.iter_mut().try_for_each(|kept| match kept {
+            Kept::Residual { keep, .. } => keep.run(),
+            Kept::Forecast { forecast, stream } => {
+                let fresh = if step == 0 { cache.calibrator(block, stream_kind(*stream)) } else { None };
+                forecast.put(step, fresh, buffers)
+            }
+        })
+    }
+
+    /// Instead of the blocks.
+    pub(crate) fn apply(&mut self, step: usize, buffers: &mut Buffers) -> Result<()> {
+        self.kept.iter_mut().try_for_each(|kept| match kept {
+            Kept::Residual { apply, .. } => apply.run(),
+            Kept::Forecast { forecast, .. } => forecast.apply(step, buffers),
+        })
+    }
+
+    /// Adds what the unit holds at the moment.
+    pub(crate) fn count(&self, bytes: &mut CacheBytes, buffers: &Buffers) {
+        for kept in &self.kept {
+            match kept {
+                Kept::Residual { id, .. } => bytes.residuals += buffers.bytes(*id),
+                Kept::Forecast { forecast, .. } => bytes.calibrators += forecast.bytes(buffers),
+            }
+        }
+        if let Some(compare) = &self.compare {
+            bytes.compare += compare.kept.iter().map(|id| buffers.bytes(*id)).sum::<u64>();
+        }
+    }
+}
+
+impl Kept {
+    fn bind(
+        engine: &Loaded,
+        cache: &PolicyConfig,
+        (block, stream): (Option<usize>, usize),
+        (before, after): (BufferId, BufferId),
+        buffers: &mut Buffers,
+    ) -> Result<Self> {
+        let dtype = stream_dtype(engine, stream)?;
+        let shape = buffers.shape(after).to_vec();
+        let arithmetic = engine.arithmetic(dtype, shape.len())?;
+        if let Some(calibrator) = cache.calibrator(block, stream_kind(stream)) {
+            let replaces = cache.cache_type(block, stream_kind(stream)) == CalibratorCacheType::HiddenStates;
+            let sums = engine.sums(dtype, shape.len())?;
+            let forecast = Forecast::new(calibrator, replaces, (arithmetic, sums), (before, after), dtype);
+            return Ok(Self::Forecast { forecast: Box::new(forecast), stream });
+        }
+        let id = buffers.add(dtype, &shape)?;
+        let keep = arithmetic.bind_subtract(buffers, after, before, id)?;
+        let apply = arithmetic.bind_add(buffers, before, id, after)?;
+        Ok(Self::Residual { id, keep, apply })
+    }
+}
+
+impl Compare {
+    fn bind(
+        engine: &Loaded,
+        chain: &Chain,
+        options: DiffOptions,
+        around: Range<usize>,
+        buffers: &mut Buffers,
+    ) -> Result<Self> {
+        // A single block compares its input, so all that it sees is at one cut.
+        let (before, after) = match options.tensor {
+            DiffTensor::BlockInput => (around.start, around.start),
+            DiffTensor::HeadResidual | DiffTensor::HeadOutput => (around.start, around.end),
+        };
+        let manifest = &engine.directory.manifest;
+        let streams = if options.tensor == DiffTensor::BlockInput && options.compare_all_streams {
+            manifest.compared_streams(around.start)
+        } else {
+            vec![0]
+        };
+        let kinds: Vec<(DType, usize)> = streams
+            .iter()
+            .map(|stream| Ok((stream_dtype(engine, *stream)?, buffers.shape(chain.at_cut(after)[*stream]).len())))
+            .collect::<Result<_>>()?;
+        let measure: Arc<Measure> = engine.measure(&kinds, options)?;
+        let mut compared = Vec::new();
+        for (stream, (dtype, _)) in streams.iter().zip(&kinds) {
+            let (before, after) = (chain.at_cut(before)[*stream], chain.at_cut(after)[*stream]);
+            let shape = measure.kept_shape(buffers.shape(after));
+            compared.push(Compared { after, before, kept: buffers.add(*dtype, &shape)? });
+        }
+        let (change, size) = (buffers.add(DType::F32, &[1])?, buffers.add(DType::F32, &[1])?);
+        Ok(Self {
+            kept: compared.iter().map(|stream| stream.kept).collect(),
+            measure: measure.bind_measure(buffers, &compared, change, size)?,
+            keep: measure.bind_keep(buffers, &compared)?,
+            change,
+            size,
+        })
+    }
+}
+
+/// The first stream is the picture's, the others are the text's.
+fn stream_kind(stream: usize) -> StreamKind {
+    if stream == 0 { StreamKind::Hidden } else { StreamKind::Encoder }
+}
+
+fn stream_dtype(engine: &Loaded, stream: usize) -> Result<DType> {
+    let manifest = &engine.directory.manifest;
+    Ok(manifest.tensor(&manifest.streams[stream])?.dtype)
+}
