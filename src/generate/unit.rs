@@ -26,9 +26,16 @@ pub(crate) struct Unit {
 /// What is kept of one stream.
 enum Kept {
     /// The residual of the last computed step.
-    Residual { id: BufferId, keep: Op, apply: Op },
+    Residual(Box<Residual>),
     /// What a calibrator needs.
     Forecast { forecast: Box<Forecast>, stream: usize },
+}
+
+/// A kept residual.
+struct Residual {
+    id: BufferId,
+    keep: Op,
+    apply: Op,
 }
 
 /// The tensor that a diff compares with, and its two sums.
@@ -97,7 +104,7 @@ impl Unit {
     pub(crate) fn keep(&mut self, step: usize, cache: &PolicyConfig, buffers: &mut Buffers) -> Result<()> {
         let block = self.block;
         self.kept.iter_mut().try_for_each(|kept| match kept {
-            Kept::Residual { keep, .. } => keep.run(),
+            Kept::Residual(residual) => residual.keep.run(),
             Kept::Forecast { forecast, stream } => {
                 let fresh = if step == 0 { cache.calibrator(block, stream_kind(*stream)) } else { None };
                 forecast.put(step, fresh, buffers)
@@ -108,7 +115,7 @@ impl Unit {
     /// Instead of the blocks.
     pub(crate) fn apply(&mut self, step: usize, buffers: &mut Buffers) -> Result<()> {
         self.kept.iter_mut().try_for_each(|kept| match kept {
-            Kept::Residual { apply, .. } => apply.run(),
+            Kept::Residual(residual) => residual.apply.run(),
             Kept::Forecast { forecast, .. } => forecast.apply(step, buffers),
         })
     }
@@ -117,7 +124,7 @@ impl Unit {
     pub(crate) fn count(&self, bytes: &mut CacheBytes, buffers: &Buffers) {
         for kept in &self.kept {
             match kept {
-                Kept::Residual { id, .. } => bytes.residuals += buffers.bytes(*id),
+                Kept::Residual(residual) => bytes.residuals += buffers.bytes(residual.id),
                 Kept::Forecast { forecast, .. } => bytes.calibrators += forecast.bytes(buffers),
             }
         }
@@ -147,7 +154,7 @@ impl Kept {
         let id = buffers.add(dtype, &shape)?;
         let keep = arithmetic.bind_subtract(buffers, after, before, id)?;
         let apply = arithmetic.bind_add(buffers, before, id, after)?;
-        Ok(Self::Residual { id, keep, apply })
+        Ok(Self::Residual(Box::new(Residual { id, keep, apply })))
     }
 }
 
