@@ -42,7 +42,10 @@ impl Inputs {
     pub(super) fn check(&self, manifest: &Manifest, is_guided: bool) -> Result<()> {
         let text: Vec<&String> =
             manifest.inputs.iter().filter(|(_, input)| input.from == Source::Text).map(|(name, _)| name).collect();
-        for name in self.tensors.keys() {
+        for (name, tensor) in &self.tensors {
+            if let Some(number) = tensor.iter().find(|number| !number.is_finite()) {
+                return Err(Error::input(format!("input `{name}` holds {number}; expected finite numbers")));
+            }
             let plain = name.strip_prefix(NEGATIVE).unwrap_or(name);
             if name == LATENTS || name == SIGMAS || text.iter().any(|known| *known == plain) {
                 if plain != name && !is_guided {

@@ -40,7 +40,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     for part in &parts {
         engine.plan.cover(part.blocks())?;
     }
-    let warnings = options.cache.warnings(run).into_iter().map(Warning::Setting).collect();
+    let mut warnings: Vec<Warning> = options.cache.warnings(run).into_iter().map(Warning::Setting).collect();
 
     let mut buffers = Buffers::default();
     let mut timings = Timings::default();
@@ -48,6 +48,9 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     let mut texts: HashMap<Branch, Named> = HashMap::new();
     for branch in guidance.branches() {
         texts.insert(branch, text(&engine, inputs, branch, batch, &mut buffers)?);
+        if let (Some(prompt), Some(encoder)) = (prompt(&engine, inputs, branch), &engine.text) {
+            warnings.extend(encoder.warnings(prompt)?.into_iter().map(Warning::Setting));
+        }
     }
     timings.text_ms = elapsed_ms(start);
     let extents = extents(manifest, &grid, batch, given, &texts, &buffers)?;
@@ -220,7 +223,16 @@ fn grid(manifest: &Manifest, asked: Option<(u64, u64)>) -> Result<Grid> {
 fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize>, grid: &Grid) -> Result<Schedule> {
     let Some(tensor) = inputs.tensors.get(SIGMAS) else {
         let steps = asked.unwrap_or(manifest.defaults.steps as usize);
-        return Schedule::new(manifest.scheduler, steps, grid.tokens() as u64);
+        let schedule = Schedule::new(manifest.scheduler, steps, grid.tokens() as u64)?;
+        // A shift that fits one picture size can be impossible for another.
+        let falls = schedule.sigmas.windows(2).all(|pair| pair[0] >= pair[1]);
+        if !falls || !(0.0..=1.0).contains(&schedule.sigmas[0]) {
+            return Err(Error::directory(format!(
+                "the scheduler's sigmas do not fall from 1 to 0 at this size: {:?} …",
+                &schedule.sigmas[..2]
+            )));
+        }
+        return Ok(schedule);
     };
     let sigmas = numbers(tensor);
     let steps = sigmas.len().saturating_sub(1);
@@ -240,17 +252,21 @@ fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize>, grid: &G
     Ok(Schedule { sigmas })
 }
 
-/// The text inputs of one branch: tensors that were given, else what the text graphs make of the prompt.
-fn text(engine: &Loaded, inputs: &Inputs, branch: Branch, batch: usize, buffers: &mut Buffers) -> Result<Named> {
-    let manifest = &engine.directory.manifest;
-    let mut named = Named::new();
-    let prompt = match branch {
+/// What the text graphs read for one branch.
+fn prompt<'a>(engine: &'a Loaded, inputs: &'a Inputs, branch: Branch) -> Option<&'a str> {
+    match branch {
         Branch::Cond => inputs.prompt.as_deref(),
         Branch::Uncond => {
             inputs.negative_prompt.as_deref().or_else(|| engine.text.as_ref().map(|text| text.unconditional()))
         }
-    };
-    if let (Some(prompt), Some(encoder)) = (prompt, &engine.text) {
+    }
+}
+
+/// The text inputs of one branch: tensors that were given, else what the text graphs make of the prompt.
+fn text(engine: &Loaded, inputs: &Inputs, branch: Branch, batch: usize, buffers: &mut Buffers) -> Result<Named> {
+    let manifest = &engine.directory.manifest;
+    let mut named = Named::new();
+    if let (Some(prompt), Some(encoder)) = (prompt(engine, inputs, branch), &engine.text) {
         let names: Vec<String> = encoder.outputs().map(str::to_owned).collect();
         let (_, ports) = ports(manifest, &[], &names)?;
         named.extend(encoder.encode(&vec![prompt.to_owned(); batch], &ports, buffers)?);
@@ -259,7 +275,13 @@ fn text(engine: &Loaded, inputs: &Inputs, branch: Branch, batch: usize, buffers:
         let key = if branch == Branch::Uncond { format!("{NEGATIVE}{name}") } else { name.clone() };
         if let Some(tensor) = inputs.tensors.get(&key) {
             let shape: Vec<i64> = tensor.shape().iter().map(|extent| *extent as i64).collect();
-            let id = buffers.add(manifest.tensor(name)?.dtype, &shape)?;
+            let dtype = manifest.tensor(name)?.dtype;
+            if dtype == DType::I64 {
+                return Err(Error::input(format!(
+                    "`{name}` holds integers, which only a prompt can give; leave it out"
+                )));
+            }
+            let id = buffers.add(dtype, &shape)?;
             buffers.write(id, &numbers(tensor))?;
             named.insert(name.clone(), id);
         }

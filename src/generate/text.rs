@@ -5,13 +5,17 @@ use std::sync::Arc;
 
 use tokenizers::Tokenizer;
 
-use crate::error::{Error, Result};
+use crate::error::{At, Error, Result};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Port;
 use crate::model::manifest::{Axis, DType, FileRef, TextSpec, TokenField, TokenizerSpec};
 use crate::runtime::session::Session;
 use crate::runtime::tensor::{BufferId, Buffers};
 
+/// Longest prompt in bytes: far more than any model reads.
+const MAX_PROMPT: usize = 1 << 16;
+/// How much of an unknown word an error shows, in characters.
+const SHOWN: usize = 40;
 /// How many known words an error about an unknown one shows.
 const SUGGESTIONS: usize = 3;
 /// A vocabulary up to this size is one of words that people can read (see [`TextEncoder::words`]).
@@ -28,24 +32,31 @@ pub(crate) struct TextEncoder {
 struct Tokens {
     ids: Vec<i64>,
     mask: Vec<i64>,
+    is_cut: bool,
 }
 
 impl TextEncoder {
     /// # Errors
-    /// `EngineDirectory` when a tokenizer file does not parse.
+    /// `EngineDirectory` when a tokenizer file does not parse or contradicts the manifest.
     pub(crate) fn load(directory: &EngineDirectory, spec: &TextSpec, graphs: Vec<Arc<Session>>) -> Result<Self> {
+        let place = || format!("engine {}", directory.path.display());
         let tokenizers = spec
             .tokenizers
             .iter()
             .map(|(name, tokenizer)| {
                 let TokenizerSpec { file, bytes, sha256, .. } = tokenizer;
                 let content = directory.read(FileRef { file, bytes: *bytes, sha256 })?;
-                let tokenizer = Tokenizer::from_bytes(content)
-                    .map_err(|error| Error::directory(format!("does not parse as a tokenizer: {error}")).at(file))?;
-                Ok((name.clone(), tokenizer))
+                Ok((name.clone(), read_tokenizer(&content, tokenizer).at(file).at(place())?))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { spec: spec.clone(), tokenizers, graphs })
+        let encoder = Self { spec: spec.clone(), tokenizers, graphs };
+        for name in encoder.tokenizers.keys() {
+            encoder.tokens(name, &spec.unconditional).map_err(|error| {
+                let reason = "manifest.json: `text.unconditional` is no prompt of this model";
+                Error::directory(reason).with_source(error).at(place())
+            })?;
+        }
+        Ok(encoder)
     }
 
     /// The prompt of the uncond branch when the user gives none.
@@ -68,6 +79,20 @@ impl TextEncoder {
             .map(|(word, _)| word)
             .collect();
         (words.len() <= MAX_LISTED_WORDS).then(|| words.into_iter().collect())
+    }
+
+    /// What of this prompt does not reach the model.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub(crate) fn warnings(&self, prompt: &str) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        for (name, spec) in &self.spec.tokenizers {
+            if self.tokens(name, prompt)?.is_cut {
+                warnings.push(format!("the prompt is cut: tokenizer `{name}` reads its first {} tokens", spec.length));
+            }
+        }
+        Ok(warnings)
     }
 
     /// Runs the text graphs over one prompt per picture; gives each text input of the model: its name and tensor.
@@ -116,6 +141,9 @@ impl TextEncoder {
 
     fn tokens(&self, name: &str, prompt: &str) -> Result<Tokens> {
         let (tokenizer, spec) = (&self.tokenizers[name], &self.spec.tokenizers[name]);
+        if prompt.len() > MAX_PROMPT {
+            return Err(Error::input(format!("the prompt has {} bytes; at most {MAX_PROMPT} are read", prompt.len())));
+        }
         let encoding = tokenizer
             .encode(prompt, true)
             .map_err(|error| Error::input(format!("the prompt {prompt:?} cannot be tokenized: {error}")))?;
@@ -125,22 +153,23 @@ impl TextEncoder {
             return Err(self.unknown_word(prompt.get(start..end).unwrap_or(prompt)));
         }
         let length = spec.length as usize;
-        if ids.len() > length && spec.unknown_id.is_some() {
-            return Err(Error::input(format!("the prompt has {} words; the model takes at most {length}", ids.len())));
-        }
-        if ids.len() > length {
-            tracing::warn!(tokens = ids.len(), length, tokenizer = name, "the prompt is cut");
+        // A tokenizer may cut by itself, before the token that ends a text.
+        let is_cut = ids.len() > length || !encoding.get_overflowing().is_empty();
+        if is_cut && spec.unknown_id.is_some() {
+            let words = prompt.split_whitespace().count();
+            return Err(Error::input(format!("the prompt has {words} words; the model takes at most {length}")));
         }
         let kept = ids.len().min(length);
         let mut row: Vec<i64> = ids[..kept].iter().map(|id| i64::from(*id)).collect();
         row.resize(length, i64::from(spec.pad_id));
         let mask = (0..length).map(|i| i64::from(i < kept)).collect();
-        Ok(Tokens { ids: row, mask })
+        Ok(Tokens { ids: row, mask, is_cut })
     }
 
     fn unknown_word(&self, word: &str) -> Error {
         let words = self.words().unwrap_or_default();
-        let mut near: Vec<(usize, &String)> = words.iter().map(|known| (edit_distance(word, known), known)).collect();
+        let word: String = word.chars().take(SHOWN).collect();
+        let mut near: Vec<(usize, &String)> = words.iter().map(|known| (edit_distance(&word, known), known)).collect();
         near.sort();
         let near: Vec<&str> = near.iter().take(SUGGESTIONS).map(|(_, known)| known.as_str()).collect();
         Error::input(format!(
@@ -149,6 +178,20 @@ impl TextEncoder {
             words.len()
         ))
     }
+}
+
+fn read_tokenizer(content: &[u8], spec: &TokenizerSpec) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::from_bytes(content)
+        .map_err(|error| Error::directory(format!("does not parse as a tokenizer: {error}")))?;
+    for (field, id) in [("pad_id", Some(spec.pad_id)), ("unknown_id", spec.unknown_id)] {
+        if let Some(id) = id.filter(|id| tokenizer.id_to_token(*id).is_none()) {
+            return Err(Error::directory(format!("has no token {id}, which the manifest calls its `{field}`")));
+        }
+    }
+    if tokenizer.get_padding().is_some() {
+        return Err(Error::directory("pads by itself, which would make padding look like text; export again"));
+    }
+    Ok(tokenizer)
 }
 
 /// The dynamic axes of a text output are the batch, and the tokens of the graph's tokenizer.

@@ -7,7 +7,7 @@ use prost::Message;
 use safetensors::Dtype;
 
 use super::manifest::{Axis, DType, Manifest};
-use super::onnx::{self, EXTERNAL, GraphProto, ModelProto, TensorProto, ValueInfoProto, element};
+use super::onnx::{self, AttributeProto, EXTERNAL, GraphProto, ModelProto, TensorProto, ValueInfoProto, element};
 use super::weights::WeightsFile;
 use crate::error::{Error, Result};
 
@@ -109,19 +109,16 @@ impl Graph {
 
     fn bind(&mut self, tensor: &mut TensorProto, weights: &Weights) -> Result<()> {
         if tensor.data_location.unwrap_or(0) != EXTERNAL {
-            let values = tensor.dims.iter().try_fold(1i64, |product, dim| product.checked_mul(*dim));
-            if values.is_none_or(|values| !(0..=MAX_CONSTANT).contains(&values)) {
-                return Err(Error::directory(format!(
-                    "is a constant of {:?}; constants hold at most {MAX_CONSTANT} values, parameters are references",
-                    tensor.dims
-                )));
-            }
-            return Ok(());
+            return check_constant(tensor);
         }
         let mut location = None;
         let (mut offset, mut length) = (None, None);
+        let mut seen = BTreeSet::new();
         for entry in &mut tensor.external_data {
             let value = entry.value.clone().unwrap_or_default();
+            if !seen.insert(entry.key.clone()) {
+                return Err(Error::directory(format!("has the external data key {:?} twice", entry.key)));
+            }
             match entry.key.as_deref() {
                 Some("location") => location = Some(entry),
                 Some("offset") => offset = value.parse::<u64>().ok(),
@@ -177,6 +174,31 @@ fn check_opset(model: &ModelProto, opset: i64) -> Result<()> {
     Ok(())
 }
 
+/// A constant is short, and is in the graph itself.
+fn check_constant(tensor: &TensorProto) -> Result<()> {
+    if tensor.data_location.unwrap_or(0) != 0 || !tensor.external_data.is_empty() {
+        return Err(Error::directory("refers to a file; only initialisers may, as parameters"));
+    }
+    let is_positive = tensor.dims.iter().all(|dim| *dim >= 0);
+    let values = tensor.dims.iter().try_fold(1i64, |product, dim| product.checked_mul(*dim));
+    if !is_positive || values.is_none_or(|values| values > MAX_CONSTANT) {
+        return Err(Error::directory(format!(
+            "is a constant of {:?}; constants hold at most {MAX_CONSTANT} values, parameters are references",
+            tensor.dims
+        )));
+    }
+    Ok(())
+}
+
+/// Attributes hold constants too, and ONNX Runtime would follow a reference there as well.
+fn check_attribute(attribute: &AttributeProto) -> Result<()> {
+    let longest = attribute.floats.len().max(attribute.ints.len()).max(attribute.strings.len());
+    if longest as i64 > MAX_CONSTANT {
+        return Err(Error::directory(format!("holds {longest} values; constants hold at most {MAX_CONSTANT} values")));
+    }
+    attribute.t.as_ref().map_or(Ok(()), check_constant)
+}
+
 fn check_nodes(graph: &GraphProto) -> Result<()> {
     let mut names = BTreeSet::new();
     for node in &graph.node {
@@ -186,6 +208,10 @@ fn check_nodes(graph: &GraphProto) -> Result<()> {
         }
         if !node.domain.as_deref().unwrap_or_default().is_empty() {
             return Err(Error::directory(format!("node `{name}` is of the domain {:?}", node.domain)));
+        }
+        for attribute in &node.attribute {
+            let place = || format!("attribute `{}` of node `{name}`", attribute.name.as_deref().unwrap_or_default());
+            check_attribute(attribute).map_err(|error| error.at(place()))?;
         }
     }
     Ok(())

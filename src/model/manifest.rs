@@ -1,8 +1,9 @@
-//! `manifest.json`: the fields of an engine directory, and what they must satisfy among themselves.
+//! `manifest.json`: the fields of an engine directory.
 //!
-//! models/README.md describes each field. Files are not touched here; [`super::directory`] compares them with this.
+//! models/README.md describes each field, [`super::rules`] holds what they must satisfy among themselves. Files are not
+//! touched here; [`super::directory`] compares them with this.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,9 +11,6 @@ use crate::error::{Error, Result};
 
 /// The only format that this engine reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
-const MAX_BLOCKS: usize = 10_000;
-/// No axis, picture side or count of a sane model is longer.
-const MAX_EXTENT: u64 = 1 << 24;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,7 +36,9 @@ pub(crate) struct Manifest {
     pub size: SizeSpec,
     pub scheduler: SchedulerSpec,
     pub guidance: GuidanceSpec,
+    #[serde(deserialize_with = "given")]
     pub text: Option<TextSpec>,
+    #[serde(deserialize_with = "given")]
     pub decode: Option<GraphSpec>,
     pub weights: Vec<WeightsSpec>,
     pub defaults: Defaults,
@@ -197,7 +197,11 @@ pub(crate) struct SizeSpec {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum SchedulerSpec {
-    FlowMatchEuler { shift: Shift, shift_terminal: Option<f64> },
+    FlowMatchEuler {
+        shift: Shift,
+        #[serde(deserialize_with = "given")]
+        shift_terminal: Option<f64>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -247,6 +251,7 @@ pub(crate) struct TokenizerSpec {
     pub sha256: String,
     pub length: u64,
     pub pad_id: u32,
+    #[serde(deserialize_with = "given")]
     pub unknown_id: Option<u32>,
 }
 
@@ -278,10 +283,12 @@ pub(crate) enum TokenField {
 #[serde(deny_unknown_fields)]
 pub(crate) struct WeightsSpec {
     pub name: String,
+    #[serde(deserialize_with = "given")]
     pub folder: Option<String>,
     pub file: String,
     pub bytes: u64,
     pub header_sha256: String,
+    #[serde(deserialize_with = "given")]
     pub sha256: Option<String>,
 }
 
@@ -289,6 +296,11 @@ pub(crate) struct WeightsSpec {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Defaults {
     pub steps: u64,
+}
+
+/// A value or null, but there: serde would take a missing field for null.
+fn given<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Option<T>, D::Error> {
+    Option::deserialize(from)
 }
 
 /// Extents of the dynamic dimensions of one request.
@@ -369,269 +381,6 @@ impl Manifest {
         Ok(extents)
     }
 
-    fn check(&self) -> Result<()> {
-        if ![20, 23].contains(&self.opset) {
-            return fail(format!("`opset` is {}; expected 20 or 23", self.opset));
-        }
-        if self.compute_dtype == DType::I64 {
-            return fail("`compute_dtype` is i64; expected a float type");
-        }
-        self.check_dimensions()?;
-        self.check_flow()?;
-        self.check_picture()?;
-        self.check_scheduler()?;
-        self.check_text()?;
-        self.check_files()
-    }
-
-    fn check_dimensions(&self) -> Result<()> {
-        for (name, dimension) in &self.dimensions {
-            match dimension {
-                Dimension::Range { min, max } if *min == 0 || min > max || *max > MAX_EXTENT => {
-                    return fail(format!(
-                        "dimension `{name}` has the range {min} to {max}; expected 1 <= min <= max <= {MAX_EXTENT}"
-                    ));
-                }
-                Dimension::Sum { sum } => {
-                    for part in sum {
-                        if !matches!(self.dimensions.get(part), Some(Dimension::Range { .. })) {
-                            return fail(format!(
-                                "dimension `{name}` adds `{part}`, which is not a dimension with a range"
-                            ));
-                        }
-                    }
-                }
-                Dimension::Range { .. } => {}
-            }
-        }
-        for (name, tensor) in &self.tensors {
-            let mut elements: u64 = 1;
-            for axis in &tensor.shape {
-                let extent = match axis {
-                    Axis::Fixed(extent) => *extent,
-                    Axis::Named(dim) if self.dimensions.contains_key(dim) => 1,
-                    Axis::Named(dim) => return fail(format!("tensor `{name}` has the unknown dimension `{dim}`")),
-                };
-                elements = elements.saturating_mul(extent);
-            }
-            if elements == 0 || elements > 1 << 34 {
-                return fail(format!("tensor `{name}` has an absurd shape"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Every graph takes only what an earlier one, or the outside, gives.
-    fn check_flow(&self) -> Result<()> {
-        let mut known: BTreeSet<&str> = BTreeSet::new();
-        for (name, input) in &self.inputs {
-            let spec = self.tensor(name).map_err(|e| e.at(format!("input `{name}`")))?;
-            known.insert(name);
-            let per = match input.from {
-                Source::Latents | Source::Sigma => Per::Step,
-                _ => Per::Request,
-            };
-            if input.per != per {
-                return fail(format!("input `{name}` has the wrong `per` for its `from`"));
-            }
-            let rank = match input.from {
-                Source::Latents => Some(3),
-                Source::Sigma | Source::Guidance => Some(1),
-                Source::Grid => Some(2),
-                Source::Text | Source::Zeros => None,
-            };
-            if rank.is_some_and(|rank| rank != spec.shape.len()) || rank.is_some() && spec.dtype != DType::F32 {
-                return fail(format!("input `{name}` has a dtype or rank that does not fit its `from`"));
-            }
-        }
-        let mut single = BTreeSet::new();
-        for input in self.inputs.values().filter(|i| !matches!(i.from, Source::Text | Source::Zeros | Source::Grid)) {
-            if !single.insert(input.from as u8) {
-                return fail(format!("two inputs come from `{:?}`", input.from).to_lowercase());
-            }
-        }
-        let takes = |graph: &str, inputs: &[String], known: &BTreeSet<&str>| -> Result<()> {
-            match inputs.iter().find(|input| !known.contains(input.as_str())) {
-                Some(input) => fail(format!("{graph} takes `{input}`, which nothing before it gives")),
-                None => Ok(()),
-            }
-        };
-        takes("`embed`", &self.embed.inputs, &known)?;
-        if let Some(unused) = self.inputs.keys().find(|name| !self.embed.inputs.contains(name)) {
-            return fail(format!("input `{unused}` is not taken by `embed`"));
-        }
-        for output in &self.embed.outputs {
-            self.tensor(output).map_err(|e| e.at("`embed`"))?;
-            known.insert(output);
-        }
-        if self.streams.is_empty() || self.streams.len() > 8 {
-            return fail(format!("`streams` has {} entries; expected 1 to 8", self.streams.len()));
-        }
-        if self.streams.iter().collect::<BTreeSet<_>>().len() != self.streams.len() {
-            return fail("`streams` names one twice");
-        }
-        if let Some(stream) = self.streams.iter().find(|stream| !self.embed.outputs.contains(stream)) {
-            return fail(format!("stream `{stream}` is not an output of `embed`"));
-        }
-        for stream in &self.streams {
-            if self.tensor(stream)?.dtype == DType::I64 || self.tensor(stream)?.shape.is_empty() {
-                return fail(format!("stream `{stream}` must be a float tensor with at least one axis"));
-            }
-        }
-        for (kind, ports) in &self.block_kinds {
-            takes(&format!("block kind `{kind}`"), &ports.inputs, &known)?;
-            if let Some(output) = ports.outputs.iter().find(|output| !self.streams.contains(output)) {
-                return fail(format!("block kind `{kind}` gives `{output}`, which is not a stream"));
-            }
-            if ports.outputs.is_empty() {
-                return fail(format!("block kind `{kind}` gives nothing"));
-            }
-            if let Some(output) = ports.outputs.iter().find(|output| !ports.inputs.contains(output)) {
-                return fail(format!("block kind `{kind}` gives stream `{output}` without taking it"));
-            }
-        }
-        if self.blocks.is_empty() || self.blocks.len() > MAX_BLOCKS {
-            return fail(format!("`blocks` has {} entries; expected 1 to {MAX_BLOCKS}", self.blocks.len()));
-        }
-        for (index, block) in self.blocks.iter().enumerate() {
-            if !self.block_kinds.contains_key(&block.kind) {
-                return fail(format!("block {index} is of the unknown kind `{}`", block.kind));
-            }
-        }
-        takes("`final`", &self.last.inputs, &known)?;
-        let [prediction] = self.last.outputs.as_slice() else {
-            return fail(format!("`final` has {} outputs; expected one, the prediction", self.last.outputs.len()));
-        };
-        let Some(latents) = self.input_from(Source::Latents) else {
-            return fail("no input comes from `latents`");
-        };
-        let (prediction_spec, latents_spec) = (self.tensor(prediction)?, self.tensor(latents)?);
-        if prediction_spec.shape != latents_spec.shape {
-            return fail(format!("`{prediction}` and `{latents}` differ in shape"));
-        }
-        for tensor in [self.tensor(prediction)?, self.tensor(latents)?] {
-            if tensor.dtype != DType::F32 {
-                return fail("latents and prediction must be f32");
-            }
-        }
-        if self.input_from(Source::Sigma).is_none() {
-            return fail("no input comes from `sigma`");
-        }
-        if (self.guidance.kind == GuidanceKind::Embedded) != self.input_from(Source::Guidance).is_some() {
-            return fail("`guidance.kind` is `embedded` exactly if an input comes from `guidance`");
-        }
-        Ok(())
-    }
-
-    fn check_picture(&self) -> Result<()> {
-        let LatentsSpec { channels, downscale, patch } = self.latents;
-        let cell = downscale.saturating_mul(patch);
-        if channels == 0 || channels > 65_536 || cell == 0 || cell > 65_536 {
-            return fail("`latents` has a number outside 1 to 65536");
-        }
-        let SizeSpec { default, min, max, multiple_of } = self.size;
-        if multiple_of == 0 || multiple_of % cell != 0 {
-            return fail(format!(
-                "`size.multiple_of` is {multiple_of}; expected a multiple of downscale x patch = {cell}"
-            ));
-        }
-        if min == 0 || min > max || max > 65_536 {
-            return fail(format!("`size` has the range {min} to {max}; expected 1 <= min <= max <= 65536"));
-        }
-        for side in default {
-            if side % multiple_of != 0 || side < min || side > max {
-                return fail(format!("`size.default` has a side of {side}, which its own limits forbid"));
-            }
-        }
-        let features = channels.saturating_mul(patch).saturating_mul(patch);
-        let name = self.input_from(Source::Latents).unwrap_or_default();
-        let shape = &self.tensor(name)?.shape;
-        let expected = [Axis::Named("batch".into()), Axis::Named("image".into()), Axis::Fixed(features)];
-        if shape[..] != expected {
-            return fail(format!("`{name}` must have the shape [batch, image, {features}] that `latents` says"));
-        }
-        if !(1..=10_000).contains(&self.defaults.steps) {
-            return fail(format!("`defaults.steps` is {}; expected 1 to 10000", self.defaults.steps));
-        }
-        if let Prediction::Sample { min_sigma } = self.prediction
-            && !(min_sigma > 0.0 && min_sigma < 1.0)
-        {
-            return fail(format!("`prediction.min_sigma` is {min_sigma}; expected a number between 0 and 1"));
-        }
-        if !self.guidance.default.is_finite() {
-            return fail("`guidance.default` is not finite");
-        }
-        Ok(())
-    }
-
-    fn check_scheduler(&self) -> Result<()> {
-        let SchedulerSpec::FlowMatchEuler { shift, shift_terminal } = self.scheduler;
-        let fine = match shift {
-            Shift::None {} => true,
-            Shift::Static { shift } => shift.is_finite() && shift > 0.0,
-            Shift::Dynamic { base_tokens, max_tokens, base_shift, max_shift, .. } => {
-                base_tokens < max_tokens && base_shift.is_finite() && max_shift.is_finite()
-            }
-        };
-        if !fine || shift_terminal.is_some_and(|s| !(0.0..1.0).contains(&s)) {
-            return fail("`scheduler` has an impossible number");
-        }
-        Ok(())
-    }
-
-    fn check_text(&self) -> Result<()> {
-        let Some(text) = &self.text else { return Ok(()) };
-        for (name, tokenizer) in &text.tokenizers {
-            if !(1..=1 << 16).contains(&tokenizer.length) {
-                return fail(format!("tokenizer `{name}` has the length {}; expected 1 to 65536", tokenizer.length));
-            }
-        }
-        let mut given = BTreeSet::new();
-        for graph in &text.graphs {
-            for (port, input) in &graph.inputs {
-                if !text.tokenizers.contains_key(&input.tokenizer) {
-                    return fail(format!("text input `{port}` names the unknown tokenizer `{}`", input.tokenizer));
-                }
-            }
-            for output in &graph.outputs {
-                if self.inputs.get(output).is_none_or(|input| input.from != Source::Text) {
-                    return fail(format!("text output `{output}` is not an input that comes from `text`"));
-                }
-                if !given.insert(output) {
-                    return fail(format!("two text graphs give `{output}`"));
-                }
-            }
-        }
-        match self.inputs.iter().find(|(name, input)| input.from == Source::Text && !given.contains(name)) {
-            Some((name, _)) => fail(format!("no text graph gives `{name}`")),
-            None => Ok(()),
-        }
-    }
-
-    fn check_files(&self) -> Result<()> {
-        let mut seen = BTreeSet::new();
-        for file in self.files() {
-            check_plain_name(file.file)?;
-            check_hash(file.file, file.sha256)?;
-            if !seen.insert(file.file) {
-                return fail(format!("file `{}` is named twice", file.file));
-            }
-        }
-        let mut names = BTreeSet::new();
-        for weights in &self.weights {
-            check_plain_name(&weights.name)?;
-            check_plain_name(&weights.file)?;
-            check_hash(&weights.name, &weights.header_sha256)?;
-            if let Some(hash) = &weights.sha256 {
-                check_hash(&weights.name, hash)?;
-            }
-            if !names.insert(&weights.name) {
-                return fail(format!("weights `{}` are named twice", weights.name));
-            }
-        }
-        Ok(())
-    }
-
     /// Every graph and tokenizer file.
     pub(crate) fn files(&self) -> Vec<FileRef<'_>> {
         let mut files = vec![
@@ -655,24 +404,4 @@ pub(crate) struct FileRef<'a> {
     pub file: &'a str,
     pub bytes: u64,
     pub sha256: &'a str,
-}
-
-fn fail<T>(message: impl Into<String>) -> Result<T> {
-    Err(Error::directory(message.into()))
-}
-
-/// No separators, no `..`, no drive letters, nothing hidden, nothing absurdly long.
-fn check_plain_name(name: &str) -> Result<()> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
-    if name.is_empty() || name.len() > 200 || name.starts_with('.') || !name.chars().all(plain) {
-        return fail(format!("{name:?} is not a plain file name (letters, digits, `.`, `_`, `-`, `+`)"));
-    }
-    Ok(())
-}
-
-fn check_hash(name: &str, hash: &str) -> Result<()> {
-    if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-        return fail(format!("the hash of `{name}` is not a lower-case SHA-256"));
-    }
-    Ok(())
 }

@@ -5,4 +5,5 @@ pub(crate) mod graph;
 pub(crate) mod join;
 pub(crate) mod manifest;
 pub(crate) mod onnx;
+mod rules;
 pub(crate) mod weights;

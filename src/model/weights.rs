@@ -53,6 +53,10 @@ impl WeightsFile {
                 .with_source(error)
                 .at(place())
         })?;
+        if folder.to_str().is_none() {
+            let reason = "is not UTF-8, which ONNX Runtime needs; move the weights";
+            return Err(Error::directory(format!("folder {} {reason}", folder.display())).at(place()));
+        }
         let path = folder.join(&spec.file);
         let metadata = path.symlink_metadata().map_err(|error| {
             Error::directory(format!("{} cannot be opened; {remedy}", path.display())).with_source(error).at(place())
@@ -106,6 +110,9 @@ fn read_header(path: &Path, spec: &WeightsSpec) -> Result<(Vec<u8>, u64)> {
     let read = |error| Error::io("read", path, error);
     let mut file = File::open(path).map_err(read)?;
     let mut length = [0; 8];
+    if spec.bytes < 8 {
+        return Err(Error::directory("is not a safetensors file (it is too short)"));
+    }
     file.read_exact(&mut length).map_err(read)?;
     let header_bytes = u64::from_le_bytes(length);
     if header_bytes > MAX_HEADER || header_bytes > spec.bytes.saturating_sub(8) {

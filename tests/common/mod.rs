@@ -1,9 +1,17 @@
 //! What several test programs share.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use std::path::PathBuf;
+pub mod damage;
+/// The engine's own view of ONNX: damage needs a part of it.
+#[path = "../../src/model/onnx.rs"]
+pub mod onnx;
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dbcache_trt::{Inputs, read_tensors};
 use ndarray::ArrayD;
+use sha2::{Digest, Sha256};
 
 /// A path under `tests/data`.
 pub fn data(path: &str) -> PathBuf {
@@ -17,7 +25,7 @@ pub fn emoji() -> PathBuf {
 
 /// A JSON file under `tests/data`.
 pub fn json(path: &str) -> serde_json::Value {
-    serde_json::from_slice(&std::fs::read(data(path)).unwrap()).unwrap()
+    serde_json::from_slice(&fs::read(data(path)).unwrap()).unwrap()
 }
 
 /// sum|a - b| / sum|b|
@@ -25,4 +33,31 @@ pub fn relative_l1(a: &ArrayD<f32>, b: &ArrayD<f32>) -> f64 {
     assert_eq!(a.shape(), b.shape());
     let difference: f64 = a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs())).sum();
     difference / b.iter().map(|b| f64::from(b.abs())).sum::<f64>()
+}
+
+/// What `tests/data/tiny-flux` starts from: text tensors of both branches, and latents, one picture each.
+pub fn tiny_inputs(is_guided: bool) -> Inputs {
+    let recorded = read_tensors(&data("oracle/oracle.safetensors")).unwrap();
+    let mut names =
+        vec![("prompt_embeds", "in.prompt"), ("pooled_projections", "in.pooled"), ("latents", "in.latents")];
+    if is_guided {
+        names.extend([("negative_prompt_embeds", "in.neg_prompt"), ("negative_pooled_projections", "in.neg_pooled")]);
+    }
+    let tensors = names.iter().map(|(ours, theirs)| (ours.to_string(), recorded[*theirs].clone())).collect();
+    Inputs { tensors, ..Inputs::default() }
+}
+
+/// Copies the files of a folder for which `wanted` holds, by name.
+pub fn copy_files(from: &Path, to: &Path, wanted: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(from).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if wanted(&name) {
+            fs::copy(from.join(&name), to.join(&name)).unwrap();
+        }
+    }
+}
+
+/// SHA-256 in lower-case hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
