@@ -15,7 +15,7 @@ fn decide(criterion: &mut Criterion) {
         group.throughput(criterion::Throughput::Elements(STEPS as u64));
         group.bench_function(tag, |bencher| {
             bencher.iter_batched(
-                || config.policy(run).expect("a policy"),
+                || config.policies(run).expect("a policy").remove(0).1,
                 |mut policy| {
                     for step in 0..STEPS {
                         let at = DecisionPoint { step, steps: STEPS, branch: Branch::Cond, block: None };
