@@ -212,7 +212,11 @@ fn weights() {
     check("missing", |e| fs::remove_file(e.path(WEIGHTS)).unwrap(), &["cannot be opened", "--weights", "--pack"]);
     check("cut", |e| e.bytes(WEIGHTS, |b| b.truncate(b.len() - 4)), &["has 2337276 bytes, the manifest says 2337280"]);
     check("longer", |e| e.bytes(WEIGHTS, |b| b.push(0)), &["has 2337281 bytes"]);
-    check("another file of equal size", |e| e.bytes(WEIGHTS, another), &["the header has the SHA-256", "was replaced"]);
+    check(
+        "another file of equal size",
+        |e| e.bytes(WEIGHTS, |b| another(b)),
+        &["the header has the SHA-256", "was replaced"],
+    );
     check("header longer than the file", |e| e.lie(WEIGHTS, |b| b[4] = 1), &["its header is longer than the file"]);
     check("endless header", |e| e.lie(WEIGHTS, |b| b[..8].fill(0xff)), &["its header is longer than the file"]);
     check("a file of four bytes", |e| e.lie(WEIGHTS, |b| b.truncate(4)), &["is not a safetensors file"]);
@@ -255,7 +259,7 @@ fn weights_in(engine: &Copy, folder: &str) {
 }
 
 /// Another safetensors file of the same size: its first two parameters have changed their names.
-fn another(bytes: &mut Vec<u8>) {
+fn another(bytes: &mut [u8]) {
     let text = String::from_utf8_lossy(&bytes[8..4096]).into_owned();
     let at = 8 + text.find("weight").unwrap();
     bytes[at..at + 6].copy_from_slice(b"wright");
@@ -321,6 +325,8 @@ fn ghost(engine: &Copy) {
 /// What the next test may find to load, by the start of pointer and replacement.
 const LEGAL: &[&str] = &[
     "/name ",
+    "/block_kinds/double/joins_streams true", // what is compared is a matter of the model
+    "/block_kinds/single/joins_streams false",
     "/description ",
     "/license/",
     "/exported_with",

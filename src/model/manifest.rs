@@ -153,7 +153,6 @@ pub(crate) struct BlockKind {
     pub inputs: Vec<String>,
     pub outputs: Vec<String>,
     /// Whether the model joins all streams to one list of tokens before such a block.
-    #[serde(default)]
     pub joins_streams: bool,
 }
 

@@ -66,8 +66,7 @@ def manifest(
         "streams": plan.streams,
         "embed": described(plan.embed),
         "block_kinds": {
-            block.kind: ports(block.graph) | ({"joins_streams": True} if block.joins_streams else {})
-            for block in plan.blocks
+            block.kind: ports(block.graph) | {"joins_streams": block.joins_streams} for block in plan.blocks
         },
         "blocks": [{"kind": block.kind} | asdict(graphs[block.graph]) for block in plan.blocks],
         "final": described(plan.final),
