@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dbcache_trt::cache::{OrNone, PolicyOverrides, RefreshPolicy, StepsMask, StepsPolicy};
 use dbcache_trt::setup::Via;
-use dbcache_trt::{EngineOptions, LibraryOptions, StagesChoice, WeightsChoice};
+use dbcache_trt::{CacheDType, EngineOptions, LibraryOptions, StagesChoice, WeightsChoice};
 
 /// After `--help`: what a tag is, and the exit codes.
 const AFTER_HELP: &str = "\
@@ -62,6 +62,9 @@ pub struct GenerateArgs {
     /// Cache policy: a tag, a JSON object, or a JSON file; see below
     #[arg(long, value_name = "TAG", default_value = "none")]
     pub cache: String,
+    /// Keep the cache's tensors as f16 or bf16: half the memory for a little accuracy [default: stream]
+    #[arg(long, value_name = "DTYPE")]
+    pub cache_dtype: Option<CacheDType>,
     /// How many pictures; picture k has the seed SEED + k
     #[arg(long, short = 'n', value_name = "N", default_value_t = 1)]
     pub count: usize,

@@ -35,6 +35,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     let blocks = manifest.blocks.len();
     let run = RunShape { n_blocks: blocks, steps: schedule.steps(), branches: guidance.branches().len() };
     options.cache.validate(run)?;
+    options.cache_dtype.check(manifest, &options.cache)?;
     let split = options.cache.blocks_split(blocks)?;
     let parts = parts(&options.cache, &split, blocks);
     for part in &parts {
@@ -84,7 +85,13 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
                     Some(_) => options.cache.block_diff_options().map(|diff| (diff, blocks.clone())),
                     None => options.cache.diff_options().map(|diff| (diff, split.head.clone())),
                 };
-                let spec = UnitSpec { blocks: blocks.clone(), block: *block, diff, cache: &options.cache };
+                let spec = UnitSpec {
+                    blocks: blocks.clone(),
+                    block: *block,
+                    diff,
+                    cache: &options.cache,
+                    cache_dtype: options.cache_dtype,
+                };
                 units.push(Unit::bind(&engine, &chain, spec, &mut buffers)?);
             }
         }
