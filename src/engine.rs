@@ -17,8 +17,9 @@ use crate::model::graph::Graph;
 use crate::model::join::{Part, boundary, join};
 use crate::model::manifest::DType;
 use crate::plan::{Plan, Stage};
+use crate::runtime::items::{Gather, Items};
 use crate::runtime::library::{self, LibraryInfo, LibraryOptions};
-use crate::runtime::measure::{Measure, StreamType};
+use crate::runtime::measure::{Measure, Over, StreamType};
 use crate::runtime::ops::{Arithmetic, LatentArithmetic};
 use crate::runtime::session::{Session, WeightsMode};
 use crate::runtime::sums::Sums;
@@ -79,7 +80,9 @@ pub(crate) struct Loaded {
     pub load_ms: f64,
     arithmetic: Cached<(DType, DType, usize), Arithmetic>,
     sums: Cached<usize, Sums>,
-    measures: Cached<(Vec<StreamType>, DiffOptions), Measure>,
+    measures: Cached<(Vec<StreamType>, DiffOptions, Over), Measure>,
+    gathers: Cached<(DType, usize, usize), Gather>,
+    items: Cached<(DType, DType, usize), Items>,
 }
 
 /// The session of one stage of the plan, and the tensors that it takes and gives.
@@ -181,6 +184,8 @@ impl Engine {
             arithmetic: Mutex::default(),
             sums: Mutex::default(),
             measures: Mutex::default(),
+            gathers: Mutex::default(),
+            items: Mutex::default(),
         })))
     }
 
@@ -230,8 +235,19 @@ impl Loaded {
     }
 
     /// The diff of streams of these kinds; loaded once for each way to compare.
-    pub(crate) fn measure(&self, streams: &[StreamType], options: DiffOptions) -> Result<Arc<Measure>> {
-        cached(&self.measures, (streams.to_vec(), options), || Measure::load(&self.library, streams, options))
+    pub(crate) fn measure(&self, streams: &[StreamType], options: DiffOptions, over: Over) -> Result<Arc<Measure>> {
+        let key = (streams.to_vec(), options, over);
+        cached(&self.measures, key, || Measure::load(&self.library, streams, options, over))
+    }
+
+    /// Takes items out of tensors of one kind, along one axis; loaded once.
+    pub(crate) fn gather(&self, dtype: DType, rank: usize, axis: usize) -> Result<Arc<Gather>> {
+        cached(&self.gathers, (dtype, rank, axis), || Gather::load(&self.library, dtype, rank, axis))
+    }
+
+    /// Puts items back into streams of one kind, and keeps them in the dtype `kept`; loaded once.
+    pub(crate) fn items(&self, dtype: DType, kept: DType, rank: usize) -> Result<Arc<Items>> {
+        cached(&self.items, (dtype, kept, rank), || Items::load(&self.library, dtype, kept, rank))
     }
 }
 

@@ -19,6 +19,8 @@ pub struct StepRecord {
     pub steps: usize,
     /// The guidance branch.
     pub branch: Branch,
+    /// The picture of the batch that decided, from 0; none where the batch decides as one.
+    pub sample: Option<usize>,
     /// Noise level of the step, 1 … 0, dimensionless.
     pub sigma: f32,
     /// What was decided, and by which rule.
@@ -31,7 +33,7 @@ pub struct StepRecord {
     pub blocks: Vec<BlockRecord>,
     /// Blocks that ran.
     pub blocks_run: usize,
-    /// Wall time of this branch of the step.
+    /// Wall time of this branch of the step, with all pictures of the batch.
     pub elapsed_ms: f64,
 }
 
@@ -126,7 +128,7 @@ pub struct Trace {
     pub cfg: Option<f32>,
     /// Blocks of the model.
     pub blocks: usize,
-    /// One per step and branch, in the order in which they ran.
+    /// One per step and branch (and picture, if each decides for itself), in the order in which they ran.
     pub records: Vec<StepRecord>,
     /// Wall time by part.
     pub timings: Timings,
@@ -180,9 +182,24 @@ impl fmt::Display for Warning {
 }
 
 impl Trace {
-    /// `C`, `S` or `P` for each step of a branch; empty for a branch that did not run.
+    /// `C`, `S` or `P` for each step of a branch; empty for a branch that did not run. If each picture decides for
+    /// itself, a string for each, with spaces between.
     pub fn decisions(&self, branch: Branch) -> String {
-        self.branch(branch).map(StepRecord::letter).collect()
+        self.decisions_each(branch).join(" ")
+    }
+
+    /// The same as a list: one string, or one for each picture that decides for itself; none for a branch that did not
+    /// run.
+    pub fn decisions_each(&self, branch: Branch) -> Vec<String> {
+        let mut each = Vec::new();
+        for record in self.branch(branch) {
+            let sample = record.sample.unwrap_or_default();
+            if each.len() <= sample {
+                each.resize(sample + 1, String::new());
+            }
+            each[sample].push(record.letter());
+        }
+        each
     }
 
     /// The records of one branch.
@@ -254,6 +271,7 @@ impl Trace {
             json!({
                 "step": record.step,
                 "branch": record.branch.as_str(),
+                "sample": record.sample,
                 "sigma": record.sigma,
                 "action": record.letter().to_string(),
                 "reason": record.decision.reason.as_str(),
@@ -319,9 +337,10 @@ impl fmt::Display for Summary<'_> {
         let all_blocks = runs * trace.blocks;
         writeln!(f, "cache    {}", trace.cache)?;
         for branch in [Branch::Cond, Branch::Uncond] {
-            let decisions = trace.decisions(branch);
-            if !decisions.is_empty() {
-                writeln!(f, "{:<8} {decisions}", branch.as_str())?;
+            let each = trace.decisions_each(branch);
+            for (sample, decisions) in each.iter().enumerate() {
+                let name = if each.len() > 1 { format!("{branch} {sample}") } else { branch.to_string() };
+                writeln!(f, "{name:<8} {decisions}")?;
             }
         }
         writeln!(f, "steps    {} computed, {skipped} skipped", runs - skipped)?;

@@ -71,6 +71,9 @@ pub struct GenerateArgs {
     /// Pictures that run, and decide, together
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub batch: usize,
+    /// Each picture of a batch decides for itself
+    #[arg(long)]
+    pub per_sample: bool,
     /// Denoising steps [default: the engine's]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,

@@ -44,6 +44,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             true_cfg: args.true_cfg,
             size: args.size,
             batch: inputs.tensors.is_empty().then_some(batch),
+            // The last batch may be one picture, which decides for itself anyway.
+            per_sample: args.per_sample && (first == 0 || batch > 1),
             seed: args.seed.wrapping_add(first as u64),
             cancel: cancel.clone(),
         };

@@ -33,7 +33,7 @@ pub fn metadata(inputs: &Inputs, trace: &Trace, seed: u64) -> Vec<(String, Strin
         add("negative_prompt", prompt.clone());
     }
     add("seed", seed.to_string());
-    add("steps", trace.branch(Branch::Cond).count().to_string());
+    add("steps", trace.records.first().map_or(0, |record| record.steps).to_string());
     if let Some(scale) = trace.guidance {
         add("guidance", scale.to_string());
     }
@@ -44,10 +44,13 @@ pub fn metadata(inputs: &Inputs, trace: &Trace, seed: u64) -> Vec<(String, Strin
     if trace.cache_dtype != CacheDType::default() {
         add("cache_dtype", trace.cache_dtype.to_string());
     }
-    add("decisions", trace.decisions(Branch::Cond));
-    let uncond = trace.decisions(Branch::Uncond);
-    if !uncond.is_empty() {
-        add("decisions_uncond", uncond);
+    // One for the whole batch, or one for each of its pictures.
+    let picture = seed.wrapping_sub(trace.seed) as usize;
+    for (key, branch) in [("decisions", Branch::Cond), ("decisions_uncond", Branch::Uncond)] {
+        let mut each = trace.decisions_each(branch);
+        if !each.is_empty() {
+            add(key, each.swap_remove(picture.min(each.len() - 1)));
+        }
     }
     add("engine", trace.engine.clone());
     add("engine_hash", trace.engine_hash.clone());

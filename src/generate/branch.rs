@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::chain::Named;
+use super::samples::BranchSamples;
 use super::unit::Unit;
 use crate::cache::{Branch, CachePolicy};
 use crate::error::{Error, Result};
@@ -20,6 +21,8 @@ pub(crate) struct BranchState {
     pub last: Op,
     /// In the order of the blocks.
     pub units: Vec<Unit>,
+    /// Where each picture decides for itself; then `policy` is not asked.
+    pub samples: Option<BranchSamples>,
 }
 
 /// Binds a graph whose tensors are all known by name.

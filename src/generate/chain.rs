@@ -22,8 +22,10 @@ pub(crate) type Named = BTreeMap<String, BufferId>;
 /// All blocks, ready to run in ranges.
 pub(crate) struct Chain {
     plan: Plan,
+    /// The index of its first stage in the plan.
+    first: usize,
     stages: Vec<Op>,
-    /// For each cut and each stream: where the stream's value is.
+    /// For each cut and each stream: where the stream's value is. Empty for cuts outside of its blocks.
     cuts: Vec<Vec<BufferId>>,
 }
 
@@ -36,21 +38,33 @@ impl Chain {
         named: &Named,
         buffers: &mut Buffers,
     ) -> Result<Self> {
+        let blocks = 0..engine.directory.manifest.blocks.len();
+        Self::bind_blocks(engine, extents, blocks, pinned, named, buffers)
+    }
+
+    /// The same for a range of blocks.
+    pub(crate) fn bind_blocks(
+        engine: &Loaded,
+        extents: &Extents,
+        blocks: Range<usize>,
+        pinned: &[usize],
+        named: &Named,
+        buffers: &mut Buffers,
+    ) -> Result<Self> {
         let manifest = &engine.directory.manifest;
-        let blocks = manifest.blocks.len();
         // Inside a stage nothing can be seen: its last block writes for all of them.
         let writes = |stream: &str, block: usize| {
             let ended = engine.plan.stages().iter().position(|stage| stage.blocks.end == block + 1);
             ended.is_some_and(|index| engine.stages[index].outputs.iter().any(|output| output == stream))
         };
-        let mut cuts = vec![Vec::with_capacity(manifest.streams.len()); blocks + 1];
+        let mut cuts = vec![Vec::with_capacity(manifest.streams.len()); manifest.blocks.len() + 1];
         for stream in &manifest.streams {
             let (dtype, shape) = (manifest.tensor(stream)?.dtype, manifest.shape(stream, extents)?);
             let mut shared: Vec<BufferId> = Vec::new();
             let mut current: Option<BufferId> = None;
-            for (cut, at_cut) in cuts.iter_mut().enumerate() {
-                if cut == 0 || writes(stream, cut - 1) {
-                    let end = (cut..blocks).find(|block| writes(stream, *block)).unwrap_or(blocks);
+            for (cut, at_cut) in cuts.iter_mut().enumerate().take(blocks.end + 1).skip(blocks.start) {
+                if cut == blocks.start || writes(stream, cut - 1) {
+                    let end = (cut..blocks.end).find(|block| writes(stream, *block)).unwrap_or(blocks.end);
                     let is_pinned = pinned.iter().any(|pin| (cut..=end).contains(pin));
                     let free = shared.iter().find(|id| Some(**id) != current).copied();
                     current = Some(match free {
@@ -67,8 +81,9 @@ impl Chain {
                 at_cut.extend(current);
             }
         }
-        let mut chain = Self { plan: engine.plan.clone(), stages: Vec::new(), cuts };
-        for (stage, loaded) in engine.plan.stages().iter().zip(&engine.stages) {
+        let stages = engine.plan.cover(&blocks)?;
+        let mut chain = Self { plan: engine.plan.clone(), first: stages.start, stages: Vec::new(), cuts };
+        for (stage, loaded) in engine.plan.stages()[stages.clone()].iter().zip(&engine.stages[stages]) {
             let place = |tensor: &String, cut: usize| match manifest.streams.iter().position(|s| s == tensor) {
                 Some(stream) => Some(chain.cuts[cut][stream]),
                 None => named.get(tensor).copied(),
@@ -101,7 +116,7 @@ impl Chain {
     pub(crate) fn run(&self, blocks: Range<usize>, cancel: &CancelToken) -> Result<usize> {
         for stage in self.plan.cover(&blocks)? {
             cancel.check()?;
-            self.stages[stage].run().at(format!("blocks {:?}", self.plan.stages()[stage].blocks))?;
+            self.stages[stage - self.first].run().at(format!("blocks {:?}", self.plan.stages()[stage].blocks))?;
         }
         Ok(blocks.len())
     }

@@ -11,6 +11,7 @@ mod latents;
 mod noise;
 mod prepare;
 pub(crate) mod request;
+mod samples;
 mod scheduler;
 pub(crate) mod text;
 mod unit;

@@ -11,6 +11,7 @@ use super::chain::{Chain, Named};
 use super::inputs::{Inputs, LATENTS, NEGATIVE, SIGMAS};
 use super::latents::Grid;
 use super::request::{Part, Request, RequestOptions, elapsed_ms};
+use super::samples::{self, BranchSamples, Samples};
 use super::scheduler::Schedule;
 use super::unit::{Unit, UnitSpec};
 use crate::cache::{BlocksSplit, Branch, PolicyConfig, RunShape};
@@ -36,6 +37,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     let run = RunShape { n_blocks: blocks, steps: schedule.steps(), branches: guidance.branches().len() };
     options.cache.validate(run)?;
     options.cache_dtype.check(manifest, &options.cache)?;
+    samples::check(options, manifest, batch)?;
     let split = options.cache.blocks_split(blocks)?;
     let parts = parts(&options.cache, &split, blocks);
     for part in &parts {
@@ -65,6 +67,11 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     let pinned = if options.cache.reuses_middle() { vec![split.head.start, split.head.end] } else { Vec::new() };
     let chain = Chain::bind(&engine, &extents, &pinned, &named, &mut buffers)?;
 
+    let samples = || Samples::new(&engine, &extents, &named, &split.middle, &mut buffers);
+    let samples = options.per_sample.then(samples).transpose()?;
+    let of_samples = || samples::policies(&options.cache, run, batch);
+    let mut of_samples = options.per_sample.then(of_samples).transpose()?.unwrap_or_default();
+
     let prediction = &manifest.last.outputs[0]; // Manifest::parse has checked that there is one.
     let mut branches = Vec::new();
     let mut predictions = HashMap::new();
@@ -91,11 +98,19 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
                     diff,
                     cache: &options.cache,
                     cache_dtype: options.cache_dtype,
+                    keeps: samples.as_ref().map(|samples| samples.keeps),
                 };
                 units.push(Unit::bind(&engine, &chain, spec, &mut buffers)?);
             }
         }
-        branches.push(BranchState { branch, policy, embed, last, units });
+        let of_branch = match &samples {
+            Some(samples) => {
+                let policies = of_samples.remove(&branch).unwrap_or_default();
+                Some(BranchSamples::bind(&engine, policies, &units, samples.keeps, &mut buffers)?)
+            }
+            None => None,
+        };
+        branches.push(BranchState { branch, policy, embed, last, units, samples: of_branch });
     }
 
     let latents = named[manifest.input_from(Source::Latents).unwrap_or_default()]; // Checked by Manifest::parse.
@@ -124,6 +139,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
         parts,
         chain,
         branches,
+        samples,
         latents,
         sigma,
         keep,

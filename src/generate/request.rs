@@ -7,6 +7,7 @@
 //!         a unit (the middle of the step, or a single block): gate ─ decided ───────────────┐
 //!                                                                └─ needs a diff ─▶ judge ─▶ decision
 //!             Compute: run, keep the residual      Skip: streams += kept residual, or a forecast of it
+//!             (samples.rs: the same where each picture of a batch decides for itself)
 //!     final ─▶ prediction
 //! guidance ─▶ scheduler's update ─▶ latents
 //! ```
@@ -25,6 +26,7 @@ use super::image::Image;
 pub use super::inputs::Inputs;
 use super::latents::Grid;
 use super::prepare;
+use super::samples::{self, Samples};
 use super::scheduler::Schedule;
 use super::unit::Unit;
 use crate::cache::{Action, Branch, CachePolicy, DecisionPoint, Gate, PolicyConfig, Reason};
@@ -53,6 +55,9 @@ pub struct RequestOptions {
     pub size: Option<(u64, u64)>,
     /// Pictures. Default: 1, or what the input tensors say. A batch decides together, on the mean over its pictures.
     pub batch: Option<usize>,
+    /// Each picture of a batch decides for itself, as if it were alone; those that skip leave the batch for the middle
+    /// blocks. Only for policies that decide per step, without calibrators.
+    pub per_sample: bool,
     /// Seed of the first picture; picture k of a batch has the seed `seed + k`.
     pub seed: u64,
     /// Stops the generation from another thread.
@@ -120,6 +125,7 @@ pub struct Request {
     pub(super) parts: Vec<Part>,
     pub(super) chain: Chain,
     pub(super) branches: Vec<BranchState>,
+    pub(super) samples: Option<Samples>,
     pub(super) latents: BufferId,
     pub(super) sigma: BufferId,
     pub(super) keep: BufferId,
@@ -142,9 +148,9 @@ impl Request {
         self.schedule.steps()
     }
 
-    /// Records that its trace will have: one per step and branch.
+    /// Records that its trace will have: one per step and branch, and picture if each decides for itself.
     pub fn records(&self) -> usize {
-        self.steps() * self.branches.len()
+        self.steps() * self.branches.len() * if self.samples.is_some() { self.batch() } else { 1 }
     }
 
     /// Pictures that it will make.
@@ -153,6 +159,7 @@ impl Request {
     }
 
     /// Bytes that the policy keeps on the device at the moment. Calibrators allocate when they first keep something.
+    /// The tensors through which a part of a batch flows (`per_sample`) are no cache, and not counted.
     pub fn cache_bytes(&self) -> CacheBytes {
         let mut bytes = CacheBytes::default();
         let units = self.branches.iter().flat_map(|branch| &branch.units);
@@ -166,7 +173,7 @@ impl Request {
     /// `Cancelled`; `Numeric` for NaN or infinity, with step, branch and blocks; `Runtime`.
     pub fn run(mut self, observer: &mut dyn Observer) -> Result<Output> {
         let start = Instant::now();
-        let mut records = Vec::with_capacity(self.steps() * self.branches.len());
+        let mut records = Vec::with_capacity(self.records());
         for step in 0..self.steps() {
             self.step(step, &mut records, observer).at(format!("step {step}"))?;
         }
@@ -203,18 +210,23 @@ impl Request {
         let sigma = self.schedule.sigmas[step];
         let batch = self.batch();
         self.buffers.write(self.sigma, &vec![sigma; batch])?;
-        let mut cond_diff = None;
+        let mut cond_diffs = Vec::new();
         for index in 0..self.branches.len() {
             let branch = self.branches[index].branch;
-            let shared =
-                if branch == Branch::Uncond && self.options.cache.shares_cond_diff() { cond_diff } else { None };
-            let record = self.denoise(index, step, shared).at(branch)?;
+            let is_shared = branch == Branch::Uncond && self.options.cache.shares_cond_diff();
+            let shared: &[Option<f32>] = if is_shared { &cond_diffs } else { &[] };
+            let decided = match self.samples {
+                Some(_) => samples::denoise(self, index, step, shared).at(branch)?,
+                None => vec![self.denoise(index, step, shared.first().copied().flatten()).at(branch)?],
+            };
             if branch == Branch::Cond {
-                cond_diff = record.diff;
+                cond_diffs = decided.iter().map(|record| record.diff).collect();
             }
-            records.push(record.clone());
-            if observer.on_step(&record).is_break() {
-                return Err(Error::cancelled());
+            for record in decided {
+                records.push(record.clone());
+                if observer.on_step(&record).is_break() {
+                    return Err(Error::cancelled());
+                }
             }
         }
         let start = Instant::now();
@@ -244,6 +256,7 @@ impl Request {
             step,
             steps,
             branch: state.branch,
+            sample: None,
             sigma: schedule.sigmas[step],
             decision: Reason::None.into(),
             diff: None,
@@ -373,26 +386,26 @@ pub(super) fn elapsed_ms(start: Instant) -> f64 {
 }
 
 /// Divides a step's time among its parts.
-struct Clock {
+pub(super) struct Clock {
     start: Instant,
     last: Instant,
 }
 
 impl Clock {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let now = Instant::now();
         Self { start: now, last: now }
     }
 
     /// Milliseconds since the last lap.
-    fn lap(&mut self) -> f64 {
+    pub(super) fn lap(&mut self) -> f64 {
         let now = Instant::now();
         let lap = (now - self.last).as_secs_f64() * 1e3;
         self.last = now;
         lap
     }
 
-    fn total(&self) -> f64 {
+    pub(super) fn total(&self) -> f64 {
         (self.last - self.start).as_secs_f64() * 1e3
     }
 }

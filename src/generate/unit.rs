@@ -10,7 +10,8 @@ use crate::cache::{CalibratorCacheType, DiffOptions, DiffTensor, PolicyConfig, S
 use crate::engine::Loaded;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::manifest::DType;
-use crate::runtime::measure::{Compared, Measure, StreamType};
+use crate::runtime::items::Joined;
+use crate::runtime::measure::{Compared, Measure, Over, StreamType};
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::CacheBytes;
@@ -34,7 +35,8 @@ enum Kept {
 
 /// A kept residual.
 struct Residual {
-    id: BufferId,
+    stream: usize,
+    tensors: Joined,
     keep: Op,
     apply: Op,
 }
@@ -56,11 +58,13 @@ pub(crate) struct UnitSpec<'a> {
     pub diff: Option<(DiffOptions, Range<usize>)>,
     pub cache: &'a PolicyConfig,
     pub cache_dtype: CacheDType,
+    /// Which items of the batch to keep, i64 `[batch]`, where each decides for itself.
+    pub keeps: Option<BufferId>,
 }
 
 impl Unit {
     pub(crate) fn bind(engine: &Loaded, chain: &Chain, spec: UnitSpec<'_>, buffers: &mut Buffers) -> Result<Self> {
-        let UnitSpec { blocks, block, diff, cache, cache_dtype } = spec;
+        let UnitSpec { blocks, block, diff, cache, cache_dtype, keeps } = spec;
         let mut kept = Vec::new();
         for (stream, (before, after)) in chain.at_cut(blocks.start).iter().zip(chain.at_cut(blocks.end)).enumerate() {
             if before != after {
@@ -68,7 +72,9 @@ impl Unit {
             }
         }
         let compare = match diff {
-            Some((options, around)) => Some(Compare::bind(engine, chain, options, around, cache_dtype, buffers)?),
+            Some((options, around)) => {
+                Some(Compare::bind(engine, chain, (options, around), cache_dtype, keeps, buffers)?)
+            }
             None => None,
         };
         Ok(Self { blocks, block, kept, compare })
@@ -79,20 +85,24 @@ impl Unit {
     /// # Errors
     /// `Numeric` when a tensor holds NaN or infinity.
     pub(crate) fn diff(&self, buffers: &Buffers) -> Result<f32> {
+        let sums = self.sums(buffers)?;
+        let (change, size) = sums.first().copied().ok_or_else(|| Error::internal("a diff without its sums"))?;
+        relative(change, size)
+    }
+
+    /// The sums of which a diff is the quotient: one pair, or one for each item that decides for itself.
+    pub(crate) fn sums(&self, buffers: &Buffers) -> Result<Vec<(f32, f32)>> {
         let compare = self.compare.as_ref().ok_or_else(|| Error::internal("a diff of what is not compared"))?;
         compare.measure.run()?;
-        let (change, size) = (buffers.scalar(compare.change)?, buffers.scalar(compare.size)?);
-        if !change.is_finite() || !size.is_finite() {
-            return Err(Error::new(
-                ErrorKind::Numeric,
-                format!(
-                    "what is compared is not finite (sum of changes {change}, of sizes {size}); the inputs or weights \
-                     hold NaN or infinity, or the compute dtype overflows"
-                ),
-            ));
-        }
-        // Of nothing, any change is infinite: such blocks are computed, as in the reference.
-        Ok(change / size)
+        Ok(buffers.read(compare.change)?.into_iter().zip(buffers.read(compare.size)?).collect())
+    }
+
+    /// The streams whose residuals are kept, by their index.
+    pub(crate) fn residuals(&self) -> impl Iterator<Item = (usize, Joined)> {
+        self.kept.iter().filter_map(|kept| match kept {
+            Kept::Residual(residual) => Some((residual.stream, residual.tensors)),
+            Kept::Forecast { .. } => None,
+        })
     }
 
     /// Before the blocks run on a step that is kept: later diffs compare with this one.
@@ -126,7 +136,7 @@ impl Unit {
     pub(crate) fn count(&self, bytes: &mut CacheBytes, buffers: &Buffers) {
         for kept in &self.kept {
             match kept {
-                Kept::Residual(residual) => bytes.residuals += buffers.bytes(residual.id),
+                Kept::Residual(residual) => bytes.residuals += buffers.bytes(residual.tensors.kept),
                 Kept::Forecast { forecast, .. } => bytes.calibrators += forecast.bytes(buffers),
             }
         }
@@ -157,7 +167,8 @@ impl Kept {
         let id = buffers.add(kept, &shape)?;
         let keep = arithmetic.bind_subtract(buffers, after, before, id)?;
         let apply = arithmetic.bind_add(buffers, before, id, after)?;
-        Ok(Self::Residual(Box::new(Residual { id, keep, apply })))
+        let tensors = Joined { before, after, kept: id };
+        Ok(Self::Residual(Box::new(Residual { stream, tensors, keep, apply })))
     }
 }
 
@@ -165,9 +176,9 @@ impl Compare {
     fn bind(
         engine: &Loaded,
         chain: &Chain,
-        options: DiffOptions,
-        around: Range<usize>,
+        (options, around): (DiffOptions, Range<usize>),
         cache_dtype: CacheDType,
+        keeps: Option<BufferId>,
         buffers: &mut Buffers,
     ) -> Result<Self> {
         // A single block compares its input, so all that it sees is at one cut.
@@ -188,22 +199,42 @@ impl Compare {
                 Ok(StreamType { dtype, kept: cache_dtype.of(dtype), rank })
             })
             .collect::<Result<_>>()?;
-        let measure: Arc<Measure> = engine.measure(&kinds, options)?;
+        let over = if keeps.is_some() { Over::Item } else { Over::Batch };
+        let measure: Arc<Measure> = engine.measure(&kinds, options, over)?;
         let mut compared = Vec::new();
         for (stream, kind) in streams.iter().zip(&kinds) {
             let (before, after) = (chain.at_cut(before)[*stream], chain.at_cut(after)[*stream]);
             let shape = measure.kept_shape(buffers.shape(after));
             compared.push(Compared { after, before, kept: buffers.add(kind.kept, &shape)? });
         }
-        let (change, size) = (buffers.add(DType::F32, &[1])?, buffers.add(DType::F32, &[1])?);
+        let sums = keeps.map_or(1, |keeps| buffers.shape(keeps)[0]);
+        let (change, size) = (buffers.add(DType::F32, &[sums])?, buffers.add(DType::F32, &[sums])?);
         Ok(Self {
             kept: compared.iter().map(|stream| stream.kept).collect(),
             measure: measure.bind_measure(buffers, &compared, change, size)?,
-            keep: measure.bind_keep(buffers, &compared)?,
+            keep: measure.bind_keep(buffers, &compared, keeps)?,
             change,
             size,
         })
     }
+}
+
+/// Of two sums, the relative change.
+///
+/// # Errors
+/// `Numeric` when one is NaN or infinity.
+pub(super) fn relative(change: f32, size: f32) -> Result<f32> {
+    if !change.is_finite() || !size.is_finite() {
+        return Err(Error::new(
+            ErrorKind::Numeric,
+            format!(
+                "what is compared is not finite (sum of changes {change}, of sizes {size}); the inputs or weights \
+                 hold NaN or infinity, or the compute dtype overflows"
+            ),
+        ));
+    }
+    // Of nothing, any change is infinite: such blocks are computed, as in the reference.
+    Ok(change / size)
 }
 
 /// The first stream is the picture's, the others are the text's.

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::items::{column, select};
 use super::library::Loaded;
 use super::ops::{Narrow, Op, cast, encode, load};
 use super::session::Session;
@@ -20,6 +21,15 @@ pub(crate) struct Measure {
     measure: Arc<Session>,
     keep: Arc<Session>,
     options: DiffOptions,
+}
+
+/// What a sum is formed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// All that is compared: one sum.
+    Batch,
+    /// Each item of the batch: so many sums.
+    Item,
 }
 
 /// What the tensors of a compared stream are.
@@ -43,13 +53,13 @@ pub(crate) struct Compared {
 }
 
 impl Measure {
-    pub(crate) fn load(library: &Loaded, streams: &[StreamType], options: DiffOptions) -> Result<Self> {
-        let measure = load(library, "diff", measure_graph(streams, options))?;
-        let keep = load(library, "keep", keep_graph(streams, options))?;
+    pub(crate) fn load(library: &Loaded, streams: &[StreamType], options: DiffOptions, over: Over) -> Result<Self> {
+        let measure = load(library, "diff", measure_graph(streams, options, over))?;
+        let keep = load(library, "keep", keep_graph(streams, options, over))?;
         Ok(Self { measure, keep, options })
     }
 
-    /// change = sum|kept - now|, size = sum|kept|; both f32 `[1]`.
+    /// change = sum|kept - now|, size = sum|kept|; both f32 `[1]`, or `[batch]` over items.
     pub(crate) fn bind_measure(
         &self,
         buffers: &mut Buffers,
@@ -62,10 +72,15 @@ impl Measure {
         Op::bind(&self.measure, buffers, &inputs, &[("change".to_owned(), change), ("size".to_owned(), size)])
     }
 
-    /// kept = now
-    pub(crate) fn bind_keep(&self, buffers: &mut Buffers, streams: &[Compared]) -> Result<Op> {
-        let outputs: Vec<_> = streams.iter().enumerate().map(|(j, stream)| (format!("kept{j}"), stream.kept)).collect();
-        Op::bind(&self.keep, buffers, &self.inputs(streams), &outputs)
+    /// kept = now; over items only for those that `keeps`, i64 `[batch]`, says 1 of.
+    pub(crate) fn bind_keep(&self, buffers: &mut Buffers, streams: &[Compared], keeps: Option<BufferId>) -> Result<Op> {
+        let outputs: Vec<_> = streams.iter().enumerate().map(|(j, stream)| (format!("out{j}"), stream.kept)).collect();
+        let mut inputs = self.inputs(streams);
+        if let Some(keeps) = keeps {
+            inputs.extend(streams.iter().enumerate().map(|(j, stream)| (format!("kept{j}"), stream.kept)));
+            inputs.push(("keeps".to_owned(), keeps));
+        }
+        Op::bind(&self.keep, buffers, &inputs, &outputs)
     }
 
     /// The shape of what is kept of a stream.
@@ -140,13 +155,23 @@ fn now(streams: &[StreamType], options: DiffOptions) -> Parts {
     parts
 }
 
-fn keep_graph(streams: &[StreamType], options: DiffOptions) -> Vec<u8> {
-    let Parts { mut nodes, mut constants, inputs } = now(streams, options);
+fn keep_graph(streams: &[StreamType], options: DiffOptions, over: Over) -> Vec<u8> {
+    let Parts { mut nodes, mut constants, mut inputs } = now(streams, options);
     let (mut output, mut narrow) = (Vec::new(), Narrow::default());
     for (j, stream) in streams.iter().enumerate() {
-        let (now, kept) = (format!("now{j}"), format!("kept{j}"));
-        nodes.extend(narrow.nodes(&now, &kept, stream.dtype, stream.kept));
-        output.push(port(&kept, stream.kept, stream.rank, "kept"));
+        let (now, next, kept, out) = (format!("now{j}"), format!("next{j}"), format!("kept{j}"), format!("out{j}"));
+        output.push(port(&out, stream.kept, stream.rank, "kept"));
+        if over == Over::Batch {
+            nodes.extend(narrow.nodes(&now, &out, stream.dtype, stream.kept));
+            continue;
+        }
+        nodes.extend(narrow.nodes(&now, &next, stream.dtype, stream.kept));
+        nodes.extend(select("keeps", &next, &kept, &out, stream.kept));
+        inputs.push(port(&kept, stream.kept, stream.rank, "kept"));
+    }
+    if over == Over::Item {
+        inputs.push(build::port("keeps", element::INT64, &["d0"]));
+        constants.extend(streams.first().map(|stream| column(stream.rank)));
     }
     constants.extend(narrow.constants());
     encode(GraphProto {
@@ -159,7 +184,7 @@ fn keep_graph(streams: &[StreamType], options: DiffOptions) -> Vec<u8> {
     })
 }
 
-fn measure_graph(streams: &[StreamType], options: DiffOptions) -> Vec<u8> {
+fn measure_graph(streams: &[StreamType], options: DiffOptions, over: Over) -> Vec<u8> {
     let Parts { mut nodes, mut constants, mut inputs } = now(streams, options);
     let to_f32 = |input: &str, output: &str| cast(input, output, element::FLOAT);
     for (j, stream) in streams.iter().enumerate() {
@@ -173,29 +198,42 @@ fn measure_graph(streams: &[StreamType], options: DiffOptions) -> Vec<u8> {
             build::node("Abs", &[&name("kept_f32_")], &name("size_each")),
         ]);
         for what in ["change", "size"] {
-            let rows =
-                build::node("ReduceSum", &[&name(&format!("{what}_each")), "last"], &name(&format!("{what}_rows")));
-            nodes.push(build::with_int(rows, "keepdims", 0));
+            let [each, lines, rows] = ["each", "lines", "rows"].map(|part| name(&format!("{what}_{part}")));
+            let summed = if over == Over::Batch { &rows } else { &lines };
+            nodes.push(build::with_int(build::node("ReduceSum", &[&each, "last"], summed), "keepdims", 0));
+            if over == Over::Item {
+                nodes.push(build::node("Reshape", &[&lines, "table"], &rows));
+            }
         }
     }
     let mut suffix = "rows";
     if let Some(threshold) = options.important_condition_threshold {
-        important(streams.len(), threshold as f32, &mut nodes, &mut constants);
+        important(streams.len(), threshold as f32, over, &mut nodes, &mut constants);
         suffix = "counted";
     }
-    // A reshape to [1] at the end: the host reads one number.
+    // The shape [1], since the host reads one number; or the axis 1 of items and tokens.
     constants.push(build::ints("one", &[1]));
+    if over == Over::Item {
+        constants.push(build::ints("table", &[0, -1]));
+    }
     for what in ["change", "size"] {
         let totals: Vec<String> = (0..streams.len()).map(|j| format!("{what}_total{j}")).collect();
         for (j, total) in totals.iter().enumerate() {
-            let sum = build::node("ReduceSum", &[&format!("{what}_{suffix}{j}")], total);
+            let parts = format!("{what}_{suffix}{j}");
+            let inputs: &[&str] = if over == Over::Batch { &[&parts] } else { &[&parts, "one"] };
+            let sum = build::node("ReduceSum", inputs, total);
             nodes.push(build::with_int(sum, "keepdims", 0));
         }
         let totals: Vec<&str> = totals.iter().map(String::as_str).collect();
         nodes.push(build::node("Sum", &totals, &format!("{what}_all")));
-        nodes.push(build::node("Reshape", &[&format!("{what}_all"), "one"], what));
+        let all = format!("{what}_all");
+        nodes.push(match over {
+            Over::Batch => build::node("Reshape", &[&all, "one"], what),
+            Over::Item => build::node("Identity", &[&all], what),
+        });
     }
-    let scalar = |name: &str| build::port(name, element::FLOAT, &["1"]);
+    let sums = if over == Over::Batch { "1" } else { "d0" };
+    let scalar = |name: &str| build::port(name, element::FLOAT, &[sums]);
     encode(GraphProto {
         name: Some("diff".into()),
         node: nodes,
@@ -207,7 +245,7 @@ fn measure_graph(streams: &[StreamType], options: DiffOptions) -> Vec<u8> {
 }
 
 /// Weight 1 for the tokens that changed enough, or for all if none of any stream did. 0/0 compares as false, as in PyTorch.
-fn important(streams: usize, threshold: f32, nodes: &mut Vec<NodeProto>, constants: &mut Vec<TensorProto>) {
+fn important(streams: usize, threshold: f32, over: Over, nodes: &mut Vec<NodeProto>, constants: &mut Vec<TensorProto>) {
     constants.extend([build::float("important", threshold), build::float("half", 0.5)]);
     let to_f32 = |input: &str, output: &str| cast(input, output, element::FLOAT);
     let mut any = Vec::new();
@@ -216,8 +254,11 @@ fn important(streams: usize, threshold: f32, nodes: &mut Vec<NodeProto>, constan
             build::node("Div", &[&format!("change_rows{j}"), &format!("size_rows{j}")], &format!("ratio{j}")),
             build::node("Greater", &[&format!("ratio{j}"), "important"], &format!("is_important{j}")),
             to_f32(&format!("is_important{j}"), &format!("weight{j}")),
-            build::with_int(build::node("ReduceMax", &[&format!("weight{j}")], &format!("any{j}")), "keepdims", 0),
         ]);
+        let weight = format!("weight{j}");
+        let (inputs, keeps_dims): (&[&str], i64) =
+            if over == Over::Batch { (&[&weight], 0) } else { (&[&weight, "one"], 1) };
+        nodes.push(build::with_int(build::node("ReduceMax", inputs, &format!("any{j}")), "keepdims", keeps_dims));
         any.push(format!("any{j}"));
     }
     let any: Vec<&str> = any.iter().map(String::as_str).collect();

@@ -100,11 +100,6 @@ impl Buffers {
             DType::I64 => return Err(Error::internal("floats of an integer tensor")),
         })
     }
-
-    /// The one number of a scalar f32 tensor.
-    pub(crate) fn scalar(&self, id: BufferId) -> Result<f32> {
-        slice::<f32>(&self.tensors[id.0].value)?.first().copied().ok_or_else(|| Error::internal("an empty scalar"))
-    }
 }
 
 fn slice<T: PrimitiveTensorElementType + 'static>(value: &DynTensor) -> Result<&[T]> {

@@ -1,0 +1,388 @@
+//! A batch whose pictures decide for themselves, each with a policy of its own.
+//!
+//! ```text
+//! embed, head: the whole batch ─▶ a diff for each picture ─▶ a decision for each
+//!     none computes:  streams += kept residual
+//!     all compute:    the middle, the whole batch
+//!     k compute:      their rows ─▶ the middle, a batch of k ─▶ back among the others, whose streams += kept residual
+//! tail, final: the whole batch
+//! ```
+//!
+//! A batch of k has tensors of its own; they are allocated when the first k pictures compute alone.
+
+use std::collections::HashMap;
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::cancel::CancelToken;
+use super::chain::{Chain, Named};
+use super::request::{Clock, Part, Request, RequestOptions};
+use super::unit::{Unit, relative};
+use crate::cache::{
+    Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, PolicyConfig, Reason, RunShape, StreamKind,
+};
+use crate::engine::Loaded;
+use crate::error::{At, Error, Result};
+use crate::model::manifest::{DType, Extents, Manifest};
+use crate::runtime::items::{Items, Joined};
+use crate::runtime::ops::Op;
+use crate::runtime::tensor::{BufferId, Buffers};
+use crate::trace::StepRecord;
+
+/// What all branches share.
+pub(super) struct Samples {
+    batch: usize,
+    extents: Extents,
+    /// Tensors between embed and the blocks that are no streams.
+    named: Named,
+    /// Which pictures compute, i64 `[batch]`; those are at `places` of the smaller batch, i64 `[batch]`.
+    computes: BufferId,
+    places: BufferId,
+    /// Of which pictures what was computed is kept, i64 `[batch]`.
+    pub keeps: BufferId,
+    /// By the number of pictures.
+    parts: BTreeMap<usize, PartOfBatch>,
+}
+
+/// What one branch has for each picture.
+pub(crate) struct BranchSamples {
+    policies: Vec<Box<dyn CachePolicy>>,
+    /// One for each stream that the middle changes.
+    keep: Vec<Op>,
+    /// The same, by the number of pictures that compute.
+    join: BTreeMap<usize, Vec<Op>>,
+}
+
+/// The middle blocks for a part of the batch.
+struct PartOfBatch {
+    /// Which pictures, i64 `[count]`.
+    items: BufferId,
+    gather: Vec<Op>,
+    chain: Chain,
+}
+
+/// What one picture decided.
+#[derive(Clone, Copy)]
+struct Decided {
+    decision: Decision,
+    diff: Option<f32>,
+    threshold: Option<f64>,
+}
+
+/// Refuses what cannot be decided per sample, or where that changes nothing.
+pub(super) fn check(options: &RequestOptions, manifest: &Manifest, batch: usize) -> Result<()> {
+    if !options.per_sample {
+        return Ok(());
+    }
+    let cache = &options.cache;
+    let refuse = |why: String| Err(Error::usage(format!("--per-sample {why}")));
+    if batch == 1 {
+        return refuse("has no effect on one picture; make --batch 2 or more, or leave it out".into());
+    }
+    match cache {
+        PolicyConfig::None => refuse("has no effect with --cache none, which decides nothing; leave it out".into()),
+        PolicyConfig::Replay { .. } => {
+            refuse("does not go with a replay, which repeats the decisions of a whole batch; leave one out".into())
+        }
+        PolicyConfig::DbPrune(_) => {
+            refuse(format!("does not go with `{cache}`, which decides on each block alone; use DBCache, such as f8b8"))
+        }
+        PolicyConfig::DbCache(_) if !cache.single_blocks(manifest.blocks.len()).is_empty() => refuse(format!(
+            "does not go with `{cache}`, whose last blocks are decided on alone; leave Bn_compute_blocks_ids out"
+        )),
+        PolicyConfig::DbCache(_)
+            if [StreamKind::Hidden, StreamKind::Encoder].iter().any(|kind| cache.calibrator(None, *kind).is_some()) =>
+        {
+            refuse(format!(
+                "does not go with the calibrator of `{cache}`, whose past is the whole batch's; leave it out"
+            ))
+        }
+        PolicyConfig::DbCache(_) => Ok(()),
+    }
+}
+
+impl Samples {
+    /// `middle` are the blocks that pictures may skip.
+    pub(super) fn new(
+        engine: &Loaded,
+        extents: &Extents,
+        named: &Named,
+        middle: &Range<usize>,
+        buffers: &mut Buffers,
+    ) -> Result<Self> {
+        let manifest = &engine.directory.manifest;
+        let batch = extents.get("batch").copied().unwrap_or(1) as usize;
+        // Every tensor that the middle takes can be divided: better known now than after some steps.
+        let one = part_extents(manifest, extents, 1)?;
+        for stream in &manifest.streams {
+            if batch_axis(manifest, stream, extents, &one)? != Some(0) {
+                return Err(indivisible(stream));
+            }
+        }
+        for tensor in inputs(engine, middle)? {
+            batch_axis(manifest, &tensor, extents, &one)?;
+        }
+        let mut flags = || buffers.add(DType::I64, &[batch as i64]);
+        let (computes, places, keeps) = (flags()?, flags()?, flags()?);
+        let (extents, named, parts) = (extents.clone(), named.clone(), BTreeMap::new());
+        Ok(Self { batch, extents, named, computes, places, keeps, parts })
+    }
+
+    /// Runs the middle for some of the pictures, and lets the others take what was kept of it.
+    fn run(
+        &mut self,
+        engine: &Loaded,
+        items: &[usize],
+        (chain, unit, join): (&Chain, &Unit, &mut BTreeMap<usize, Vec<Op>>),
+        (buffers, cancel): (&mut Buffers, &CancelToken),
+    ) -> Result<()> {
+        let count = items.len();
+        if !self.parts.contains_key(&count) {
+            let part = PartOfBatch::bind(engine, self, count, (chain, &unit.blocks), buffers)?;
+            self.parts.insert(count, part);
+        }
+        let Some(part) = self.parts.get(&count) else { return Err(Error::internal("a part of the batch is lost")) };
+        let join = match join.entry(count) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let mut ops = Vec::new();
+                for (stream, joined) in unit.residuals() {
+                    let ran = part.chain.at_cut(unit.blocks.end)[stream];
+                    let flags = (self.computes, self.places);
+                    ops.push(items_of(engine, joined, buffers)?.bind_join(buffers, flags, ran, joined)?);
+                }
+                entry.insert(ops)
+            }
+        };
+        let (mut computes, mut places) = (vec![0; self.batch], vec![0; self.batch]);
+        for (place, item) in items.iter().enumerate() {
+            (computes[*item], places[*item]) = (1, place as i64);
+        }
+        buffers.write_ids(self.computes, &computes)?;
+        buffers.write_ids(self.places, &places)?;
+        buffers.write_ids(part.items, &items.iter().map(|item| *item as i64).collect::<Vec<_>>())?;
+        part.gather.iter().try_for_each(Op::run)?;
+        part.chain.run(unit.blocks.clone(), cancel)?;
+        join.iter().try_for_each(Op::run)
+    }
+}
+
+impl PartOfBatch {
+    fn bind(
+        engine: &Loaded,
+        samples: &Samples,
+        count: usize,
+        (whole, middle): (&Chain, &Range<usize>),
+        buffers: &mut Buffers,
+    ) -> Result<Self> {
+        let manifest = &engine.directory.manifest;
+        let extents = part_extents(manifest, &samples.extents, count)?;
+        let items = buffers.add(DType::I64, &[count as i64])?;
+        let mut pairs: Vec<(BufferId, BufferId, usize)> = Vec::new();
+        let mut named = Named::new();
+        for tensor in inputs(engine, middle)? {
+            let Some(all) = samples.named.get(&tensor).copied() else { continue };
+            let some = match batch_axis(manifest, &tensor, &samples.extents, &extents)? {
+                None => all,
+                Some(axis) => {
+                    let some = buffers.add(buffers.dtype(all), &manifest.shape(&tensor, &extents)?)?;
+                    pairs.push((all, some, axis));
+                    some
+                }
+            };
+            named.insert(tensor, some);
+        }
+        let chain = Chain::bind_blocks(engine, &extents, middle.clone(), &[], &named, buffers)?;
+        let streams = whole.at_cut(middle.start).iter().zip(chain.at_cut(middle.start));
+        pairs.extend(streams.map(|(all, some)| (*all, *some, 0)));
+        let mut gather = Vec::new();
+        for (all, some, axis) in pairs {
+            let graph = engine.gather(buffers.dtype(all), buffers.shape(all).len(), axis)?;
+            gather.push(graph.bind(buffers, all, items, some)?);
+        }
+        Ok(Self { items, gather, chain })
+    }
+}
+
+impl BranchSamples {
+    pub(super) fn bind(
+        engine: &Loaded,
+        policies: Vec<Box<dyn CachePolicy>>,
+        units: &[Unit],
+        keeps: BufferId,
+        buffers: &mut Buffers,
+    ) -> Result<Self> {
+        let mut keep = Vec::new();
+        for (_, joined) in units.iter().flat_map(Unit::residuals) {
+            keep.push(items_of(engine, joined, buffers)?.bind_keep(buffers, keeps, joined)?);
+        }
+        Ok(Self { policies, keep, join: BTreeMap::new() })
+    }
+}
+
+/// Fresh policies of each branch, one for each picture.
+pub(super) fn policies(
+    cache: &PolicyConfig,
+    run: RunShape,
+    batch: usize,
+) -> Result<HashMap<Branch, Vec<Box<dyn CachePolicy>>>> {
+    let mut policies: HashMap<Branch, Vec<Box<dyn CachePolicy>>> = HashMap::new();
+    for _ in 0..batch {
+        for (branch, policy) in cache.policies(run)? {
+            policies.entry(branch).or_default().push(policy);
+        }
+    }
+    Ok(policies)
+}
+
+/// One branch of one step, with a record for each picture. `shared` holds the diffs that another branch has taken.
+pub(super) fn denoise(
+    request: &mut Request,
+    index: usize,
+    step: usize,
+    shared: &[Option<f32>],
+) -> Result<Vec<StepRecord>> {
+    let Request { engine, options, buffers, parts, chain, branches, timings, schedule, samples, .. } = request;
+    let (steps, cancel) = (schedule.steps(), &options.cancel);
+    let state = &mut branches[index];
+    let (Some(samples), Some(own)) = (samples, &mut state.samples) else {
+        return Err(Error::internal("a batch without its samples"));
+    };
+    let mut clock = Clock::start();
+
+    cancel.check()?;
+    state.embed.run()?;
+    timings.embed_ms += clock.lap();
+    let at = DecisionPoint { step, steps, branch: state.branch, block: None };
+    let mut decided = vec![Decided { decision: Reason::None.into(), diff: None, threshold: None }; samples.batch];
+    let (mut always_run, mut middle) = (0, 0);
+    let mut units = state.units.iter_mut();
+    for part in parts.iter() {
+        let unit = match part {
+            Part::Run(blocks) => {
+                always_run += chain.run(blocks.clone(), cancel)?;
+                timings.blocks_ms += clock.lap();
+                continue;
+            }
+            Part::Unit { .. } => units.next().ok_or_else(|| Error::internal("a branch lacks a unit"))?,
+        };
+        middle = unit.blocks.len();
+        decided = decide(&mut own.policies, at, unit, shared, buffers)?;
+        let computing = decided.iter().map(|decided| decided.decision.action == Action::Compute);
+        let keeps: Vec<bool> =
+            computing.zip(&own.policies).map(|(computes, policy)| computes && policy.keeps(at)).collect();
+        let items: Vec<usize> =
+            (0..samples.batch).filter(|item| decided[*item].decision.action == Action::Compute).collect();
+        if keeps.contains(&true) {
+            buffers.write_ids(samples.keeps, &keeps.iter().map(|keeps| i64::from(*keeps)).collect::<Vec<_>>())?;
+            unit.keep_compared()?;
+        }
+        timings.cache_ms += clock.lap();
+        match items.len() {
+            0 => unit.apply(step, buffers)?,
+            all if all == samples.batch => {
+                chain.run(unit.blocks.clone(), cancel)?;
+                timings.blocks_ms += clock.lap();
+            }
+            // With the moves of their rows, which are small beside the blocks.
+            _ => {
+                samples.run(engine, &items, (chain, unit, &mut own.join), (buffers, cancel))?;
+                timings.blocks_ms += clock.lap();
+            }
+        }
+        if keeps.contains(&true) {
+            own.keep.iter().try_for_each(Op::run)?;
+        }
+        timings.cache_ms += clock.lap();
+    }
+    state.last.run()?;
+    timings.final_ms += clock.lap();
+    let record = |(sample, decided): (usize, Decided)| StepRecord {
+        step,
+        steps,
+        branch: state.branch,
+        sample: Some(sample),
+        sigma: schedule.sigmas[step],
+        decision: decided.decision,
+        diff: decided.diff,
+        threshold: decided.threshold,
+        blocks: Vec::new(),
+        blocks_run: always_run + if decided.decision.action == Action::Compute { middle } else { 0 },
+        elapsed_ms: clock.total(),
+    };
+    Ok(decided.into_iter().enumerate().map(record).collect())
+}
+
+/// Asks each policy about its picture; the diffs of all are taken at once, if any needs one.
+fn decide(
+    policies: &mut [Box<dyn CachePolicy>],
+    at: DecisionPoint,
+    unit: &Unit,
+    shared: &[Option<f32>],
+    buffers: &Buffers,
+) -> Result<Vec<Decided>> {
+    let mut sums: Option<Vec<(f32, f32)>> = None;
+    let mut decided = Vec::new();
+    for (sample, policy) in policies.iter_mut().enumerate() {
+        decided.push(match policy.gate(at) {
+            Gate::Decided(decision) => Decided { decision, diff: None, threshold: None },
+            Gate::NeedsDiff => {
+                let diff = match shared.get(sample).copied().flatten() {
+                    Some(diff) => diff,
+                    None => {
+                        let sums = match &sums {
+                            Some(sums) => sums,
+                            None => sums.insert(unit.sums(buffers)?),
+                        };
+                        let (change, size) =
+                            sums.get(sample).copied().ok_or_else(|| Error::internal("too few diffs"))?;
+                        relative(change, size).at(format!("picture {sample}, before blocks {:?}", unit.blocks))?
+                    }
+                };
+                let threshold = policy.threshold(at);
+                Decided { decision: policy.judge(at, diff), diff: Some(diff), threshold }
+            }
+        });
+    }
+    Ok(decided)
+}
+
+/// The graphs for one stream.
+fn items_of(engine: &Loaded, stream: Joined, buffers: &Buffers) -> Result<Arc<Items>> {
+    engine.items(buffers.dtype(stream.before), buffers.dtype(stream.kept), buffers.shape(stream.before).len())
+}
+
+/// The tensors that these blocks take beside the streams.
+fn inputs(engine: &Loaded, blocks: &Range<usize>) -> Result<Vec<String>> {
+    let streams = &engine.directory.manifest.streams;
+    let stages = &engine.stages[engine.plan.cover(blocks)?];
+    let mut names: Vec<String> =
+        stages.iter().flat_map(|stage| &stage.inputs).filter(|tensor| !streams.contains(tensor)).cloned().collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// The request's extents with another batch.
+fn part_extents(manifest: &Manifest, extents: &Extents, batch: usize) -> Result<Extents> {
+    let mut extents = extents.clone();
+    extents.insert("batch".into(), batch as u64);
+    manifest.complete(extents)
+}
+
+/// The axis along which a tensor has one item a picture; none for a tensor that all share.
+fn batch_axis(manifest: &Manifest, tensor: &str, whole: &Extents, part: &Extents) -> Result<Option<usize>> {
+    let (all, some) = (manifest.shape(tensor, whole)?, manifest.shape(tensor, part)?);
+    let changed: Vec<usize> = (0..all.len()).filter(|axis| all[*axis] != some[*axis]).collect();
+    let counts = [whole, part].map(|extents| extents.get("batch").copied().unwrap_or(1) as i64);
+    match changed.as_slice() {
+        [] => Ok(None),
+        [axis] if [all[*axis], some[*axis]] == counts => Ok(Some(*axis)),
+        _ => Err(indivisible(tensor)),
+    }
+}
+
+fn indivisible(tensor: &str) -> Error {
+    Error::usage(format!("--per-sample does not go with this model: `{tensor}` cannot be divided into pictures"))
+}
