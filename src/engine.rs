@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use crate::cache::DiffOptions;
 use crate::error::{Error, Result};
+use crate::generate::memory;
 use crate::generate::request::{Inputs, Request, RequestOptions};
 use crate::generate::text::TextEncoder;
 use crate::info::EngineInfo;
@@ -22,6 +23,7 @@ use crate::runtime::measure::Measure;
 use crate::runtime::ops::{Arithmetic, LatentArithmetic};
 use crate::runtime::session::{Session, WeightsMode};
 use crate::runtime::sums::Sums;
+use crate::trace::CacheBytes;
 
 /// How an engine is loaded.
 #[derive(Clone, Debug, Default)]
@@ -190,6 +192,16 @@ impl Engine {
     /// `Input` when a prompt, tensor or size does not fit; `Usage` when an option is impossible or without effect.
     pub fn request(&self, inputs: &Inputs, options: &RequestOptions) -> Result<Request> {
         Request::new(Arc::clone(&self.0), inputs, options)
+    }
+
+    /// What the policy of a request with these options will keep on the device, at most: known before anything is
+    /// allocated. `text_length` is the number of text tokens; left out, it is that of the engine's tokenizer, or the
+    /// largest that a model without one takes.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request); `Usage` for a `text_length` that a tokenizer fixes.
+    pub fn cache_bytes(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<CacheBytes> {
+        memory::of_options(&self.0.directory.manifest, options, text_length)
     }
 
     /// What the engine is: blocks, parameters, bytes, cuts, defaults, licence.

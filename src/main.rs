@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Some(cli::args::Command::Setup(args)) => cli::setup::run(args),
         Some(cli::args::Command::Inspect(args)) => cli::inspect::run(args),
+        Some(cli::args::Command::Trace(args)) => cli::trace::run(args),
         None => cli::generate::run(&cli.generate),
     };
     match result {

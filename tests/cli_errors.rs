@@ -74,7 +74,7 @@ fn usage() {
     shell.run::<&str>(&[]).code(2).stderr("--engine <DIR>");
     shell.run(&["--nonsense"]).code(2).stderr("unexpected argument '--nonsense'");
     shell.run(&["inspect"]).code(2).stderr("<PATH>");
-    shell.run(&["inspect", "a.png", "--verify"]).code(2).stderr("--verify and --weights have no effect on a picture");
+    shell.run(&["inspect", "a.png", "--verify"]).code(2).stderr("have no effect on a picture");
     shell.run(&["setup", "--check", "--via", "pip"]).code(2).stderr("cannot be used with");
     shell.run(&["--engine", emoji().to_str().unwrap()]).code(2).stderr("no prompt; give one with --prompt");
     shell

@@ -18,7 +18,10 @@ const MAX_POLICY: u64 = 1 << 20;
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let Some(directory) = &args.engine else { anyhow::bail!(usage("no engine; name one with --engine")) };
-    let cache = policy(&args.cache)?.with(&args.policy.overrides())?;
+    let cache = match &args.replay {
+        Some(path) => super::trace::replay(path)?,
+        None => policy(&args.cache)?.with(&args.policy.overrides())?,
+    };
     let cancel = CancelToken::default();
     cancel_on_ctrl_c(&cancel)?;
     let inputs = inputs(args)?;
@@ -43,6 +46,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             size: args.size,
             batch: inputs.tensors.is_empty().then_some(batch),
             seed: args.seed.unwrap_or_default().wrapping_add(first as u64),
+            cache_memory: args.cache_memory,
             cancel: cancel.clone(),
         };
         let request = engine.request(&inputs, &options)?;
@@ -142,7 +146,7 @@ fn traces(results: &[Done]) -> Value {
 }
 
 /// A tag, a JSON object, or the path of a file that holds one of them.
-fn policy(text: &str) -> anyhow::Result<PolicyConfig> {
+pub(super) fn policy(text: &str) -> anyhow::Result<PolicyConfig> {
     let path = Path::new(text);
     if !text.to_ascii_lowercase().ends_with(".json") {
         return Ok(text.parse()?);

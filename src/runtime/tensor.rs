@@ -97,6 +97,22 @@ impl Buffers {
         })
     }
 
+    /// Bytes of all tensors.
+    pub(crate) fn total_bytes(&self) -> u64 {
+        (0..self.tensors.len()).map(|index| self.bytes(BufferId(index))).sum()
+    }
+
+    /// The first number that is NaN or infinite, looked for without a copy.
+    pub(crate) fn first_not_finite(&self, id: BufferId) -> Result<Option<f32>> {
+        let buffer = &self.tensors[id.0];
+        Ok(match buffer.dtype {
+            DType::F32 => find_not(slice::<f32>(&buffer.value)?, |x| x.is_finite()).copied(),
+            DType::F16 => find_not(slice::<f16>(&buffer.value)?, |x| x.is_finite()).map(|x| x.to_f32()),
+            DType::Bf16 => find_not(slice::<bf16>(&buffer.value)?, |x| x.is_finite()).map(|x| x.to_f32()),
+            DType::I64 => None,
+        })
+    }
+
     /// The one number of a scalar f32 tensor.
     pub(crate) fn scalar(&self, id: BufferId) -> Result<f32> {
         slice::<f32>(&self.tensors[id.0].value)?.first().copied().ok_or_else(|| Error::internal("an empty scalar"))
@@ -109,6 +125,13 @@ fn slice<T: PrimitiveTensorElementType + 'static>(value: &DynTensor) -> Result<&
 
 fn slice_mut<T: PrimitiveTensorElementType + 'static>(value: &mut DynTensor) -> Result<&mut [T]> {
     Ok(value.try_extract_tensor_mut::<T>().map_err(runtime_error)?.1)
+}
+
+/// The first number that `holds` is wrong for. Whole chunks are tested without a branch, so that the compiler can use
+/// vectors.
+fn find_not<T>(numbers: &[T], holds: impl Fn(&T) -> bool) -> Option<&T> {
+    let chunk = numbers.chunks(1024).find(|chunk| !chunk.iter().fold(true, |all, number| all & holds(number)))?;
+    chunk.iter().find(|number| !holds(number))
 }
 
 fn fill<T>(target: &mut [T], numbers: &[f32], round: impl Fn(f32) -> T) {
