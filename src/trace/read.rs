@@ -43,6 +43,7 @@ impl Trace {
             engine_hash: fields.text("engine_hash")?.to_owned(),
             cache,
             seed: fields.number("seed")?,
+            cache_dtype: fields.text("cache_dtype")?.parse()?,
             batch: fields.count("batch")?,
             width: fields.number("width")?,
             height: fields.number("height")?,
@@ -113,12 +114,13 @@ pub fn recording(json: &Value) -> Result<(PolicyConfig, Recording)> {
     Ok((config, recording))
 }
 
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 19] = [
     "version",
     "engine",
     "engine_hash",
     "cache",
     "cache_options",
+    "cache_dtype",
     "seed",
     "batch",
     "width",
