@@ -122,7 +122,7 @@ impl Engine {
     /// Loads an engine directory: checks every file, then makes one ONNX Runtime session per graph.
     ///
     /// # Errors
-    /// `EngineDirectory`, `Library`, `Runtime`; `Usage` when the process has loaded ONNX Runtime with other settings.
+    /// `EngineDirectory`, `Runtime`; `Library`, also when the process has loaded ONNX Runtime with other settings.
     pub fn load(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
         let start = Instant::now();
         let directory = EngineDirectory::open(directory.as_ref(), options.weights_folder.as_deref())?;

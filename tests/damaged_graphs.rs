@@ -32,7 +32,7 @@ fn graphs() {
     check("huge attribute", |g| attribute(g).t = Some(constant(vec![4097])), &["at most 4096 values"]);
     check("long attribute", |g| attribute(g).ints = vec![1; 4097], &["at most 4096 values"]);
     check("attribute in a file", |g| attribute(g).t = Some(elsewhere()), &["attribute", "refer"]);
-    check("constant in a file", |g| constant_elsewhere(g), &["refer"]);
+    check("constant in a file", constant_elsewhere, &["refer"]);
 
     let mut check = |name: &str, edit: fn(&mut ModelProto), words: &[&str]| {
         cases.check(name, |e| e.model("final.onnx", edit), EngineDirectory, &[&["final.onnx"], words].concat());

@@ -85,9 +85,9 @@ pub struct GenerateArgs {
     /// Picture size in pixels [default: the engine's]
     #[arg(long, value_name = "WxH", value_parser = parse_size)]
     pub size: Option<(u64, u64)>,
-    /// The first picture's seed: the same noise as PyTorch's CPU generator
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    /// The first picture's seed: the same noise as PyTorch's CPU generator [default: 0]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     /// Tensors to start from (safetensors): text inputs, latents, sigmas
     #[arg(long, value_name = "FILE")]
     pub inputs: Option<PathBuf>,
@@ -98,7 +98,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE")]
     pub check_outputs: Option<PathBuf>,
     /// Largest relative L1 difference for --check-outputs [default: 0.0001]
-    #[arg(long, value_name = "X", requires = "check_outputs")]
+    #[arg(long, value_name = "X", requires = "check_outputs", allow_negative_numbers = true)]
     pub tolerance: Option<f64>,
     /// Repeat the decisions of a --trace file, without comparing anything
     #[arg(long, value_name = "FILE", conflicts_with_all = ["cache", "PolicyArgs"])]
@@ -183,7 +183,7 @@ impl LoadArgs {
 #[derive(Debug, Args)]
 pub struct SetupArgs {
     /// Use only this tool: uv, pip or npm [default: the first that works]
-    #[arg(long, value_name = "TOOL")]
+    #[arg(long, value_name = "TOOL", conflicts_with = "check")]
     pub via: Option<Via>,
     /// Only show what is installed and where this program looks; exit code 3 if nothing can be used
     #[arg(long)]

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::trace::CacheBytes;
-use dbcache_trt::{EngineInfo, Image, RequestOptions};
+use dbcache_trt::{EngineInfo, Error, ErrorKind, Image, RequestOptions};
 use serde_json::{Value, json};
 
 use super::args::InspectArgs;
 use super::print::line;
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
-    let is_picture = args.path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
+    let is_picture = args.path.is_file() || args.path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
     if is_picture { picture(args) } else { engine(args) }
 }
 
@@ -66,8 +66,10 @@ fn memory(args: &InspectArgs, cache: &str) -> anyhow::Result<(PolicyConfig, Cach
 }
 
 fn picture(args: &InspectArgs) -> anyhow::Result<()> {
-    anyhow::ensure!(args.cache.is_none(), "--cache has no effect on a picture; it is for engine directories");
-    anyhow::ensure!(!args.verify && args.weights.is_none(), "--verify and --weights are for engine directories");
+    if args.verify || args.weights.is_some() || args.cache.is_some() {
+        let message = "--verify, --weights and --cache have no effect on a picture; they are for engine directories";
+        anyhow::bail!(Error::with_kind(ErrorKind::Usage, message));
+    }
     let (image, text) = Image::read_png(&args.path)?;
     if args.json {
         let text: serde_json::Map<String, Value> = text.into_iter().map(|(key, text)| (key, json!(text))).collect();
