@@ -54,9 +54,11 @@ impl Request {
         state.last.run()?;
         Ok(match buffers.first_not_finite(state.prediction)? {
             Some(_) => format!("it comes from the final graph: all blocks give finite numbers; {REMEDY}"),
-            None => "it comes from the cache: with all blocks computed the prediction is finite; try a lower \
-                     threshold, or another calibrator"
-                .to_owned(),
+            None => {
+                "it comes from what the cache compares or puts in the place of blocks: with all blocks computed the \
+                     prediction is finite; try a lower threshold, or another calibrator"
+                    .to_owned()
+            }
         })
     }
 }

@@ -85,10 +85,7 @@ impl Unit {
         if !change.is_finite() || !size.is_finite() {
             return Err(Error::new(
                 ErrorKind::Numeric,
-                format!(
-                    "what is compared is not finite (sum of changes {change}, of sizes {size}); the inputs or weights \
-                     hold NaN or infinity, or the compute dtype overflows"
-                ),
+                format!("what is compared is not finite (sum of changes {change}, of sizes {size})"),
             ));
         }
         // Of nothing, any change is infinite: such blocks are computed, as in the reference.
