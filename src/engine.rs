@@ -32,6 +32,8 @@ pub struct EngineOptions {
     pub library: LibraryOptions,
     /// How the blocks are divided into ONNX Runtime sessions.
     pub stages: StagesChoice,
+    /// How residuals and diffs are computed.
+    pub arithmetic: ArithmeticChoice,
     /// Where the weights live while the engine is loaded. Default: by size.
     pub weights: WeightsChoice,
     /// The folder of the weights, instead of those that the manifest names.
@@ -48,6 +50,17 @@ pub enum StagesChoice {
     PerBlock,
     /// All blocks in one session: a little faster, but only for runs without a cache.
     Fused,
+}
+
+/// How residuals are kept and applied, and how diffs are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ArithmeticChoice {
+    /// As loops where the provider computes in host memory and the dtypes allow it, else as graphs: several times cheaper
+    /// for small blocks, the same decisions.
+    #[default]
+    Auto,
+    /// Always as ONNX graphs on the provider.
+    Graphs,
 }
 
 /// Packed or mapped weights, or by size.
@@ -78,6 +91,7 @@ pub(crate) struct Loaded {
     pub latents: LatentArithmetic,
     pub library: Arc<library::Loaded>,
     pub weights: WeightsMode,
+    arithmetic_choice: ArithmeticChoice,
     pub load_ms: f64,
     arithmetic: Cached<(DType, DType, usize), Arithmetic>,
     sums: Cached<usize, Sums>,
@@ -179,6 +193,7 @@ impl Engine {
             latents,
             library,
             weights,
+            arithmetic_choice: options.arithmetic,
             load_ms,
             arithmetic: Mutex::default(),
             sums: Mutex::default(),
@@ -231,6 +246,11 @@ impl Engine {
 }
 
 impl Loaded {
+    /// Whether loops over host memory serve tensors of these dtypes. All providers so far compute in host memory.
+    pub(crate) fn computes_on_host(&self, dtypes: &[DType]) -> bool {
+        self.arithmetic_choice == ArithmeticChoice::Auto && dtypes.iter().all(|dtype| *dtype == DType::F32)
+    }
+
     /// What is kept of streams of one kind, in the dtype `kept`; loaded once.
     pub(crate) fn arithmetic(&self, dtype: DType, kept: DType, rank: usize) -> Result<Arc<Arithmetic>> {
         cached(&self.arithmetic, (dtype, kept, rank), || Arithmetic::load(&self.library, dtype, kept, rank))

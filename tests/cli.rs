@@ -8,6 +8,7 @@ use std::process::Stdio;
 
 use common::shell::{Ran, Shell};
 use common::{copy_files, data, emoji, relative_l1, tiny_inputs};
+use dbcache_trt::cache::PolicyOverrides;
 use dbcache_trt::{ErrorKind, write_tensors};
 use ndarray::{ArrayD, Axis};
 use serde_json::{Value, json};
@@ -133,6 +134,7 @@ fn latents_are_saved_and_compared() {
     shell.tiny("--steps 4 --save-latents a").code(0);
     shell.tiny("--steps 4 --check-outputs a").code(0).stdout("check    latents equal those of a (relative L1");
     shell.tiny("--steps 4 --check-outputs a --tolerance 0 --stages fused").code(0);
+    shell.tiny("--steps 4 --check-outputs a --tolerance 0.0001 --arithmetic graphs").code(0);
     assert_eq!(shell.tiny("--steps 4 --check-outputs a --quiet").code(0).out, "");
     shell.tiny("--steps 5 --check-outputs a").code(8).stderr("latents differ from a by").stderr("tolerance is 1e-4");
     shell.tiny("--steps 5 --check-outputs a --tolerance 10").code(0);
@@ -284,11 +286,16 @@ fn help_and_version() {
         codes.split(',').map(|code| code.split_whitespace().next().unwrap().parse().unwrap()).collect();
     let known: Vec<u8> = [0].into_iter().chain(ErrorKind::ALL.map(ErrorKind::exit_code)).collect();
     assert_eq!(listed, known);
-    // Each option has a case in this file that shows what it does.
+    // Each option has a case that shows what it does: here, in the tests of its subject, or, for the options of the
+    // cache, in the test that drives each of them through the command line.
+    let cases =
+        [include_str!("cli.rs"), include_str!("replay.rs"), include_str!("memory.rs"), include_str!("cache_dtype.rs")];
+    let flags: Vec<String> =
+        PolicyOverrides::NAMES.iter().map(|name| format!("--{}", name.to_lowercase().replace('_', "-"))).collect();
     let lines = help.lines().map(str::trim).filter(|line| line.starts_with('-'));
     for option in lines.filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--"))) {
-        let is_shown = ["\"", " "].iter().any(|end| include_str!("cli.rs").contains(&format!("{option}{end}")));
-        assert!(is_shown, "{option} lacks a case");
+        let is_shown = ["\"", " "].iter().any(|end| cases.iter().any(|c| c.contains(&format!("{option}{end}"))));
+        assert!(is_shown || flags.iter().any(|flag| flag == option), "{option} lacks a case");
     }
     for subcommand in ["inspect", "setup"] {
         shell.run(&[subcommand, "--help"]).code(0).stdout("Usage: dbcache-trt");

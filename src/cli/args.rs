@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dbcache_trt::setup::Via;
-use dbcache_trt::{CacheDType, EngineOptions, LibraryOptions, StagesChoice, WeightsChoice};
+use dbcache_trt::{ArithmeticChoice, CacheDType, EngineOptions, LibraryOptions, StagesChoice, WeightsChoice};
 
 pub use self::policy::PolicyArgs;
 
@@ -146,6 +146,9 @@ pub struct LoadArgs {
     /// One block a session (fits every cache), or all in one (a little faster; only without a cache)
     #[arg(long, value_name = "PLAN", value_enum, default_value_t = Stages::PerBlock)]
     stages: Stages,
+    /// How residuals and diffs are computed: loops where possible, or always ONNX graphs
+    #[arg(long, value_name = "WAY", value_enum, default_value_t = Arithmetic::Auto, hide_short_help = true)]
+    arithmetic: Arithmetic,
     /// Compare the content hash of all weights before anything runs
     #[arg(long)]
     verify: bool,
@@ -156,6 +159,12 @@ enum Mode {
     Auto,
     Packed,
     Mapped,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Arithmetic {
+    Auto,
+    Graphs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -176,6 +185,10 @@ impl LoadArgs {
             stages: match self.stages {
                 Stages::PerBlock => StagesChoice::PerBlock,
                 Stages::Fused => StagesChoice::Fused,
+            },
+            arithmetic: match self.arithmetic {
+                Arithmetic::Auto => ArithmeticChoice::Auto,
+                Arithmetic::Graphs => ArithmeticChoice::Graphs,
             },
             weights_folder: self.weights.clone(),
             verify: self.verify,

@@ -287,7 +287,7 @@ impl Request {
                         Action::Compute => {
                             let keeps = state.policy.keeps(at);
                             if keeps {
-                                unit.keep_compared()?;
+                                unit.keep_compared(buffers)?;
                             }
                             timings.cache_ms += clock.lap();
                             record.blocks_run += chain.run(unit.blocks.clone(), cancel)?;

@@ -10,6 +10,7 @@ use crate::cache::{CalibratorCacheType, DiffOptions, DiffTensor, PolicyConfig, S
 use crate::engine::Loaded;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::manifest::DType;
+use crate::runtime::host;
 use crate::runtime::measure::{Compared, Measure, StreamType};
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers};
@@ -35,13 +36,21 @@ enum Kept {
 /// A kept residual.
 struct Residual {
     id: BufferId,
-    keep: Op,
-    apply: Op,
+    before: BufferId,
+    after: BufferId,
+    /// Keep and apply as graphs; without them, as loops in host memory.
+    graphs: Option<(Op, Op)>,
 }
 
 /// The tensor that a diff compares with, and its two sums.
 struct Compare {
-    kept: Vec<BufferId>,
+    streams: Vec<Compared>,
+    tensor: DiffTensor,
+    /// Without graphs, loops in host memory.
+    graphs: Option<CompareGraphs>,
+}
+
+struct CompareGraphs {
     measure: Op,
     keep: Op,
     change: BufferId,
@@ -80,8 +89,13 @@ impl Unit {
     /// `Numeric` when a tensor holds NaN or infinity.
     pub(crate) fn diff(&self, buffers: &Buffers) -> Result<f32> {
         let compare = self.compare.as_ref().ok_or_else(|| Error::internal("a diff of what is not compared"))?;
-        compare.measure.run()?;
-        let (change, size) = (buffers.scalar(compare.change)?, buffers.scalar(compare.size)?);
+        let (change, size) = match &compare.graphs {
+            Some(graphs) => {
+                graphs.measure.run()?;
+                (buffers.scalar(graphs.change)?, buffers.scalar(graphs.size)?)
+            }
+            None => host::measure(buffers, &compare.streams, compare.tensor)?,
+        };
         if !change.is_finite() || !size.is_finite() {
             return Err(Error::new(
                 ErrorKind::Numeric,
@@ -93,8 +107,12 @@ impl Unit {
     }
 
     /// Before the blocks run on a step that is kept: later diffs compare with this one.
-    pub(crate) fn keep_compared(&self) -> Result<()> {
-        self.compare.as_ref().map_or(Ok(()), |compare| compare.keep.run())
+    pub(crate) fn keep_compared(&self, buffers: &mut Buffers) -> Result<()> {
+        match &self.compare {
+            None => Ok(()),
+            Some(Compare { graphs: Some(graphs), .. }) => graphs.keep.run(),
+            Some(compare) => host::keep(buffers, &compare.streams, compare.tensor),
+        }
     }
 
     /// After the blocks ran on a step that is kept.
@@ -103,7 +121,10 @@ impl Unit {
     pub(crate) fn keep(&mut self, step: usize, cache: &PolicyConfig, buffers: &mut Buffers) -> Result<()> {
         let block = self.block;
         self.kept.iter_mut().try_for_each(|kept| match kept {
-            Kept::Residual(residual) => residual.keep.run(),
+            Kept::Residual(residual) => match &residual.graphs {
+                Some((keep, _)) => keep.run(),
+                None => host::subtract(buffers, residual.after, residual.before, residual.id),
+            },
             Kept::Forecast { forecast, stream } => {
                 let fresh = if step == 0 { cache.calibrator(block, stream_kind(*stream)) } else { None };
                 forecast.put(step, fresh, buffers)
@@ -114,7 +135,10 @@ impl Unit {
     /// Instead of the blocks.
     pub(crate) fn apply(&mut self, step: usize, buffers: &mut Buffers) -> Result<()> {
         self.kept.iter_mut().try_for_each(|kept| match kept {
-            Kept::Residual(residual) => residual.apply.run(),
+            Kept::Residual(residual) => match &residual.graphs {
+                Some((_, apply)) => apply.run(),
+                None => host::add(buffers, residual.before, residual.id, residual.after),
+            },
             Kept::Forecast { forecast, .. } => forecast.apply(step, buffers),
         })
     }
@@ -128,7 +152,7 @@ impl Unit {
             }
         }
         if let Some(compare) = &self.compare {
-            bytes.compare += compare.kept.iter().map(|id| buffers.bytes(*id)).sum::<u64>();
+            bytes.compare += compare.streams.iter().map(|stream| buffers.bytes(stream.kept)).sum::<u64>();
         }
     }
 }
@@ -152,9 +176,13 @@ impl Kept {
             return Ok(Self::Forecast { forecast: Box::new(forecast), stream });
         }
         let id = buffers.add(kept, &shape)?;
-        let keep = arithmetic.bind_subtract(buffers, after, before, id)?;
-        let apply = arithmetic.bind_add(buffers, before, id, after)?;
-        Ok(Self::Residual(Box::new(Residual { id, keep, apply })))
+        let graphs = if engine.computes_on_host(&[dtype, kept]) {
+            None
+        } else {
+            let keep = arithmetic.bind_subtract(buffers, after, before, id)?;
+            Some((keep, arithmetic.bind_add(buffers, before, id, after)?))
+        };
+        Ok(Self::Residual(Box::new(Residual { id, before, after, graphs })))
     }
 }
 
@@ -192,14 +220,16 @@ impl Compare {
             let shape = measure.kept_shape(buffers.shape(after));
             compared.push(Compared { after, before, kept: buffers.add(kind.kept, &shape)? });
         }
-        let (change, size) = (buffers.add(DType::F32, &[1])?, buffers.add(DType::F32, &[1])?);
-        Ok(Self {
-            kept: compared.iter().map(|stream| stream.kept).collect(),
-            measure: measure.bind_measure(buffers, &compared, change, size)?,
-            keep: measure.bind_keep(buffers, &compared)?,
-            change,
-            size,
-        })
+        let is_plain = options.downsample_factor == 1 && options.important_condition_threshold.is_none();
+        let dtypes: Vec<DType> = kinds.iter().flat_map(|kind| [kind.dtype, kind.kept]).collect();
+        let graphs = if is_plain && engine.computes_on_host(&dtypes) {
+            None
+        } else {
+            let (change, size) = (buffers.add(DType::F32, &[1])?, buffers.add(DType::F32, &[1])?);
+            let keep = measure.bind_keep(buffers, &compared)?;
+            Some(CompareGraphs { measure: measure.bind_measure(buffers, &compared, change, size)?, keep, change, size })
+        };
+        Ok(Self { streams: compared, tensor: options.tensor, graphs })
     }
 }
 

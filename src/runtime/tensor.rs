@@ -117,6 +117,35 @@ impl Buffers {
         })
     }
 
+    /// The numbers of an f32 tensor in host memory.
+    pub(super) fn floats(&self, id: BufferId) -> Result<&[f32]> {
+        slice(&self.tensors[id.0].value)
+    }
+
+    /// f32 tensors in host memory to read, and another one to write.
+    pub(super) fn split<const N: usize>(
+        &mut self,
+        read: [BufferId; N],
+        write: BufferId,
+    ) -> Result<([&[f32]; N], &mut [f32])> {
+        if read.contains(&write) {
+            return Err(Error::internal("a tensor is read and written at once"));
+        }
+        // Two parts, between which the written tensor lies.
+        let (below, rest) = self.tensors.split_at_mut(write.0);
+        let [written, above @ ..] = rest else { return Err(Error::internal("a tensor that does not exist")) };
+        let mut slices: [&[f32]; N] = [&[]; N];
+        for (place, id) in slices.iter_mut().zip(read) {
+            let buffer = if id.0 < write.0 { &below[id.0] } else { &above[id.0 - write.0 - 1] };
+            *place = slice(&buffer.value)?;
+        }
+        let written = slice_mut(&mut written.value)?;
+        if slices.iter().any(|slice| slice.len() != written.len()) {
+            return Err(Error::internal("tensors of several lengths"));
+        }
+        Ok((slices, written))
+    }
+
     /// The one number of a scalar f32 tensor.
     pub(crate) fn scalar(&self, id: BufferId) -> Result<f32> {
         slice::<f32>(&self.tensors[id.0].value)?.first().copied().ok_or_else(|| Error::internal("an empty scalar"))
