@@ -19,7 +19,7 @@ use crate::model::join::{Part, boundary, join};
 use crate::model::manifest::DType;
 use crate::plan::{Plan, Stage};
 use crate::runtime::library::{self, LibraryInfo, LibraryOptions};
-use crate::runtime::measure::Measure;
+use crate::runtime::measure::{Measure, StreamType};
 use crate::runtime::ops::{Arithmetic, LatentArithmetic};
 use crate::runtime::session::{Session, WeightsMode};
 use crate::runtime::sums::Sums;
@@ -79,9 +79,9 @@ pub(crate) struct Loaded {
     pub library: Arc<library::Loaded>,
     pub weights: WeightsMode,
     pub load_ms: f64,
-    arithmetic: Cached<(DType, usize), Arithmetic>,
-    sums: Cached<(DType, usize), Sums>,
-    measures: Cached<(Vec<(DType, usize)>, DiffOptions), Measure>,
+    arithmetic: Cached<(DType, DType, usize), Arithmetic>,
+    sums: Cached<usize, Sums>,
+    measures: Cached<(Vec<StreamType>, DiffOptions), Measure>,
 }
 
 /// The session of one stage of the plan, and the tensors that it takes and gives.
@@ -231,18 +231,18 @@ impl Engine {
 }
 
 impl Loaded {
-    /// Sums and differences of tensors of one kind; loaded once.
-    pub(crate) fn arithmetic(&self, dtype: DType, rank: usize) -> Result<Arc<Arithmetic>> {
-        cached(&self.arithmetic, (dtype, rank), || Arithmetic::load(&self.library, dtype, rank))
+    /// What is kept of streams of one kind, in the dtype `kept`; loaded once.
+    pub(crate) fn arithmetic(&self, dtype: DType, kept: DType, rank: usize) -> Result<Arc<Arithmetic>> {
+        cached(&self.arithmetic, (dtype, kept, rank), || Arithmetic::load(&self.library, dtype, kept, rank))
     }
 
-    /// Weighted sums of tensors of one kind; loaded once.
-    pub(crate) fn sums(&self, dtype: DType, rank: usize) -> Result<Arc<Sums>> {
-        cached(&self.sums, (dtype, rank), || Ok(Sums::new(Arc::clone(&self.library), dtype, rank)))
+    /// Weighted sums of tensors of one rank; loaded once.
+    pub(crate) fn sums(&self, rank: usize) -> Result<Arc<Sums>> {
+        cached(&self.sums, rank, || Ok(Sums::new(Arc::clone(&self.library), rank)))
     }
 
     /// The diff of streams of these kinds; loaded once for each way to compare.
-    pub(crate) fn measure(&self, streams: &[(DType, usize)], options: DiffOptions) -> Result<Arc<Measure>> {
+    pub(crate) fn measure(&self, streams: &[StreamType], options: DiffOptions) -> Result<Arc<Measure>> {
         cached(&self.measures, (streams.to_vec(), options), || Measure::load(&self.library, streams, options))
     }
 }

@@ -55,6 +55,7 @@ pub mod trace;
 
 pub use engine::{Engine, EngineOptions, StagesChoice, WeightsChoice};
 pub use error::{Error, ErrorKind, Result};
+pub use generate::cache_dtype::CacheDType;
 pub use generate::cancel::CancelToken;
 pub use generate::image::Image;
 pub use generate::inputs::{Inputs, read_tensors, write_json, write_tensors};

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 pub use self::compare::{Comparison, Divergence, LargestDiff, Setting, Side, compare};
 pub use self::read::{read, recording};
+use crate::CacheDType;
 use crate::cache::{Action, Branch, Decision, PolicyConfig, Reason};
 
 /// The version of the JSON that [`Trace::to_json`] gives.
@@ -149,6 +150,8 @@ pub struct Trace {
     pub engine_hash: String,
     /// The policy.
     pub cache: PolicyConfig,
+    /// In which dtype it kept its tensors.
+    pub cache_dtype: CacheDType,
     /// Seed of the first picture.
     pub seed: u64,
     /// Pictures.
@@ -311,6 +314,7 @@ impl Trace {
             "engine_hash": self.engine_hash,
             "cache": self.cache.to_string(),
             "cache_options": self.cache.to_json(),
+            "cache_dtype": self.cache_dtype.as_str(),
             "seed": self.seed,
             "batch": self.batch,
             "width": self.width,

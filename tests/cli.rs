@@ -8,6 +8,7 @@ use std::process::Stdio;
 
 use common::shell::{Ran, Shell};
 use common::{copy_files, data, emoji, relative_l1, tiny_inputs};
+use dbcache_trt::cache::PolicyOverrides;
 use dbcache_trt::{ErrorKind, write_tensors};
 use ndarray::{ArrayD, Axis};
 use serde_json::{Value, json};
@@ -284,13 +285,16 @@ fn help_and_version() {
         codes.split(',').map(|code| code.split_whitespace().next().unwrap().parse().unwrap()).collect();
     let known: Vec<u8> = [0].into_iter().chain(ErrorKind::ALL.map(ErrorKind::exit_code)).collect();
     assert_eq!(listed, known);
-    // Each option has a case in this file that shows what it does.
+    // Each option has a case that shows what it does: here, or where its own test is. (src/cli/args/policy.rs drives
+    // every option of the policies.)
+    let cases = concat!(include_str!("cli.rs"), include_str!("replay.rs"), include_str!("memory.rs"));
+    let of_policies = PolicyOverrides::NAMES.map(|name| format!("--{}", name.to_lowercase().replace('_', "-")));
     let lines = help.lines().map(str::trim).filter(|line| line.starts_with('-'));
     for option in lines.filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--"))) {
-        let is_shown = ["\"", " "].iter().any(|end| include_str!("cli.rs").contains(&format!("{option}{end}")));
-        assert!(is_shown, "{option} lacks a case");
+        let is_shown = ["\"", " "].iter().any(|end| cases.contains(&format!("{option}{end}")));
+        assert!(is_shown || of_policies.contains(&option.to_owned()), "{option} lacks a case");
     }
-    for subcommand in ["inspect", "setup"] {
+    for subcommand in ["inspect", "setup", "trace"] {
         shell.run(&[subcommand, "--help"]).code(0).stdout("Usage: dbcache-trt");
     }
 }

@@ -145,6 +145,7 @@ fn the_command_predicts_and_limits() {
     };
     let one = total("");
     assert!(total("--batch 2") == 2 * one && total("--guidance 2") > one);
+    assert!(total("--cache-dtype f16") < one);
     let text = run(format!("inspect {emoji} --cache f1b0w2r0.2 --size 64x64 --steps 4")).code(0);
     text.stdout("cache       f1b0w2i1r0.2 keeps at most ").stdout("= residuals ");
     let longest = run(format!("inspect {tiny} --cache f1b0")).code(0).out;

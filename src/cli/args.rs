@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dbcache_trt::setup::Via;
-use dbcache_trt::{EngineOptions, LibraryOptions, StagesChoice, WeightsChoice};
+use dbcache_trt::{CacheDType, EngineOptions, LibraryOptions, StagesChoice, WeightsChoice};
 
 pub use self::policy::PolicyArgs;
 
@@ -67,6 +67,9 @@ pub struct GenerateArgs {
     /// Cache policy: a tag, a JSON object, or a JSON file; see below
     #[arg(long, value_name = "TAG", default_value = "none")]
     pub cache: String,
+    /// Keep the cache's tensors as f16 or bf16: half the memory for a little accuracy [default: stream]
+    #[arg(long, value_name = "DTYPE")]
+    pub cache_dtype: Option<CacheDType>,
     /// How many pictures; picture k has the seed SEED + k
     #[arg(long, short = 'n', value_name = "N", default_value_t = 1)]
     pub count: usize,
@@ -230,6 +233,9 @@ pub struct MemoryArgs {
     /// Classifier-free guidance for a model that does not have it by itself
     #[arg(long, value_name = "X", allow_negative_numbers = true, requires = "cache")]
     pub true_cfg: Option<f32>,
+    /// In which dtype the cache keeps its tensors: stream, f16 or bf16 [default: that of the streams]
+    #[arg(long, value_name = "DTYPE", requires = "cache")]
+    pub cache_dtype: Option<CacheDType>,
     /// Text tokens, for an engine without a tokenizer [default: the most that it takes]
     #[arg(long, value_name = "N", requires = "cache")]
     pub text_length: Option<u64>,

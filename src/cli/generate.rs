@@ -40,6 +40,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         let batch = args.batch.min(args.count - first);
         let options = RequestOptions {
             cache: cache.clone(),
+            cache_dtype: args.cache_dtype.unwrap_or_default(),
             steps: args.steps,
             guidance: args.guidance,
             true_cfg: args.true_cfg,

@@ -59,6 +59,7 @@ fn memory(args: &InspectArgs, cache: &str) -> anyhow::Result<(PolicyConfig, Cach
         true_cfg: run.true_cfg,
         size: run.size,
         batch: run.batch,
+        cache_dtype: run.cache_dtype.unwrap_or_default(),
         ..RequestOptions::default()
     };
     let bytes = EngineInfo::cache_bytes(&args.path, args.weights.as_deref(), &options, run.text_length)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use dbcache_trt::cache::Branch;
 use dbcache_trt::trace::Trace;
-use dbcache_trt::{Error, ErrorKind, Inputs, read_tensors};
+use dbcache_trt::{CacheDType, Error, ErrorKind, Inputs, read_tensors};
 use ndarray::{ArrayD, Axis, concatenate};
 
 /// Relative L1: what separates two machines that both compute in f32 stays below it (tests/parity.rs).
@@ -41,6 +41,9 @@ pub fn metadata(inputs: &Inputs, trace: &Trace, seed: u64) -> Vec<(String, Strin
         add("cfg", scale.to_string());
     }
     add("cache", trace.cache.to_string());
+    if trace.cache_dtype != CacheDType::default() {
+        add("cache_dtype", trace.cache_dtype.to_string());
+    }
     add("decisions", trace.decisions(Branch::Cond));
     let uncond = trace.decisions(Branch::Uncond);
     if !uncond.is_empty() {

@@ -19,6 +19,7 @@ pub(crate) struct Forecast {
     sums: Arc<Sums>,
     before: BufferId,
     after: BufferId,
+    /// Of the tensors that are kept.
     dtype: DType,
     kept: Vec<BufferId>,
     /// Tensors that hold nothing at the moment.
@@ -53,7 +54,7 @@ impl Forecast {
         }
         let computed = self.tensor(buffers)?;
         if self.replaces {
-            self.arithmetic.bind_copy(buffers, self.after, computed)?.run()?;
+            self.arithmetic.bind_keep(buffers, self.after, computed)?.run()?;
         } else {
             self.arithmetic.bind_subtract(buffers, self.after, self.before, computed)?.run()?;
         }
@@ -83,7 +84,7 @@ impl Forecast {
                 let forecast = self.tensor(buffers)?;
                 self.sum(&rows, &self.kept.clone(), forecast, buffers)?;
                 if self.replaces {
-                    self.arithmetic.bind_copy(buffers, forecast, self.after)?.run()?;
+                    self.arithmetic.bind_put(buffers, forecast, self.after)?.run()?;
                 } else {
                     self.arithmetic.bind_add(buffers, self.before, forecast, self.after)?.run()?;
                 }

@@ -1,11 +1,12 @@
 //! What the policy of a request will keep, by the manifest alone: nothing is loaded or allocated for the answer.
 
+use super::cache_dtype::CacheDType;
 use super::chain::extra_places;
 use super::inputs::Inputs;
 use super::latents::Grid;
 use super::prepare;
 use super::request::RequestOptions;
-use crate::cache::{PolicyConfig, RunShape, StreamKind, StreamLayout};
+use crate::cache::{RunShape, StreamKind, StreamLayout};
 use crate::error::{Error, Result};
 use crate::model::manifest::{Axis, Dimension, Extents, Manifest, Source};
 use crate::trace::CacheBytes;
@@ -34,7 +35,7 @@ pub(crate) fn of_options(
         }
         given.extend(text_dimensions(manifest).into_iter().map(|dim| (dim, length)));
     }
-    predict(manifest, &options.cache, run, &extents(manifest, &grid, batch, given)?)
+    predict(manifest, options, run, &extents(manifest, &grid, batch, given)?)
 }
 
 /// Refuses a policy that would keep more than `limit` bytes.
@@ -43,12 +44,13 @@ pub(crate) fn of_options(
 /// `Usage`.
 pub(super) fn check(
     manifest: &Manifest,
-    cache: &PolicyConfig,
+    options: &RequestOptions,
     run: RunShape,
     extents: &Extents,
     limit: u64,
 ) -> Result<()> {
-    let bytes = predict(manifest, cache, run, extents)?;
+    let cache = &options.cache;
+    let bytes = predict(manifest, options, run, extents)?;
     if bytes.total() <= limit {
         return Ok(());
     }
@@ -59,9 +61,10 @@ pub(super) fn check(
     )))
 }
 
-fn predict(manifest: &Manifest, cache: &PolicyConfig, run: RunShape, extents: &Extents) -> Result<CacheBytes> {
-    let streams = layouts(manifest, extents)?;
-    let kept = cache.kept_tensors(run, &streams);
+fn predict(manifest: &Manifest, options: &RequestOptions, run: RunShape, extents: &Extents) -> Result<CacheBytes> {
+    let cache = &options.cache;
+    let kept = cache.kept_tensors(run, &layouts(manifest, extents, options.cache_dtype)?);
+    let streams = layouts(manifest, extents, CacheDType::Stream)?;
     let pinned = prepare::pinned(cache, &cache.blocks_split(run.n_blocks)?);
     let extra = streams.iter().map(|stream| {
         let places = extra_places(run.n_blocks, &pinned, |block| stream.is_written[block]);
@@ -76,7 +79,8 @@ fn predict(manifest: &Manifest, cache: &PolicyConfig, run: RunShape, extents: &E
     })
 }
 
-fn layouts(manifest: &Manifest, extents: &Extents) -> Result<Vec<StreamLayout>> {
+/// The streams, as they are kept in `kept`.
+fn layouts(manifest: &Manifest, extents: &Extents, kept: CacheDType) -> Result<Vec<StreamLayout>> {
     let layout = |(index, name): (usize, &String)| {
         let shape = manifest.shape(name, extents)?;
         let numbers = shape.iter().fold(1_u64, |product, extent| product.saturating_mul(*extent as u64));
@@ -87,7 +91,7 @@ fn layouts(manifest: &Manifest, extents: &Extents) -> Result<Vec<StreamLayout>> 
         let blocks = 0..manifest.blocks.len();
         Ok(StreamLayout {
             kind: if index == 0 { StreamKind::Hidden } else { StreamKind::Encoder },
-            bytes: numbers.saturating_mul(manifest.tensor(name)?.dtype.bytes()),
+            bytes: numbers.saturating_mul(kept.of(manifest.tensor(name)?.dtype).bytes()),
             channels: shape.last().map_or(1, |channels| *channels as u64),
             is_written: blocks.clone().map(writes).collect(),
             is_joined: blocks.map(|block| manifest.compared_streams(block).contains(&index)).collect(),

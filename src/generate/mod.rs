@@ -1,6 +1,7 @@
 //! One generation: from a prompt or tensors to latents and pictures.
 
 mod branch;
+pub(crate) mod cache_dtype;
 pub(crate) mod cancel;
 mod chain;
 mod forecast;

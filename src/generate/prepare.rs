@@ -36,6 +36,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     let blocks = manifest.blocks.len();
     let run = RunShape { n_blocks: blocks, steps: schedule.steps(), branches: guidance.branches().len() };
     options.cache.validate(run)?;
+    options.cache_dtype.check(manifest, &options.cache)?;
     let split = options.cache.blocks_split(blocks)?;
     let parts = parts(&options.cache, &split, blocks);
     for part in &parts {
@@ -44,7 +45,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     if let Some(limit) = options.cache_memory {
         let given = given.iter().map(|(dim, (extent, _))| (dim.clone(), *extent)).collect();
         let extents = memory::extents(manifest, &grid, batch, given)?;
-        memory::check(manifest, &options.cache, run, &extents, limit)?;
+        memory::check(manifest, options, run, &extents, limit)?;
     }
     let mut warnings: Vec<Warning> = options.cache.warnings(run).into_iter().map(Warning::Setting).collect();
 
@@ -92,7 +93,13 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
                     Some(_) => options.cache.block_diff_options().map(|diff| (diff, blocks.clone())),
                     None => options.cache.diff_options().map(|diff| (diff, split.head.clone())),
                 };
-                let spec = UnitSpec { blocks: blocks.clone(), block: *block, diff, cache: &options.cache };
+                let spec = UnitSpec {
+                    blocks: blocks.clone(),
+                    block: *block,
+                    diff,
+                    cache: &options.cache,
+                    cache_dtype: options.cache_dtype,
+                };
                 units.push(Unit::bind(&engine, &chain, spec, &mut buffers)?);
             }
         }

@@ -18,6 +18,7 @@ use std::time::Instant;
 use ndarray::{ArrayD, Axis};
 
 use super::branch::BranchState;
+use super::cache_dtype::CacheDType;
 use super::cancel::CancelToken;
 use super::chain::Chain;
 use super::image::Image;
@@ -40,6 +41,8 @@ use crate::trace::{BlockRecord, CacheBytes, StepRecord, Timings, Trace, Warning}
 pub struct RequestOptions {
     /// The cache policy. Default: none.
     pub cache: PolicyConfig,
+    /// The dtype of the tensors that the cache keeps: half the memory for a little accuracy. Default: the streams'.
+    pub cache_dtype: CacheDType,
     /// Denoising steps.
     pub steps: Option<usize>,
     /// Guidance scale, dimensionless; an error for a model without guidance.
@@ -189,6 +192,7 @@ impl Request {
             engine: manifest.name.clone(),
             engine_hash: self.engine.directory.hash.clone(),
             cache: self.options.cache.clone(),
+            cache_dtype: self.options.cache_dtype,
             seed: self.options.seed,
             batch: self.batch(),
             width,

@@ -3,13 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::cache_dtype::CacheDType;
 use super::chain::Chain;
 use super::forecast::Forecast;
 use crate::cache::{CalibratorCacheType, DiffOptions, DiffTensor, PolicyConfig, StreamKind};
 use crate::engine::Loaded;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::manifest::DType;
-use crate::runtime::measure::{Compared, Measure};
+use crate::runtime::measure::{Compared, Measure, StreamType};
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::CacheBytes;
@@ -54,19 +55,20 @@ pub(crate) struct UnitSpec<'a> {
     /// What is compared, and around which cuts; none where the policy never asks.
     pub diff: Option<(DiffOptions, Range<usize>)>,
     pub cache: &'a PolicyConfig,
+    pub cache_dtype: CacheDType,
 }
 
 impl Unit {
     pub(crate) fn bind(engine: &Loaded, chain: &Chain, spec: UnitSpec<'_>, buffers: &mut Buffers) -> Result<Self> {
-        let UnitSpec { blocks, block, diff, cache } = spec;
+        let UnitSpec { blocks, block, diff, cache, cache_dtype } = spec;
         let mut kept = Vec::new();
         for (stream, (before, after)) in chain.at_cut(blocks.start).iter().zip(chain.at_cut(blocks.end)).enumerate() {
             if before != after {
-                kept.push(Kept::bind(engine, cache, (block, stream), (*before, *after), buffers)?);
+                kept.push(Kept::bind(engine, (cache, cache_dtype), (block, stream), (*before, *after), buffers)?);
             }
         }
         let compare = match diff {
-            Some((options, around)) => Some(Compare::bind(engine, chain, options, around, buffers)?),
+            Some((options, around)) => Some(Compare::bind(engine, chain, options, around, cache_dtype, buffers)?),
             None => None,
         };
         Ok(Self { blocks, block, kept, compare })
@@ -134,21 +136,22 @@ impl Unit {
 impl Kept {
     fn bind(
         engine: &Loaded,
-        cache: &PolicyConfig,
+        (cache, cache_dtype): (&PolicyConfig, CacheDType),
         (block, stream): (Option<usize>, usize),
         (before, after): (BufferId, BufferId),
         buffers: &mut Buffers,
     ) -> Result<Self> {
         let dtype = stream_dtype(engine, stream)?;
         let shape = buffers.shape(after).to_vec();
-        let arithmetic = engine.arithmetic(dtype, shape.len())?;
+        let kept = cache_dtype.of(dtype);
+        let arithmetic = engine.arithmetic(dtype, kept, shape.len())?;
         if let Some(calibrator) = cache.calibrator(block, stream_kind(stream)) {
             let replaces = cache.cache_type(block, stream_kind(stream)) == CalibratorCacheType::HiddenStates;
-            let sums = engine.sums(dtype, shape.len())?;
-            let forecast = Forecast::new(calibrator, replaces, (arithmetic, sums), (before, after), dtype);
+            let sums = engine.sums(shape.len())?;
+            let forecast = Forecast::new(calibrator, replaces, (arithmetic, sums), (before, after), kept);
             return Ok(Self::Forecast { forecast: Box::new(forecast), stream });
         }
-        let id = buffers.add(dtype, &shape)?;
+        let id = buffers.add(kept, &shape)?;
         let keep = arithmetic.bind_subtract(buffers, after, before, id)?;
         let apply = arithmetic.bind_add(buffers, before, id, after)?;
         Ok(Self::Residual(Box::new(Residual { id, keep, apply })))
@@ -161,6 +164,7 @@ impl Compare {
         chain: &Chain,
         options: DiffOptions,
         around: Range<usize>,
+        cache_dtype: CacheDType,
         buffers: &mut Buffers,
     ) -> Result<Self> {
         // A single block compares its input, so all that it sees is at one cut.
@@ -174,16 +178,19 @@ impl Compare {
         } else {
             vec![0]
         };
-        let kinds: Vec<(DType, usize)> = streams
+        let kinds: Vec<StreamType> = streams
             .iter()
-            .map(|stream| Ok((stream_dtype(engine, *stream)?, buffers.shape(chain.at_cut(after)[*stream]).len())))
+            .map(|stream| {
+                let (dtype, rank) = (stream_dtype(engine, *stream)?, buffers.shape(chain.at_cut(after)[*stream]).len());
+                Ok(StreamType { dtype, kept: cache_dtype.of(dtype), rank })
+            })
             .collect::<Result<_>>()?;
         let measure: Arc<Measure> = engine.measure(&kinds, options)?;
         let mut compared = Vec::new();
-        for (stream, (dtype, _)) in streams.iter().zip(&kinds) {
+        for (stream, kind) in streams.iter().zip(&kinds) {
             let (before, after) = (chain.at_cut(before)[*stream], chain.at_cut(after)[*stream]);
             let shape = measure.kept_shape(buffers.shape(after));
-            compared.push(Compared { after, before, kept: buffers.add(*dtype, &shape)? });
+            compared.push(Compared { after, before, kept: buffers.add(kind.kept, &shape)? });
         }
         let (change, size) = (buffers.add(DType::F32, &[1])?, buffers.add(DType::F32, &[1])?);
         Ok(Self {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::library::Loaded;
-use super::ops::{Op, encode, load};
+use super::ops::{Narrow, Op, cast, encode, load};
 use super::session::Session;
 use super::tensor::{BufferId, Buffers};
 use crate::cache::{DiffOptions, DiffTensor};
@@ -22,6 +22,15 @@ pub(crate) struct Measure {
     options: DiffOptions,
 }
 
+/// What the tensors of a compared stream are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct StreamType {
+    pub dtype: DType,
+    /// The dtype in which it is kept.
+    pub kept: DType,
+    pub rank: usize,
+}
+
 /// One compared stream.
 #[derive(Clone, Copy)]
 pub(crate) struct Compared {
@@ -34,8 +43,7 @@ pub(crate) struct Compared {
 }
 
 impl Measure {
-    /// For streams of these dtypes and ranks.
-    pub(crate) fn load(library: &Loaded, streams: &[(DType, usize)], options: DiffOptions) -> Result<Self> {
+    pub(crate) fn load(library: &Loaded, streams: &[StreamType], options: DiffOptions) -> Result<Self> {
         let measure = load(library, "diff", measure_graph(streams, options))?;
         let keep = load(library, "keep", keep_graph(streams, options))?;
         Ok(Self { measure, keep, options })
@@ -56,7 +64,7 @@ impl Measure {
 
     /// kept = now
     pub(crate) fn bind_keep(&self, buffers: &mut Buffers, streams: &[Compared]) -> Result<Op> {
-        let outputs: Vec<_> = streams.iter().enumerate().map(|(j, stream)| (format!("now{j}"), stream.kept)).collect();
+        let outputs: Vec<_> = streams.iter().enumerate().map(|(j, stream)| (format!("kept{j}"), stream.kept)).collect();
         Op::bind(&self.keep, buffers, &self.inputs(streams), &outputs)
     }
 
@@ -89,8 +97,8 @@ struct Parts {
     inputs: Vec<ValueInfoProto>,
 }
 
-fn port(name: &str, stream: (DType, usize), last: &str) -> ValueInfoProto {
-    let mut axes: Vec<String> = (0..stream.1).map(|axis| format!("d{axis}")).collect();
+fn port(name: &str, dtype: DType, rank: usize, last: &str) -> ValueInfoProto {
+    let mut axes: Vec<String> = (0..rank).map(|axis| format!("d{axis}")).collect();
     if let Some(axis) = axes.last_mut() {
         last.clone_into(axis);
     }
@@ -99,20 +107,20 @@ fn port(name: &str, stream: (DType, usize), last: &str) -> ValueInfoProto {
         *tokens = format!("tokens_{name}");
     }
     let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
-    build::port(name, element_type(stream.0), &axes)
+    build::port(name, element_type(dtype), &axes)
 }
 
-fn now(streams: &[(DType, usize)], options: DiffOptions) -> Parts {
+fn now(streams: &[StreamType], options: DiffOptions) -> Parts {
     let mut parts = Parts::default();
     let is_sliced = options.downsample_factor > 1;
     for (j, stream) in streams.iter().enumerate() {
         let (after, before, now, whole) =
             (format!("after{j}"), format!("before{j}"), format!("now{j}"), format!("whole{j}"));
-        parts.inputs.push(port(&after, *stream, "channels"));
+        parts.inputs.push(port(&after, stream.dtype, stream.rank, "channels"));
         let out = if is_sliced { &whole } else { &now };
         match options.tensor {
             DiffTensor::HeadResidual => {
-                parts.inputs.push(port(&before, *stream, "channels"));
+                parts.inputs.push(port(&before, stream.dtype, stream.rank, "channels"));
                 parts.nodes.push(build::node("Sub", &[&after, &before], out));
             }
             DiffTensor::HeadOutput | DiffTensor::BlockInput => {
@@ -132,9 +140,15 @@ fn now(streams: &[(DType, usize)], options: DiffOptions) -> Parts {
     parts
 }
 
-fn keep_graph(streams: &[(DType, usize)], options: DiffOptions) -> Vec<u8> {
-    let Parts { nodes, constants, inputs } = now(streams, options);
-    let output = streams.iter().enumerate().map(|(j, stream)| port(&format!("now{j}"), *stream, "kept")).collect();
+fn keep_graph(streams: &[StreamType], options: DiffOptions) -> Vec<u8> {
+    let Parts { mut nodes, mut constants, inputs } = now(streams, options);
+    let (mut output, mut narrow) = (Vec::new(), Narrow::default());
+    for (j, stream) in streams.iter().enumerate() {
+        let (now, kept) = (format!("now{j}"), format!("kept{j}"));
+        nodes.extend(narrow.nodes(&now, &kept, stream.dtype, stream.kept));
+        output.push(port(&kept, stream.kept, stream.rank, "kept"));
+    }
+    constants.extend(narrow.constants());
     encode(GraphProto {
         name: Some("keep".into()),
         node: nodes,
@@ -145,13 +159,12 @@ fn keep_graph(streams: &[(DType, usize)], options: DiffOptions) -> Vec<u8> {
     })
 }
 
-fn measure_graph(streams: &[(DType, usize)], options: DiffOptions) -> Vec<u8> {
+fn measure_graph(streams: &[StreamType], options: DiffOptions) -> Vec<u8> {
     let Parts { mut nodes, mut constants, mut inputs } = now(streams, options);
-    let to_f32 =
-        |input: &str, output: &str| build::with_int(build::node("Cast", &[input], output), "to", element::FLOAT.into());
+    let to_f32 = |input: &str, output: &str| cast(input, output, element::FLOAT);
     for (j, stream) in streams.iter().enumerate() {
         let name = |what: &str| format!("{what}{j}");
-        inputs.push(port(&name("kept"), *stream, "kept"));
+        inputs.push(port(&name("kept"), stream.kept, stream.rank, "kept"));
         nodes.extend([
             to_f32(&name("now"), &name("now_f32_")),
             to_f32(&name("kept"), &name("kept_f32_")),
@@ -196,8 +209,7 @@ fn measure_graph(streams: &[(DType, usize)], options: DiffOptions) -> Vec<u8> {
 /// Weight 1 for the tokens that changed enough, or for all if none of any stream did. 0/0 compares as false, as in PyTorch.
 fn important(streams: usize, threshold: f32, nodes: &mut Vec<NodeProto>, constants: &mut Vec<TensorProto>) {
     constants.extend([build::float("important", threshold), build::float("half", 0.5)]);
-    let to_f32 =
-        |input: &str, output: &str| build::with_int(build::node("Cast", &[input], output), "to", element::FLOAT.into());
+    let to_f32 = |input: &str, output: &str| cast(input, output, element::FLOAT);
     let mut any = Vec::new();
     for j in 0..streams {
         nodes.extend([

@@ -10,16 +10,17 @@ use super::tensor::{BufferId, Buffers};
 use crate::error::Result;
 use crate::model::graph::element_type;
 use crate::model::manifest::DType;
-use crate::model::onnx::{GraphProto, NodeProto, build, element};
+use crate::model::onnx::{GraphProto, NodeProto, TensorProto, build, element};
 
 /// Any opset from 13 on has these operators in the same form.
 const OPSET: i64 = 20;
 
-/// Sums and differences of tensors of one dtype and rank.
+/// What is kept of streams of one dtype and rank, in a dtype of its own, and how it is used again.
 pub(crate) struct Arithmetic {
     subtract: Arc<Session>,
     add: Arc<Session>,
-    copy: Arc<Session>,
+    keep: Arc<Session>,
+    put: Arc<Session>,
 }
 
 /// The graphs over latents (f32, rank 3).
@@ -29,34 +30,61 @@ pub(crate) struct LatentArithmetic {
 }
 
 impl Arithmetic {
-    pub(crate) fn load(library: &Loaded, dtype: DType, rank: usize) -> Result<Self> {
+    pub(crate) fn load(library: &Loaded, dtype: DType, kept: DType, rank: usize) -> Result<Self> {
         let axes: Vec<String> = (0..rank).map(|axis| format!("d{axis}")).collect();
-        let element = element_type(dtype);
-        let ports = [("a", element), ("b", element)];
-        let out = [("out", element)];
-        let one = |op: &str, inputs: &[&str]| {
-            graph(op, vec![build::node(op, inputs, "out")], &ports[..inputs.len()], &out, &axes, &[])
+        let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
+        let port = |name: &str, dtype: DType| build::port(name, element_type(dtype), &axes);
+        let one = |name: &str, nodes, inputs, out, initializer| {
+            let output = vec![port("out", out)];
+            let name_in_graph = Some(name.into());
+            let graph = GraphProto {
+                name: name_in_graph,
+                node: nodes,
+                input: inputs,
+                output,
+                initializer,
+                ..GraphProto::default()
+            };
+            load(library, name, encode(graph))
+        };
+        let mut narrow = Narrow::default();
+        let mut subtract = vec![build::node("Sub", &["a", "b"], "difference")];
+        subtract.extend(narrow.nodes("difference", "out", dtype, kept));
+        let add = vec![widen("b", "wide", kept, dtype), build::node("Add", &["a", "wide"], "out")];
+        let keep = narrow.nodes("a", "out", dtype, kept);
+        let limits = narrow.constants();
+        let keep: Arc<Session> = one("keep", keep, vec![port("a", dtype)], kept, limits.clone())?;
+        let put = if kept == dtype {
+            Arc::clone(&keep)
+        } else {
+            one("put", vec![widen("a", "out", kept, dtype)], vec![port("a", kept)], dtype, Vec::new())?
         };
         Ok(Self {
-            subtract: load(library, "residual", one("Sub", &["a", "b"]))?,
-            add: load(library, "apply-residual", one("Add", &["a", "b"]))?,
-            copy: load(library, "copy", one("Identity", &["a"]))?,
+            subtract: one("residual", subtract, vec![port("a", dtype), port("b", dtype)], kept, limits)?,
+            add: one("apply-residual", add, vec![port("a", dtype), port("b", kept)], dtype, Vec::new())?,
+            keep,
+            put,
         })
     }
 
-    /// out = a - b
+    /// out = a - b; `out` is kept.
     pub(crate) fn bind_subtract(&self, buffers: &mut Buffers, a: BufferId, b: BufferId, out: BufferId) -> Result<Op> {
         Op::bind(&self.subtract, buffers, &[("a", a), ("b", b)], &[("out", out)])
     }
 
-    /// out = a + b
+    /// out = a + b; `b` is kept.
     pub(crate) fn bind_add(&self, buffers: &mut Buffers, a: BufferId, b: BufferId, out: BufferId) -> Result<Op> {
         Op::bind(&self.add, buffers, &[("a", a), ("b", b)], &[("out", out)])
     }
 
-    /// out = a
-    pub(crate) fn bind_copy(&self, buffers: &mut Buffers, a: BufferId, out: BufferId) -> Result<Op> {
-        Op::bind(&self.copy, buffers, &[("a", a)], &[("out", out)])
+    /// out = a; `out` is kept.
+    pub(crate) fn bind_keep(&self, buffers: &mut Buffers, a: BufferId, out: BufferId) -> Result<Op> {
+        Op::bind(&self.keep, buffers, &[("a", a)], &[("out", out)])
+    }
+
+    /// out = a; `a` is kept.
+    pub(crate) fn bind_put(&self, buffers: &mut Buffers, a: BufferId, out: BufferId) -> Result<Op> {
+        Op::bind(&self.put, buffers, &[("a", a)], &[("out", out)])
     }
 }
 
@@ -141,6 +169,47 @@ fn graph(
     input.extend(scalars.iter().map(|name| build::port(name, element::FLOAT, &["1"])));
     let output = outputs.iter().map(|(name, element)| build::port(name, *element, &axes)).collect();
     encode(GraphProto { name: Some(name.into()), node: nodes, input, output, ..GraphProto::default() })
+}
+
+/// The largest finite f16.
+const F16_MAX: f32 = 65504.0;
+
+/// Casts to narrower dtypes that never make an infinity of a finite number.
+#[derive(Default)]
+pub(super) struct Narrow {
+    is_clamped: bool,
+}
+
+impl Narrow {
+    /// output = input, from one dtype to another.
+    pub(super) fn nodes(&mut self, input: &str, output: &str, from: DType, to: DType) -> Vec<NodeProto> {
+        if to != DType::F16 || from == DType::F16 {
+            return vec![widen(input, output, from, to)];
+        }
+        self.is_clamped = true;
+        // Min and Max hand NaN on; Clip does not promise to.
+        let (low, clamped) = (format!("{output}_low"), format!("{output}_clamped"));
+        vec![
+            build::node("Min", &[input, "f16_max"], &low),
+            build::node("Max", &[&low, "f16_min"], &clamped),
+            cast(&clamped, output, element_type(to)),
+        ]
+    }
+
+    /// The constants that those nodes need.
+    pub(super) fn constants(&self) -> Vec<TensorProto> {
+        let limits = [build::float("f16_max", F16_MAX), build::float("f16_min", -F16_MAX)];
+        if self.is_clamped { limits.into() } else { Vec::new() }
+    }
+}
+
+/// output = input, from one dtype to another that holds all its numbers.
+pub(super) fn widen(input: &str, output: &str, from: DType, to: DType) -> NodeProto {
+    if from == to { build::node("Identity", &[input], output) } else { cast(input, output, element_type(to)) }
+}
+
+pub(super) fn cast(input: &str, output: &str, to: i32) -> NodeProto {
+    build::with_int(build::node("Cast", &[input], output), "to", to.into())
 }
 
 pub(super) fn encode(graph: GraphProto) -> Vec<u8> {

@@ -51,6 +51,10 @@ impl Buffers {
         &self.tensors[id.0].shape
     }
 
+    pub(crate) fn dtype(&self, id: BufferId) -> DType {
+        self.tensors[id.0].dtype
+    }
+
     /// Bytes of one tensor.
     pub(crate) fn bytes(&self, id: BufferId) -> u64 {
         let buffer = &self.tensors[id.0];

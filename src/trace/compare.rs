@@ -105,6 +105,7 @@ fn settings(a: &Trace, b: &Trace) -> Vec<Setting> {
             ("steps", trace.branch(Branch::Cond).count().to_string()),
             ("size", format!("{}x{}", trace.width, trace.height)),
             ("batch", trace.batch.to_string()),
+            ("cache_dtype", trace.cache_dtype.to_string()),
             ("guidance", scale(trace.guidance)),
             ("cfg", scale(trace.cfg)),
             ("branches", if has_uncond { "cond and uncond" } else { "cond" }.to_owned()),

@@ -43,6 +43,10 @@ impl Trace {
             engine_hash: fields.text("engine_hash")?.to_owned(),
             cache,
             seed: fields.number("seed")?,
+            cache_dtype: fields
+                .text("cache_dtype")?
+                .parse()
+                .map_err(|_| fields.damaged("cache_dtype", "`stream`, `f16` or `bf16`"))?,
             batch: fields.count("batch")?,
             width: fields.number("width")?,
             height: fields.number("height")?,
@@ -113,12 +117,13 @@ pub fn recording(json: &Value) -> Result<(PolicyConfig, Recording)> {
     Ok((config, recording))
 }
 
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 19] = [
     "version",
     "engine",
     "engine_hash",
     "cache",
     "cache_options",
+    "cache_dtype",
     "seed",
     "batch",
     "width",
