@@ -297,7 +297,7 @@ fn help_and_version() {
         let is_shown = ["\"", " "].iter().any(|end| cases.iter().any(|c| c.contains(&format!("{option}{end}"))));
         assert!(is_shown || flags.iter().any(|flag| flag == option), "{option} lacks a case");
     }
-    for subcommand in ["inspect", "setup"] {
+    for subcommand in ["inspect", "setup", "trace"] {
         shell.run(&[subcommand, "--help"]).code(0).stdout("Usage: dbcache-trt");
     }
 }

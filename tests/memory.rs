@@ -2,14 +2,12 @@
 
 mod common;
 
-use std::process::Command;
-
+use common::shell::Shell;
 use common::{data, emoji, tiny_inputs};
 use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::trace::Trace;
 use dbcache_trt::{Engine, EngineInfo, EngineOptions, ErrorKind, Inputs, RequestOptions};
 use ndarray::{Axis, concatenate};
-use serde_json::Value;
 
 /// The small tensors that are not counted: scalars of diffs, and weights of forecasts.
 const UNCOUNTED: f64 = 0.05;
@@ -135,44 +133,33 @@ fn a_limit_refuses_before_anything_is_allocated() {
     assert!(engine.request(&inputs(false, 1), &none).is_ok());
 }
 
-fn command(arguments: &str) -> (i32, String, String) {
-    let folder = tempfile::tempdir().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dbcache-trt"));
-    let output = command.current_dir(&folder).args(arguments.split_whitespace()).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
 #[test]
 fn the_command_predicts_and_limits() {
-    let emoji = emoji().display().to_string();
+    let shell = Shell::new();
+    let run = |arguments: String| shell.run(&arguments.split_whitespace().collect::<Vec<_>>());
+    let (emoji, tiny) = (emoji().display().to_string(), data("tiny-flux").display().to_string());
     let total = |options: &str| {
-        let (code, out, err) = command(&format!("inspect {emoji} --json --cache f1b0w2r0.2 {options}"));
-        assert_eq!(code, 0, "{err}");
-        let json: Value = serde_json::from_str(&out).unwrap();
+        let json = run(format!("inspect {emoji} --json --cache f1b0w2r0.2 {options}")).json();
         assert_eq!(json["cache"]["cache"], "f1b0w2i1r0.2");
         json["cache"]["bytes"]["total"].as_u64().unwrap()
     };
     let one = total("");
     assert!(total("--batch 2") == 2 * one && total("--guidance 2") > one);
-    let (_, out, _) = command(&format!("inspect {emoji} --cache f1b0w2r0.2 --size 64x64 --steps 4"));
-    assert!(out.contains("cache       f1b0w2i1r0.2 keeps at most ") && out.contains("residuals"), "{out}");
-    let tiny = data("tiny-flux").display().to_string();
-    let (_, longest, _) = command(&format!("inspect {tiny} --cache f1b0"));
-    let (_, short, _) = command(&format!("inspect {tiny} --cache f1b0 --text-length 12 --true-cfg 2"));
-    assert_ne!(longest, short);
+    assert!(total("--cache-dtype f16") < one);
+    let text = run(format!("inspect {emoji} --cache f1b0w2r0.2 --size 64x64 --steps 4")).code(0);
+    text.stdout("cache       f1b0w2i1r0.2 keeps at most ").stdout("= residuals ");
+    let longest = run(format!("inspect {tiny} --cache f1b0")).code(0).out;
+    assert_ne!(longest, run(format!("inspect {tiny} --cache f1b0 --text-length 12 --true-cfg 2")).code(0).out);
     for (arguments, code, words) in [
         (format!("inspect {emoji} --batch 2"), 2, "--cache"),
         (format!("inspect {emoji} --cache f1b0 --size 65x64"), 5, "--size is 65x64"),
         (format!("inspect {emoji} --cache f60b0"), 2, "more than the model's 57 blocks"),
         (format!("inspect {emoji} --cache f1b0 --text-length 8"), 2, "tokenizer reads 8 tokens"),
-        (format!("--engine {emoji} --prompt lemon --steps 2 --cache f1b0 --cache-memory 1K"), 2, "allows 1024"),
-        (format!("--engine {emoji} --prompt lemon --cache-memory 1T"), 2, "such as 1048576, 512K"),
     ] {
-        let (actual, _, err) = command(&arguments);
-        assert!(actual == code && err.contains(words), "{arguments}: {actual} {err}");
+        run(arguments).code(code).stderr(words);
     }
-    let run = format!("--engine {emoji} --prompt lemon --steps 2 --cache f1b0w1r0.9 --cache-memory 1M");
-    let (code, out, err) = command(&run);
-    assert!(code == 0 && out.contains("memory   cache "), "{out}{err}");
+    shell.lemon("--steps 2 --cache f1b0 --cache-memory 1K").code(2).stderr("allows 1024");
+    shell.lemon("--steps 2 --cache-memory 1T").code(2).stderr("such as 1048576, 512K");
+    shell.lemon("--steps 2 --cache f1b0w1r0.9 --cache-memory 1M").code(0).stdout("memory   cache ");
+    shell.run(&["inspect", "out.png", "--cache", "f1b0"]).code(2).stderr("have no effect on a picture");
 }

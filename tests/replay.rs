@@ -2,15 +2,12 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
+use common::shell::Shell;
 use common::{data, tiny_inputs};
 use dbcache_trt::cache::{Action, Branch, PolicyConfig, Reason};
 use dbcache_trt::trace::{Trace, compare, read, recording};
-use dbcache_trt::{Engine, EngineOptions, ErrorKind, Output, RequestOptions, write_json, write_tensors};
+use dbcache_trt::{Engine, EngineOptions, ErrorKind, Output, RequestOptions, write_json};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 const STEPS: usize = 12;
 
@@ -169,85 +166,39 @@ fn two_runs_part_where_a_threshold_makes_them() {
     assert!(comparison.first.is_some_and(|first| first.branch == Branch::Uncond && first.b.is_none()));
 }
 
-/// A folder with inputs in which the command runs.
-struct Shell(TempDir);
-
-impl Shell {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        write_tensors(&folder.path().join("in.safetensors"), &tiny_inputs(false).tensors).unwrap();
-        Self(folder)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// Exit code, standard output, standard error.
-    fn run(&self, arguments: &str) -> (i32, String, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dbcache-trt"));
-        let output = command.current_dir(&self.0).args(arguments.split_whitespace()).output().unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-    }
-
-    fn make(&self, options: &str) -> (i32, String, String) {
-        let engine = data("tiny-flux");
-        self.run(&format!("--engine {} --inputs in.safetensors --steps 8 {options}", engine.display()))
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_slice(&std::fs::read(self.path(name)).unwrap()).unwrap()
-    }
-}
-
 #[test]
 fn the_command_replays_and_compares() {
     let shell = Shell::new();
-    let ok = |(code, out, err): (i32, String, String)| {
-        assert_eq!(code, 0, "{out}{err}");
-        out
-    };
-    let out = ok(shell.make("--cache f1b0w2r0.9 --trace a.json --save-latents a"));
-    assert!(out.contains("memory   cache "), "{out}");
-    let out = ok(shell.make("--replay a.json --trace b.json --check-outputs a --tolerance 0"));
-    assert!(out.contains("replay(f1b0w2i1r0.9)"), "{out}");
+    let run = |arguments: &str| shell.run(&arguments.split_whitespace().collect::<Vec<_>>());
+    let make = |options: &str| shell.tiny(&format!("--steps 8 {options}"));
+    make("--cache f1b0w2r0.9 --trace a.json --save-latents a").code(0).stdout("memory   cache ");
+    make("--replay a.json --trace b.json --check-outputs a --tolerance 0").code(0).stdout("replay(f1b0w2i1r0.9)");
     assert_eq!(shell.json("a.json")[0]["decisions"], shell.json("b.json")[0]["decisions"]);
-    ok(shell.make("--cache f1b0w4r0.9 --trace c.json"));
+    make("--cache f1b0w4r0.9 --trace c.json").code(0);
 
-    let out = ok(shell.run("trace diff a.json b.json"));
-    assert!(out.contains("decisions    equal on all 8 steps") && out.contains("cache        f1b0"), "{out}");
-    let (code, out, err) = shell.run("trace diff a.json c.json");
-    assert_eq!(code, 8, "{out}{err}");
-    assert!(
-        out.contains("parts at     step 2, cond: skipped (below, diff ") && out.contains("computed (warmup)"),
-        "{out}"
-    );
-    assert!(err.contains("a.json and c.json hold different decisions"), "{err}");
-    let (code, out, _) = shell.run("trace diff a.json c.json --json");
-    let json: Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((code, &json["comparisons"][0]["first"]["step"]), (8, &json!(2)));
-    assert_eq!(json["comparisons"][0]["first"]["b"]["reason"], "warmup");
+    let equal = run("trace diff a.json b.json").code(0);
+    equal.stdout("decisions    equal on all 8 steps").stdout("cache        f1b0w2i1r0.9 | replay(f1b0w2i1r0.9)");
+    let differing = run("trace diff a.json c.json").code(8).stderr("a.json and c.json hold different decisions");
+    differing.stdout("parts at     step 2, cond: skipped (below, diff ").stdout("computed (warmup)");
+    let json: Value = serde_json::from_str(&run("trace diff a.json c.json --json").code(8).out).unwrap();
+    let first = &json["comparisons"][0]["first"];
+    assert_eq!((&first["step"], &first["b"]["reason"]), (&json!(2), &json!("warmup")));
 
     write_json(&shell.path("two.json"), &json!([shell.json("a.json")[0], shell.json("b.json")[0]])).unwrap();
     for (arguments, code, words) in [
         ("trace diff a.json two.json", 5, "a.json holds 1 traces, two.json holds 2"),
         ("trace diff a.json in.safetensors", 5, "does not parse as JSON"),
         ("trace diff a.json missing.json", 9, "cannot read the trace missing.json"),
-        ("trace", 2, "Usage"),
     ] {
-        let (actual, _, err) = shell.run(arguments);
-        assert!(actual == code && err.contains(words), "{arguments}: {actual} {err}");
+        run(arguments).code(code).stderr(words);
     }
     for (options, code, words) in [
         ("--replay two.json", 5, "two.json: holds 2 traces"),
         ("--replay missing.json", 9, "cannot read the trace missing.json"),
         ("--replay a.json --cache f1b0", 2, "cannot be used with"),
         ("--replay a.json --max-warmup-steps 3", 2, "cannot be used with"),
-        ("--replay a.json --true-cfg 2", 2, "this run has cond and uncond"),
+        ("--replay a.json --inputs guided.safetensors --true-cfg 2", 2, "this run has cond and uncond"),
     ] {
-        let (actual, _, err) = shell.make(options);
-        assert!(actual == code && err.contains(words), "{options}: {actual} {err}");
+        make(options).code(code).stderr(words);
     }
-    assert!(Path::new(&shell.path("a.json")).is_file());
 }

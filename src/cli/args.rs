@@ -25,7 +25,7 @@ CACHE TAGS
 
 EXIT CODES
   0 success, 2 usage, 3 ONNX Runtime's library, 4 engine directory, 5 input, 6 ONNX Runtime, 7 not a number,
-  8 outputs differ, 9 file, 70 a bug, 130 cancelled";
+  8 outputs or decisions differ, 9 file, 70 a bug, 130 cancelled";
 
 /// Runs diffusion transformers block by block on ONNX Runtime, and skips the blocks that dual block caching proves
 /// unnecessary.

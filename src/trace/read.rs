@@ -43,7 +43,10 @@ impl Trace {
             engine_hash: fields.text("engine_hash")?.to_owned(),
             cache,
             seed: fields.number("seed")?,
-            cache_dtype: fields.text("cache_dtype")?.parse()?,
+            cache_dtype: fields
+                .text("cache_dtype")?
+                .parse()
+                .map_err(|_| fields.damaged("cache_dtype", "`stream`, `f16` or `bf16`"))?,
             batch: fields.count("batch")?,
             width: fields.number("width")?,
             height: fields.number("height")?,
