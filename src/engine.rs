@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use crate::cache::DiffOptions;
 use crate::error::{Error, Result};
+use crate::generate::memory;
 use crate::generate::request::{Inputs, Request, RequestOptions};
 use crate::generate::text::TextEncoder;
 use crate::info::EngineInfo;
@@ -23,6 +24,7 @@ use crate::runtime::measure::{Measure, Over, StreamType};
 use crate::runtime::ops::{Arithmetic, LatentArithmetic};
 use crate::runtime::session::{Session, WeightsMode};
 use crate::runtime::sums::Sums;
+use crate::trace::CacheBytes;
 
 /// How an engine is loaded.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +33,8 @@ pub struct EngineOptions {
     pub library: LibraryOptions,
     /// How the blocks are divided into ONNX Runtime sessions.
     pub stages: StagesChoice,
+    /// How residuals and diffs are computed.
+    pub arithmetic: ArithmeticChoice,
     /// Where the weights live while the engine is loaded. Default: by size.
     pub weights: WeightsChoice,
     /// The folder of the weights, instead of those that the manifest names.
@@ -47,6 +51,17 @@ pub enum StagesChoice {
     PerBlock,
     /// All blocks in one session: a little faster, but only for runs without a cache.
     Fused,
+}
+
+/// How residuals are kept and applied, and how diffs are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ArithmeticChoice {
+    /// As loops where the provider computes in host memory and the dtypes allow it, else as graphs: several times cheaper
+    /// for small blocks, the same decisions.
+    #[default]
+    Auto,
+    /// Always as ONNX graphs on the provider.
+    Graphs,
 }
 
 /// Packed or mapped weights, or by size.
@@ -77,6 +92,7 @@ pub(crate) struct Loaded {
     pub latents: LatentArithmetic,
     pub library: Arc<library::Loaded>,
     pub weights: WeightsMode,
+    arithmetic_choice: ArithmeticChoice,
     pub load_ms: f64,
     arithmetic: Cached<(DType, DType, usize), Arithmetic>,
     sums: Cached<usize, Sums>,
@@ -123,7 +139,7 @@ impl Engine {
     /// Loads an engine directory: checks every file, then makes one ONNX Runtime session per graph.
     ///
     /// # Errors
-    /// `EngineDirectory`, `Library`, `Runtime`; `Usage` when the process has loaded ONNX Runtime with other settings.
+    /// `EngineDirectory`, `Runtime`; `Library`, also when the process has loaded ONNX Runtime with other settings.
     pub fn load(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
         let start = Instant::now();
         let directory = EngineDirectory::open(directory.as_ref(), options.weights_folder.as_deref())?;
@@ -180,6 +196,7 @@ impl Engine {
             latents,
             library,
             weights,
+            arithmetic_choice: options.arithmetic,
             load_ms,
             arithmetic: Mutex::default(),
             sums: Mutex::default(),
@@ -195,6 +212,16 @@ impl Engine {
     /// `Input` when a prompt, tensor or size does not fit; `Usage` when an option is impossible or without effect.
     pub fn request(&self, inputs: &Inputs, options: &RequestOptions) -> Result<Request> {
         Request::new(Arc::clone(&self.0), inputs, options)
+    }
+
+    /// What the policy of a request with these options will keep on the device, at most: known before anything is
+    /// allocated. `text_length` is the number of text tokens; left out, it is that of the engine's tokenizer, or the
+    /// largest that a model without one takes.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request); `Usage` for a `text_length` that a tokenizer fixes.
+    pub fn cache_bytes(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<CacheBytes> {
+        memory::of_options(&self.0.directory.manifest, options, text_length)
     }
 
     /// What the engine is: blocks, parameters, bytes, cuts, defaults, licence.
@@ -224,6 +251,11 @@ impl Engine {
 }
 
 impl Loaded {
+    /// Whether loops over host memory serve tensors of these dtypes. All providers so far compute in host memory.
+    pub(crate) fn computes_on_host(&self, dtypes: &[DType]) -> bool {
+        self.arithmetic_choice == ArithmeticChoice::Auto && dtypes.iter().all(|dtype| *dtype == DType::F32)
+    }
+
     /// What is kept of streams of one kind, in the dtype `kept`; loaded once.
     pub(crate) fn arithmetic(&self, dtype: DType, kept: DType, rank: usize) -> Result<Arc<Arithmetic>> {
         cached(&self.arithmetic, (dtype, kept, rank), || Arithmetic::load(&self.library, dtype, kept, rank))

@@ -6,10 +6,13 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::error::Result;
+use crate::generate::memory;
+use crate::generate::request::RequestOptions;
 use crate::generate::text::TextEncoder;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::model::manifest::{Dimension, GuidanceKind, Manifest};
+use crate::trace::CacheBytes;
 
 /// The facts of an engine directory. [`EngineInfo::open`] loads no library and runs nothing.
 #[derive(Clone, Debug)]
@@ -88,6 +91,20 @@ impl EngineInfo {
         let directory = EngineDirectory::open(directory, weights_folder)?;
         let Some(spec) = &directory.manifest.text else { return Ok(None) };
         Ok(TextEncoder::load(&directory, spec, Vec::new())?.words())
+    }
+
+    /// As [`Engine::cache_bytes`](crate::Engine::cache_bytes), without a library.
+    ///
+    /// # Errors
+    /// `EngineDirectory`, as when it is loaded; `Usage` and `Input` for options that do not fit.
+    pub fn cache_bytes(
+        directory: &Path,
+        weights_folder: Option<&Path>,
+        options: &RequestOptions,
+        text_length: Option<u64>,
+    ) -> Result<CacheBytes> {
+        let directory = EngineDirectory::open(directory, weights_folder)?;
+        memory::of_options(&directory.manifest, options, text_length)
     }
 
     pub(crate) fn new(directory: &EngineDirectory) -> Self {

@@ -53,7 +53,7 @@ pub mod cache;
 pub mod setup;
 pub mod trace;
 
-pub use engine::{Engine, EngineOptions, StagesChoice, WeightsChoice};
+pub use engine::{ArithmeticChoice, Engine, EngineOptions, StagesChoice, WeightsChoice};
 pub use error::{Error, ErrorKind, Result};
 pub use generate::cache_dtype::CacheDType;
 pub use generate::cancel::CancelToken;

@@ -1,6 +1,6 @@
 //! The command `dbcache-trt`: parse, run, and print the one error.
 
-#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 #![allow(missing_docs, reason = "a program has no public items")]
 
 mod cli;
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Some(cli::args::Command::Setup(args)) => cli::setup::run(args),
         Some(cli::args::Command::Inspect(args)) => cli::inspect::run(args),
+        Some(cli::args::Command::Trace(args)) => cli::trace::run(args),
         None => cli::generate::run(&cli.generate),
     };
     match result {

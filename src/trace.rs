@@ -1,9 +1,14 @@
 //! What happened: one record per step and branch, their string, JSON, and summary.
 
+mod compare;
+mod read;
+
 use std::fmt;
 
 use serde_json::{Value, json};
 
+pub use self::compare::{Comparison, Divergence, LargestDiff, Setting, Side, compare};
+pub use self::read::{read, recording};
 use crate::CacheDType;
 use crate::cache::{Action, Branch, Decision, PolicyConfig, Reason};
 
@@ -53,7 +58,9 @@ pub struct BlockRecord {
 impl StepRecord {
     /// `C` computed, `S` skipped, `P` if single blocks decide and at least one was skipped.
     pub fn letter(&self) -> char {
-        if self.decision.reason == Reason::PerBlock && self.skipped_blocks().next().is_some() {
+        // Tail blocks of DBCache are skipped on skipped steps only, so a replay needs to know no more than this.
+        let may_be_per_block = matches!(self.decision.reason, Reason::PerBlock | Reason::RecordedCompute);
+        if may_be_per_block && self.skipped_blocks().next().is_some() {
             return 'P';
         }
         self.decision.action.letter()
@@ -101,6 +108,39 @@ pub struct CacheBytes {
     pub calibrators: u64,
     /// What diffs compare with.
     pub compare: u64,
+    /// Streams at the ends of the head, which must outlive the blocks after it.
+    pub streams: u64,
+}
+
+impl CacheBytes {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        let Self { residuals, calibrators, compare, streams } = self;
+        [residuals, calibrators, compare, streams].into_iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+    }
+
+    /// The bytes by their names.
+    pub fn to_json(&self) -> Value {
+        let Self { residuals, calibrators, compare, streams } = self;
+        json!({ "residuals": residuals, "calibrators": calibrators, "compare": compare, "streams": streams })
+    }
+}
+
+/// The total and its parts, such as `1.2 MiB = residuals 0.4 + calibrators 0.0 + compare 0.3 + streams 0.5`.
+impl fmt::Display for CacheBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { residuals, calibrators, compare, streams } = *self;
+        let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        write!(
+            f,
+            "{:.2} MiB = residuals {:.2} + calibrators {:.2} + compare {:.2} + streams {:.2}",
+            mebibytes(self.total()),
+            mebibytes(residuals),
+            mebibytes(calibrators),
+            mebibytes(compare),
+            mebibytes(streams)
+        )
+    }
 }
 
 /// The full record of one generation.
@@ -134,6 +174,8 @@ pub struct Trace {
     pub timings: Timings,
     /// What the policy kept on the device.
     pub cache_bytes: CacheBytes,
+    /// Bytes of all tensors of the request, those of the cache among them.
+    pub tensor_bytes: u64,
     /// What the user should know; see [`Warning`].
     pub warnings: Vec<Warning>,
 }
@@ -207,6 +249,11 @@ impl Trace {
         self.records.iter().filter(move |record| record.branch == branch)
     }
 
+    /// Whether each picture of the batch decided for itself.
+    pub(crate) fn is_per_sample(&self) -> bool {
+        self.records.iter().any(|record| record.sample.is_some())
+    }
+
     /// Steps (counted per branch) of which blocks did not run.
     pub fn skipped(&self) -> usize {
         self.records.iter().filter(|record| record.letter() != 'C').count()
@@ -237,7 +284,8 @@ impl Trace {
 
     /// Warnings that follow from the records.
     pub(crate) fn judge(&mut self) {
-        if self.cache == PolicyConfig::None {
+        // The advice is about options that a replay does not follow.
+        if matches!(self.cache, PolicyConfig::None | PolicyConfig::Replay { .. }) {
             return;
         }
         let skipped = self.skipped();
@@ -312,11 +360,8 @@ impl Trace {
                 "decode_ms": timings.decode_ms,
                 "steps_ms": timings.steps_ms,
             },
-            "cache_bytes": {
-                "residuals": self.cache_bytes.residuals,
-                "calibrators": self.cache_bytes.calibrators,
-                "compare": self.cache_bytes.compare,
-            },
+            "cache_bytes": self.cache_bytes.to_json(),
+            "tensor_bytes": self.tensor_bytes,
             "warnings": self.warnings.iter().map(Warning::to_string).collect::<Vec<_>>(),
         })
     }
@@ -354,6 +399,10 @@ impl fmt::Display for Summary<'_> {
                 Some(threshold) => writeln!(f, "  (threshold {threshold})")?,
                 None => writeln!(f)?,
             }
+        }
+        if trace.cache != PolicyConfig::None {
+            let all = trace.tensor_bytes as f64 / f64::from(1 << 20);
+            writeln!(f, "memory   cache {}; all tensors {all:.2} MiB", trace.cache_bytes)?;
         }
         let t = &trace.timings;
         write!(

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use common::{data, emoji, json, relative_l1};
 use dbcache_trt::cache::{Action, Branch, PolicyConfig, Reason};
 use dbcache_trt::trace::StepRecord;
-use dbcache_trt::{Engine, EngineOptions, Inputs, Output, RequestOptions, read_tensors};
+use dbcache_trt::{ArithmeticChoice, Engine, EngineOptions, Inputs, Output, RequestOptions, read_tensors};
 use ndarray::ArrayD;
 use serde_json::{Map, Value, json as value};
 
@@ -46,8 +46,8 @@ struct Oracle {
 }
 
 impl Oracle {
-    fn load(engine: PathBuf, folder: &'static str, files: &[&str]) -> Self {
-        let engine = Engine::load(engine, &EngineOptions::default()).unwrap();
+    fn load(engine: PathBuf, folder: &'static str, files: &[&str], arithmetic: ArithmeticChoice) -> Self {
+        let engine = Engine::load(engine, &EngineOptions { arithmetic, ..EngineOptions::default() }).unwrap();
         let tensors = files.iter().flat_map(|file| read_tensors(&data(&format!("{folder}/{file}"))).unwrap()).collect();
         Self { engine, folder, tensors }
     }
@@ -76,14 +76,18 @@ impl Oracle {
 
 #[test]
 fn every_trace_of_the_reference() {
-    let oracle = Oracle::load(data("tiny-flux"), "oracle", &["oracle.safetensors", "legacy.safetensors"]);
-    assert_eq!(oracle.replay("index.json"), (91, 3));
-    assert_eq!(oracle.replay("legacy_index.json"), (22, 1));
+    // Residuals and diffs as loops in host memory, and as graphs on the provider.
+    for arithmetic in [ArithmeticChoice::Auto, ArithmeticChoice::Graphs] {
+        let files = ["oracle.safetensors", "legacy.safetensors"];
+        let oracle = Oracle::load(data("tiny-flux"), "oracle", &files, arithmetic);
+        assert_eq!(oracle.replay("index.json"), (91, 3), "{arithmetic:?}");
+        assert_eq!(oracle.replay("legacy_index.json"), (22, 1), "{arithmetic:?}");
+    }
 }
 
 #[test]
 fn the_shipped_model_decides_as_in_the_reference() {
-    let oracle = Oracle::load(emoji(), "reference/emoji", &["emoji.safetensors"]);
+    let oracle = Oracle::load(emoji(), "reference/emoji", &["emoji.safetensors"], ArithmeticChoice::Auto);
     assert_eq!(oracle.replay("index.json"), (20, 0));
 }
 

@@ -2,11 +2,13 @@
 
 mod common;
 
-use common::{data, emoji, relative_l1, tiny_inputs};
+use common::shell::Shell;
+use common::{damage, data, emoji, relative_l1, tiny_inputs};
 use dbcache_trt::cache::Branch;
-use dbcache_trt::trace::{StepRecord, Trace};
-use dbcache_trt::{CacheDType, Engine, EngineOptions, ErrorKind, Inputs, Output, RequestOptions};
+use dbcache_trt::trace::{StepRecord, Trace, compare, recording};
+use dbcache_trt::{CacheDType, Engine, EngineOptions, ErrorKind, Inputs, Output, RequestOptions, write_tensors};
 use ndarray::{ArrayD, Axis, concatenate};
+use serde_json::json;
 
 const PICTURES: usize = 3;
 /// A batch sums in another order than one picture; see tests/parity.rs for what that moves.
@@ -161,4 +163,93 @@ fn it_is_refused_with_the_reason() {
         let text = error.to_string();
         assert!(text.contains("--per-sample") && text.contains(reason), "{tag}: {text}");
     }
+}
+
+#[test]
+fn traces_are_read_back_and_compared_by_picture() {
+    let engine = Engine::load(data("tiny-flux"), &EngineOptions::default()).unwrap();
+    let batch = joined(&singles(true));
+    let trace = |cache: &str, per_sample: bool| {
+        let cache = cache.parse().unwrap();
+        let options = RequestOptions { cache, per_sample, true_cfg: Some(2.0), ..RequestOptions::default() };
+        run(&engine, &batch, &options).trace
+    };
+    let (loose, strict) = (trace("f1b0w4r0.15", true), trace("f1b0w4r0", true));
+    let good = loose.to_json();
+    let again = Trace::from_json(&good).unwrap();
+    assert_eq!((again.to_json(), &again.records), (good.clone(), &loose.records));
+    assert!(compare(&loose, &again).is_equal());
+
+    let comparison = compare(&loose, &strict);
+    let skipped = loose.records.iter().find(|record| record.letter() == 'S').unwrap();
+    let first = comparison.first.as_ref().unwrap();
+    assert_eq!((first.step, first.branch, first.sample), (skipped.step, skipped.branch, skipped.sample));
+    assert_eq!((comparison.steps, comparison.differing_steps), (loose.records.len(), loose.skipped()));
+    assert!(
+        comparison.to_string().contains(&format!(", picture {}: skipped", skipped.sample.unwrap())),
+        "{comparison}"
+    );
+    assert_eq!(comparison.to_json()["first"]["sample"], json!(skipped.sample));
+    let settings = compare(&loose, &trace("f1b0w4r0.15", false)).settings;
+    assert_eq!(settings.iter().map(|setting| setting.name).collect::<Vec<_>>(), ["per_sample"]);
+
+    for (pointer, value, words) in [
+        ("/records/1/sample", json!(2), "`records[1].sample` is 2; expected 1"),
+        ("/records/1/sample", json!(null), "`records[1].sample` is null; expected 1"),
+        ("/records/1/sample", json!("1"), "`records[1].sample` is \"1\"; expected a whole number"),
+        ("/records/0/sample", json!(null), "`records[1].step` is 0; expected 1"),
+        ("/records/3/step", json!(1), "`records[3].step` is 1; expected 0"),
+        ("/batch", json!(5), "expected as many for each of 5 pictures"),
+        ("/batch", json!(0), "`records[1].step` is 0; expected 1"),
+    ] {
+        let mut bad = good.clone();
+        damage::set(&mut bad, pointer, Some(value));
+        let error = Trace::from_json(&bad).expect_err(pointer);
+        assert!(error.kind() == ErrorKind::Input && error.to_string().contains(words), "{pointer}: {error}");
+    }
+    let refused = recording(&good).unwrap_err();
+    assert!(refused.kind() == ErrorKind::Input && refused.to_string().contains("--per-sample"), "{refused}");
+}
+
+#[test]
+fn what_it_keeps_is_known_before() {
+    let engine = Engine::load(data("tiny-flux"), &EngineOptions::default()).unwrap();
+    let batch = joined(&singles(false));
+    let options = |per_sample| {
+        let cache = "f1b0w4r0.15ds3".parse().unwrap();
+        RequestOptions { cache, cache_dtype: CacheDType::F16, per_sample, ..RequestOptions::default() }
+    };
+    let kept = [false, true].map(|per_sample| run(&engine, &batch, &options(per_sample)).trace.cache_bytes);
+    assert_eq!(kept[0], kept[1]);
+    let allow = |limit| {
+        let request = engine.request(&batch, &RequestOptions { cache_memory: Some(limit), ..options(true) });
+        request.map(|_| ()).map_err(|error| error.kind())
+    };
+    assert_eq!((allow(kept[1].total()), allow(kept[1].total() - 1)), (Ok(()), Err(ErrorKind::Usage)));
+}
+
+#[test]
+fn sums_that_overflow_name_the_picture() {
+    let engine = Engine::load(data("tiny-flux"), &EngineOptions::default()).unwrap();
+    let cache = "f1b0w1l0.9".parse().unwrap();
+    let true_cfg = Some(1e38);
+    let options = RequestOptions { cache, steps: Some(4), true_cfg, per_sample: true, ..RequestOptions::default() };
+    let error = engine.request(&joined(&singles(true)), &options).unwrap().run(&mut ()).expect_err("it runs");
+    assert_eq!(error.kind(), ErrorKind::Numeric);
+    let message = error.to_string();
+    let words = "step 1: cond: picture 0, before blocks 1..12: what is compared is not finite";
+    assert!(message.starts_with(words) && message.contains("it comes from what the cache compares"), "{message}");
+}
+
+#[test]
+fn the_command_decides_by_picture() {
+    let shell = Shell::new();
+    write_tensors(&shell.path("three.safetensors"), &joined(&singles(false)).tensors).unwrap();
+    let make = |options: &str| shell.tiny(&format!("--inputs three.safetensors --cache f1b0w4r0.15 {options}"));
+    make("--per-sample --trace a.json").code(0).stdout("cond 0   CCCC").stdout("cond 2   CCCC");
+    shell.run(&["trace", "diff", "a.json", "a.json"]).code(0).stdout("decisions    equal on all");
+    shell.tiny("--inputs three.safetensors --replay a.json").code(5).stderr("a.json: holds a run with --per-sample");
+    make("--trace b.json").code(0);
+    shell.tiny("--inputs three.safetensors --replay b.json --per-sample").code(2).stderr("does not go with a replay");
+    shell.run(&["trace", "diff", "a.json", "b.json"]).code(8).stdout("per_sample   true | false");
 }

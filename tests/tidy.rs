@@ -52,7 +52,7 @@ fn onnx_runtime_is_touched_only_in_runtime() {
 fn policies_see_scalars_only() {
     forbid(
         "src/cache",
-        &["std::fs", "std::time", "Instant", "ndarray", "rand", "crate::runtime", "crate::generate"],
+        &["std::fs", "std::time", "Instant", "ndarray", "rand::", "rand_", "crate::runtime", "crate::generate"],
         &[],
     );
 }

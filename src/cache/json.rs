@@ -335,7 +335,11 @@ fn text<'a>(key: &str, value: &'a Value) -> Result<&'a str> {
     value.as_str().ok_or_else(|| wrong_type(key, value, "text"))
 }
 
+/// A list of numbers, or text with ranges such as `0..16/2`.
 fn ids(key: &str, value: &Value) -> Result<BlockIds> {
+    if let Value::String(text) = value {
+        return text.parse();
+    }
     let id = |id: &Value| id.as_u64().and_then(|id| usize::try_from(id).ok());
     let ids = value.as_array().and_then(|list| list.iter().map(id).collect());
     ids.map(BlockIds).ok_or_else(|| wrong_type(key, value, "a list of blocks"))

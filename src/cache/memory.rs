@@ -1,27 +1,32 @@
 //! How many tensors a policy makes the loop keep, and how many bytes that is: known before anything is allocated.
 
 use super::calibrator::StreamKind;
-use super::{PolicyConfig, RunShape};
+use super::{DiffOptions, DiffTensor, PolicyConfig, RunShape};
 
-/// Bytes of one tensor of each stream, for one guidance branch: batch x tokens x channels x size of a number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StreamBytes {
-    /// The image stream.
-    pub hidden: u64,
-    /// The text stream; `None` for a model without one.
-    pub encoder: Option<u64>,
+/// How large one stream of a model is, and which of its blocks touch it. The first stream is the one that diffs compare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamLayout {
+    /// Whose it is.
+    pub kind: StreamKind,
+    /// Bytes of one tensor of the stream: batch x tokens x channels x size of a number.
+    pub bytes: u64,
+    /// Numbers along the last axis.
+    pub channels: u64,
+    /// For each block, whether it writes the stream.
+    pub is_written: Vec<bool>,
+    /// For each block, whether the stream is a part of its input that its kernels join with the first one.
+    pub is_joined: Vec<bool>,
 }
 
 /// What is kept between steps for one guidance branch, at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeptTensors {
-    /// One for each unit and stream without a calibrator. A unit is the middle, or a block that is decided on alone.
+    /// One for each unit and stream that it writes, without a calibrator. A unit is the middle, or a block that is decided on alone.
     pub residuals: Tensors,
     /// For each unit and stream with a calibrator: its [`capacity`](super::Calibrator::capacity), and one in which the
     /// next is formed.
     pub calibrators: Tensors,
-    /// For each unit that diffs are asked of: the tensor of the last computed step. Where `downsample_factor` does not
-    /// divide the channels, their bytes are rounded down.
+    /// For each unit that diffs are asked of: the tensors of the last computed step.
     pub compare: Tensors,
 }
 
@@ -50,35 +55,42 @@ impl KeptTensors {
 
 impl PolicyConfig {
     /// What the loop keeps for each guidance branch of a run under this policy, at most: all branches of a run keep as
-    /// much.
-    pub fn kept_tensors(&self, run: RunShape, streams: StreamBytes) -> KeptTensors {
+    /// much. A run that is too short to fill its calibrators keeps less.
+    pub fn kept_tensors(&self, run: RunShape, streams: &[StreamLayout]) -> KeptTensors {
         let mut kept = KeptTensors::default();
-        let has_middle = self.blocks_split(run.n_blocks).is_ok_and(|split| !split.middle.is_empty());
-        let middle = (self.reuses_middle() && has_middle).then_some(None);
         let singles = self.single_blocks(run.n_blocks);
-        for block in middle.into_iter().chain(singles.iter().copied().map(Some)) {
-            let of_stream = [(StreamKind::Hidden, Some(streams.hidden)), (StreamKind::Encoder, streams.encoder)];
-            for (stream, bytes) in of_stream {
-                let Some(bytes) = bytes else { continue };
-                match self.calibrator(block, stream) {
-                    None => kept.residuals.add(1, bytes),
-                    Some(calibrator) => kept.calibrators.add(calibrator.capacity() + 1, bytes),
+        let middle = self.blocks_split(run.n_blocks).ok().filter(|_| self.reuses_middle()).map(|split| split.middle);
+        let units = middle.into_iter().map(|blocks| (None, blocks));
+        for (block, blocks) in units.chain(singles.iter().map(|&block| (Some(block), block..block + 1))) {
+            for stream in streams {
+                if !stream.is_written.get(blocks.clone()).unwrap_or_default().contains(&true) {
+                    continue;
+                }
+                match self.calibrator(block, stream.kind) {
+                    None => kept.residuals.add(1, stream.bytes),
+                    Some(calibrator) => kept.calibrators.add(calibrator.capacity() + 1, stream.bytes),
                 }
             }
         }
-        let mut compare = |units: usize, options: Option<super::DiffOptions>| {
-            if let Some(options) = options {
-                let factor = options.downsample_factor.max(1) as u64;
-                kept.compare.add(units, streams.hidden / factor);
-                if let (true, Some(encoder)) = (options.compare_all_streams, streams.encoder) {
-                    kept.compare.add(units, encoder / factor);
+        let step = self.diff_options().map(|options| (options, None));
+        let blocks = singles.iter().filter_map(|&block| Some((self.block_diff_options()?, Some(block))));
+        for (options, block) in step.into_iter().chain(blocks) {
+            for (index, stream) in streams.iter().enumerate() {
+                if is_compared(options, block, index, stream) {
+                    let factor = options.downsample_factor.max(1) as u64;
+                    let channels = stream.channels.max(1);
+                    kept.compare.add(1, stream.bytes / channels * channels.div_ceil(factor));
                 }
             }
-        };
-        compare(1, self.diff_options());
-        compare(singles.len(), self.block_diff_options());
+        }
         kept
     }
+}
+
+fn is_compared(options: DiffOptions, block: Option<usize>, index: usize, stream: &StreamLayout) -> bool {
+    let compares_all = options.tensor == DiffTensor::BlockInput && options.compare_all_streams;
+    let is_joined = block.and_then(|block| stream.is_joined.get(block)).copied().unwrap_or_default();
+    index == 0 || (compares_all && is_joined)
 }
 
 #[cfg(test)]
@@ -89,10 +101,22 @@ mod tests {
     use crate::error::Result;
 
     const RUN: RunShape = RunShape { n_blocks: 12, steps: 28, branches: 2 };
-    const STREAMS: StreamBytes = StreamBytes { hidden: 1000, encoder: Some(100) };
+
+    /// An image and a text stream of 50 channels; the last four blocks join them, the very last writes no text.
+    fn streams() -> Vec<StreamLayout> {
+        let hidden = StreamLayout {
+            kind: StreamKind::Hidden,
+            bytes: 1000,
+            channels: 50,
+            is_written: vec![true; 12],
+            is_joined: (0..12).map(|block| block >= 8).collect(),
+        };
+        let is_written = (0..12).map(|block| block < 11).collect();
+        vec![hidden.clone(), StreamLayout { kind: StreamKind::Encoder, bytes: 100, is_written, ..hidden }]
+    }
 
     fn kept(tag: &str) -> Result<[(usize, u64); 3]> {
-        let kept = PolicyConfig::from_tag(tag)?.kept_tensors(RUN, STREAMS);
+        let kept = PolicyConfig::from_tag(tag)?.kept_tensors(RUN, &streams());
         let parts = [kept.residuals, kept.calibrators, kept.compare];
         assert_eq!(kept.bytes(), parts.iter().map(|part| part.bytes).sum::<u64>());
         Ok(parts.map(|part| (part.count, part.bytes)))
@@ -104,7 +128,7 @@ mod tests {
         for (tag, expected) in [
             ("none", [nothing; 3]),
             ("f1b0", [(2, 1100), nothing, (1, 1000)]),
-            ("f1b0ds4", [(2, 1100), nothing, (1, 250)]),
+            ("f1b0ds4", [(2, 1100), nothing, (1, 260)]),
             // The middle is empty, the diffs are asked for all the same.
             ("f8b4", [nothing, nothing, (1, 1000)]),
             // TaylorSeer keeps order + 1, and one more is formed.
@@ -113,9 +137,9 @@ mod tests {
             ("f1b0_foca_ch0", [(1, 1000), (5, 500), (1, 1000)]),
             ("f1b0_dmd6", [nothing, (14, 7700), (1, 1000)]),
             // Middle and three tail blocks; the latter repeat, and compare all channels.
-            ("f1b4ds2_id0_t1", [(6, 3300), (6, 3300), (7, 3800)]),
+            ("f1b4ds2_id0_t1", [(5, 3200), (6, 3300), (7, 3800)]),
             ("prune_f1b1np3", [(18, 9900), nothing, (9, 9000)]),
-            ("prune_f1b1np3ds4_t1", [nothing, (54, 29700), (9, 2250)]),
+            ("prune_f1b1np3ds4_t1", [nothing, (54, 29700), (9, 2340)]),
         ] {
             assert_eq!(kept(tag)?, expected, "{tag}");
         }
@@ -125,12 +149,12 @@ mod tests {
     #[test]
     fn one_stream_and_replays_keep_less() -> Result<()> {
         let config = PolicyConfig::from_tag("f1b0")?;
-        let alone = config.kept_tensors(RUN, StreamBytes { hidden: 1000, encoder: None });
+        let alone = config.kept_tensors(RUN, &streams()[..1]);
         assert_eq!(alone.residuals, Tensors { count: 1, bytes: 1000 });
         let branches = vec![RecordedBranch::new(Branch::Cond, "C", &[])?];
         let replay = PolicyConfig::replay(config, Recording { n_blocks: 12, branches });
-        assert_eq!(replay.kept_tensors(RUN, STREAMS).compare, Tensors::default());
-        assert_eq!(replay.kept_tensors(RUN, STREAMS).residuals.count, 2);
+        assert_eq!(replay.kept_tensors(RUN, &streams()).compare, Tensors::default());
+        assert_eq!(replay.kept_tensors(RUN, &streams()).residuals.count, 2);
         Ok(())
     }
 }

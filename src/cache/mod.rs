@@ -63,7 +63,7 @@ pub use dbcache::{DbCacheConfig, DiffOptions, DiffTensor, RefreshPolicy};
 pub use dbprune::DbPruneConfig;
 pub use dmd::Gram;
 pub use mask::{MaskPreset, StepsMask, StepsPolicy};
-pub use memory::{KeptTensors, StreamBytes, Tensors};
+pub use memory::{KeptTensors, StreamLayout, Tensors};
 pub use overrides::{BlockIds, OrNone, PolicyOverrides};
 pub use policy::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, Reason};
 pub use replay::{RecordedBranch, RecordedStep, Recording};

@@ -56,11 +56,23 @@ pub struct PolicyOverrides {
     pub dmd_fallback: Option<DmdFallback>,
 }
 
-/// A list of blocks. As text: numbers with commas or dots between them, such as `0,2,3`.
+/// A list of blocks. As text: numbers with commas or dots between them, and ranges `from..to/stride`, such as `0,2,3` or
+/// `0..16/2`. As the reference's `CacheType.range`, a range holds block 0 and its last block (`to - 1`) in any case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockIds(pub Vec<usize>);
 
 impl BlockIds {
+    /// Every `stride`-th block from `from` to before `to`, with block 0 and the last one; `None` for a stride below 2 or
+    /// an empty or absurd range.
+    pub(super) fn range(from: usize, to: usize, stride: usize) -> Option<Self> {
+        const MOST: usize = 10_000;
+        if stride < 2 || from >= to || to > MOST {
+            return None;
+        }
+        let ids = std::iter::once(0).chain((from..to).step_by(stride)).chain([to - 1]).collect();
+        Some(Self(Self(ids).sorted()))
+    }
+
     fn sorted(&self) -> Vec<usize> {
         let mut ids = self.0.clone();
         ids.sort_unstable();
@@ -73,8 +85,18 @@ impl FromStr for BlockIds {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let ids: Result<Vec<usize>, _> = text.split([',', '.']).map(|id| id.trim().parse()).collect();
-        ids.map(Self).map_err(|_| Error::usage(format!("`{text}` is no list of blocks such as `0,2,3`")))
+        let fail = || Error::usage(format!("`{text}` is no list of blocks such as `0,2,3` or `0..16/2`"));
+        let number = |id: &str| id.trim().parse::<usize>().map_err(|_| fail());
+        let mut ids = Vec::new();
+        for part in text.split(',') {
+            let Some((from, rest)) = part.split_once("..") else {
+                ids.extend(part.split('.').map(number).collect::<Result<Vec<_>>>()?);
+                continue;
+            };
+            let (to, stride) = rest.split_once('/').ok_or_else(fail)?;
+            ids.extend(Self::range(number(from)?, number(to)?, number(stride)?).ok_or_else(fail)?.0);
+        }
+        Ok(Self(Self(ids).sorted()))
     }
 }
 

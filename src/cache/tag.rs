@@ -36,7 +36,7 @@ impl PolicyConfig {
     /// | `r` | `residual_diff_threshold` | `cf` | `cfg_compute_first`, 0 or 1 |
     /// | `m` | `max_cached_steps` | `cds` | `cfg_diff_compute_separate`, 0 or 1 |
     /// | `mc` | `max_continuous_cached_steps` | `scm:` | `steps_computation_mask` and `_policy` |
-    /// | `id` | `Bn_compute_blocks_ids`, such as `id0.2.3` | `fr` | `force_refresh_step_hint` and `_policy` |
+    /// | `id` | `Bn_compute_blocks_ids`, such as `id0.2.3` or `id0..16/2`; `s4` after `b`: each 4th | `fr` | `force_refresh_step_hint` and `_policy` |
     /// | `nt` | `non_compute_blocks_diff_threshold` | `np` | `non_prune_block_ids`, such as `np2.5` |
     /// | `mp` | `max_pruned_steps` | `ui` | `residual_cache_update_interval` |
     /// | `dt` | `enable_dynamic_prune_threshold`, 0 or 1 | `dm` | `max_dynamic_prune_threshold` |
@@ -156,6 +156,9 @@ mod tests {
             ("scm:fast", "f8b8w8i1r0.12_scm:fast"),
             ("f1_SCM_Fast_Static_b2", "f1b2w8i1r0.12_scm:fast:static"),
             ("f1scm:1101b2", "f1b2w8i1r0.12_scm:1101"),
+            ("f12b12s4", "f12b12w8i1r0.12_id0.4.8.11"),
+            ("f16b16id0..16/2", "f16b16w8i1r0.12_id0.2.4.6.8.10.12.14.15"),
+            ("prune_np2..9/3,4", "prune_f8b8w8i1r0.08_np0.2.4.5.8"),
             ("scm:1101:dynamic", "f8b8w8i1r0.12_scm:1101"),
             ("f4_FR9_ONCE_b2", "f4b2w8i1r0.12_fr9"),
             ("fr9_repeat_scm:fast", "f8b8w8i1r0.12_fr9:repeat_scm:fast"),
@@ -216,7 +219,7 @@ mod tests {
             ("prune_dr1.5", "has no effect without enable_dynamic_prune_threshold"),
             ("f8b8nt0.1", "has no effect without Bn_compute_blocks_ids"),
             ("f8b8id0.8", "must list some of the tail's blocks 0 to 7"),
-            ("f8b8id", "`id` needs"),
+            ("f8b8id", "is no list of blocks"),
             ("f8f8", "`f` is given twice"),
             ("f8_b", "`b` needs a number, got ``"),
             ("f8.5", "`f` needs a number, got `8.5`"),
@@ -233,7 +236,6 @@ mod tests {
             ("scm:12", "unknown steps_computation_mask `12`"),
             ("scm:fast:quick", "after `scm` must be `dynamic` or `static`"),
             ("scm:fast_scm:slow", "`scm` is given twice"),
-            ("f8b8s4", "unknown part `s4`"),
             ("DBCACHE_F12S4_R0.2_S16", "`s` must follow `b`"),
             ("fr9:often", "after `fr` must be `once` or `repeat`"),
             ("DBCache_F1B2_W4I1M0MC0_R0.14_CFG0_DMDH6l_S22", "dmd_svd_precision is low"),

@@ -1,11 +1,14 @@
 //! What the command line can say. Parsed here; decided, defaulted and checked by the library.
 
+mod policy;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dbcache_trt::cache::{OrNone, PolicyOverrides, RefreshPolicy, StepsMask, StepsPolicy};
 use dbcache_trt::setup::Via;
-use dbcache_trt::{CacheDType, EngineOptions, LibraryOptions, StagesChoice, WeightsChoice};
+use dbcache_trt::{ArithmeticChoice, CacheDType, EngineOptions, LibraryOptions, StagesChoice, WeightsChoice};
+
+pub use self::policy::PolicyArgs;
 
 /// After `--help`: what a tag is, and the exit codes.
 const AFTER_HELP: &str = "\
@@ -22,7 +25,7 @@ CACHE TAGS
 
 EXIT CODES
   0 success, 2 usage, 3 ONNX Runtime's library, 4 engine directory, 5 input, 6 ONNX Runtime, 7 not a number,
-  8 outputs differ, 9 file, 70 a bug, 130 cancelled";
+  8 outputs or decisions differ, 9 file, 70 a bug, 130 cancelled";
 
 /// Runs diffusion transformers block by block on ONNX Runtime, and skips the blocks that dual block caching proves
 /// unnecessary.
@@ -42,6 +45,8 @@ pub enum Command {
     Setup(SetupArgs),
     /// Shows an engine directory, or how a picture was made
     Inspect(InspectArgs),
+    /// Works on what --trace has written
+    Trace(TraceArgs),
 }
 
 /// Makes pictures (this is what runs without a subcommand).
@@ -86,9 +91,9 @@ pub struct GenerateArgs {
     /// Picture size in pixels [default: the engine's]
     #[arg(long, value_name = "WxH", value_parser = parse_size)]
     pub size: Option<(u64, u64)>,
-    /// The first picture's seed: the same noise as PyTorch's CPU generator
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    /// The first picture's seed: the same noise as PyTorch's CPU generator [default: 0]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     /// Tensors to start from (safetensors): text inputs, latents, sigmas
     #[arg(long, value_name = "FILE")]
     pub inputs: Option<PathBuf>,
@@ -99,8 +104,14 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE")]
     pub check_outputs: Option<PathBuf>,
     /// Largest relative L1 difference for --check-outputs [default: 0.0001]
-    #[arg(long, value_name = "X", requires = "check_outputs")]
+    #[arg(long, value_name = "X", requires = "check_outputs", allow_negative_numbers = true)]
     pub tolerance: Option<f64>,
+    /// Repeat the decisions of a --trace file, without comparing anything
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["cache", "PolicyArgs"])]
+    pub replay: Option<PathBuf>,
+    /// Refuse a run whose cache would keep more: bytes, or with K, M or G (powers of 1024)
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub cache_memory: Option<u64>,
     /// Write the full record of every decision (JSON)
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
@@ -114,88 +125,6 @@ pub struct GenerateArgs {
     pub policy: PolicyArgs,
     #[command(flatten)]
     pub load: LoadArgs,
-}
-
-/// Options of the cache policy, each on top of --cache.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Cache options (each overrides a part of --cache)")]
-pub struct PolicyArgs {
-    /// First blocks that always run
-    #[arg(long, value_name = "N")]
-    fn_compute_blocks: Option<usize>,
-    /// Last blocks that always run
-    #[arg(long, value_name = "N")]
-    bn_compute_blocks: Option<usize>,
-    /// A step is skipped if its diff is below this
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    residual_diff_threshold: Option<f64>,
-    /// Steps at the start that are computed
-    #[arg(long, value_name = "N")]
-    max_warmup_steps: Option<usize>,
-    /// Of the warm-up steps, compute only each I-th
-    #[arg(long, value_name = "I")]
-    warmup_interval: Option<usize>,
-    /// At most so many skipped steps, or `none`
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    max_cached_steps: Option<OrNone<usize>>,
-    /// At most so many skipped steps in a row, or `none`
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    max_continuous_cached_steps: Option<OrNone<usize>>,
-    /// No skips once all diffs add up to this, or `none`
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    max_accumulated_residual_diff_threshold: Option<OrNone<f64>>,
-    /// One digit a step, 1 compute and 0 may skip; or slow, medium, fast, ultra; or `none`
-    #[arg(long, value_name = "MASK")]
-    steps_computation_mask: Option<OrNone<StepsMask>>,
-    /// What a 0 of the mask means: dynamic (the diff decides) or static (skip)
-    #[arg(long, value_name = "POLICY")]
-    steps_computation_policy: Option<StepsPolicy>,
-    /// Start over after so many calls, or `none`
-    #[arg(long, value_name = "N")]
-    force_refresh_step_hint: Option<OrNone<usize>>,
-    /// once or repeat
-    #[arg(long, value_name = "POLICY")]
-    force_refresh_step_policy: Option<RefreshPolicy>,
-    /// Compute the uncond branch before the cond branch
-    #[arg(long, value_name = "BOOL")]
-    cfg_compute_first: Option<bool>,
-    /// Whether each branch has a diff of its own
-    #[arg(long, value_name = "BOOL")]
-    cfg_diff_compute_separate: Option<bool>,
-    /// Compare the head's output, not its residual, and use this threshold; or `none`
-    #[arg(long, value_name = "X")]
-    l1_hidden_states_diff_threshold: Option<OrNone<f64>>,
-    /// Compare only tokens that changed by more than this, or `none`
-    #[arg(long, value_name = "X")]
-    important_condition_threshold: Option<OrNone<f64>>,
-    /// Compare only each f-th channel
-    #[arg(long, value_name = "F")]
-    downsample_factor: Option<usize>,
-}
-
-impl PolicyArgs {
-    pub fn overrides(&self) -> PolicyOverrides {
-        PolicyOverrides {
-            fn_compute_blocks: self.fn_compute_blocks,
-            bn_compute_blocks: self.bn_compute_blocks,
-            residual_diff_threshold: self.residual_diff_threshold,
-            max_warmup_steps: self.max_warmup_steps,
-            warmup_interval: self.warmup_interval,
-            max_cached_steps: self.max_cached_steps,
-            max_continuous_cached_steps: self.max_continuous_cached_steps,
-            max_accumulated_residual_diff_threshold: self.max_accumulated_residual_diff_threshold,
-            steps_computation_mask: self.steps_computation_mask.clone(),
-            steps_computation_policy: self.steps_computation_policy,
-            force_refresh_step_hint: self.force_refresh_step_hint,
-            force_refresh_step_policy: self.force_refresh_step_policy,
-            cfg_compute_first: self.cfg_compute_first,
-            cfg_diff_compute_separate: self.cfg_diff_compute_separate,
-            l1_hidden_states_diff_threshold: self.l1_hidden_states_diff_threshold,
-            important_condition_threshold: self.important_condition_threshold,
-            downsample_factor: self.downsample_factor,
-            ..PolicyOverrides::default()
-        }
-    }
 }
 
 /// How the engine is loaded.
@@ -220,6 +149,9 @@ pub struct LoadArgs {
     /// One block a session (fits every cache), or all in one (a little faster; only without a cache)
     #[arg(long, value_name = "PLAN", value_enum, default_value_t = Stages::PerBlock)]
     stages: Stages,
+    /// How residuals and diffs are computed: loops where possible, or always ONNX graphs
+    #[arg(long, value_name = "WAY", value_enum, default_value_t = Arithmetic::Auto, hide_short_help = true)]
+    arithmetic: Arithmetic,
     /// Compare the content hash of all weights before anything runs
     #[arg(long)]
     verify: bool,
@@ -230,6 +162,12 @@ enum Mode {
     Auto,
     Packed,
     Mapped,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Arithmetic {
+    Auto,
+    Graphs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -251,6 +189,10 @@ impl LoadArgs {
                 Stages::PerBlock => StagesChoice::PerBlock,
                 Stages::Fused => StagesChoice::Fused,
             },
+            arithmetic: match self.arithmetic {
+                Arithmetic::Auto => ArithmeticChoice::Auto,
+                Arithmetic::Graphs => ArithmeticChoice::Graphs,
+            },
             weights_folder: self.weights.clone(),
             verify: self.verify,
         }
@@ -260,7 +202,7 @@ impl LoadArgs {
 #[derive(Debug, Args)]
 pub struct SetupArgs {
     /// Use only this tool: uv, pip or npm [default: the first that works]
-    #[arg(long, value_name = "TOOL")]
+    #[arg(long, value_name = "TOOL", conflicts_with = "check")]
     pub via: Option<Via>,
     /// Only show what is installed and where this program looks; exit code 3 if nothing can be used
     #[arg(long)]
@@ -281,6 +223,73 @@ pub struct InspectArgs {
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
+    /// Also say how many bytes this cache policy would keep
+    #[arg(long, value_name = "TAG")]
+    pub cache: Option<String>,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+}
+
+/// The run that --cache is asked for.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "For --cache")]
+pub struct MemoryArgs {
+    /// Picture size in pixels [default: the engine's]
+    #[arg(long, value_name = "WxH", value_parser = parse_size, requires = "cache")]
+    pub size: Option<(u64, u64)>,
+    /// Pictures that run together [default: 1]
+    #[arg(long, value_name = "N", requires = "cache")]
+    pub batch: Option<usize>,
+    /// Denoising steps [default: the engine's]
+    #[arg(long, value_name = "N", requires = "cache")]
+    pub steps: Option<usize>,
+    /// Guidance scale [default: the engine's]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, requires = "cache")]
+    pub guidance: Option<f32>,
+    /// Classifier-free guidance for a model that does not have it by itself
+    #[arg(long, value_name = "X", allow_negative_numbers = true, requires = "cache")]
+    pub true_cfg: Option<f32>,
+    /// In which dtype the cache keeps its tensors: stream, f16 or bf16 [default: that of the streams]
+    #[arg(long, value_name = "DTYPE", requires = "cache")]
+    pub cache_dtype: Option<CacheDType>,
+    /// Text tokens, for an engine without a tokenizer [default: the most that it takes]
+    #[arg(long, value_name = "N", requires = "cache")]
+    pub text_length: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    #[command(subcommand)]
+    pub command: TraceCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TraceCommand {
+    /// Says where two runs part and why; exit code 8 if their decisions differ
+    Diff(TraceDiffArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct TraceDiffArgs {
+    /// A file that --trace has written
+    #[arg(value_name = "A")]
+    pub a: PathBuf,
+    /// Another one
+    #[arg(value_name = "B")]
+    pub b: PathBuf,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Digits, and K, M or G for powers of 1024.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let units = [('K', 10), ('M', 20), ('G', 30)];
+    let unit = units.iter().find(|(unit, _)| text.ends_with([*unit, unit.to_ascii_lowercase()]));
+    let (digits, shift) = unit.map_or((text, 0), |(_, shift)| (&text[..text.len() - 1], *shift));
+    let bytes = if digits.bytes().all(|digit| digit.is_ascii_digit()) { digits.parse::<u64>().ok() } else { None };
+    let bytes = bytes.and_then(|bytes| bytes.checked_mul(1 << shift));
+    bytes.ok_or_else(|| "expected bytes, such as 1048576, 512K, 64M or 2G".to_owned())
 }
 
 fn parse_size(text: &str) -> Result<(u64, u64), String> {
@@ -288,5 +297,23 @@ fn parse_size(text: &str) -> Result<(u64, u64), String> {
     match (parts.0.parse(), parts.1.parse()) {
         (Ok(width), Ok(height)) => Ok((width, height)),
         _ => Err("expected WIDTHxHEIGHT, such as 1024x768".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_units_of_1024() {
+        for (text, bytes) in
+            [("0", 0), ("17", 17), ("2K", 2 << 10), ("64M", 64 << 20), ("64m", 64 << 20), ("3G", 3 << 30)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "K", "-1", "+1", "1.5M", "1T", "64MB", "M64", "18446744073709551615K", "99999999999999999999"]
+        {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
     }
 }

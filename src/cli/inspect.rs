@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
-use dbcache_trt::{EngineInfo, Image};
+use dbcache_trt::cache::PolicyConfig;
+use dbcache_trt::trace::CacheBytes;
+use dbcache_trt::{EngineInfo, Error, ErrorKind, Image, RequestOptions};
 use serde_json::{Value, json};
 
 use super::args::InspectArgs;
 use super::print::line;
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
-    let is_picture = args.path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
+    let is_picture = args.path.is_file() || args.path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
     if is_picture { picture(args) } else { engine(args) }
 }
 
@@ -22,8 +24,14 @@ fn engine(args: &InspectArgs) -> anyhow::Result<()> {
         [] => "all weights have the content that was exported".to_owned(),
         names => format!("the manifest has no content hash of {}: NOT verified", names.join(", ")),
     });
+    let memory = args.cache.as_deref().map(|cache| memory(args, cache)).transpose()?;
     if args.json {
         let mut json = info.to_json();
+        if let Some((cache, bytes)) = &memory {
+            let mut bytes_json = bytes.to_json();
+            bytes_json["total"] = json!(bytes.total());
+            json["cache"] = json!({ "cache": cache.to_string(), "bytes": bytes_json });
+        }
         json["words"] = words.map_or(Value::Null, |words| json!(words));
         json["verify"] = json!(verdict);
         return line(serde_json::to_string_pretty(&json)?);
@@ -32,14 +40,37 @@ fn engine(args: &InspectArgs) -> anyhow::Result<()> {
     if let Some(words) = words {
         line(format_args!("words       {}", words.join(" ")))?;
     }
+    if let Some((cache, bytes)) = memory {
+        line(format_args!("cache       {cache} keeps at most {bytes}"))?;
+    }
     if let Some(verdict) = verdict {
         line(format_args!("verify      {verdict}"))?;
     }
     Ok(())
 }
 
+/// What a policy would keep in the run that is described.
+fn memory(args: &InspectArgs, cache: &str) -> anyhow::Result<(PolicyConfig, CacheBytes)> {
+    let run = &args.memory;
+    let options = RequestOptions {
+        cache: super::generate::policy(cache)?,
+        steps: run.steps,
+        guidance: run.guidance,
+        true_cfg: run.true_cfg,
+        size: run.size,
+        batch: run.batch,
+        cache_dtype: run.cache_dtype.unwrap_or_default(),
+        ..RequestOptions::default()
+    };
+    let bytes = EngineInfo::cache_bytes(&args.path, args.weights.as_deref(), &options, run.text_length)?;
+    Ok((options.cache, bytes))
+}
+
 fn picture(args: &InspectArgs) -> anyhow::Result<()> {
-    anyhow::ensure!(!args.verify && args.weights.is_none(), "--verify and --weights are for engine directories");
+    if args.verify || args.weights.is_some() || args.cache.is_some() {
+        let message = "--verify, --weights and --cache have no effect on a picture; they are for engine directories";
+        anyhow::bail!(Error::with_kind(ErrorKind::Usage, message));
+    }
     let (image, text) = Image::read_png(&args.path)?;
     if args.json {
         let text: serde_json::Map<String, Value> = text.into_iter().map(|(key, text)| (key, json!(text))).collect();

@@ -7,3 +7,4 @@ mod output;
 pub mod print;
 mod progress;
 pub mod setup;
+pub mod trace;

@@ -63,30 +63,45 @@ pub fn join(latents: &[ArrayD<f32>]) -> anyhow::Result<ArrayD<f32>> {
     concatenate(Axis(0), &views).context("latents of several shapes")
 }
 
-/// Compares latents with those of a file.
-pub fn check(latents: &ArrayD<f32>, path: &Path, tolerance: Option<f64>) -> anyhow::Result<f64> {
-    let tolerance = tolerance.unwrap_or(DEFAULT_TOLERANCE);
-    let mut tensors: BTreeMap<String, ArrayD<f32>> = read_tensors(path)?;
-    let expected =
-        tensors.remove("latents").with_context(|| format!("{} holds no tensor `latents`", path.display()))?;
-    if expected.shape() != latents.shape() {
-        anyhow::bail!(differ(format!(
-            "latents are {:?}, {} holds {:?}",
-            latents.shape(),
-            path.display(),
-            expected.shape()
-        )));
+/// The latents of --check-outputs.
+pub struct Expected<'a> {
+    path: &'a Path,
+    latents: ArrayD<f32>,
+    tolerance: f64,
+}
+
+impl<'a> Expected<'a> {
+    pub fn read(path: &'a Path, tolerance: Option<f64>) -> anyhow::Result<Self> {
+        let mut tensors: BTreeMap<String, ArrayD<f32>> = read_tensors(path)?;
+        let Some(latents) = tensors.remove("latents") else {
+            let message = format!("{} holds no tensor `latents`; --save-latents writes one", path.display());
+            anyhow::bail!(Error::with_kind(ErrorKind::Input, message));
+        };
+        Ok(Self { path, latents, tolerance: tolerance.unwrap_or(DEFAULT_TOLERANCE) })
     }
-    let change: f64 = latents.iter().zip(&expected).map(|(a, b)| f64::from((a - b).abs())).sum();
-    let size: f64 = expected.iter().map(|b| f64::from(b.abs())).sum();
-    let error = if change == 0.0 { 0.0 } else { change / size };
-    if error.is_nan() || error > tolerance {
-        anyhow::bail!(differ(format!(
-            "latents differ from {} by {error:.3e} (relative L1), the tolerance is {tolerance:e}",
-            path.display()
-        )));
+
+    /// Says how close the latents are.
+    pub fn check(&self, latents: &ArrayD<f32>) -> anyhow::Result<String> {
+        let Self { path, latents: expected, tolerance } = self;
+        if expected.shape() != latents.shape() {
+            anyhow::bail!(differ(format!(
+                "latents are {:?}, {} holds {:?}",
+                latents.shape(),
+                path.display(),
+                expected.shape()
+            )));
+        }
+        let change: f64 = latents.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())).sum();
+        let size: f64 = expected.iter().map(|b| f64::from(b.abs())).sum();
+        let error = if change == 0.0 { 0.0 } else { change / size };
+        if error.is_nan() || error > *tolerance {
+            anyhow::bail!(differ(format!(
+                "latents differ from {} by {error:.3e} (relative L1), the tolerance is {tolerance:e}",
+                path.display()
+            )));
+        }
+        Ok(format!("latents equal those of {} (relative L1 {error:.3e})", path.display()))
     }
-    Ok(error)
 }
 
 fn differ(message: String) -> Error {

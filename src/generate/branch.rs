@@ -11,7 +11,7 @@ use crate::model::graph::output_port;
 use crate::model::manifest::GraphSpec;
 use crate::runtime::ops::Op;
 use crate::runtime::session::Session;
-use crate::runtime::tensor::Buffers;
+use crate::runtime::tensor::{BufferId, Buffers};
 
 /// What one branch keeps between steps.
 pub(crate) struct BranchState {
@@ -19,6 +19,8 @@ pub(crate) struct BranchState {
     pub policy: Box<dyn CachePolicy>,
     pub embed: Op,
     pub last: Op,
+    /// What `last` gives.
+    pub prediction: BufferId,
     /// In the order of the blocks.
     pub units: Vec<Unit>,
     /// Where each picture decides for itself; then `policy` is not asked.

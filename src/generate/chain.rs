@@ -27,6 +27,47 @@ pub(crate) struct Chain {
     stages: Vec<Op>,
     /// For each cut and each stream: where the stream's value is. Empty for cuts outside of its blocks.
     cuts: Vec<Vec<BufferId>>,
+    /// Bytes of the tensors that would not be there without pinned cuts.
+    pub pinned_bytes: u64,
+}
+
+/// A stage whose output holds NaN or infinity.
+pub(crate) struct NotFinite {
+    pub blocks: Range<usize>,
+    /// Index of the stream.
+    pub stream: usize,
+    pub number: f32,
+}
+
+/// For each cut, which of a stream's tensors holds its value: they are counted from 0.
+pub(crate) fn places(blocks: usize, pinned: &[usize], writes: impl Fn(usize) -> bool) -> Vec<usize> {
+    let mut shared: Vec<usize> = Vec::new();
+    let mut places: Vec<usize> = Vec::with_capacity(blocks + 1);
+    let mut count = 0;
+    for cut in 0..=blocks {
+        let current = places.last().copied();
+        if let Some(current) = current.filter(|_| !writes(cut - 1)) {
+            places.push(current);
+            continue;
+        }
+        let end = (cut..blocks).find(|block| writes(*block)).unwrap_or(blocks);
+        let is_pinned = pinned.iter().any(|pin| (cut..=end).contains(pin));
+        let free = shared.iter().copied().find(|place| Some(*place) != current).filter(|_| !is_pinned);
+        places.push(free.unwrap_or_else(|| {
+            count += 1;
+            if !is_pinned {
+                shared.push(count - 1);
+            }
+            count - 1
+        }));
+    }
+    places
+}
+
+/// How many tensors a stream needs more because of pinned cuts.
+pub(crate) fn extra_places(blocks: usize, pinned: &[usize], writes: impl Fn(usize) -> bool) -> u64 {
+    let count = |pinned: &[usize]| places(blocks, pinned, &writes).into_iter().max().map_or(0, |last| last as u64 + 1);
+    count(pinned).saturating_sub(count(&[]))
 }
 
 impl Chain {
@@ -57,32 +98,25 @@ impl Chain {
             let ended = engine.plan.stages().iter().position(|stage| stage.blocks.end == block + 1);
             ended.is_some_and(|index| engine.stages[index].outputs.iter().any(|output| output == stream))
         };
+        let (first, count) = (blocks.start, blocks.len());
+        let pinned: Vec<usize> = pinned.iter().filter_map(|pin| pin.checked_sub(first)).collect();
         let mut cuts = vec![Vec::with_capacity(manifest.streams.len()); manifest.blocks.len() + 1];
+        let mut pinned_bytes = 0;
         for stream in &manifest.streams {
             let (dtype, shape) = (manifest.tensor(stream)?.dtype, manifest.shape(stream, extents)?);
-            let mut shared: Vec<BufferId> = Vec::new();
-            let mut current: Option<BufferId> = None;
-            for (cut, at_cut) in cuts.iter_mut().enumerate().take(blocks.end + 1).skip(blocks.start) {
-                if cut == blocks.start || writes(stream, cut - 1) {
-                    let end = (cut..blocks.end).find(|block| writes(stream, *block)).unwrap_or(blocks.end);
-                    let is_pinned = pinned.iter().any(|pin| (cut..=end).contains(pin));
-                    let free = shared.iter().find(|id| Some(**id) != current).copied();
-                    current = Some(match free {
-                        Some(id) if !is_pinned => id,
-                        _ => {
-                            let id = buffers.add(dtype, &shape)?;
-                            if !is_pinned {
-                                shared.push(id);
-                            }
-                            id
-                        }
-                    });
+            let writes = |block: usize| writes(stream, first + block);
+            let mut tensors: Vec<BufferId> = Vec::new();
+            for (at_cut, place) in cuts[first..].iter_mut().zip(places(count, &pinned, writes)) {
+                if place == tensors.len() {
+                    tensors.push(buffers.add(dtype, &shape)?);
                 }
-                at_cut.extend(current);
+                at_cut.push(tensors[place]);
             }
+            let extra = extra_places(count, &pinned, writes);
+            pinned_bytes += extra * tensors.first().map_or(0, |tensor| buffers.bytes(*tensor));
         }
         let stages = engine.plan.cover(&blocks)?;
-        let mut chain = Self { plan: engine.plan.clone(), first: stages.start, stages: Vec::new(), cuts };
+        let mut chain = Self { plan: engine.plan.clone(), first: stages.start, stages: Vec::new(), cuts, pinned_bytes };
         for (stage, loaded) in engine.plan.stages()[stages.clone()].iter().zip(&engine.stages[stages]) {
             let place = |tensor: &String, cut: usize| match manifest.streams.iter().position(|s| s == tensor) {
                 Some(stream) => Some(chain.cuts[cut][stream]),
@@ -119,5 +153,21 @@ impl Chain {
             self.stages[stage - self.first].run().at(format!("blocks {:?}", self.plan.stages()[stage].blocks))?;
         }
         Ok(blocks.len())
+    }
+
+    /// Runs all stages again, one after the other; gives the first whose output is not finite.
+    ///
+    /// # Errors
+    /// `Runtime`.
+    pub(crate) fn first_not_finite(&self, buffers: &Buffers) -> Result<Option<NotFinite>> {
+        for (stage, op) in self.plan.stages()[self.first..].iter().zip(&self.stages) {
+            op.run()?;
+            for (stream, id) in self.at_cut(stage.blocks.end).iter().enumerate() {
+                if let Some(number) = buffers.first_not_finite(*id)? {
+                    return Ok(Some(NotFinite { blocks: stage.blocks.clone(), stream, number }));
+                }
+            }
+        }
+        Ok(None)
     }
 }

@@ -1,5 +1,6 @@
 //! The tensors that a calibrator's forecasts are made of. It decides the weights; they never leave the device.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::cache::{Calibrator, Gram, Sum};
@@ -169,7 +170,9 @@ impl Forecast {
 
     /// Tensors allocated so far, in bytes.
     pub(crate) fn bytes(&self, buffers: &Buffers) -> u64 {
-        self.kept.iter().chain(&self.free).map(|id| buffers.bytes(*id)).sum()
+        // One tensor may be kept under two names.
+        let tensors: BTreeSet<BufferId> = self.kept.iter().chain(&self.free).copied().collect();
+        tensors.into_iter().map(|id| buffers.bytes(id)).sum()
     }
 
     /// A tensor that holds nothing, allocated only if there is none.

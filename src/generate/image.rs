@@ -1,6 +1,7 @@
 //! Pictures: from decoded tensors to 8-bit RGB, and to PNG files that carry how they were made.
 
-use std::io::{BufWriter, Write};
+use std::fs::{File, OpenOptions};
+use std::io::BufWriter;
 use std::path::Path;
 
 use ndarray::{ArrayView3, Axis};
@@ -9,6 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Longest text chunk that is read back from a PNG, so that a hostile file cannot fill the memory.
 const MAX_TEXT: usize = 4 << 20;
+
+/// Largest picture that is read, in bytes; a header may promise any size.
+const MAX_PICTURE: usize = 1 << 30;
 
 /// An RGB picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,14 +72,17 @@ impl Image {
     /// # Errors
     /// `Io` when it cannot be read, `Input` when it is not such a PNG.
     pub fn read_png(path: &Path) -> Result<(Self, Vec<(String, String)>)> {
-        let file = std::fs::File::open(path).map_err(|error| Error::io("open", path, error))?;
+        let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
         let damaged = |error: png::DecodingError| {
             Error::input(format!("{} is not a readable PNG", path.display())).with_source(error)
         };
         let mut decoder = png::Decoder::new(std::io::BufReader::new(file));
-        decoder.set_limits(png::Limits { bytes: 1 << 30 });
+        decoder.set_limits(png::Limits { bytes: MAX_PICTURE });
         let mut reader = decoder.read_info().map_err(damaged)?;
-        let mut rgb = vec![0; reader.output_buffer_size().unwrap_or_default()];
+        let Some(bytes) = reader.output_buffer_size().filter(|bytes| *bytes <= MAX_PICTURE) else {
+            return Err(Error::input(format!("{} is larger than {MAX_PICTURE} bytes of pixels", path.display())));
+        };
+        let mut rgb = vec![0; bytes];
         let frame = reader.next_frame(&mut rgb).map_err(damaged)?;
         if (frame.color_type, frame.bit_depth) != (png::ColorType::Rgb, png::BitDepth::Eight) {
             return Err(Error::input(format!("{} is not an 8-bit RGB picture", path.display())));
@@ -96,30 +103,36 @@ impl Image {
     }
 }
 
-/// Writes to a temporary file in the same folder, and renames it when everything is on disk.
+/// Writes to a temporary file in the same folder, and renames it when it is complete. A link stays, and its target is
+/// replaced; what is no file (a pipe, a device) is written in place.
 pub(crate) fn write_atomically<E>(
     path: &Path,
-    write: impl FnOnce(&mut std::fs::File) -> std::result::Result<(), E>,
+    write: impl FnOnce(&mut File) -> std::result::Result<(), E>,
 ) -> Result<()>
 where
     E: std::error::Error + Send + Sync + 'static,
 {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let io = |error| Error::io("write", path, error);
+    let failed = |error: E| Error::new(ErrorKind::Io, format!("cannot write {}", path.display())).with_source(error);
     if path.is_dir() {
         return Err(Error::new(ErrorKind::Io, format!("cannot write {}: it is a folder", path.display())));
     }
-    let mut file = tempfile::Builder::new().prefix(".dbcache-trt-").tempfile_in(folder).map_err(io)?;
-    write(file.as_file_mut())
-        .map_err(|error| Error::new(ErrorKind::Io, format!("cannot write {}", path.display())).with_source(error))?;
-    file.as_file_mut().flush().map_err(io)?;
+    if path.exists() && !path.is_file() {
+        let mut file = OpenOptions::new().write(true).open(path).map_err(io)?;
+        return write(&mut file).map_err(failed);
+    }
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     {
         // Temporary files are private; a result is as readable as any other new file.
         use std::os::unix::fs::PermissionsExt;
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io)?;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    file.persist(path).map_err(|error| io(error.error))?;
+    let mut file = builder.prefix(".dbcache-trt-").tempfile_in(folder).map_err(io)?;
+    write(file.as_file_mut()).map_err(failed)?;
+    file.persist(&target).map_err(|error| io(error.error))?;
     Ok(())
 }
 
@@ -150,7 +163,7 @@ mod tests {
     fn a_failed_write_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
-        let failing = |_: &mut std::fs::File| Err(std::io::Error::other("disk full"));
+        let failing = |_: &mut File| Err(std::io::Error::other("disk full"));
         assert_eq!(write_atomically(&path, failing).unwrap_err().kind(), ErrorKind::Io);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         assert!(write_atomically(&folder.path().join("no/such/a.png"), |_| Ok::<(), std::io::Error>(())).is_err());

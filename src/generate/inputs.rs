@@ -204,8 +204,7 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, ArrayD<f32>>) -> Re
 /// # Errors
 /// `Io` when the folder is missing, full or not writable.
 pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
-    write_atomically(path, |out| {
-        serde_json::to_writer_pretty(&mut *out, value)?;
-        std::io::Write::write_all(out, b"\n")
-    })
+    // One write: serde_json would call the system for each word.
+    let text = format!("{value:#}\n");
+    write_atomically(path, |out| std::io::Write::write_all(out, text.as_bytes()))
 }

@@ -10,6 +10,7 @@ use super::branch::{BranchState, bind_graph};
 use super::chain::{Chain, Named};
 use super::inputs::{Inputs, LATENTS, NEGATIVE, SIGMAS};
 use super::latents::Grid;
+use super::memory;
 use super::request::{Part, Request, RequestOptions, elapsed_ms};
 use super::samples::{self, BranchSamples, Samples};
 use super::scheduler::Schedule;
@@ -43,6 +44,11 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     for part in &parts {
         engine.plan.cover(part.blocks())?;
     }
+    if let Some(limit) = options.cache_memory {
+        let given = given.iter().map(|(dim, (extent, _))| (dim.clone(), *extent)).collect();
+        let extents = memory::extents(manifest, &grid, batch, given)?;
+        memory::check(manifest, options, run, &extents, limit)?;
+    }
     let mut warnings: Vec<Warning> = options.cache.warnings(run).into_iter().map(Warning::Setting).collect();
 
     let mut buffers = Buffers::default();
@@ -63,9 +69,10 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     for tensor in manifest.embed.outputs.iter().filter(|tensor| !manifest.streams.contains(tensor)) {
         add(manifest, tensor, &extents, &mut named, &mut buffers)?;
     }
-    // What the middle starts from, and what the diff of the head compares, must outlive the blocks after it.
-    let pinned = if options.cache.reuses_middle() { vec![split.head.start, split.head.end] } else { Vec::new() };
-    let chain = Chain::bind(&engine, &extents, &pinned, &named, &mut buffers)?;
+    let chain = Chain::bind(&engine, &extents, &pinned(&options.cache, &split), &named, &mut buffers)?;
+    let at_start = manifest.streams.iter().cloned().zip(chain.at_cut(0).iter().copied());
+    let others = named.iter().filter(|(tensor, _)| manifest.embed.outputs.contains(tensor));
+    let embedded = at_start.chain(others.map(|(tensor, id)| (tensor.clone(), *id))).collect();
 
     let samples = || Samples::new(&engine, &extents, &named, &split.middle, &mut buffers);
     let samples = options.per_sample.then(samples).transpose()?;
@@ -83,7 +90,8 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
         let embed = bind_graph(&engine.embed, &manifest.embed, &tensors, &mut buffers)?;
         let at_end = chain.at_cut(blocks).iter().copied();
         tensors.extend(manifest.streams.iter().cloned().zip(at_end));
-        predictions.insert(branch, add(manifest, prediction, &extents, &mut tensors, &mut buffers)?);
+        let prediction = add(manifest, prediction, &extents, &mut tensors, &mut buffers)?;
+        predictions.insert(branch, prediction);
         let last = bind_graph(&engine.last, &manifest.last, &tensors, &mut buffers)?;
         let mut units = Vec::new();
         for part in &parts {
@@ -110,7 +118,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
             }
             None => None,
         };
-        branches.push(BranchState { branch, policy, embed, last, units, samples: of_branch });
+        branches.push(BranchState { branch, policy, embed, last, prediction, units, samples: of_branch });
     }
 
     let latents = named[manifest.input_from(Source::Latents).unwrap_or_default()]; // Checked by Manifest::parse.
@@ -138,6 +146,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
         schedule,
         parts,
         chain,
+        embedded,
         branches,
         samples,
         latents,
@@ -152,6 +161,12 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
         timings,
         engine,
     })
+}
+
+/// The cuts whose streams must outlive the blocks after them: what the middle starts from, and what the diff of the head
+/// compares.
+pub(super) fn pinned(cache: &PolicyConfig, split: &BlocksSplit) -> Vec<usize> {
+    if cache.reuses_middle() { vec![split.head.start, split.head.end] } else { Vec::new() }
 }
 
 /// The blocks in order: those that always run, and those that are decided on.
@@ -179,13 +194,13 @@ fn parts(cache: &PolicyConfig, split: &BlocksSplit, blocks: usize) -> Vec<Part> 
 }
 
 /// The scale that the model takes as an input, and the one that two branches are combined with.
-struct Guidance {
+pub(super) struct Guidance {
     embedded: Option<f32>,
     cfg: Option<f32>,
 }
 
 impl Guidance {
-    fn new(manifest: &Manifest, options: &RequestOptions) -> Result<Self> {
+    pub(super) fn new(manifest: &Manifest, options: &RequestOptions) -> Result<Self> {
         for (name, scale) in [("--guidance", options.guidance), ("--true-cfg", options.true_cfg)] {
             if let Some(scale) = scale
                 && !scale.is_finite()
@@ -209,12 +224,12 @@ impl Guidance {
         Ok(Self { embedded, cfg: cfg.filter(|scale| *scale != 1.0) })
     }
 
-    fn branches(&self) -> Vec<Branch> {
+    pub(super) fn branches(&self) -> Vec<Branch> {
         if self.cfg.is_some() { vec![Branch::Cond, Branch::Uncond] } else { vec![Branch::Cond] }
     }
 }
 
-fn batch(asked: Option<usize>, given: &BTreeMap<String, (u64, String)>) -> Result<usize> {
+pub(super) fn batch(asked: Option<usize>, given: &BTreeMap<String, (u64, String)>) -> Result<usize> {
     let by_tensor = given.get("batch").map(|(extent, by)| (*extent as usize, by));
     let batch = match (asked, by_tensor) {
         (Some(asked), Some((extent, by))) if asked != extent => {
@@ -229,7 +244,7 @@ fn batch(asked: Option<usize>, given: &BTreeMap<String, (u64, String)>) -> Resul
     Ok(batch)
 }
 
-fn grid(manifest: &Manifest, asked: Option<(u64, u64)>) -> Result<Grid> {
+pub(super) fn grid(manifest: &Manifest, asked: Option<(u64, u64)>) -> Result<Grid> {
     let size = manifest.size;
     let (width, height) = asked.unwrap_or((size.default[0], size.default[1]));
     for side in [width, height] {
@@ -243,7 +258,7 @@ fn grid(manifest: &Manifest, asked: Option<(u64, u64)>) -> Result<Grid> {
     Ok(Grid::new(manifest.latents, width, height))
 }
 
-fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize>, grid: &Grid) -> Result<Schedule> {
+pub(super) fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize>, grid: &Grid) -> Result<Schedule> {
     let Some(tensor) = inputs.tensors.get(SIGMAS) else {
         let steps = asked.unwrap_or(manifest.defaults.steps as usize);
         let schedule = Schedule::new(manifest.scheduler, steps, grid.tokens() as u64)?;

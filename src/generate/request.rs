@@ -25,13 +25,14 @@ use super::chain::Chain;
 use super::image::Image;
 pub use super::inputs::Inputs;
 use super::latents::Grid;
+use super::numeric;
 use super::prepare;
 use super::samples::{self, Samples};
 use super::scheduler::Schedule;
 use super::unit::Unit;
 use crate::cache::{Action, Branch, CachePolicy, DecisionPoint, Gate, PolicyConfig, Reason};
 use crate::engine::Loaded;
-use crate::error::{At, Error, ErrorKind, Result};
+use crate::error::{At, Error, Result};
 use crate::model::manifest::Extents;
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers};
@@ -60,6 +61,9 @@ pub struct RequestOptions {
     pub per_sample: bool,
     /// Seed of the first picture; picture k of a batch has the seed `seed + k`.
     pub seed: u64,
+    /// Most bytes that the policy may keep on the device: a request that would keep more is refused before anything is
+    /// allocated. Default: no limit.
+    pub cache_memory: Option<u64>,
     /// Stops the generation from another thread.
     pub cancel: CancelToken,
 }
@@ -124,6 +128,8 @@ pub struct Request {
     pub(super) schedule: Schedule,
     pub(super) parts: Vec<Part>,
     pub(super) chain: Chain,
+    /// What the embed graph gives, by name.
+    pub(super) embedded: Vec<(String, BufferId)>,
     pub(super) branches: Vec<BranchState>,
     pub(super) samples: Option<Samples>,
     pub(super) latents: BufferId,
@@ -161,16 +167,21 @@ impl Request {
     /// Bytes that the policy keeps on the device at the moment. Calibrators allocate when they first keep something.
     /// The tensors through which a part of a batch flows (`per_sample`) are no cache, and not counted.
     pub fn cache_bytes(&self) -> CacheBytes {
-        let mut bytes = CacheBytes::default();
+        let mut bytes = CacheBytes { streams: self.chain.pinned_bytes, ..CacheBytes::default() };
         let units = self.branches.iter().flat_map(|branch| &branch.units);
         units.for_each(|unit| unit.count(&mut bytes, &self.buffers));
         bytes
     }
 
+    /// Bytes of all tensors that the request has on the device at the moment, those of the cache among them.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.buffers.total_bytes()
+    }
+
     /// Runs all steps and decodes.
     ///
     /// # Errors
-    /// `Cancelled`; `Numeric` for NaN or infinity, with step, branch and blocks; `Runtime`.
+    /// `Cancelled`; `Numeric` for NaN or infinity, with step, branch and the first block that gives it; `Runtime`.
     pub fn run(mut self, observer: &mut dyn Observer) -> Result<Output> {
         let start = Instant::now();
         let mut records = Vec::with_capacity(self.records());
@@ -181,7 +192,6 @@ impl Request {
         let shape: Vec<usize> = self.buffers.shape(self.latents).iter().map(|extent| *extent as usize).collect();
         let latents = ArrayD::from_shape_vec(shape, self.buffers.read(self.latents)?)
             .map_err(|error| Error::internal("latents of an impossible shape").with_source(error))?;
-        check_finite(&latents)?;
         let images = self.decode(&latents)?;
         let (width, height) = (self.extents["width"], self.extents["height"]); // Grid::extents gives both.
         let manifest = &self.engine.directory.manifest;
@@ -200,6 +210,7 @@ impl Request {
             records,
             timings: self.timings,
             cache_bytes: self.cache_bytes(),
+            tensor_bytes: self.tensor_bytes(),
             warnings: self.warnings,
         };
         trace.judge();
@@ -216,9 +227,10 @@ impl Request {
             let is_shared = branch == Branch::Uncond && self.options.cache.shares_cond_diff();
             let shared: &[Option<f32>] = if is_shared { &cond_diffs } else { &[] };
             let decided = match self.samples {
-                Some(_) => samples::denoise(self, index, step, shared).at(branch)?,
-                None => vec![self.denoise(index, step, shared.first().copied().flatten()).at(branch)?],
+                Some(_) => samples::denoise(self, index, step, shared),
+                None => self.denoise(index, step, shared.first().copied().flatten()).map(|record| vec![record]),
             };
+            let decided = decided.map_err(|error| self.explain(index, error)).at(branch)?;
             if branch == Branch::Cond {
                 cond_diffs = decided.iter().map(|record| record.diff).collect();
             }
@@ -237,6 +249,9 @@ impl Request {
         self.buffers.write(self.keep, &[update.keep])?;
         self.buffers.write(self.take, &[update.take])?;
         self.update.run()?;
+        if let Some(number) = self.buffers.first_not_finite(self.latents)? {
+            return Err(numeric::latents(number));
+        }
         self.timings.update_ms += elapsed_ms(start);
         Ok(())
     }
@@ -286,7 +301,7 @@ impl Request {
                         Action::Compute => {
                             let keeps = state.policy.keeps(at);
                             if keeps {
-                                unit.keep_compared()?;
+                                unit.keep_compared(buffers)?;
                             }
                             timings.cache_ms += clock.lap();
                             record.blocks_run += chain.run(unit.blocks.clone(), cancel)?;
@@ -310,6 +325,9 @@ impl Request {
             }
         }
         state.last.run()?;
+        if let Some(number) = buffers.first_not_finite(state.prediction)? {
+            return Err(numeric::prediction(number));
+        }
         timings.final_ms += clock.lap();
         record.elapsed_ms = clock.total();
         Ok(record)
@@ -367,16 +385,6 @@ fn decide(
             let decision = policy.judge(at, diff);
             Ok(BlockRecord { block, decision, diff: Some(diff), threshold })
         }
-    }
-}
-
-fn check_finite(latents: &ArrayD<f32>) -> Result<()> {
-    match latents.iter().find(|number| !number.is_finite()) {
-        None => Ok(()),
-        Some(number) => Err(Error::new(
-            ErrorKind::Numeric,
-            format!("the final latents hold {number}; the weights are damaged, or the compute dtype overflows"),
-        )),
     }
 }
 

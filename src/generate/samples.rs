@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use super::cancel::CancelToken;
 use super::chain::{Chain, Named};
+use super::numeric;
 use super::request::{Clock, Part, Request, RequestOptions};
 use super::unit::{Unit, relative};
 use crate::cache::{
@@ -276,7 +277,7 @@ pub(super) fn denoise(
             (0..samples.batch).filter(|item| decided[*item].decision.action == Action::Compute).collect();
         if keeps.contains(&true) {
             buffers.write_ids(samples.keeps, &keeps.iter().map(|keeps| i64::from(*keeps)).collect::<Vec<_>>())?;
-            unit.keep_compared()?;
+            unit.keep_compared(buffers)?;
         }
         timings.cache_ms += clock.lap();
         match items.len() {
@@ -297,6 +298,9 @@ pub(super) fn denoise(
         timings.cache_ms += clock.lap();
     }
     state.last.run()?;
+    if let Some(number) = buffers.first_not_finite(state.prediction)? {
+        return Err(numeric::prediction(number));
+    }
     timings.final_ms += clock.lap();
     let record = |(sample, decided): (usize, Decided)| StepRecord {
         step,

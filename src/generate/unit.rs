@@ -10,6 +10,7 @@ use crate::cache::{CalibratorCacheType, DiffOptions, DiffTensor, PolicyConfig, S
 use crate::engine::Loaded;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::manifest::DType;
+use crate::runtime::host;
 use crate::runtime::items::Joined;
 use crate::runtime::measure::{Compared, Measure, Over, StreamType};
 use crate::runtime::ops::Op;
@@ -37,13 +38,19 @@ enum Kept {
 struct Residual {
     stream: usize,
     tensors: Joined,
-    keep: Op,
-    apply: Op,
+    /// Keep and apply as graphs; without them, as loops in host memory.
+    graphs: Option<(Op, Op)>,
 }
 
 /// The tensor that a diff compares with, and its two sums.
 struct Compare {
-    kept: Vec<BufferId>,
+    streams: Vec<Compared>,
+    tensor: DiffTensor,
+    /// Without graphs, loops in host memory.
+    graphs: Option<CompareGraphs>,
+}
+
+struct CompareGraphs {
     measure: Op,
     keep: Op,
     change: BufferId,
@@ -68,7 +75,9 @@ impl Unit {
         let mut kept = Vec::new();
         for (stream, (before, after)) in chain.at_cut(blocks.start).iter().zip(chain.at_cut(blocks.end)).enumerate() {
             if before != after {
-                kept.push(Kept::bind(engine, (cache, cache_dtype), (block, stream), (*before, *after), buffers)?);
+                let of_items = keeps.is_some();
+                let (what, at) = ((cache, cache_dtype, of_items), (block, stream));
+                kept.push(Kept::bind(engine, what, at, (*before, *after), buffers)?);
             }
         }
         let compare = match diff {
@@ -93,8 +102,13 @@ impl Unit {
     /// The sums of which a diff is the quotient: one pair, or one for each item that decides for itself.
     pub(crate) fn sums(&self, buffers: &Buffers) -> Result<Vec<(f32, f32)>> {
         let compare = self.compare.as_ref().ok_or_else(|| Error::internal("a diff of what is not compared"))?;
-        compare.measure.run()?;
-        Ok(buffers.read(compare.change)?.into_iter().zip(buffers.read(compare.size)?).collect())
+        match &compare.graphs {
+            Some(graphs) => {
+                graphs.measure.run()?;
+                Ok(buffers.read(graphs.change)?.into_iter().zip(buffers.read(graphs.size)?).collect())
+            }
+            None => Ok(vec![host::measure(buffers, &compare.streams, compare.tensor)?]),
+        }
     }
 
     /// The streams whose residuals are kept, by their index.
@@ -106,8 +120,12 @@ impl Unit {
     }
 
     /// Before the blocks run on a step that is kept: later diffs compare with this one.
-    pub(crate) fn keep_compared(&self) -> Result<()> {
-        self.compare.as_ref().map_or(Ok(()), |compare| compare.keep.run())
+    pub(crate) fn keep_compared(&self, buffers: &mut Buffers) -> Result<()> {
+        match &self.compare {
+            None => Ok(()),
+            Some(Compare { graphs: Some(graphs), .. }) => graphs.keep.run(),
+            Some(compare) => host::keep(buffers, &compare.streams, compare.tensor),
+        }
     }
 
     /// After the blocks ran on a step that is kept.
@@ -116,7 +134,13 @@ impl Unit {
     pub(crate) fn keep(&mut self, step: usize, cache: &PolicyConfig, buffers: &mut Buffers) -> Result<()> {
         let block = self.block;
         self.kept.iter_mut().try_for_each(|kept| match kept {
-            Kept::Residual(residual) => residual.keep.run(),
+            Kept::Residual(residual) => match &residual.graphs {
+                Some((keep, _)) => keep.run(),
+                None => {
+                    let Joined { before, after, kept } = residual.tensors;
+                    host::subtract(buffers, after, before, kept)
+                }
+            },
             Kept::Forecast { forecast, stream } => {
                 let fresh = if step == 0 { cache.calibrator(block, stream_kind(*stream)) } else { None };
                 forecast.put(step, fresh, buffers)
@@ -127,7 +151,13 @@ impl Unit {
     /// Instead of the blocks.
     pub(crate) fn apply(&mut self, step: usize, buffers: &mut Buffers) -> Result<()> {
         self.kept.iter_mut().try_for_each(|kept| match kept {
-            Kept::Residual(residual) => residual.apply.run(),
+            Kept::Residual(residual) => match &residual.graphs {
+                Some((_, apply)) => apply.run(),
+                None => {
+                    let Joined { before, after, kept } = residual.tensors;
+                    host::add(buffers, before, kept, after)
+                }
+            },
             Kept::Forecast { forecast, .. } => forecast.apply(step, buffers),
         })
     }
@@ -141,7 +171,7 @@ impl Unit {
             }
         }
         if let Some(compare) = &self.compare {
-            bytes.compare += compare.kept.iter().map(|id| buffers.bytes(*id)).sum::<u64>();
+            bytes.compare += compare.streams.iter().map(|stream| buffers.bytes(stream.kept)).sum::<u64>();
         }
     }
 }
@@ -149,7 +179,7 @@ impl Unit {
 impl Kept {
     fn bind(
         engine: &Loaded,
-        (cache, cache_dtype): (&PolicyConfig, CacheDType),
+        (cache, cache_dtype, of_items): (&PolicyConfig, CacheDType, bool),
         (block, stream): (Option<usize>, usize),
         (before, after): (BufferId, BufferId),
         buffers: &mut Buffers,
@@ -165,10 +195,14 @@ impl Kept {
             return Ok(Self::Forecast { forecast: Box::new(forecast), stream });
         }
         let id = buffers.add(kept, &shape)?;
-        let keep = arithmetic.bind_subtract(buffers, after, before, id)?;
-        let apply = arithmetic.bind_add(buffers, before, id, after)?;
+        let graphs = if !of_items && engine.computes_on_host(&[dtype, kept]) {
+            None
+        } else {
+            let keep = arithmetic.bind_subtract(buffers, after, before, id)?;
+            Some((keep, arithmetic.bind_add(buffers, before, id, after)?))
+        };
         let tensors = Joined { before, after, kept: id };
-        Ok(Self::Residual(Box::new(Residual { stream, tensors, keep, apply })))
+        Ok(Self::Residual(Box::new(Residual { stream, tensors, graphs })))
     }
 }
 
@@ -207,15 +241,18 @@ impl Compare {
             let shape = measure.kept_shape(buffers.shape(after));
             compared.push(Compared { after, before, kept: buffers.add(kind.kept, &shape)? });
         }
-        let sums = keeps.map_or(1, |keeps| buffers.shape(keeps)[0]);
-        let (change, size) = (buffers.add(DType::F32, &[sums])?, buffers.add(DType::F32, &[sums])?);
-        Ok(Self {
-            kept: compared.iter().map(|stream| stream.kept).collect(),
-            measure: measure.bind_measure(buffers, &compared, change, size)?,
-            keep: measure.bind_keep(buffers, &compared, keeps)?,
-            change,
-            size,
-        })
+        let is_plain = options.downsample_factor == 1 && options.important_condition_threshold.is_none();
+        let dtypes: Vec<DType> = kinds.iter().flat_map(|kind| [kind.dtype, kind.kept]).collect();
+        // The loops have one sum for the whole batch.
+        let graphs = if keeps.is_none() && is_plain && engine.computes_on_host(&dtypes) {
+            None
+        } else {
+            let sums = keeps.map_or(1, |keeps| buffers.shape(keeps)[0]);
+            let (change, size) = (buffers.add(DType::F32, &[sums])?, buffers.add(DType::F32, &[sums])?);
+            let keep = measure.bind_keep(buffers, &compared, keeps)?;
+            Some(CompareGraphs { measure: measure.bind_measure(buffers, &compared, change, size)?, keep, change, size })
+        };
+        Ok(Self { streams: compared, tensor: options.tensor, graphs })
     }
 }
 
@@ -227,10 +264,7 @@ pub(super) fn relative(change: f32, size: f32) -> Result<f32> {
     if !change.is_finite() || !size.is_finite() {
         return Err(Error::new(
             ErrorKind::Numeric,
-            format!(
-                "what is compared is not finite (sum of changes {change}, of sizes {size}); the inputs or weights \
-                 hold NaN or infinity, or the compute dtype overflows"
-            ),
+            format!("what is compared is not finite (sum of changes {change}, of sizes {size})"),
         ));
     }
     // Of nothing, any change is infinite: such blocks are computed, as in the reference.

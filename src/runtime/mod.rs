@@ -1,5 +1,6 @@
 //! ONNX Runtime, and nothing that decides.
 
+pub(crate) mod host;
 pub(crate) mod items;
 #[expect(unsafe_code, reason = "the library's version is only to be had through a raw call")]
 pub(crate) mod library;

@@ -100,6 +100,51 @@ impl Buffers {
             DType::I64 => return Err(Error::internal("floats of an integer tensor")),
         })
     }
+
+    /// Bytes of all tensors.
+    pub(crate) fn total_bytes(&self) -> u64 {
+        (0..self.tensors.len()).map(|index| self.bytes(BufferId(index))).sum()
+    }
+
+    /// The first number that is NaN or infinite, looked for without a copy.
+    pub(crate) fn first_not_finite(&self, id: BufferId) -> Result<Option<f32>> {
+        let buffer = &self.tensors[id.0];
+        Ok(match buffer.dtype {
+            DType::F32 => find_not(slice::<f32>(&buffer.value)?, |x| x.is_finite()).copied(),
+            DType::F16 => find_not(slice::<f16>(&buffer.value)?, |x| x.is_finite()).map(|x| x.to_f32()),
+            DType::Bf16 => find_not(slice::<bf16>(&buffer.value)?, |x| x.is_finite()).map(|x| x.to_f32()),
+            DType::I64 => None,
+        })
+    }
+
+    /// The numbers of an f32 tensor in host memory.
+    pub(super) fn floats(&self, id: BufferId) -> Result<&[f32]> {
+        slice(&self.tensors[id.0].value)
+    }
+
+    /// f32 tensors in host memory to read, and another one to write.
+    pub(super) fn split<const N: usize>(
+        &mut self,
+        read: [BufferId; N],
+        write: BufferId,
+    ) -> Result<([&[f32]; N], &mut [f32])> {
+        if read.contains(&write) {
+            return Err(Error::internal("a tensor is read and written at once"));
+        }
+        // Two parts, between which the written tensor lies.
+        let (below, rest) = self.tensors.split_at_mut(write.0);
+        let [written, above @ ..] = rest else { return Err(Error::internal("a tensor that does not exist")) };
+        let mut slices: [&[f32]; N] = [&[]; N];
+        for (place, id) in slices.iter_mut().zip(read) {
+            let buffer = if id.0 < write.0 { &below[id.0] } else { &above[id.0 - write.0 - 1] };
+            *place = slice(&buffer.value)?;
+        }
+        let written = slice_mut(&mut written.value)?;
+        if slices.iter().any(|slice| slice.len() != written.len()) {
+            return Err(Error::internal("tensors of several lengths"));
+        }
+        Ok((slices, written))
+    }
 }
 
 fn slice<T: PrimitiveTensorElementType + 'static>(value: &DynTensor) -> Result<&[T]> {
@@ -108,6 +153,13 @@ fn slice<T: PrimitiveTensorElementType + 'static>(value: &DynTensor) -> Result<&
 
 fn slice_mut<T: PrimitiveTensorElementType + 'static>(value: &mut DynTensor) -> Result<&mut [T]> {
     Ok(value.try_extract_tensor_mut::<T>().map_err(runtime_error)?.1)
+}
+
+/// The first number that `holds` is wrong for. Whole chunks are tested without a branch, so that the compiler can use
+/// vectors.
+fn find_not<T>(numbers: &[T], holds: impl Fn(&T) -> bool) -> Option<&T> {
+    let chunk = numbers.chunks(1024).find(|chunk| !chunk.iter().fold(true, |all, number| all & holds(number)))?;
+    chunk.iter().find(|number| !holds(number))
 }
 
 fn fill<T>(target: &mut [T], numbers: &[f32], round: impl Fn(f32) -> T) {

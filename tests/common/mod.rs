@@ -5,6 +5,7 @@ pub mod damage;
 /// The engine's own view of ONNX: damage needs a part of it.
 #[path = "../../src/model/onnx.rs"]
 pub mod onnx;
+pub mod shell;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -60,9 +60,16 @@ impl<'a> Tokens<'a> {
             "ds" => once(&mut set.downsample_factor, name, self.number(name)?),
             "cf" => once(&mut set.cfg_compute_first, name, self.switch(name)?),
             "cds" => once(&mut set.cfg_diff_compute_separate, name, self.switch(name)?),
-            "id" => once(&mut set.bn_compute_blocks_ids, name, OrNone(Some(self.number(name)?))),
+            "id" => {
+                let ids = self.ids(name)?;
+                once(&mut set.bn_compute_blocks_ids, name, OrNone(Some(ids)))
+            }
+            "s" => self.stride(set),
             "nt" => once(&mut set.non_compute_blocks_diff_threshold, name, OrNone(Some(self.number(name)?))),
-            "np" => once(&mut set.non_prune_block_ids, name, OrNone(Some(self.number(name)?))),
+            "np" => {
+                let ids = self.ids(name)?;
+                once(&mut set.non_prune_block_ids, name, OrNone(Some(ids)))
+            }
             "mp" => once(&mut set.max_pruned_steps, name, self.limit(name)?),
             "as" => once(&mut set.compare_all_streams, name, self.switch(name)?),
             "ui" => once(&mut set.residual_cache_update_interval, name, self.number(name)?),
@@ -95,7 +102,7 @@ impl<'a> Tokens<'a> {
                 let part = &self.text[start..self.at];
                 Err(Error::usage(format!(
                     "unknown part `{part}`; expected a preset (none, fb, dbcache, cache-dit, prune) or tokens: f, b, \
-                     w, i, r, m, mc, a, l, ic, ds, cf, cds, id, nt, np, mp, ui, dt, dm, dr, dn, al, at, fr, t, dmd, ch, \
+                     w, i, r, m, mc, a, l, ic, ds, cf, cds, id, s, nt, np, mp, ui, dt, dm, dr, dn, al, at, fr, t, dmd, ch, \
                      ce, hs, dk, dg with a number, foca, scm: with a mask"
                 )))
             }
@@ -119,6 +126,21 @@ impl<'a> Tokens<'a> {
             None => Ok(()),
             Some(_) => Err(Error::usage(format!("`{name}` is a second calibrator; remove one"))),
         }
+    }
+
+    /// A list of blocks: digits, dots and the slash of a range.
+    fn ids(&mut self, name: &str) -> Result<BlockIds> {
+        let text = self.take(|c| c.is_ascii_digit() || matches!(c, '.' | '/' | ','));
+        text.parse().map_err(|error: Error| error.at(format_args!("`{name}`")))
+    }
+
+    /// `b12s4`: of the last 12 blocks each 4th, and the very last one; a stride of 0 or 1 means all, as in the reference.
+    fn stride(&mut self, set: &mut PolicyOverrides) -> Result<()> {
+        let stride = self.number("s")?;
+        let Some(b) = set.bn_compute_blocks else {
+            return Err(Error::usage("`s` must follow `b`, whose every n-th block it means"));
+        };
+        once(&mut set.bn_compute_blocks_ids, "s", OrNone(BlockIds::range(0, b, stride)))
     }
 
     fn mask(&mut self, set: &mut PolicyOverrides) -> Result<()> {
@@ -159,14 +181,6 @@ impl<'a> Tokens<'a> {
             "s" if is_after_separator => {
                 self.number::<usize>(name)?;
                 Ok(true)
-            }
-            "s" => {
-                let stride = self.number(name)?;
-                let Some(b) = set.bn_compute_blocks else {
-                    return Err(Error::usage("`s` must follow `b`, whose every n-th block it means"));
-                };
-                let ids = OrNone(block_range(b, stride));
-                once(&mut set.bn_compute_blocks_ids, name, ids).map(|()| true)
             }
             // The share of pruned blocks of the run.
             "p" => {
@@ -260,18 +274,6 @@ impl<'a> Tokens<'a> {
             other => Err(Error::usage(format!("`{name}` must be 0 or 1, got `{other}`"))),
         }
     }
-}
-
-/// Every `stride`-th of `b` blocks and the last one, as the reference's `CacheType.range(0, b, stride)`; `None`, which
-/// is all, for a stride of 0 or 1.
-fn block_range(b: usize, stride: usize) -> Option<BlockIds> {
-    if stride <= 1 || b == 0 {
-        return None;
-    }
-    let mut ids: Vec<usize> = (0..b).step_by(stride).collect();
-    ids.push(b - 1);
-    ids.dedup();
-    Some(BlockIds(ids))
 }
 
 fn once<T>(field: &mut Option<T>, name: &str, value: T) -> Result<()> {

@@ -1,0 +1,74 @@
+//! `dbcache-trt trace diff`, and the traces that `--replay` reads.
+
+use std::path::Path;
+
+use dbcache_trt::cache::PolicyConfig;
+use dbcache_trt::trace::{Comparison, compare, read, recording};
+use dbcache_trt::{Error, ErrorKind};
+use serde_json::{Value, json};
+
+use super::args::{TraceArgs, TraceCommand, TraceDiffArgs};
+use super::print::line;
+
+/// Longest trace file that is read.
+const MAX_TRACE: u64 = 256 << 20;
+
+pub fn run(args: &TraceArgs) -> anyhow::Result<()> {
+    match &args.command {
+        TraceCommand::Diff(args) => diff(args),
+    }
+}
+
+/// The policy that repeats what a trace file holds.
+pub fn replay(path: &Path) -> anyhow::Result<PolicyConfig> {
+    let (config, recording) = recording(&open(path)?).map_err(|error| at(path, &error))?;
+    Ok(PolicyConfig::replay(config, recording))
+}
+
+fn diff(args: &TraceDiffArgs) -> anyhow::Result<()> {
+    let [a, b] = [&args.a, &args.b]
+        .map(|path| -> anyhow::Result<_> { Ok(read(&open(path)?).map_err(|error| at(path, &error))?) });
+    let (a, b) = (a?, b?);
+    if a.len() != b.len() {
+        let message = format!("{} holds {} traces, {} holds {}", args.a.display(), a.len(), args.b.display(), b.len());
+        anyhow::bail!(Error::with_kind(ErrorKind::Input, message));
+    }
+    let comparisons: Vec<Comparison> = a.iter().zip(&b).map(|(a, b)| compare(a, b)).collect();
+    if args.json {
+        let list: Vec<Value> = comparisons.iter().map(Comparison::to_json).collect();
+        line(serde_json::to_string_pretty(&json!({ "version": 1, "comparisons": list }))?)?;
+    } else {
+        for (index, comparison) in comparisons.iter().enumerate() {
+            if comparisons.len() > 1 {
+                line(format_args!("trace {index}"))?;
+            }
+            line(comparison)?;
+        }
+    }
+    if comparisons.iter().all(Comparison::is_equal) {
+        return Ok(());
+    }
+    anyhow::bail!(Error::with_kind(
+        ErrorKind::Check,
+        format!("{} and {} hold different decisions", args.a.display(), args.b.display())
+    ))
+}
+
+fn open(path: &Path) -> anyhow::Result<Value> {
+    let fail =
+        |error: std::io::Error| anyhow::Error::new(error).context(format!("cannot read the trace {}", path.display()));
+    let length = std::fs::metadata(path).map_err(fail)?.len();
+    if length > MAX_TRACE {
+        let message = format!("{} has {length} bytes; at most {MAX_TRACE} are read", path.display());
+        anyhow::bail!(Error::with_kind(ErrorKind::Input, message));
+    }
+    serde_json::from_slice(&std::fs::read(path).map_err(fail)?).map_err(|error| {
+        let message = format!("{} does not parse as JSON: {error}; --trace writes one", path.display());
+        Error::with_kind(ErrorKind::Input, message).into()
+    })
+}
+
+/// The same error, with the file in front.
+fn at(path: &Path, error: &Error) -> Error {
+    Error::with_kind(error.kind(), format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,148 @@
+//! What the policy of a request will keep, by the manifest alone: nothing is loaded or allocated for the answer.
+
+use super::cache_dtype::CacheDType;
+use super::chain::extra_places;
+use super::inputs::Inputs;
+use super::latents::Grid;
+use super::prepare;
+use super::request::RequestOptions;
+use crate::cache::{RunShape, StreamKind, StreamLayout};
+use crate::error::{Error, Result};
+use crate::model::manifest::{Axis, Dimension, Extents, Manifest, Source};
+use crate::trace::CacheBytes;
+
+/// What a request with these options keeps, at most.
+///
+/// # Errors
+/// As preparing the request; `Usage` for a text length that a tokenizer fixes.
+pub(crate) fn of_options(
+    manifest: &Manifest,
+    options: &RequestOptions,
+    text_length: Option<u64>,
+) -> Result<CacheBytes> {
+    let guidance = prepare::Guidance::new(manifest, options)?;
+    let batch = prepare::batch(options.batch, &Default::default())?;
+    let grid = prepare::grid(manifest, options.size)?;
+    let steps = prepare::schedule(manifest, &Inputs::default(), options.steps, &grid)?.steps();
+    let run = RunShape { n_blocks: manifest.blocks.len(), steps, branches: guidance.branches().len() };
+    options.cache.validate(run)?;
+    let mut given = Extents::new();
+    if let Some(length) = text_length {
+        if let Some(fixed) = text_extents(manifest).values().next() {
+            return Err(Error::usage(format!(
+                "the text length has no effect: the engine's tokenizer reads {fixed} tokens; leave it out"
+            )));
+        }
+        given.extend(text_dimensions(manifest).into_iter().map(|dim| (dim, length)));
+    }
+    predict(manifest, options, run, &extents(manifest, &grid, batch, given)?)
+}
+
+/// Refuses a policy that would keep more than `limit` bytes.
+///
+/// # Errors
+/// `Usage`.
+pub(super) fn check(
+    manifest: &Manifest,
+    options: &RequestOptions,
+    run: RunShape,
+    extents: &Extents,
+    limit: u64,
+) -> Result<()> {
+    let cache = &options.cache;
+    let bytes = predict(manifest, options, run, extents)?;
+    if bytes.total() <= limit {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "the cache `{cache}` would keep {} bytes ({bytes}), --cache-memory allows {limit}; allow more, or keep less: a \
+         smaller --size or --batch, no calibrator or one of lower order, one guidance branch, or --cache none",
+        bytes.total()
+    )))
+}
+
+fn predict(manifest: &Manifest, options: &RequestOptions, run: RunShape, extents: &Extents) -> Result<CacheBytes> {
+    let cache = &options.cache;
+    let kept = cache.kept_tensors(run, &layouts(manifest, extents, options.cache_dtype)?);
+    let streams = layouts(manifest, extents, CacheDType::Stream)?;
+    let pinned = prepare::pinned(cache, &cache.blocks_split(run.n_blocks)?);
+    let extra = streams.iter().map(|stream| {
+        let places = extra_places(run.n_blocks, &pinned, |block| stream.is_written[block]);
+        places.saturating_mul(stream.bytes)
+    });
+    let branches = run.branches as u64;
+    Ok(CacheBytes {
+        residuals: kept.residuals.bytes.saturating_mul(branches),
+        calibrators: kept.calibrators.bytes.saturating_mul(branches),
+        compare: kept.compare.bytes.saturating_mul(branches),
+        streams: extra.fold(0, u64::saturating_add),
+    })
+}
+
+/// The streams, as they are kept in `kept`.
+fn layouts(manifest: &Manifest, extents: &Extents, kept: CacheDType) -> Result<Vec<StreamLayout>> {
+    let layout = |(index, name): (usize, &String)| {
+        let shape = manifest.shape(name, extents)?;
+        let numbers = shape.iter().fold(1_u64, |product, extent| product.saturating_mul(*extent as u64));
+        let writes = |block: usize| {
+            let kind = manifest.blocks.get(block).and_then(|block| manifest.block_kinds.get(&block.kind));
+            kind.is_some_and(|kind| kind.outputs.contains(name))
+        };
+        let blocks = 0..manifest.blocks.len();
+        Ok(StreamLayout {
+            kind: if index == 0 { StreamKind::Hidden } else { StreamKind::Encoder },
+            bytes: numbers.saturating_mul(kept.of(manifest.tensor(name)?.dtype).bytes()),
+            channels: shape.last().map_or(1, |channels| *channels as u64),
+            is_written: blocks.clone().map(writes).collect(),
+            is_joined: blocks.map(|block| manifest.compared_streams(block).contains(&index)).collect(),
+        })
+    };
+    manifest.streams.iter().enumerate().map(layout).collect()
+}
+
+/// All dimensions of a request before its text is read: what is not `given` is the tokenizers', else the largest.
+///
+/// # Errors
+/// `Input` for an extent that the model does not take.
+pub(super) fn extents(manifest: &Manifest, grid: &Grid, batch: usize, given: Extents) -> Result<Extents> {
+    let mut extents = grid.extents(batch);
+    let largest = text_dimensions(manifest).into_iter().filter_map(|dim| match manifest.dimensions.get(&dim) {
+        Some(Dimension::Range { max, .. }) => Some((dim, *max)),
+        _ => None,
+    });
+    for (dim, extent) in given.into_iter().chain(text_extents(manifest)).chain(largest) {
+        extents.entry(dim).or_insert(extent);
+    }
+    manifest.complete(extents)
+}
+
+/// The dimensions of the text inputs that are not the batch.
+fn text_dimensions(manifest: &Manifest) -> Vec<String> {
+    let text = manifest.inputs.iter().filter(|(_, input)| input.from == Source::Text);
+    let axes = text.filter_map(|(name, _)| manifest.tensors.get(name)).flat_map(|tensor| &tensor.shape);
+    axes.filter_map(|axis| match axis {
+        Axis::Named(dim) if dim != "batch" => Some(dim.clone()),
+        _ => None,
+    })
+    .collect()
+}
+
+/// The dimensions that the text graphs fix: each gives as many tokens as its tokenizer.
+fn text_extents(manifest: &Manifest) -> Extents {
+    let mut extents = Extents::new();
+    let Some(text) = &manifest.text else { return extents };
+    for graph in &text.graphs {
+        let tokenizer = graph.inputs.values().next().and_then(|input| text.tokenizers.get(&input.tokenizer));
+        let Some(tokenizer) = tokenizer else { continue };
+        for tensor in graph.outputs.iter().filter_map(|output| manifest.tensors.get(output)) {
+            for axis in &tensor.shape {
+                if let Axis::Named(dim) = axis
+                    && dim != "batch"
+                {
+                    extents.insert(dim.clone(), tokenizer.length);
+                }
+            }
+        }
+    }
+    extents
+}

@@ -1,0 +1,332 @@
+//! Traces read back: what [`Trace::to_json`] wrote, checked field by field.
+
+use serde_json::{Map, Value};
+
+use super::{BlockRecord, CacheBytes, StepRecord, TRACE_VERSION, Timings, Trace, Warning};
+use crate::cache::{Branch, Decision, PolicyConfig, Reason, RecordedBranch, Recording};
+use crate::error::{Error, Result};
+
+impl Trace {
+    /// Reads the JSON that [`to_json`](Self::to_json) gives. The policy of a replay has its recording again.
+    ///
+    /// # Errors
+    /// `Input` with the field that is missing, unknown, of another type, or that contradicts another one.
+    pub fn from_json(json: &Value) -> Result<Self> {
+        let version = json.get("version").ok_or_else(|| Error::input("is no trace: it has no `version`"))?;
+        if version.as_u64() != Some(TRACE_VERSION.into()) {
+            return Err(Error::input(format!(
+                "the trace has version {version}, this program reads version {TRACE_VERSION}"
+            )));
+        }
+        let fields = Fields::new("trace", json, &NAMES)?;
+        let blocks = fields.count("blocks")?;
+        let mut records = fields
+            .list("records")?
+            .iter()
+            .enumerate()
+            .map(|(index, record)| step_record(&format!("records[{index}]"), record, blocks))
+            .collect::<Result<Vec<_>>>()?;
+        let batch = fields.count("batch")?;
+        number_steps(&mut records, batch)?;
+        let (config, is_replay) = policy(fields.value("cache_options"))?;
+        let cache = if is_replay { PolicyConfig::replay(config, recorded(blocks, &records)?) } else { config };
+        if fields.text("cache")? != cache.to_string() {
+            return Err(fields.damaged("cache", &format!("`{cache}`, as `cache_options` say")));
+        }
+        let timings = Fields::new("timings", fields.value("timings"), &TIMINGS)?;
+        let bytes = Fields::new("cache_bytes", fields.value("cache_bytes"), &CACHE_BYTES)?;
+        let warnings = fields.list("warnings")?.iter().map(|warning| match warning {
+            Value::String(text) => Ok(Warning::Setting(text.clone())),
+            _ => Err(fields.damaged("warnings", "a list of texts")),
+        });
+        let trace = Self {
+            engine: fields.text("engine")?.to_owned(),
+            engine_hash: fields.text("engine_hash")?.to_owned(),
+            cache,
+            seed: fields.number("seed")?,
+            cache_dtype: fields
+                .text("cache_dtype")?
+                .parse()
+                .map_err(|_| fields.damaged("cache_dtype", "`stream`, `f16` or `bf16`"))?,
+            batch,
+            width: fields.number("width")?,
+            height: fields.number("height")?,
+            guidance: fields.real_or_null("guidance")?.map(|scale| scale as f32),
+            cfg: fields.real_or_null("cfg")?.map(|scale| scale as f32),
+            blocks,
+            timings: Timings {
+                text_ms: timings.real("text_ms")?,
+                embed_ms: timings.real("embed_ms")?,
+                blocks_ms: timings.real("blocks_ms")?,
+                cache_ms: timings.real("cache_ms")?,
+                final_ms: timings.real("final_ms")?,
+                update_ms: timings.real("update_ms")?,
+                decode_ms: timings.real("decode_ms")?,
+                steps_ms: timings.real("steps_ms")?,
+            },
+            cache_bytes: CacheBytes {
+                residuals: bytes.number("residuals")?,
+                calibrators: bytes.number("calibrators")?,
+                compare: bytes.number("compare")?,
+                streams: bytes.number("streams")?,
+            },
+            tensor_bytes: fields.number("tensor_bytes")?,
+            warnings: warnings.collect::<Result<_>>()?,
+            records,
+        };
+        let decisions = Fields::new("decisions", fields.value("decisions"), &["cond", "uncond"])?;
+        for branch in [Branch::Cond, Branch::Uncond] {
+            let expected = trace.decisions(branch);
+            if decisions.text(branch.as_str())? != expected {
+                return Err(decisions.damaged(branch.as_str(), &format!("`{expected}`, as the records say")));
+            }
+        }
+        Ok(trace)
+    }
+}
+
+/// The traces of a JSON value: one, or a list of them as `--trace FILE` writes.
+///
+/// # Errors
+/// `Input`, as [`Trace::from_json`].
+pub fn read(json: &Value) -> Result<Vec<Trace>> {
+    match json {
+        Value::Array(traces) => traces.iter().map(Trace::from_json).collect(),
+        trace => Ok(vec![Trace::from_json(trace)?]),
+    }
+}
+
+/// What a recorded run decided, and under which policy: with both, [`PolicyConfig::replay`] repeats it.
+///
+/// `json` is a trace, or a list that holds one. Of a run that was a replay itself, the policy is the first one's.
+///
+/// # Errors
+/// `Input`, as [`Trace::from_json`], and for a list of several traces.
+pub fn recording(json: &Value) -> Result<(PolicyConfig, Recording)> {
+    let mut traces = read(json)?;
+    let (Some(trace), true) = (traces.pop(), traces.is_empty()) else {
+        let count = json.as_array().map_or(0, Vec::len);
+        return Err(Error::input(format!(
+            "holds {count} traces, of which a replay needs exactly one; record a run of one request (--count 1)"
+        )));
+    };
+    let recording = recorded(trace.blocks, &trace.records)?;
+    let config = match trace.cache {
+        PolicyConfig::Replay { config, .. } => *config,
+        config => config,
+    };
+    Ok((config, recording))
+}
+
+const NAMES: [&str; 19] = [
+    "version",
+    "engine",
+    "engine_hash",
+    "cache",
+    "cache_options",
+    "cache_dtype",
+    "seed",
+    "batch",
+    "width",
+    "height",
+    "guidance",
+    "cfg",
+    "blocks",
+    "decisions",
+    "records",
+    "timings",
+    "cache_bytes",
+    "tensor_bytes",
+    "warnings",
+];
+const TIMINGS: [&str; 8] =
+    ["text_ms", "embed_ms", "blocks_ms", "cache_ms", "final_ms", "update_ms", "decode_ms", "steps_ms"];
+const CACHE_BYTES: [&str; 4] = ["residuals", "calibrators", "compare", "streams"];
+const STEP: [&str; 11] = [
+    "step",
+    "branch",
+    "sample",
+    "sigma",
+    "action",
+    "reason",
+    "diff",
+    "threshold",
+    "blocks",
+    "blocks_run",
+    "elapsed_ms",
+];
+const BLOCK: [&str; 5] = ["block", "action", "reason", "diff", "threshold"];
+
+/// The policy, and whether it was replayed.
+fn policy(options: &Value) -> Result<(PolicyConfig, bool)> {
+    let is_replay = options.get("cache_type").is_some_and(|cache_type| cache_type == "replay");
+    let options = if is_replay { options.get("config").unwrap_or(&Value::Null) } else { options };
+    let config = PolicyConfig::from_json(&options.to_string())
+        .map_err(|error| Error::input(format!("`cache_options` are damaged: {error}")))?;
+    Ok((config, is_replay))
+}
+
+fn recorded(n_blocks: usize, records: &[StepRecord]) -> Result<Recording> {
+    if records.iter().any(|record| record.sample.is_some()) {
+        return Err(Error::input(
+            "holds a run with --per-sample, whose pictures decided each for itself: a replay repeats the decisions of a \
+             whole batch; record a run without --per-sample",
+        ));
+    }
+    let mut branches = Vec::new();
+    for branch in [Branch::Cond, Branch::Uncond] {
+        let of_branch: Vec<&StepRecord> = records.iter().filter(|record| record.branch == branch).collect();
+        if !of_branch.is_empty() {
+            let letters: String = of_branch.iter().map(|record| record.letter()).collect();
+            let skipped: Vec<Vec<usize>> = of_branch.iter().map(|record| record.skipped_blocks().collect()).collect();
+            branches.push(RecordedBranch::new(branch, &letters, &skipped)?);
+        }
+    }
+    Ok(Recording { n_blocks, branches })
+}
+
+fn step_record(place: &str, json: &Value, n_blocks: usize) -> Result<StepRecord> {
+    let fields = Fields::new(place, json, &STEP)?;
+    let blocks = fields
+        .list("blocks")?
+        .iter()
+        .enumerate()
+        .map(|(index, block)| block_record(&format!("{place}.blocks[{index}]"), block, n_blocks))
+        .collect::<Result<Vec<_>>>()?;
+    if !blocks.is_sorted_by(|a, b| a.block < b.block) {
+        return Err(fields.damaged("blocks", "a list of blocks in rising order"));
+    }
+    let branch = fields.text("branch")?;
+    let record = StepRecord {
+        step: fields.count("step")?,
+        steps: 0,
+        branch: branch.parse().map_err(|_| fields.damaged("branch", "`cond` or `uncond`"))?,
+        sample: if fields.value("sample").is_null() { None } else { Some(fields.count("sample")?) },
+        sigma: fields.real("sigma")? as f32,
+        decision: decision(&fields)?,
+        diff: fields.real_or_null("diff")?.map(|diff| diff as f32),
+        threshold: fields.real_or_null("threshold")?,
+        blocks,
+        blocks_run: fields.count("blocks_run")?,
+        elapsed_ms: fields.real("elapsed_ms")?,
+    };
+    if record.blocks_run > n_blocks {
+        return Err(fields.damaged("blocks_run", &format!("at most {n_blocks}, the `blocks` of the trace")));
+    }
+    check_letter(&fields, record.letter())?;
+    Ok(record)
+}
+
+fn block_record(place: &str, json: &Value, n_blocks: usize) -> Result<BlockRecord> {
+    let fields = Fields::new(place, json, &BLOCK)?;
+    let block = fields.count("block")?;
+    if block >= n_blocks {
+        return Err(fields.damaged("block", &format!("below {n_blocks}, the `blocks` of the trace")));
+    }
+    let decision = decision(&fields)?;
+    check_letter(&fields, decision.action.letter())?;
+    let diff = fields.real_or_null("diff")?.map(|diff| diff as f32);
+    Ok(BlockRecord { block, decision, diff, threshold: fields.real_or_null("threshold")? })
+}
+
+fn decision(fields: &Fields<'_>) -> Result<Decision> {
+    let reason: Reason = fields.text("reason")?.parse().map_err(|_| fields.damaged("reason", "a known reason"))?;
+    Ok(reason.into())
+}
+
+fn check_letter(fields: &Fields<'_>, letter: char) -> Result<()> {
+    if fields.text("action")?.chars().eq([letter]) {
+        return Ok(());
+    }
+    Err(fields.damaged("action", &format!("`{letter}`, as the reason and the blocks say")))
+}
+
+/// Each branch has the steps 0, 1, 2 …; both have as many. Where pictures decide for themselves, each step has all of
+/// them.
+fn number_steps(records: &mut [StepRecord], batch: usize) -> Result<()> {
+    let count = |branch: Branch| records.iter().filter(|record| record.branch == branch).count();
+    let (cond, uncond) = (count(Branch::Cond), count(Branch::Uncond));
+    if cond == 0 || (uncond != 0 && uncond != cond) {
+        return Err(Error::input(format!(
+            "`records` of the trace are of {cond} cond and {uncond} uncond steps; expected as many of both, or no uncond"
+        )));
+    }
+    let is_per_sample = records[0].sample.is_some();
+    let pictures = if is_per_sample { batch.max(1) } else { 1 };
+    if !cond.is_multiple_of(pictures) {
+        return Err(Error::input(format!(
+            "`records` of the trace are {cond} of the cond branch; expected as many for each of {pictures} pictures"
+        )));
+    }
+    let mut next = [0, 0];
+    for (index, record) in records.iter_mut().enumerate() {
+        let next = &mut next[usize::from(record.branch == Branch::Uncond)];
+        let (step, sample) = (*next / pictures, is_per_sample.then_some(*next % pictures));
+        if record.step != step {
+            return Err(Error::input(format!("`records[{index}].step` is {}; expected {step}", record.step)));
+        }
+        if record.sample != sample {
+            let text = |sample: Option<usize>| sample.map_or("null".to_owned(), |sample| sample.to_string());
+            let (found, expected) = (text(record.sample), text(sample));
+            return Err(Error::input(format!("`records[{index}].sample` is {found}; expected {expected}")));
+        }
+        *next += 1;
+        record.steps = cond / pictures;
+    }
+    Ok(())
+}
+
+/// A JSON object that has exactly the fields it should have.
+struct Fields<'j> {
+    place: String,
+    object: &'j Map<String, Value>,
+}
+
+impl<'j> Fields<'j> {
+    fn new(place: &str, json: &'j Value, names: &[&str]) -> Result<Self> {
+        let Some(object) = json.as_object() else {
+            return Err(Error::input(format!("`{place}` is damaged: expected an object")));
+        };
+        if let Some(name) = names.iter().find(|name| !object.contains_key(**name)) {
+            return Err(Error::input(format!("`{place}` lacks `{name}`")));
+        }
+        if let Some(name) = object.keys().find(|name| !names.contains(&name.as_str())) {
+            return Err(Error::input(format!("`{place}` has an unknown field `{name}`")));
+        }
+        Ok(Self { place: place.to_owned(), object })
+    }
+
+    fn value(&self, name: &str) -> &'j Value {
+        self.object.get(name).unwrap_or(&Value::Null)
+    }
+
+    fn damaged(&self, name: &str, expected: &str) -> Error {
+        let value = self.value(name).to_string();
+        let shown: String = value.chars().take(60).collect();
+        Error::input(format!("`{}.{name}` is {shown}; expected {expected}", self.place))
+    }
+
+    fn number(&self, name: &str) -> Result<u64> {
+        self.value(name).as_u64().ok_or_else(|| self.damaged(name, "a whole number"))
+    }
+
+    fn count(&self, name: &str) -> Result<usize> {
+        usize::try_from(self.number(name)?).map_err(|_| self.damaged(name, "a smaller number"))
+    }
+
+    fn real(&self, name: &str) -> Result<f64> {
+        self.value(name).as_f64().ok_or_else(|| self.damaged(name, "a number"))
+    }
+
+    fn real_or_null(&self, name: &str) -> Result<Option<f64>> {
+        if self.value(name).is_null() { Ok(None) } else { self.real(name).map(Some) }
+    }
+
+    fn text(&self, name: &str) -> Result<&'j str> {
+        self.value(name).as_str().ok_or_else(|| self.damaged(name, "text"))
+    }
+
+    fn list(&self, name: &str) -> Result<&'j [Value]> {
+        self.value(name).as_array().map(Vec::as_slice).ok_or_else(|| self.damaged(name, "a list"))
+    }
+}
