@@ -19,7 +19,7 @@ use crate::model::join::{Part, boundary, join};
 use crate::model::manifest::DType;
 use crate::plan::{Plan, Stage};
 use crate::runtime::items::{Gather, Items};
-use crate::runtime::library::{self, LibraryInfo, LibraryOptions};
+use crate::runtime::library::{self, LibraryInfo, LibraryOptions, Work};
 use crate::runtime::measure::{Measure, Over, StreamType};
 use crate::runtime::ops::{Arithmetic, LatentArithmetic};
 use crate::runtime::session::{Session, WeightsMode};
@@ -152,7 +152,7 @@ impl Engine {
                 )));
             }
         }
-        let library = library::environment(&options.library)?;
+        let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let plan = match options.stages {
             StagesChoice::PerBlock => Plan::per_block(directory.blocks.len()),
@@ -321,6 +321,19 @@ fn load_sessions(library: &library::Loaded, graphs: &[&Graph], mode: WeightsMode
     let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     let sessions: Vec<Arc<Session>> = done.into_values().map(|s| s.map(Arc::new)).collect::<Result<_>>()?;
     if sessions.len() == graphs.len() { Ok(sessions) } else { Err(Error::internal("a loading thread was lost")) }
+}
+
+/// A block that multiplies less than this at the default size gains nothing from a second thread (docs/speed-log.md):
+/// about 3 ms on one core.
+const LARGE_WORK: u64 = 200_000_000;
+
+fn work(directory: &EngineDirectory) -> Work {
+    let manifest = &directory.manifest;
+    let cell = manifest.latents.downscale * manifest.latents.patch;
+    let tokens: u64 = manifest.size.default.iter().map(|side| side / cell).product();
+    let largest = directory.blocks.iter().map(|block| block.parameters).max().unwrap_or_default();
+    let operations = largest.saturating_mul(2).saturating_mul(tokens);
+    if operations < LARGE_WORK { Work::Small } else { Work::Large }
 }
 
 fn choose_weights(choice: WeightsChoice, directory: &EngineDirectory) -> WeightsMode {

@@ -131,7 +131,7 @@ pub struct GenerateArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine options")]
 pub struct LoadArgs {
-    /// Threads that compute [default: physical cores]
+    /// Threads that compute [default: physical cores; 1 where blocks are too small to share]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// Let idle threads spin: faster on a quiet machine, much slower on a busy one

@@ -150,7 +150,7 @@ impl Chain {
     pub(crate) fn run(&self, blocks: Range<usize>, cancel: &CancelToken) -> Result<usize> {
         for stage in self.plan.cover(&blocks)? {
             cancel.check()?;
-            self.stages[stage - self.first].run().at(format!("blocks {:?}", self.plan.stages()[stage].blocks))?;
+            self.stages[stage - self.first].run().at(format_args!("blocks {:?}", self.plan.stages()[stage].blocks))?;
         }
         Ok(blocks.len())
     }

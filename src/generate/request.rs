@@ -186,7 +186,7 @@ impl Request {
         let start = Instant::now();
         let mut records = Vec::with_capacity(self.records());
         for step in 0..self.steps() {
-            self.step(step, &mut records, observer).at(format!("step {step}"))?;
+            self.step(step, &mut records, observer).at(format_args!("step {step}"))?;
         }
         self.timings.steps_ms = elapsed_ms(start);
         let shape: Vec<usize> = self.buffers.shape(self.latents).iter().map(|extent| *extent as usize).collect();
@@ -379,7 +379,7 @@ fn decide(
         Gate::NeedsDiff => {
             let diff = match shared_diff {
                 Some(diff) => diff,
-                None => unit.diff(buffers).at(format!("before blocks {:?}", unit.blocks))?,
+                None => unit.diff(buffers).at(format_args!("before blocks {:?}", unit.blocks))?,
             };
             let threshold = policy.threshold(at);
             let decision = policy.judge(at, diff);

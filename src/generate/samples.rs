@@ -341,7 +341,7 @@ fn decide(
                         };
                         let (change, size) =
                             sums.get(sample).copied().ok_or_else(|| Error::internal("too few diffs"))?;
-                        relative(change, size).at(format!("picture {sample}, before blocks {:?}", unit.blocks))?
+                        relative(change, size).at(format_args!("picture {sample}, before blocks {:?}", unit.blocks))?
                     }
                 };
                 let threshold = policy.threshold(at);

@@ -45,7 +45,8 @@ const MAX_THREADS: usize = 1024;
 pub struct LibraryOptions {
     /// The library file. Default: the first usable one of [`places`].
     pub path: Option<PathBuf>,
-    /// Threads of the pool that all sessions share. Default: one for each physical core this process may use.
+    /// Threads of the pool that all sessions share. Default: one for each physical core this process may use; only one
+    /// for an engine whose blocks are so small that handing work over costs more than it gains.
     pub threads: Option<usize>,
     /// Whether idle threads of the pool wait by spinning: faster for long uninterrupted work on a quiet machine, several
     /// times slower on a busy one.
@@ -193,6 +194,23 @@ static PROCESS: Mutex<Process> = Mutex::new(Process { library: None, loaded: Non
 /// # Errors
 /// See [`info`].
 pub(crate) fn environment(options: &LibraryOptions) -> Result<Arc<Loaded>> {
+    environment_for(options, Work::Large)
+}
+
+/// How much one session computes at a time: decides the number of threads where the options do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Less than waking a second thread costs.
+    Small,
+    /// Enough for all cores.
+    Large,
+}
+
+/// As [`environment`], for an engine whose blocks do so much work.
+///
+/// # Errors
+/// See [`info`].
+pub(crate) fn environment_for(options: &LibraryOptions, work: Work) -> Result<Arc<Loaded>> {
     if let Some(threads) = options.threads.filter(|threads| !(1..=MAX_THREADS).contains(threads)) {
         return Err(Error::usage(format!("{threads} threads; expected 1 to {MAX_THREADS}")));
     }
@@ -202,6 +220,9 @@ pub(crate) fn environment(options: &LibraryOptions) -> Result<Arc<Loaded>> {
     }
     if let Some(loaded) = &process.loaded {
         check_same_pool(&loaded.info, options)?;
+        if work == Work::Large && options.threads.is_none() && loaded.info.threads < physical_cores() {
+            tracing::warn!(threads = loaded.info.threads, "this engine would use more threads than the process has");
+        }
         return Ok(Arc::clone(loaded));
     }
     let library = match process.library.take() {
@@ -209,7 +230,7 @@ pub(crate) fn environment(options: &LibraryOptions) -> Result<Arc<Loaded>> {
         None => load_first_usable(places(options))?,
     };
     process.library = Some(library.clone());
-    let loaded = Arc::new(build_environment(library, options)?);
+    let loaded = Arc::new(build_environment(library, options, work)?);
     process.loaded = Some(Arc::clone(&loaded));
     Ok(loaded)
 }
@@ -295,9 +316,11 @@ fn load(place: &Place) -> Result<(), String> {
     })
 }
 
-fn build_environment(library: Place, options: &LibraryOptions) -> Result<Loaded> {
+fn build_environment(library: Place, options: &LibraryOptions, work: Work) -> Result<Loaded> {
     let failed = |error: ort::Error| Error::new(ErrorKind::Library, "cannot start ONNX Runtime").with_source(error);
-    let threads = options.threads.unwrap_or_else(physical_cores);
+    // Without spinning, one thread hands small work over at a loss; with it, the user expects several.
+    let is_small = work == Work::Small && !options.spin;
+    let threads = options.threads.unwrap_or_else(|| if is_small { 1 } else { physical_cores() });
     // The library is loaded already; this only makes the builder.
     let builder = ort::init_from(&library.path)
         .map_err(|error| Error::new(ErrorKind::Library, "cannot start ONNX Runtime").with_source(error))?;
