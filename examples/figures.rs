@@ -67,7 +67,7 @@ fn machine(engine: &Engine) -> anyhow::Result<String> {
     let library = engine.library();
     let date = String::from_utf8(Command::new("date").arg("+%Y-%m-%d").output()?.stdout)?;
     Ok(format!(
-        "Measured on {}: {cpu}, {} threads, ONNX Runtime {}, CPU provider, dbcache-trt {}, `models/emoji` (57 blocks, \
+        "Measured on {}: {cpu}, threads {}, ONNX Runtime {}, CPU provider, dbcache-trt {}, `models/emoji` (57 blocks, \
          width 96), 28 steps, prompt `{}`, seed 0. Median (minimum to maximum) of {ROUNDS} rounds in which all settings \
          took turns; PSNR against the uncached picture, median (minimum) of {} prompts.\n\n",
         date.trim(),

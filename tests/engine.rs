@@ -250,3 +250,27 @@ fn impossible_options_are_refused_before_anything_runs() {
         refused(&TINY, &tiny_inputs(false), &options, kind, words);
     }
 }
+
+/// A host with a loop of its own gets what `run` computes.
+#[test]
+fn a_host_owns_the_loop() {
+    let engine = Engine::load(emoji(), &EngineOptions::default()).unwrap();
+    let options = RequestOptions { cache: "f1b0w2r0.9".parse().unwrap(), steps: Some(6), ..RequestOptions::default() };
+    let request = || engine.request(&Inputs::prompt("lemon"), &options).unwrap();
+    let whole = request().run(&mut ()).unwrap();
+    let mut stepwise = request();
+    assert!(stepwise.velocity(&ArrayD::zeros(vec![1, 64, 191]), 1.0).is_err());
+    assert!(stepwise.velocity(&ArrayD::zeros(vec![1, 64, 192]), f32::NAN).is_err());
+    let mut latents = stepwise.latents().unwrap();
+    let sigma = |step: usize| 1.0 - step as f32 / 6.0;
+    let mut decisions = String::new();
+    for step in 0..6 {
+        let (velocity, records) = stepwise.velocity(&latents, sigma(step)).unwrap();
+        decisions.extend(records.iter().map(|record| record.letter()));
+        latents += &(velocity * (sigma(step + 1) - sigma(step)));
+    }
+    assert_eq!(decisions, whole.trace.decisions(Branch::Cond));
+    assert!(relative_l1(&latents, &whole.latents) < 1e-5);
+    assert!(stepwise.velocity(&latents, 0.1).is_err(), "a step too many");
+    assert_eq!(stepwise.run(&mut ()).unwrap_err().kind(), ErrorKind::Usage);
+}

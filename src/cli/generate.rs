@@ -129,7 +129,7 @@ fn report(args: &GenerateArgs, engine: &Engine, results: &[Done]) -> anyhow::Res
     if !args.quiet {
         let mode = if engine.is_mapped() { "mapped" } else { "packed" };
         line(format_args!(
-            "engine   loaded in {:.0} ms, weights {mode}, {} threads",
+            "engine   loaded in {:.0} ms, weights {mode}, threads {}",
             engine.load_ms(),
             engine.library().threads
         ))?;

@@ -15,5 +15,6 @@ mod prepare;
 pub(crate) mod request;
 mod samples;
 mod scheduler;
+mod stepwise;
 pub(crate) mod text;
 mod unit;

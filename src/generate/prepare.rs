@@ -150,6 +150,8 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
         branches,
         samples,
         latents,
+        prediction: cond,
+        done: 0,
         sigma,
         keep,
         take,

@@ -133,6 +133,10 @@ pub struct Request {
     pub(super) branches: Vec<BranchState>,
     pub(super) samples: Option<Samples>,
     pub(super) latents: BufferId,
+    /// The prediction after guidance.
+    pub(super) prediction: BufferId,
+    /// Steps that a host has already taken by itself.
+    pub(super) done: usize,
     pub(super) sigma: BufferId,
     pub(super) keep: BufferId,
     pub(super) take: BufferId,
@@ -178,20 +182,32 @@ impl Request {
         self.buffers.total_bytes()
     }
 
+    /// The latents as they are: before the first step the noise, `[batch, tokens, features]`.
+    ///
+    /// # Errors
+    /// `Runtime` when they cannot be read from the device.
+    pub fn latents(&self) -> Result<ArrayD<f32>> {
+        let shape: Vec<usize> = self.buffers.shape(self.latents).iter().map(|extent| *extent as usize).collect();
+        ArrayD::from_shape_vec(shape, self.buffers.read(self.latents)?)
+            .map_err(|error| Error::internal("latents of an impossible shape").with_source(error))
+    }
+
     /// Runs all steps and decodes.
     ///
     /// # Errors
-    /// `Cancelled`; `Numeric` for NaN or infinity, with step, branch and the first block that gives it; `Runtime`.
+    /// `Cancelled`; `Numeric` for NaN or infinity, with step, branch and the first block that gives it; `Runtime`; `Usage`
+    /// after [`velocity`](Self::velocity).
     pub fn run(mut self, observer: &mut dyn Observer) -> Result<Output> {
         let start = Instant::now();
         let mut records = Vec::with_capacity(self.records());
+        if self.done > 0 {
+            return Err(Error::usage("this request is run step by step, with `velocity`; make another one for `run`"));
+        }
         for step in 0..self.steps() {
             self.step(step, &mut records, observer).at(format_args!("step {step}"))?;
         }
         self.timings.steps_ms = elapsed_ms(start);
-        let shape: Vec<usize> = self.buffers.shape(self.latents).iter().map(|extent| *extent as usize).collect();
-        let latents = ArrayD::from_shape_vec(shape, self.buffers.read(self.latents)?)
-            .map_err(|error| Error::internal("latents of an impossible shape").with_source(error))?;
+        let latents = self.latents()?;
         let images = self.decode(&latents)?;
         let (width, height) = (self.extents["width"], self.extents["height"]); // Grid::extents gives both.
         let manifest = &self.engine.directory.manifest;
@@ -218,6 +234,26 @@ impl Request {
     }
 
     fn step(&mut self, step: usize, records: &mut Vec<StepRecord>, observer: &mut dyn Observer) -> Result<()> {
+        self.predict(step, records, observer)?;
+        let start = Instant::now();
+        let update = self.schedule.update(step, self.engine.directory.manifest.prediction);
+        self.buffers.write(self.keep, &[update.keep])?;
+        self.buffers.write(self.take, &[update.take])?;
+        self.update.run()?;
+        if let Some(number) = self.buffers.first_not_finite(self.latents)? {
+            return Err(numeric::latents(number));
+        }
+        self.timings.update_ms += elapsed_ms(start);
+        Ok(())
+    }
+
+    /// All branches of one step, and guidance: from latents to the prediction.
+    pub(super) fn predict(
+        &mut self,
+        step: usize,
+        records: &mut Vec<StepRecord>,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
         let sigma = self.schedule.sigmas[step];
         let batch = self.batch();
         self.buffers.write(self.sigma, &vec![sigma; batch])?;
@@ -244,13 +280,6 @@ impl Request {
         let start = Instant::now();
         if let Some(guide) = &self.guide {
             guide.run()?;
-        }
-        let update = self.schedule.update(step, self.engine.directory.manifest.prediction);
-        self.buffers.write(self.keep, &[update.keep])?;
-        self.buffers.write(self.take, &[update.take])?;
-        self.update.run()?;
-        if let Some(number) = self.buffers.first_not_finite(self.latents)? {
-            return Err(numeric::latents(number));
         }
         self.timings.update_ms += elapsed_ms(start);
         Ok(())
