@@ -161,6 +161,17 @@ impl PolicyConfig {
         if !(1..=2).contains(&run.branches) {
             return Err(Error::usage(format!("a step has 1 or 2 guidance branches, not {}", run.branches)));
         }
+        let of_branches = match self {
+            Self::DbCache(config) if config.cfg_compute_first => Some("cfg_compute_first"),
+            Self::DbCache(config) if !config.cfg_diff_compute_separate => Some("cfg_diff_compute_separate"),
+            Self::DbPrune(config) if config.cfg_compute_first => Some("cfg_compute_first"),
+            _ => None,
+        };
+        if let (Some(option), 1) = (of_branches, run.branches) {
+            return Err(Error::usage(format!(
+                "{option} has no effect: this run has one guidance branch; leave it out, or ask for classifier-free guidance"
+            )));
+        }
         match self {
             Self::None => Ok(()),
             Self::DbCache(config) => config.check_run(run),

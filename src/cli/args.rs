@@ -16,12 +16,13 @@ CACHE TAGS
   none                          every block runs on every step
   f8b16  f8b16w4r0.12mc3        DBCache: tokens in any order; what is left out is F8 B8 W8 I1 R0.12, no limits
   fb                            FBCache: F1 B0 R0.08 W8, at most 8 skipped steps
-  dbcache  cache-dit            presets: F8 B8 R0.12 W8, and F8 B0 R0.08 W8
+  dbcache  cache-dit  prune     presets: F8 B8 R0.12 W8; F8 B0 R0.08 W8; DBPrune F8 B8 R0.08 W8
   DBCache_F8B0_W8I1M0MC0_R0.08  tags that cache-dit prints
   policy.json  {\"Fn_compute_blocks\": 1}   options by their names in cache-dit
   tokens: f Fn, b Bn, w warm-up steps, i warm-up interval, r threshold, m max cached steps, mc max continuous cached
   steps, a max accumulated diff, l l1 threshold, ic important condition, ds downsample factor, scm:MASK[:static] steps
-  mask (digits, slow, medium, fast, ultra), fr refresh hint, cf cfg compute first, cds cfg diff compute separate
+  mask (digits, slow, medium, fast, ultra), fr refresh hint, cf cfg compute first, cds cfg diff compute separate, t foca
+  dmd calibrators, id s nt computed last blocks; prune_: DBPrune, np dt mp ui … (the README explains them)
 
 EXIT CODES
   0 success, 2 usage, 3 ONNX Runtime's library, 4 engine directory, 5 input, 6 ONNX Runtime, 7 not a number,

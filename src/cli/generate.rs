@@ -184,6 +184,12 @@ fn check_options(args: &GenerateArgs, inputs: &Inputs) -> anyhow::Result<()> {
     if args.seed.is_some() && inputs.tensors.contains_key("latents") {
         anyhow::bail!(usage("--seed has no effect: the noise comes from --inputs; leave one out"));
     }
+    let last = args.seed.unwrap_or_default().checked_add(args.count.saturating_sub(1) as u64);
+    if last.is_none() {
+        anyhow::bail!(usage(
+            "--seed is too large for --count pictures: the seeds of the last ones would start over at 0"
+        ));
+    }
     if args.count == 0 || args.batch == 0 {
         anyhow::bail!(usage("--count and --batch must be at least 1"));
     }

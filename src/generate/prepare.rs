@@ -19,7 +19,7 @@ use crate::cache::{BlocksSplit, Branch, PolicyConfig, RunShape};
 use crate::engine::Loaded;
 use crate::error::{Error, Result};
 use crate::model::graph::ports;
-use crate::model::manifest::{DType, Extents, GuidanceKind, Manifest, Source};
+use crate::model::manifest::{Axis, DType, Extents, GuidanceKind, Manifest, Source};
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{Timings, Warning};
 
@@ -38,6 +38,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     let run = RunShape { n_blocks: blocks, steps: schedule.steps(), branches: guidance.branches().len() };
     options.cache.validate(run)?;
     options.cache_dtype.check(manifest, &options.cache)?;
+    check_effects(manifest, options)?;
     samples::check(options, manifest, batch)?;
     let split = options.cache.blocks_split(blocks)?;
     let parts = parts(&options.cache, &split, blocks);
@@ -169,6 +170,19 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
 /// compares.
 pub(super) fn pinned(cache: &PolicyConfig, split: &BlocksSplit) -> Vec<usize> {
     if cache.reuses_middle() { vec![split.head.start, split.head.end] } else { Vec::new() }
+}
+
+/// Refuses what this model makes meaningless.
+fn check_effects(manifest: &Manifest, options: &RequestOptions) -> Result<()> {
+    let compared = [options.cache.diff_options(), options.cache.block_diff_options()].into_iter().flatten();
+    let stream = manifest.tensor(&manifest.streams[0])?; // Manifest::parse has checked that there is one.
+    let Some(Axis::Fixed(channels)) = stream.shape.last() else { return Ok(()) };
+    match compared.map(|diff| diff.downsample_factor).find(|factor| *factor as u64 > *channels) {
+        Some(factor) => Err(Error::usage(format!(
+            "downsample_factor is {factor}, but the compared stream has {channels} channels; use a smaller one"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The blocks in order: those that always run, and those that are decided on.
@@ -355,7 +369,7 @@ fn extents(
     for named in texts.values() {
         for (name, id) in named {
             for (axis, extent) in manifest.tensor(name)?.shape.iter().zip(buffers.shape(*id)) {
-                if let crate::model::manifest::Axis::Named(dim) = axis {
+                if let Axis::Named(dim) = axis {
                     let extent = *extent as u64;
                     if let Some(known) = extents.insert(dim.clone(), extent)
                         && known != extent
