@@ -51,7 +51,6 @@ fn usage() {
         ("--cache f1b0cds0", "cfg_diff_compute_separate has no effect: this run has one guidance branch"),
         ("--cache prune_f1b1cf1", "cfg_compute_first has no effect"),
         ("--cache f1b0ds1000", "downsample_factor is 1000, but the compared stream has"),
-        ("--seed 18446744073709551615 --count 3", "--seed is too large for --count pictures"),
         ("--cache f1b1z3", "policy `f1b1z3`"),
         ("--cache f99b0", "more than the model's 12 blocks"),
         ("--cache f1b0_scm:101", "3 digits"),
@@ -82,6 +81,10 @@ fn usage() {
     shell.run(&["inspect", "a.png", "--verify"]).code(2).stderr("have no effect on a picture");
     shell.run(&["setup", "--check", "--via", "pip"]).code(2).stderr("cannot be used with");
     shell.run(&["--engine", emoji().to_str().unwrap()]).code(2).stderr("no prompt; give one with --prompt");
+    let last = ["--engine", emoji().to_str().unwrap(), "--prompt", "owl", "--seed", "18446744073709551615", "-n", "2"]
+        .map(String::from);
+    let last: Vec<&str> = last.iter().map(String::as_str).collect();
+    shell.run(&last).code(2).stderr("--seed is too large for --count pictures");
     shell
         .run(&["--engine", data("tiny-flux").to_str().unwrap()])
         .code(2)
