@@ -72,7 +72,7 @@ pub enum WeightsChoice {
     Auto,
     /// ONNX Runtime converts and packs the weights: fastest steps, slow load, 4 bytes of memory a parameter.
     Packed,
-    /// Weights stay in the page cache: loads in milliseconds, little private memory, slower steps.
+    /// Weights stay in the page cache: no private copy, slower steps. For models that do not fit as f32.
     Mapped,
 }
 

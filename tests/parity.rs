@@ -2,8 +2,7 @@
 //! final latents; for policies that decide per block also each block's decision, diff and threshold.
 //!
 //! `tests/data/oracle` holds what cache-dit did on the model of `tests/data/tiny-flux` (random weights, made so that
-//! decisions vary). Cases whose options this engine does not have yet are listed by name in [`NOT_YET`]; the test fails
-//! when one of them becomes possible, so the list cannot grow stale.
+//! decisions vary). The two cases that this engine cannot run are listed by name in [`NOT_YET`]; every other case must run.
 
 mod common;
 

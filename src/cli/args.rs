@@ -144,7 +144,7 @@ pub struct LoadArgs {
     /// The folder of the weights, instead of the one that the engine names
     #[arg(long, value_name = "DIR")]
     weights: Option<PathBuf>,
-    /// Where the weights live: packed (fast steps), mapped (fast load, little memory), or by size
+    /// Where the weights live: packed (fast steps), mapped (no f32 copy; for models that do not fit), or by size
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Auto)]
     weights_mode: Mode,
     /// One block a session (fits every cache), or all in one (a little faster; only without a cache)

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(crate) enum WeightsMode {
     /// ONNX Runtime folds casts and packs matrices: fastest to run, a private f32 copy of all weights.
     Packed,
-    /// Weights stay in the page cache: loads in milliseconds, hardly any private memory, runs a little slower.
+    /// Weights stay in the page cache and are converted while running: no private copy, slower steps.
     Mapped,
 }
 
