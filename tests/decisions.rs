@@ -454,6 +454,7 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("non_compute_blocks_diff_threshold", "f1b4w3r0.3id0", "f1b4w3r0.3id0nt0.2"),
     ("enable_alter_cache", "f1b0w3r0.1", "f1b0w3r0.1al1"),
     ("alter_residual_diff_threshold", "f1b0w3r0.1al1", "f1b0w3r0.1al1at0.1"),
+    ("enable_encoder_residual", "f1b5w3r0.2", "f1b5w3r0.2er0"),
     ("calibrator_type", "f1b0w4r0.1", "f1b0w4r0.1_t1"),
     ("calibrator_type", "f1b0w4r0.1_t1", "f1b0w4r0.1_foca"),
     ("calibrator_type", "f1b0w4r0.1_foca", "f1b0w4r0.1_dmd4"),
@@ -461,6 +462,7 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("enable_encoder_calibrator", "f1b2w4r0.1_t1", "f1b2w4r0.1_t1_ce0"),
     ("calibrator_cache_type", "f1b0w4r0.1_t1", "f1b0w4r0.1_t1_hs1"),
     ("taylorseer_order", "f1b0w4r0.1_t1", "f1b0w4r0.1_t2"),
+    ("taylorseer_first_step", "f1b0w4r0.1_t2", "f1b0w4r0.1_t2tf2"),
     ("dmd_history", "f1b0w6r0.1_dmd6", "f1b0w6r0.1_dmd4"),
     ("dmd_rank", "f1b0w6r0.1_dmd6", "f1b0w6r0.1_dmd6_dk1"),
     ("dmd_ridge", "f1b0w6r0.1_dmd6", "f1b0w6r0.1_dmd6_dg0.1"),
@@ -497,6 +499,7 @@ const PRUNE_PAIRS: &[(&str, &str, &str)] = &[
     ("enable_calibrator", "prune_f0b0w4r0.1_t1", "prune_f0b0w4r0.1_t1_ch0"),
     ("enable_encoder_calibrator", "prune_f0b0w4r0.1_t1", "prune_f0b0w4r0.1_t1_ce0"),
     ("taylorseer_order", "prune_f0b0w4r0.1_t1", "prune_f0b0w4r0.1_t2"),
+    ("taylorseer_first_step", "prune_f0b0w4r0.1_t2", "prune_f0b0w4r0.1_t2tf2"),
     ("dmd_history", "prune_f0b0w6r0.1_dmd6", "prune_f0b0w6r0.1_dmd4"),
     ("dmd_rank", "prune_f0b0w6r0.1_dmd6", "prune_f0b0w6r0.1_dmd6_dk1"),
     ("dmd_ridge", "prune_f0b0w6r0.1_dmd6", "prune_f0b0w6r0.1_dmd6_dg0.1"),
@@ -605,6 +608,9 @@ mod toy {
                 if step == 0 {
                     *kept = Kept { calibrator: config.calibrator(self.block, kind), tensors: Vec::new() };
                 }
+                if !config.corrects(self.block, kind) {
+                    continue;
+                }
                 let computed = match config.cache_type(self.block, kind) {
                     CalibratorCacheType::Residual => minus(after, before),
                     CalibratorCacheType::HiddenStates => after.clone(),
@@ -622,6 +628,9 @@ mod toy {
         /// Instead of running the unit.
         fn reuse(&mut self, config: &PolicyConfig, step: usize, streams: &mut Streams) {
             for ((kind, kept), stream) in KINDS.into_iter().zip(&mut self.streams).zip(streams) {
+                if !config.corrects(self.block, kind) {
+                    continue;
+                }
                 let reused = kept.forecast(step);
                 *stream = match config.cache_type(self.block, kind) {
                     CalibratorCacheType::Residual => plus(stream, &reused),

@@ -151,6 +151,7 @@ fn it_is_refused_with_the_reason() {
         ("none", &batch, "has no effect with --cache none"),
         ("prune_f1b0w4r0.3", &batch, "decides on each block alone"),
         ("f1b0w4r0.3_t1", &batch, "calibrator"),
+        ("f1b0w4r0.3er0", &batch, "keeps nothing of the text"),
         (
             r#"{"Fn_compute_blocks": 1, "Bn_compute_blocks": 2, "Bn_compute_blocks_ids": [0]}"#,
             &batch,

@@ -20,6 +20,9 @@ use std::str::FromStr;
 use super::dmd::{Dmd, Gram};
 use crate::error::{Error, Result};
 
+/// `taylorseer_first_step` of cache-dit 1.5.3.
+pub(super) const FIRST_STEP: usize = 3;
+
 /// Weights of a sum of tensors.
 pub type Sum = Vec<f64>;
 
@@ -44,6 +47,9 @@ pub enum CalibratorKind {
     TaylorSeer {
         /// n, the highest derivative; at least 1.
         taylorseer_order: usize,
+        /// The first step (from 0) on which derivatives are formed: 3 as in cache-dit 1.5.3, 2 as in FBCache of 0.1.0,
+        /// whose clock was one step ahead; at least 1, since step 0 has nothing before it.
+        taylorseer_first_step: usize,
     },
     /// With `full`, `prev` the last two computed tensors, and `now`, `last` the last two of any kind:
     /// `full + min(k, 3)/2 * ((full - prev) + (now - last))`, drawn towards `full` by `3/k` beyond 3 steps.
@@ -119,7 +125,7 @@ impl CalibratorType {
     /// slope.
     pub fn kind(self) -> CalibratorKind {
         match self {
-            Self::TaylorSeer => CalibratorKind::TaylorSeer { taylorseer_order: 1 },
+            Self::TaylorSeer => CalibratorKind::TaylorSeer { taylorseer_order: 1, taylorseer_first_step: FIRST_STEP },
             Self::FoCa => CalibratorKind::FoCa,
             Self::Dmd => CalibratorKind::Dmd {
                 dmd_history: 6,
@@ -233,9 +239,12 @@ impl CalibratorConfig {
     /// `Usage` with the reason and a remedy.
     pub fn check(&self) -> Result<()> {
         match self.kind {
-            CalibratorKind::TaylorSeer { taylorseer_order: 0 } => {
+            CalibratorKind::TaylorSeer { taylorseer_order: 0, .. } => {
                 Err(Error::usage("taylorseer_order is 0, which repeats the last residual; leave the calibrator out"))
             }
+            CalibratorKind::TaylorSeer { taylorseer_first_step: 0, .. } => Err(Error::usage(
+                "taylorseer_first_step is 0, but a derivative needs a step before it; use 1 or more (cache-dit: 3)",
+            )),
             CalibratorKind::Dmd { dmd_history: ..4, .. } => {
                 Err(Error::usage("dmd_history is below 4, the fewest tensors that DMD can fit; use 4 or more"))
             }
@@ -252,7 +261,12 @@ impl CalibratorConfig {
     /// The state for one tensor of one branch.
     pub fn calibrator(&self) -> Box<dyn Calibrator> {
         match self.kind {
-            CalibratorKind::TaylorSeer { taylorseer_order } => Box::new(TaylorSeer::new(taylorseer_order)),
+            CalibratorKind::TaylorSeer { taylorseer_order, taylorseer_first_step } => Box::new(TaylorSeer {
+                order: taylorseer_order,
+                first_step: taylorseer_first_step,
+                last: 0.0,
+                levels: 0,
+            }),
             CalibratorKind::FoCa => Box::new(FoCa::default()),
             CalibratorKind::Dmd { dmd_history, dmd_rank, dmd_ridge, dmd_fallback } => {
                 Box::new(Dmd::new(dmd_history, dmd_rank, dmd_ridge, dmd_fallback))
@@ -304,15 +318,10 @@ pub(super) fn pick(index: usize, n: usize) -> Sum {
 /// Keeps the last computed tensor and its differences.
 struct TaylorSeer {
     order: usize,
+    first_step: usize,
     last: f64,
     /// How many of `D[0]`, `D[1]`, … are kept.
     levels: usize,
-}
-
-impl TaylorSeer {
-    fn new(order: usize) -> Self {
-        Self { order, last: -1.0, levels: 0 }
-    }
 }
 
 impl Calibrator for TaylorSeer {
@@ -325,11 +334,9 @@ impl Calibrator for TaylorSeer {
         let window = t - self.last;
         let columns = self.levels + 1;
         let mut rows = vec![pick(self.levels, columns)];
-        // A level needs the level below it from the put before; the first two steps count as no history.
-        for i in 0..self.order.min(self.levels) {
-            if t <= 1.0 {
-                break;
-            }
+        // A level needs the level below it from the put before; the first steps count as no history.
+        let levels = if step >= self.first_step { self.order.min(self.levels) } else { 0 };
+        for i in 0..levels {
             let below = &rows[i];
             let row = (0..columns).map(|c| (below[c] - if c == i { 1.0 } else { 0.0 }) / window).collect();
             rows.push(row);
@@ -442,6 +449,10 @@ pub(super) mod tests {
         a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12 * (1.0 + b.abs()))
     }
 
+    fn taylorseer(taylorseer_order: usize) -> CalibratorKind {
+        CalibratorKind::TaylorSeer { taylorseer_order, taylorseer_first_step: FIRST_STEP }
+    }
+
     /// Follows the formula of [`CalibratorKind::TaylorSeer`] literally.
     fn taylor(order: usize, puts: &[(usize, f64)], at: usize) -> f64 {
         let (mut d, mut last): (Vec<f64>, f64) = (Vec::new(), -1.0);
@@ -465,7 +476,7 @@ pub(super) mod tests {
     fn taylorseer_follows_its_formula() {
         let y = |step: usize| (step as f64 * 0.7).sin() + 0.1 * step as f64;
         for order in 1..=4 {
-            let mut stream = Stream::new(CalibratorKind::TaylorSeer { taylorseer_order: order });
+            let mut stream = Stream::new(taylorseer(order));
             let mut puts = Vec::new();
             for step in 0..20 {
                 if step < 4 || step % 3 == 0 || step == 13 {
@@ -480,14 +491,17 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn taylorseer_has_no_derivative_before_the_fourth_step() {
-        let mut stream = Stream::new(CalibratorKind::TaylorSeer { taylorseer_order: 2 });
-        for step in 0..3 {
+    fn taylorseer_has_no_derivative_before_its_first_step() {
+        for taylorseer_first_step in 1..5 {
+            let mut stream = Stream::new(CalibratorKind::TaylorSeer { taylorseer_order: 2, taylorseer_first_step });
+            for step in 0..taylorseer_first_step {
+                stream.put(step, &[step as f64]);
+                assert_eq!(stream.kept.len(), 1);
+            }
+            let step = taylorseer_first_step;
             stream.put(step, &[step as f64]);
-            assert_eq!(stream.kept.len(), 1);
+            assert!(close(&stream.get(step + 2), &[step as f64 + 2.0]));
         }
-        stream.put(3, &[3.0]);
-        assert!(close(&stream.get(5), &[5.0]));
     }
 
     #[test]
@@ -545,7 +559,7 @@ pub(super) mod tests {
 
     #[test]
     fn one_tensor_more_than_the_capacity_is_enough() {
-        let orders = (1..5).map(|taylorseer_order| CalibratorKind::TaylorSeer { taylorseer_order });
+        let orders = (1..5).map(taylorseer);
         for kind in orders.chain([CalibratorKind::FoCa, CalibratorType::Dmd.kind()]) {
             let mut calibrator = CalibratorConfig::new(kind).calibrator();
             let mut slots = Slots { kept: Vec::new(), capacity: calibrator.capacity() };
@@ -567,7 +581,8 @@ pub(super) mod tests {
     #[test]
     fn senseless_options_are_refused() {
         for kind in [
-            CalibratorKind::TaylorSeer { taylorseer_order: 0 },
+            taylorseer(0),
+            CalibratorKind::TaylorSeer { taylorseer_order: 1, taylorseer_first_step: 0 },
             CalibratorKind::Dmd { dmd_history: 3, dmd_rank: 0, dmd_ridge: 1e-8, dmd_fallback: DmdFallback::Corrected },
             CalibratorKind::Dmd { dmd_history: 6, dmd_rank: 0, dmd_ridge: -1.0, dmd_fallback: DmdFallback::Corrected },
         ] {

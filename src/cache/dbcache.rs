@@ -98,6 +98,9 @@ pub struct DbCacheConfig {
     /// The threshold that then replaces all others; `None` = 1, so that odd steps are always skipped once one was
     /// computed, and what they reuse is never renewed.
     pub alter_residual_diff_threshold: Option<f64>,
+    /// Whether a skipped middle corrects the text stream, too. `false`: there it stays what the head made of it, and
+    /// nothing is kept of it, as FBCache of 0.1.0 does with TaylorSeer.
+    pub enable_encoder_residual: bool,
     /// Forecasts the residuals of the middle on skipped steps; `None` = the last ones are repeated.
     pub calibrator: Option<CalibratorConfig>,
 }
@@ -126,6 +129,7 @@ impl Default for DbCacheConfig {
             downsample_factor: 1,
             enable_alter_cache: false,
             alter_residual_diff_threshold: None,
+            enable_encoder_residual: true,
             calibrator: None,
         }
     }
@@ -330,6 +334,12 @@ impl DbCacheConfig {
         }
         if let Some(calibrator) = &self.calibrator {
             calibrator.check()?;
+            if calibrator.enable_encoder_calibrator && !self.enable_encoder_residual {
+                return refuse(
+                    "enable_encoder_calibrator has no effect: enable_encoder_residual is false, so nothing is kept of \
+                     the text; set one of them the other way",
+                );
+            }
         }
         self.schedule().check()
     }

@@ -69,6 +69,7 @@ fn cache_json(config: &DbCacheConfig) -> Value {
         downsample_factor,
         enable_alter_cache,
         alter_residual_diff_threshold,
+        enable_encoder_residual,
         calibrator,
     } = config;
     json!({
@@ -95,6 +96,7 @@ fn cache_json(config: &DbCacheConfig) -> Value {
         "downsample_factor": downsample_factor,
         "enable_alter_cache": enable_alter_cache,
         "alter_residual_diff_threshold": alter_residual_diff_threshold,
+        "enable_encoder_residual": enable_encoder_residual,
         "calibrator": calibrator::to_json(calibrator.as_ref(), true),
     })
 }
@@ -183,6 +185,9 @@ pub(super) fn parse(text: &str) -> Result<PolicyConfig> {
     };
     let mut set = PolicyOverrides::default();
     let mut limits = Limits::default();
+    if object.get("cache_type").and_then(Value::as_str).is_some_and(tag::is_fbcache) {
+        calibrator::of_fbcache(&object, &mut set);
+    }
     // The switches come first: what a key about the text stream means hangs on them.
     let (switches, others): (Vec<_>, Vec<_>) =
         object.iter().filter(|(_, value)| !value.is_null()).partition(|(key, _)| calibrator::is_switch(key));
@@ -268,6 +273,7 @@ fn option(key: &str, value: &Value, set: &mut PolicyOverrides, limits: &mut Limi
         "max_Bn_compute_blocks" => limits.max_bn = limit()?,
         "enable_alter_cache" => set.enable_alter_cache = Some(switch(key, value)?),
         "alter_residual_diff_threshold" => set.alter_residual_diff_threshold = Some(OrNone(Some(number()?))),
+        "enable_encoder_residual" => set.enable_encoder_residual = Some(switch(key, value)?),
         "force_reduce_calibrator_vram" => limits.reduces_calibrator_vram = switch(key, value)?,
         _ if is_off(value) && is_old_switch(key) => {}
         _ if calibrator::option(key, value, set)? => {}

@@ -63,7 +63,8 @@ impl PolicyConfig {
         let units = middle.into_iter().map(|blocks| (None, blocks));
         for (block, blocks) in units.chain(singles.iter().map(|&block| (Some(block), block..block + 1))) {
             for stream in streams {
-                if !stream.is_written.get(blocks.clone()).unwrap_or_default().contains(&true) {
+                let is_written = stream.is_written.get(blocks.clone()).unwrap_or_default().contains(&true);
+                if !is_written || !self.corrects(block, stream.kind) {
                     continue;
                 }
                 match self.calibrator(block, stream.kind) {

@@ -18,7 +18,7 @@
 //! 4. `Compute`: run the unit; then, if the policy [`keeps`](CachePolicy::keeps) it, keep the compared tensor, and of
 //!    each stream the change (or the output, by [`cache_type`](PolicyConfig::cache_type)): with a
 //!    [`calibrator`](PolicyConfig::calibrator) through its [`put`](Calibrator::put), else in the place of the last one.
-//! 5. `Skip`: of each stream, take the calibrator's [`get`](Calibrator::get), then ask
+//! 5. `Skip`: of each stream that the policy [`corrects`](PolicyConfig::corrects), take the calibrator's [`get`](Calibrator::get), then ask
 //!    [`after_get`](Calibrator::after_get); or take what was kept; add it to the stream, or put it in its place, by the same rule.
 //!
 //! Calibrators are given [`calibrator_step`](CachePolicy::calibrator_step) as the step; where that is 0, each unit's
@@ -320,6 +320,16 @@ impl PolicyConfig {
             _ => return None,
         };
         config.forecasts(stream).then(|| config.calibrator())
+    }
+
+    /// Whether skipping the middle (`block` is `None`) or one of the [`single_blocks`](Self::single_blocks) changes this
+    /// stream at all. If not, nothing is kept of it: it stays what the blocks before made of it.
+    pub fn corrects(&self, block: Option<usize>, stream: StreamKind) -> bool {
+        match self {
+            Self::Replay { config, .. } => config.corrects(block, stream),
+            Self::DbCache(config) => config.enable_encoder_residual || block.is_some() || stream == StreamKind::Hidden,
+            Self::None | Self::DbPrune(_) => true,
+        }
     }
 
     /// What is kept of the middle or of a block in one stream, and how it is used again: added to the stream as a

@@ -44,12 +44,14 @@ pub struct PolicyOverrides {
     pub compare_all_streams: Option<bool>,
     pub enable_alter_cache: Option<bool>,
     pub alter_residual_diff_threshold: Option<OrNone<f64>>,
+    pub enable_encoder_residual: Option<bool>,
     /// `none` = no calibrator. The options below need one; they are explained at [`CalibratorConfig`].
     pub calibrator_type: Option<OrNone<CalibratorType>>,
     pub enable_calibrator: Option<bool>,
     pub enable_encoder_calibrator: Option<bool>,
     pub calibrator_cache_type: Option<CalibratorCacheType>,
     pub taylorseer_order: Option<usize>,
+    pub taylorseer_first_step: Option<usize>,
     pub dmd_history: Option<usize>,
     pub dmd_rank: Option<usize>,
     pub dmd_ridge: Option<f64>,
@@ -124,7 +126,7 @@ where
 
 impl PolicyOverrides {
     /// The names of all options, in the order of the fields, spelled as in cache-dit.
-    pub const NAMES: [&'static str; 38] = [
+    pub const NAMES: [&'static str; 40] = [
         "Fn_compute_blocks",
         "Bn_compute_blocks",
         "residual_diff_threshold",
@@ -154,11 +156,13 @@ impl PolicyOverrides {
         "compare_all_streams",
         "enable_alter_cache",
         "alter_residual_diff_threshold",
+        "enable_encoder_residual",
         "calibrator_type",
         "enable_calibrator",
         "enable_encoder_calibrator",
         "calibrator_cache_type",
         "taylorseer_order",
+        "taylorseer_first_step",
         "dmd_history",
         "dmd_rank",
         "dmd_ridge",
@@ -198,11 +202,13 @@ impl PolicyOverrides {
             compare_all_streams,
             enable_alter_cache,
             alter_residual_diff_threshold,
+            enable_encoder_residual,
             calibrator_type,
             enable_calibrator,
             enable_encoder_calibrator,
             calibrator_cache_type,
             taylorseer_order,
+            taylorseer_first_step,
             dmd_history,
             dmd_rank,
             dmd_ridge,
@@ -238,11 +244,13 @@ impl PolicyOverrides {
             compare_all_streams.is_some(),
             enable_alter_cache.is_some(),
             alter_residual_diff_threshold.is_some(),
+            enable_encoder_residual.is_some(),
             calibrator_type.is_some(),
             enable_calibrator.is_some(),
             enable_encoder_calibrator.is_some(),
             calibrator_cache_type.is_some(),
             taylorseer_order.is_some(),
+            taylorseer_first_step.is_some(),
             dmd_history.is_some(),
             dmd_rank.is_some(),
             dmd_ridge.is_some(),
@@ -278,6 +286,7 @@ impl PolicyOverrides {
         set_or_none(&mut config.non_compute_blocks_diff_threshold, &self.non_compute_blocks_diff_threshold);
         set(&mut config.enable_alter_cache, &self.enable_alter_cache);
         set_or_none(&mut config.alter_residual_diff_threshold, &self.alter_residual_diff_threshold);
+        set(&mut config.enable_encoder_residual, &self.enable_encoder_residual);
         self.first_given(&[
             "non_prune_block_ids",
             "max_pruned_steps",
@@ -324,6 +333,7 @@ impl PolicyOverrides {
             "non_compute_blocks_diff_threshold",
             "enable_alter_cache",
             "alter_residual_diff_threshold",
+            "enable_encoder_residual",
         ])
     }
 
@@ -341,9 +351,10 @@ impl PolicyOverrides {
             set(&mut config.calibrator_cache_type, &self.calibrator_cache_type);
             used.extend(["enable_calibrator", "enable_encoder_calibrator", "calibrator_cache_type"]);
             match &mut config.kind {
-                CalibratorKind::TaylorSeer { taylorseer_order } => {
+                CalibratorKind::TaylorSeer { taylorseer_order, taylorseer_first_step } => {
                     set(taylorseer_order, &self.taylorseer_order);
-                    used.push("taylorseer_order");
+                    set(taylorseer_first_step, &self.taylorseer_first_step);
+                    used.extend(["taylorseer_order", "taylorseer_first_step"]);
                 }
                 CalibratorKind::FoCa => {}
                 CalibratorKind::Dmd { dmd_history, dmd_rank, dmd_ridge, dmd_fallback } => {
@@ -415,6 +426,7 @@ mod tests {
             bn_compute_blocks_ids: Some("2,0".parse()?),
             non_compute_blocks_diff_threshold: Some("0.0625".parse()?),
             enable_alter_cache: Some(false),
+            enable_encoder_residual: Some(true),
             calibrator_type: Some("DMD".parse()?),
             enable_calibrator: Some(false),
             enable_encoder_calibrator: Some(true),
@@ -426,7 +438,8 @@ mod tests {
             ..Default::default()
         };
         let of_prune = PolicyOverrides::NAMES[19..27].iter();
-        let others: Vec<_> = of_prune.chain(&["alter_residual_diff_threshold", "taylorseer_order"]).collect();
+        let others: Vec<_> =
+            of_prune.chain(&["alter_residual_diff_threshold", "taylorseer_order", "taylorseer_first_step"]).collect();
         let expected: Vec<_> = PolicyOverrides::NAMES.into_iter().filter(|name| !others.contains(&name)).collect();
         assert_eq!(all.given(), expected);
         let config = PolicyConfig::from_tag("dbcache")?.with(&all)?;

@@ -69,7 +69,9 @@ struct Needs {
 impl Needs {
     fn of(kind: &CalibratorKind) -> Self {
         match kind {
-            CalibratorKind::TaylorSeer { .. } => Self { name: "TaylorSeer", kept: 2, first_step: 3 },
+            CalibratorKind::TaylorSeer { taylorseer_first_step, .. } => {
+                Self { name: "TaylorSeer", kept: 2, first_step: *taylorseer_first_step }
+            }
             CalibratorKind::FoCa => Self { name: "FoCa", kept: 2, first_step: 1 },
             CalibratorKind::Dmd { dmd_fallback: DmdFallback::Corrected, .. } => {
                 Self { name: "DMD", kept: 2, first_step: 3 }
@@ -96,6 +98,7 @@ mod tests {
     fn a_calibrator_that_could_forecast_is_accepted() -> Result<()> {
         for tag in [
             "f1b0w4_t1",
+            "f1b0w3r1_t1tf2",
             "f1b0w0_t1",
             "f1b0w4r1_t1",
             "f1b0w0r1mc3_t1",
@@ -117,6 +120,7 @@ mod tests {
         let (no_points, no_skip) = ("set max_warmup_steps to", "no step of this run may be skipped");
         for (tag, words) in [
             ("f1b0w3r1_t1", no_points),
+            ("f1b0w4r1_t1tf4", no_points),
             ("f1b0w0r1m3_t1", no_points),
             ("f1b0w1r1_foca", no_points),
             ("f1b0w3r1_dmd6", no_points),

@@ -43,6 +43,7 @@ impl PolicyConfig {
     /// | `dr` | `dynamic_prune_threshold_relax_ratio` | `dn` | `dynamic_prune_threshold_diffs`, 0 = all |
     /// | `as` | `compare_all_streams`, 0 or 1 | | |
     /// | `al` | `enable_alter_cache`, 0 or 1 | `at` | `alter_residual_diff_threshold` |
+    /// | `er` | `enable_encoder_residual`, 0 or 1 | `tf` | `taylorseer_first_step` |
     /// | `t` | TaylorSeer, `taylorseer_order` | `foca` | FoCa |
     /// | `dmd` | DMD, `dmd_history`, `_fallback`: `dmd6:reference` | `hs` | `calibrator_cache_type`, 1 = hidden states |
     /// | `dk` | `dmd_rank` | `dg` | `dmd_ridge` |
@@ -72,7 +73,7 @@ impl FromStr for PolicyConfig {
 pub(super) fn preset(name: &str) -> Result<PolicyConfig> {
     match name.to_ascii_lowercase().as_str() {
         "none" | "no_cache" | "nocache" | "nc" => Ok(PolicyConfig::None),
-        "fb" | "fbcache" | "first_block_cache" => Ok(PolicyConfig::DbCache(DbCacheConfig::fb())),
+        _ if is_fbcache(name) => Ok(PolicyConfig::DbCache(DbCacheConfig::fb())),
         "db" | "dbcache" | "db_cache" | "dual_block_cache" => Ok(PolicyConfig::DbCache(DbCacheConfig::default())),
         "cache-dit" | "cache_dit" => Ok(PolicyConfig::DbCache(DbCacheConfig::cache_dit())),
         "prune" | "dbp" | "dbprune" | "db_prune" | "dynamic_block_prune" => {
@@ -85,6 +86,11 @@ pub(super) fn preset(name: &str) -> Result<PolicyConfig> {
             "unknown policy `{name}`; expected `none`, `fb`, `dbcache`, `cache-dit` or `prune`"
         ))),
     }
+}
+
+/// Whether this is a name of FBCache.
+pub(super) fn is_fbcache(name: &str) -> bool {
+    ["fb", "fbcache", "first_block_cache"].contains(&name.to_ascii_lowercase().as_str())
 }
 
 /// Presets as a tag may begin with them, longest first.
@@ -168,6 +174,8 @@ mod tests {
             ("l0.05ic0.06ds4cf1cds0", "f8b8w8i1r0.12l0.05ic0.06ds4cf1cds0"),
             ("at0.2al1", "f8b8w8i1r0.12al1at0.2"),
             ("T1f1", "f1b8w8i1r0.12_t1"),
+            ("er0T3tf2ce0", "f8b8w8i1r0.12er0_t3_tf2_ce0"),
+            ("t1tf3", "f8b8w8i1r0.12_t1"),
             ("FoCa_ch0", "f8b8w8i1r0.12_foca_ch0"),
             ("t2ce0hs1_scm:fast", "f8b8w8i1r0.12_scm:fast_t2_ce0_hs1"),
             ("dmd6_REFERENCE_dk2dg1e-6", "f8b8w8i1r0.12_dmd6:reference_dk2_dg0.000001"),
@@ -241,6 +249,10 @@ mod tests {
             ("DBCache_F1B2_W4I1M0MC0_R0.14_CFG0_DMDH6l_S22", "dmd_svd_precision is low"),
             ("DBCache_F1B2_W4I1M0MC0_R0.14_CFG0_DMDH6x_S22", "unknown part `x` after `dmdh`"),
             ("t0", "leave the calibrator out"),
+            ("t1tf0", "taylorseer_first_step is 0"),
+            ("t1er0", "enable_encoder_calibrator has no effect"),
+            ("prune_er0", "the policy `prune` has no option enable_encoder_residual"),
+            ("foca_tf2", "taylorseer_first_step has no effect: the calibrator is foca"),
             ("t1_foca", "`foca` is a second calibrator"),
             ("t1_t2", "`t` is a second calibrator"),
             ("dmd3", "use 4 or more"),
@@ -289,14 +301,14 @@ mod tests {
     prop_compose! {
         fn any_calibrator()(
             which in 0..3,
-            counts in (1..9usize, 4..9usize, 0..4usize),
+            counts in (1..9usize, 4..9usize, 0..4usize, 1..5usize),
             ridge in prop_oneof![Just(1e-8), number()],
             switches in any::<(bool, bool, bool, bool)>(),
         ) -> CalibratorConfig {
             let dmd_fallback = if switches.0 { DmdFallback::Reference } else { DmdFallback::Corrected };
             CalibratorConfig {
                 kind: match which {
-                    0 => CalibratorKind::TaylorSeer { taylorseer_order: counts.0 },
+                    0 => CalibratorKind::TaylorSeer { taylorseer_order: counts.0, taylorseer_first_step: counts.3 },
                     1 => CalibratorKind::FoCa,
                     _ => CalibratorKind::Dmd {
                         dmd_history: counts.1,
@@ -323,7 +335,7 @@ mod tests {
             numbers in (number(), prop::collection::vec(prop::option::of(number()), 5)),
             mask in mask(),
             policies in policies(),
-            switches in any::<(bool, bool, bool)>(),
+            switches in any::<(bool, bool, bool, bool)>(),
             ids in prop::option::of(prop::collection::btree_set(0..99usize, 1..5)),
             calibrator in prop::option::of(any_calibrator()),
         ) -> PolicyConfig {
@@ -349,6 +361,7 @@ mod tests {
                 downsample_factor: blocks.4,
                 enable_alter_cache: switches.2,
                 alter_residual_diff_threshold: numbers.1[4].filter(|_| switches.2),
+                enable_encoder_residual: switches.3,
                 calibrator,
             })
         }

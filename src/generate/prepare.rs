@@ -15,7 +15,7 @@ use super::request::{Part, Request, RequestOptions, elapsed_ms};
 use super::samples::{self, BranchSamples, Samples};
 use super::scheduler::Schedule;
 use super::unit::{Unit, UnitSpec};
-use crate::cache::{BlocksSplit, Branch, PolicyConfig, RunShape};
+use crate::cache::{BlocksSplit, Branch, PolicyConfig, RunShape, StreamKind};
 use crate::engine::Loaded;
 use crate::error::{Error, Result};
 use crate::model::graph::ports;
@@ -51,6 +51,9 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
         memory::check(manifest, options, run, &extents, limit)?;
     }
     let mut warnings: Vec<Warning> = options.cache.warnings(run).into_iter().map(Warning::Setting).collect();
+    if manifest.streams.len() == 1 && !options.cache.corrects(None, StreamKind::Encoder) {
+        warnings.push(Warning::Setting("enable_encoder_residual has no effect: the model has no text stream".into()));
+    }
 
     let mut buffers = Buffers::default();
     let mut timings = Timings::default();

@@ -99,6 +99,9 @@ pub(super) fn check(options: &RequestOptions, manifest: &Manifest, batch: usize)
                 "does not go with the calibrator of `{cache}`, whose past is the whole batch's; leave it out"
             ))
         }
+        PolicyConfig::DbCache(config) if !config.enable_encoder_residual => refuse(format!(
+            "does not go with `{cache}`, which keeps nothing of the text; leave enable_encoder_residual out"
+        )),
         PolicyConfig::DbCache(_) => Ok(()),
     }
 }

@@ -30,6 +30,9 @@ pub(crate) struct Unit {
 enum Kept {
     /// The residual of the last computed step.
     Residual(Box<Residual>),
+    /// Nothing: a skipped step hands the stream on as it is.
+    /// Without a graph, a loop in host memory.
+    Nothing { before: BufferId, after: BufferId, copy: Option<Box<Op>> },
     /// What a calibrator needs.
     Forecast { forecast: Box<Forecast>, stream: usize },
 }
@@ -115,7 +118,7 @@ impl Unit {
     pub(crate) fn residuals(&self) -> impl Iterator<Item = (usize, Joined)> {
         self.kept.iter().filter_map(|kept| match kept {
             Kept::Residual(residual) => Some((residual.stream, residual.tensors)),
-            Kept::Forecast { .. } => None,
+            Kept::Nothing { .. } | Kept::Forecast { .. } => None,
         })
     }
 
@@ -141,6 +144,7 @@ impl Unit {
                     host::subtract(buffers, after, before, kept)
                 }
             },
+            Kept::Nothing { .. } => Ok(()),
             Kept::Forecast { forecast, stream } => {
                 let fresh = if step == 0 { cache.calibrator(block, stream_kind(*stream)) } else { None };
                 forecast.put(step, fresh, buffers)
@@ -158,6 +162,8 @@ impl Unit {
                     host::add(buffers, before, kept, after)
                 }
             },
+            Kept::Nothing { copy: Some(copy), .. } => copy.run(),
+            Kept::Nothing { before, after, copy: None } => host::copy(buffers, *before, *after),
             Kept::Forecast { forecast, .. } => forecast.apply(step, buffers),
         })
     }
@@ -167,6 +173,7 @@ impl Unit {
         for kept in &self.kept {
             match kept {
                 Kept::Residual(residual) => bytes.residuals += buffers.bytes(residual.tensors.kept),
+                Kept::Nothing { .. } => {}
                 Kept::Forecast { forecast, .. } => bytes.calibrators += forecast.bytes(buffers),
             }
         }
@@ -186,6 +193,12 @@ impl Kept {
     ) -> Result<Self> {
         let dtype = stream_dtype(engine, stream)?;
         let shape = buffers.shape(after).to_vec();
+        if !cache.corrects(block, stream_kind(stream)) {
+            let is_on_host = engine.computes_on_host(&[dtype]);
+            let copy = || engine.arithmetic(dtype, dtype, shape.len())?.bind_keep(buffers, before, after);
+            let copy = (!is_on_host).then(copy).transpose()?;
+            return Ok(Self::Nothing { before, after, copy: copy.map(Box::new) });
+        }
         let kept = cache_dtype.of(dtype);
         let arithmetic = engine.arithmetic(dtype, kept, shape.len())?;
         if let Some(calibrator) = cache.calibrator(block, stream_kind(stream)) {

@@ -25,14 +25,20 @@ pub(crate) fn add(buffers: &mut Buffers, a: BufferId, b: BufferId, out: BufferId
     Ok(())
 }
 
+/// out = a, both f32 and of one shape.
+pub(crate) fn copy(buffers: &mut Buffers, a: BufferId, out: BufferId) -> Result<()> {
+    let ([a], out) = buffers.split([a], out)?;
+    out.copy_from_slice(a);
+    Ok(())
+}
+
 /// kept = what is compared now, of each stream.
 pub(crate) fn keep(buffers: &mut Buffers, streams: &[Compared], tensor: DiffTensor) -> Result<()> {
     for stream in streams {
         match tensor {
             DiffTensor::HeadResidual => subtract(buffers, stream.after, stream.before, stream.kept)?,
             DiffTensor::HeadOutput | DiffTensor::BlockInput => {
-                let ([after], kept) = buffers.split([stream.after], stream.kept)?;
-                kept.copy_from_slice(after);
+                copy(buffers, stream.after, stream.kept)?;
             }
         }
     }

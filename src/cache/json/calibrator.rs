@@ -21,8 +21,9 @@ pub(super) fn to_json(config: Option<&CalibratorConfig>, has_cache_type: bool) -
         object.insert("calibrator_cache_type".into(), json!(calibrator_cache_type.as_str()));
     }
     match kind {
-        CalibratorKind::TaylorSeer { taylorseer_order } => {
+        CalibratorKind::TaylorSeer { taylorseer_order, taylorseer_first_step } => {
             object.insert("taylorseer_order".into(), json!(taylorseer_order));
+            object.insert("taylorseer_first_step".into(), json!(taylorseer_first_step));
         }
         CalibratorKind::FoCa => {}
         CalibratorKind::Dmd { dmd_history, dmd_rank, dmd_ridge, dmd_fallback } => {
@@ -46,6 +47,7 @@ pub(super) fn option(key: &str, value: &Value, set: &mut PolicyOverrides) -> Res
             set.calibrator_cache_type = Some(text(key, value)?.parse()?);
         }
         "taylorseer_order" => set.taylorseer_order = Some(count(key, value)?),
+        "taylorseer_first_step" => set.taylorseer_first_step = Some(count(key, value)?),
         "dmd_history" => set.dmd_history = Some(count(key, value)?),
         "dmd_rank" => set.dmd_rank = Some(count(key, value)?),
         "dmd_ridge" => set.dmd_ridge = Some(number(key, value)?),
@@ -68,8 +70,8 @@ fn nested(key: &str, value: &Value, set: &mut PolicyOverrides) -> Result<()> {
         if !is_known {
             return Err(Error::usage(format!(
                 "unknown option `{field}` in {key}; known are calibrator_type, enable_calibrator, \
-                 enable_encoder_calibrator, calibrator_cache_type, taylorseer_order, dmd_history, dmd_rank, dmd_ridge, \
-                 dmd_fallback"
+                 enable_encoder_calibrator, calibrator_cache_type, taylorseer_order, taylorseer_first_step, dmd_history, \
+                 dmd_rank, dmd_ridge, dmd_fallback"
             )));
         }
     }
@@ -108,6 +110,16 @@ fn legacy(key: &str, value: &Value, set: &mut PolicyOverrides) -> Result<bool> {
         set.enable_encoder_calibrator.get_or_insert(calibrator == CalibratorType::Dmd);
     }
     Ok(true)
+}
+
+/// What the switch of FBCache meant in release 0.1.0, where it had no options: order 2, derivatives from step 2 on, and
+/// a text stream that a skipped step does not correct. Options that are given beside it come later and win.
+pub(super) fn of_fbcache(object: &Map<String, Value>, set: &mut PolicyOverrides) {
+    if object.get("enable_taylorseer") == Some(&Value::Bool(true)) {
+        set.taylorseer_order = Some(2);
+        set.taylorseer_first_step = Some(2);
+        set.enable_encoder_residual = Some(false);
+    }
 }
 
 fn set_type(calibrator: CalibratorType, set: &mut PolicyOverrides) -> Result<()> {
@@ -169,6 +181,16 @@ mod tests {
         ] {
             let tag = PolicyConfig::from_json(json)?.to_string();
             assert_eq!(tag, format!("f8b8w8i1r0.12{expected}"), "{json}");
+        }
+        for (json, tag) in [
+            (r#"{"enable_taylorseer": true, "cache_type": "FBCache"}"#, "f1b0w8i1r0.08m8er0_t2_tf2_ce0"),
+            (
+                r#"{"enable_taylorseer": true, "cache_type": "FB", "taylorseer_order": 1}"#,
+                "f1b0w8i1r0.08m8er0_t1_tf2_ce0",
+            ),
+            (r#"{"enable_taylorseer": false, "cache_type": "FBCache"}"#, "f1b0w8i1r0.08m8"),
+        ] {
+            assert_eq!(PolicyConfig::from_json(json)?.to_string(), tag, "{json}");
         }
         let prune = r#"{"cache_type": "DBPrune", "force_reduce_calibrator_vram": true, "enable_foca": true}"#;
         assert_eq!(PolicyConfig::from_json(prune)?.to_string(), "prune_f8b8w8i1r0.08ds4_foca_ce0");

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::super::calibrator::{CalibratorCacheType, CalibratorConfig, CalibratorKind, DmdFallback};
+use super::super::calibrator::{CalibratorCacheType, CalibratorConfig, CalibratorKind, DmdFallback, FIRST_STEP};
 use super::super::dbcache::{DbCacheConfig, RefreshPolicy};
 use super::super::dbprune::DbPruneConfig;
 use super::super::mask::{StepsMask, StepsPolicy};
@@ -53,6 +53,7 @@ fn print_cache(config: &DbCacheConfig, out: &mut fmt::Formatter<'_>) -> fmt::Res
         downsample_factor,
         enable_alter_cache,
         alter_residual_diff_threshold,
+        enable_encoder_residual,
         calibrator,
     } = config;
     write!(out, "f{fn_compute_blocks}b{bn_compute_blocks}w{max_warmup_steps}i{warmup_interval}")?;
@@ -67,6 +68,7 @@ fn print_cache(config: &DbCacheConfig, out: &mut fmt::Formatter<'_>) -> fmt::Res
     optional(out, "cds", (!cfg_diff_compute_separate).then_some(0))?;
     optional(out, "al", enable_alter_cache.then_some(1))?;
     optional(out, "at", *alter_residual_diff_threshold)?;
+    optional(out, "er", (!enable_encoder_residual).then_some(0))?;
     optional(out, "_id", bn_compute_blocks_ids.as_deref().map(list))?;
     optional(out, "nt", *non_compute_blocks_diff_threshold)?;
     print_refresh(*force_refresh_step_hint, *force_refresh_step_policy, out)?;
@@ -125,7 +127,10 @@ fn print_prune(config: &DbPruneConfig, out: &mut fmt::Formatter<'_>) -> fmt::Res
 fn print_calibrator(config: &CalibratorConfig, out: &mut fmt::Formatter<'_>) -> fmt::Result {
     let CalibratorConfig { kind, enable_calibrator, enable_encoder_calibrator, calibrator_cache_type } = config;
     match kind {
-        CalibratorKind::TaylorSeer { taylorseer_order } => write!(out, "_t{taylorseer_order}")?,
+        CalibratorKind::TaylorSeer { taylorseer_order, taylorseer_first_step } => {
+            write!(out, "_t{taylorseer_order}")?;
+            optional(out, "_tf", Some(taylorseer_first_step).filter(|&&step| step != FIRST_STEP))?;
+        }
         CalibratorKind::FoCa => out.write_str("_foca")?,
         CalibratorKind::Dmd { dmd_history, dmd_fallback, .. } => {
             write!(out, "_dmd{dmd_history}")?;

@@ -82,6 +82,8 @@ impl<'a> Tokens<'a> {
             }
             "al" => once(&mut set.enable_alter_cache, name, self.switch(name)?),
             "at" => once(&mut set.alter_residual_diff_threshold, name, OrNone(Some(self.number(name)?))),
+            "er" => once(&mut set.enable_encoder_residual, name, self.switch(name)?),
+            "tf" => once(&mut set.taylorseer_first_step, name, self.number(name)?),
             "t" | "foca" | "dmd" => self.calibrator(name, set),
             "ch" => once(&mut set.enable_calibrator, name, self.switch(name)?),
             "ce" => once(&mut set.enable_encoder_calibrator, name, self.switch(name)?),
@@ -102,8 +104,8 @@ impl<'a> Tokens<'a> {
                 let part = &self.text[start..self.at];
                 Err(Error::usage(format!(
                     "unknown part `{part}`; expected a preset (none, fb, dbcache, cache-dit, prune) or tokens: f, b, \
-                     w, i, r, m, mc, a, l, ic, ds, cf, cds, id, s, nt, np, mp, ui, dt, dm, dr, dn, al, at, fr, t, dmd, ch, \
-                     ce, hs, dk, dg with a number, foca, scm: with a mask"
+                     w, i, r, m, mc, a, l, ic, ds, cf, cds, id, s, nt, np, mp, ui, dt, dm, dr, dn, al, at, er, fr, t, tf, dmd, \
+                     ch, ce, hs, dk, dg with a number, foca, scm: with a mask"
                 )))
             }
         }

@@ -77,6 +77,9 @@ pub struct PolicyArgs {
     /// The threshold of the alter cache, or `none` to skip every odd step after the first
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = DBCACHE, hide_short_help = true)]
     alter_residual_diff_threshold: Option<OrNone<f64>>,
+    /// Whether a skipped step corrects the text stream, too; false: it stays what the first blocks made of it
+    #[arg(long, value_name = "BOOL", help_heading = DBCACHE, hide_short_help = true)]
+    enable_encoder_residual: Option<bool>,
     /// Blocks that always run, such as 0,2, or `none`
     #[arg(long, value_name = "IDS", help_heading = DBPRUNE)]
     non_prune_block_ids: Option<OrNone<BlockIds>>,
@@ -116,6 +119,9 @@ pub struct PolicyArgs {
     /// Derivatives that TaylorSeer keeps
     #[arg(long, value_name = "N", help_heading = CALIBRATOR)]
     taylorseer_order: Option<usize>,
+    /// The first step on which TaylorSeer forms derivatives: 3, or 2 as in cache-dit 0.1.0
+    #[arg(long, value_name = "STEP", help_heading = CALIBRATOR, hide_short_help = true)]
+    taylorseer_first_step: Option<usize>,
     /// Computed steps that DMD keeps, at least 4
     #[arg(long, value_name = "N", help_heading = CALIBRATOR, hide_short_help = true)]
     dmd_history: Option<usize>,
@@ -163,11 +169,13 @@ impl PolicyArgs {
             compare_all_streams: self.compare_all_streams,
             enable_alter_cache: self.enable_alter_cache,
             alter_residual_diff_threshold: self.alter_residual_diff_threshold,
+            enable_encoder_residual: self.enable_encoder_residual,
             calibrator_type: self.calibrator_type,
             enable_calibrator: self.enable_calibrator,
             enable_encoder_calibrator: self.enable_encoder_calibrator,
             calibrator_cache_type: self.calibrator_cache_type,
             taylorseer_order: self.taylorseer_order,
+            taylorseer_first_step: self.taylorseer_first_step,
             dmd_history: self.dmd_history,
             dmd_rank: self.dmd_rank,
             dmd_ridge: self.dmd_ridge,
@@ -184,7 +192,7 @@ mod tests {
     use crate::cli::args::Cli;
 
     /// A legal value for each option.
-    const VALUES: [(&str, &str); 38] = [
+    const VALUES: [(&str, &str); 40] = [
         ("Fn_compute_blocks", "2"),
         ("Bn_compute_blocks", "0"),
         ("residual_diff_threshold", "0.2"),
@@ -214,11 +222,13 @@ mod tests {
         ("compare_all_streams", "true"),
         ("enable_alter_cache", "true"),
         ("alter_residual_diff_threshold", "0.5"),
+        ("enable_encoder_residual", "false"),
         ("calibrator_type", "taylorseer"),
         ("enable_calibrator", "false"),
         ("enable_encoder_calibrator", "false"),
         ("calibrator_cache_type", "hidden_states"),
         ("taylorseer_order", "2"),
+        ("taylorseer_first_step", "2"),
         ("dmd_history", "5"),
         ("dmd_rank", "3"),
         ("dmd_ridge", "0.1"),
