@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -53,6 +54,18 @@ pub enum StagesChoice {
     Fused,
 }
 
+impl FromStr for StagesChoice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "per-block" => Ok(Self::PerBlock),
+            "fused" => Ok(Self::Fused),
+            _ => Err(Error::usage(format!("unknown stages `{text}`; expected `per-block` or `fused`"))),
+        }
+    }
+}
+
 /// How residuals are kept and applied, and how diffs are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ArithmeticChoice {
@@ -62,6 +75,23 @@ pub enum ArithmeticChoice {
     Auto,
     /// Always as ONNX graphs on the provider.
     Graphs,
+}
+
+impl ArithmeticChoice {
+    /// Its texts, in the order of the variants.
+    pub const NAMES: [&'static str; 2] = ["auto", "graphs"];
+}
+
+impl FromStr for ArithmeticChoice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "graphs" => Ok(Self::Graphs),
+            _ => Err(Error::usage(format!("unknown arithmetic `{text}`; expected `auto` or `graphs`"))),
+        }
+    }
 }
 
 /// Packed or mapped weights, or by size.
@@ -74,6 +104,24 @@ pub enum WeightsChoice {
     Packed,
     /// Weights stay in the page cache: no private copy, slower steps. For models that do not fit as f32.
     Mapped,
+}
+
+impl WeightsChoice {
+    /// Its texts, in the order of the variants.
+    pub const NAMES: [&'static str; 3] = ["auto", "packed", "mapped"];
+}
+
+impl FromStr for WeightsChoice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "packed" => Ok(Self::Packed),
+            "mapped" => Ok(Self::Mapped),
+            _ => Err(Error::usage(format!("unknown weights mode `{text}`; expected `auto`, `packed` or `mapped`"))),
+        }
+    }
 }
 
 /// A loaded model. Cloning gives another handle to the same engine; requests may run on several threads at once.
@@ -212,6 +260,11 @@ impl Engine {
     /// `Input` when a prompt, tensor or size does not fit; `Usage` when an option is impossible or without effect.
     pub fn request(&self, inputs: &Inputs, options: &RequestOptions) -> Result<Request> {
         Request::new(Arc::clone(&self.0), inputs, options)
+    }
+
+    /// What its requests share.
+    pub(crate) fn loaded(&self) -> Arc<Loaded> {
+        Arc::clone(&self.0)
     }
 
     /// What the policy of a request with these options will keep on the device, at most: known before anything is

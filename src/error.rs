@@ -62,6 +62,7 @@ pub struct Error(Box<Inner>);
 struct Inner {
     kind: ErrorKind,
     message: String,
+    field: Option<String>,
     context: Vec<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -73,11 +74,17 @@ impl Error {
     }
 
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into(), context: Vec::new(), source: None }))
+        Self(Box::new(Inner { kind, message: message.into(), field: None, context: Vec::new(), source: None }))
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Usage, message)
+    }
+
+    /// An error about one option, named as the command's long flag: `problem` goes on after `--name`, such as `is 0;
+    /// expected 1 to 8`.
+    pub(crate) fn option(name: &str, problem: impl fmt::Display) -> Self {
+        Self::usage(format!("--{name} {problem}")).about(name)
     }
 
     pub(crate) fn directory(message: impl Into<String>) -> Self {
@@ -97,7 +104,7 @@ impl Error {
     }
 
     pub(crate) fn io(action: &str, path: &std::path::Path, error: std::io::Error) -> Self {
-        Self::new(ErrorKind::Io, format!("cannot {action} {}", path.display())).with_source(error)
+        Self::new(ErrorKind::Io, format!("cannot {action} {}", path.display())).about(path.display()).with_source(error)
     }
 
     pub(crate) fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
@@ -111,6 +118,12 @@ impl Error {
         self
     }
 
+    /// Says which option or file the error is about, unless that is known already.
+    pub(crate) fn about(mut self, field: impl fmt::Display) -> Self {
+        self.0.field.get_or_insert_with(|| field.to_string());
+        self
+    }
+
     /// What went wrong.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -119,6 +132,12 @@ impl Error {
     /// The message without its context and cause.
     pub fn message(&self) -> &str {
         &self.0.message
+    }
+
+    /// What it is about, for programs: an option by its long flag without dashes (`steps`), a file by its path, else the
+    /// innermost place of the [`context`](Self::context) (a graph, a branch); none where no one thing is to blame.
+    pub fn field(&self) -> Option<&str> {
+        self.0.field.as_deref().or_else(|| self.0.context.last().map(String::as_str))
     }
 
     /// Where it went wrong, outermost first: engine directory, graph, step, branch.

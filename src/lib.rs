@@ -50,6 +50,7 @@ mod plan;
 mod runtime;
 
 pub mod cache;
+pub mod options;
 pub mod setup;
 pub mod trace;
 
@@ -57,11 +58,13 @@ pub use engine::{ArithmeticChoice, Engine, EngineOptions, StagesChoice, WeightsC
 pub use error::{Error, ErrorKind, Result};
 pub use generate::cache_dtype::CacheDType;
 pub use generate::cancel::CancelToken;
+pub use generate::denoiser::{Denoiser, GuidanceBy};
 pub use generate::image::Image;
 pub use generate::inputs::{Inputs, read_tensors, write_json, write_tensors};
-pub use generate::request::{Observer, Output, Request, RequestOptions};
+pub use generate::observer::{Observer, Phase, Progress};
+pub use generate::request::{Output, Request, RequestOptions};
 pub use info::EngineInfo;
 pub use runtime::library::{
-    FILE_NAME, FoundBy, LibraryInfo, LibraryOptions, PATH_VARIABLE, Place, info as library_info,
-    places as library_places,
+    FILE_NAME, FoundBy, LibraryInfo, LibraryOptions, OLDEST as OLDEST_RUNTIME, PATH_VARIABLE, Place,
+    info as library_info, load as load_library, places as library_places,
 };

@@ -46,7 +46,8 @@ impl Plan {
             _ => Err(Error::usage(format!(
                 "the cache asks for the blocks {} to {}, but this plan has no cut there; load the engine with --stages per-block",
                 blocks.start, blocks.end
-            ))),
+            ))
+            .about("stages")),
         }
     }
 }

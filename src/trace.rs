@@ -1,7 +1,9 @@
 //! What happened: one record per step and branch, their string, JSON, and summary.
 
 mod compare;
+mod metadata;
 mod read;
+mod statistics;
 
 use std::fmt;
 

@@ -1,5 +1,7 @@
 //! Options that are set one by one: the flags of the command, the tokens of a tag, the keys of a JSON object.
 
+mod set;
+
 use std::fmt;
 use std::str::FromStr;
 

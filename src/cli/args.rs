@@ -3,10 +3,15 @@
 mod policy;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use dbcache_trt::options::{parse_bytes, parse_size, read_policy, read_replay};
 use dbcache_trt::setup::Via;
-use dbcache_trt::{ArithmeticChoice, CacheDType, EngineOptions, LibraryOptions, StagesChoice, WeightsChoice};
+use dbcache_trt::{
+    ArithmeticChoice, CacheDType, EngineOptions, LibraryOptions, RequestOptions, StagesChoice, WeightsChoice,
+};
 
 pub use self::policy::PolicyArgs;
 
@@ -128,6 +133,28 @@ pub struct GenerateArgs {
     pub load: LoadArgs,
 }
 
+impl GenerateArgs {
+    /// How one generation runs. Which part of --count it makes is added by `generate.rs`.
+    pub fn request(&self) -> anyhow::Result<RequestOptions> {
+        let cache = match &self.replay {
+            Some(path) => read_replay(path)?,
+            None => read_policy(&self.cache)?.with(&self.policy.overrides())?,
+        };
+        Ok(RequestOptions {
+            cache,
+            cache_dtype: self.cache_dtype.unwrap_or_default(),
+            steps: self.steps,
+            guidance: self.guidance,
+            true_cfg: self.true_cfg,
+            size: self.size,
+            per_sample: self.per_sample,
+            seed: self.seed.unwrap_or_default(),
+            cache_memory: self.cache_memory,
+            ..RequestOptions::default()
+        })
+    }
+}
+
 /// How the engine is loaded.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine options")]
@@ -144,56 +171,34 @@ pub struct LoadArgs {
     /// The folder of the weights, instead of the one that the engine names
     #[arg(long, value_name = "DIR")]
     weights: Option<PathBuf>,
-    /// Where the weights live: packed (fast steps), mapped (no f32 copy; for models that do not fit), or by size
-    #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Auto)]
-    weights_mode: Mode,
-    /// One block a session (fits every cache), or all in one (a little faster; only without a cache)
-    #[arg(long, value_name = "PLAN", value_enum, default_value_t = Stages::PerBlock)]
-    stages: Stages,
-    /// How residuals and diffs are computed: loops where possible, or always ONNX graphs
-    #[arg(long, value_name = "WAY", value_enum, default_value_t = Arithmetic::Auto, hide_short_help = true)]
-    arithmetic: Arithmetic,
+    /// Where the weights live: packed (fast steps), mapped (no f32 copy; for models that do not fit) [default: by size]
+    #[arg(long, value_name = "MODE", value_parser = choice::<WeightsChoice>(WeightsChoice::NAMES))]
+    weights_mode: Option<WeightsChoice>,
+    /// One block a session (fits every cache), or all in one (a little faster; only without a cache) [default: per-block]
+    #[arg(long, value_name = "PLAN")]
+    stages: Option<StagesChoice>,
+    /// How residuals and diffs are computed: loops where possible, or always ONNX graphs [default: auto]
+    #[arg(long, value_name = "WAY", value_parser = choice::<ArithmeticChoice>(ArithmeticChoice::NAMES), hide_short_help = true)]
+    arithmetic: Option<ArithmeticChoice>,
     /// Compare the content hash of all weights before anything runs
     #[arg(long)]
     verify: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Mode {
-    Auto,
-    Packed,
-    Mapped,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Arithmetic {
-    Auto,
-    Graphs,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Stages {
-    PerBlock,
-    Fused,
+/// One of a few texts, as the library reads them.
+fn choice<T: FromStr<Err = dbcache_trt::Error> + Clone + Send + Sync + 'static>(
+    names: impl IntoIterator<Item = &'static str>,
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(names).try_map(|text| text.parse::<T>())
 }
 
 impl LoadArgs {
     pub fn options(&self) -> EngineOptions {
         EngineOptions {
             library: LibraryOptions { path: self.ort_library.clone(), threads: self.threads, spin: self.spin },
-            weights: match self.weights_mode {
-                Mode::Auto => WeightsChoice::Auto,
-                Mode::Packed => WeightsChoice::Packed,
-                Mode::Mapped => WeightsChoice::Mapped,
-            },
-            stages: match self.stages {
-                Stages::PerBlock => StagesChoice::PerBlock,
-                Stages::Fused => StagesChoice::Fused,
-            },
-            arithmetic: match self.arithmetic {
-                Arithmetic::Auto => ArithmeticChoice::Auto,
-                Arithmetic::Graphs => ArithmeticChoice::Graphs,
-            },
+            weights: self.weights_mode.unwrap_or_default(),
+            stages: self.stages.unwrap_or_default(),
+            arithmetic: self.arithmetic.unwrap_or_default(),
             weights_folder: self.weights.clone(),
             verify: self.verify,
         }
@@ -283,38 +288,83 @@ pub struct TraceDiffArgs {
     pub json: bool,
 }
 
-/// Digits, and K, M or G for powers of 1024.
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    let units = [('K', 10), ('M', 20), ('G', 30)];
-    let unit = units.iter().find(|(unit, _)| text.ends_with([*unit, unit.to_ascii_lowercase()]));
-    let (digits, shift) = unit.map_or((text, 0), |(_, shift)| (&text[..text.len() - 1], *shift));
-    let bytes = if digits.bytes().all(|digit| digit.is_ascii_digit()) { digits.parse::<u64>().ok() } else { None };
-    let bytes = bytes.and_then(|bytes| bytes.checked_mul(1 << shift));
-    bytes.ok_or_else(|| "expected bytes, such as 1048576, 512K, 64M or 2G".to_owned())
-}
-
-fn parse_size(text: &str) -> Result<(u64, u64), String> {
-    let parts = text.split_once(['x', 'X']).ok_or("expected WIDTHxHEIGHT, such as 1024x768")?;
-    match (parts.0.parse(), parts.1.parse()) {
-        (Ok(width), Ok(height)) => Ok((width, height)),
-        _ => Err("expected WIDTHxHEIGHT, such as 1024x768".into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+    use dbcache_trt::options::{Options, Scope, scope};
+
     use super::*;
 
+    /// Flags that only the command has: files, texts, and what is printed.
+    const OF_THE_COMMAND: [&str; 12] = [
+        "engine",
+        "prompt",
+        "negative-prompt",
+        "output",
+        "count",
+        "inputs",
+        "save-latents",
+        "check-outputs",
+        "tolerance",
+        "trace",
+        "json",
+        "quiet",
+    ];
+
+    /// A legal value for each option that is no policy's (those: `policy.rs`), other than its default.
+    const VALUES: [(&str, &str); 17] = [
+        ("threads", "3"),
+        ("spin", "true"),
+        ("ort-library", "a.so"),
+        ("weights", "folder"),
+        ("weights-mode", "mapped"),
+        ("stages", "fused"),
+        ("arithmetic", "graphs"),
+        ("verify", "true"),
+        ("cache", "f1b0"),
+        ("cache-dtype", "f16"),
+        ("cache-memory", "2K"),
+        ("per-sample", "true"),
+        ("steps", "4"),
+        ("guidance", "-1.5"),
+        ("true-cfg", "2"),
+        ("size", "64x32"),
+        ("seed", "7"),
+    ];
+
     #[test]
-    fn bytes_have_units_of_1024() {
-        for (text, bytes) in
-            [("0", 0), ("17", 17), ("2K", 2 << 10), ("64M", 64 << 20), ("64m", 64 << 20), ("3G", 3 << 30)]
-        {
-            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+    fn flags_and_options_by_name_are_the_same() {
+        let command = Cli::command();
+        let flags = command.get_arguments().filter_map(|argument| argument.get_long());
+        let mut flags: Vec<&str> = flags.filter(|flag| !OF_THE_COMMAND.contains(flag)).collect();
+        let mut names = Options::names();
+        flags.sort_unstable();
+        names.sort_unstable();
+        assert_eq!(flags, names);
+        // A batch means something else here: part of --count. A replay needs a file; see tests/replay.rs.
+        let policy: Vec<String> = dbcache_trt::cache::PolicyOverrides::flags().collect();
+        let apart = ["batch", "replay"];
+        let untested = |name: &&String| {
+            !policy.contains(name) && !apart.contains(&name.as_str()) && !VALUES.iter().any(|(known, _)| known == *name)
+        };
+        assert_eq!(names.iter().find(untested), None);
+    }
+
+    #[test]
+    fn a_flag_and_an_option_by_name_do_the_same() -> anyhow::Result<()> {
+        let plain = format!("{:?} {:?}", EngineOptions::default(), RequestOptions::default());
+        for (name, value) in VALUES {
+            let flag = format!("--{name}");
+            let line = ["dbcache-trt", "--engine", "x", &flag, value];
+            let args = Cli::try_parse_from(if value == "true" { &line[..4] } else { &line[..] })?.generate;
+            let by_flag = format!("{:?} {:?}", args.load.options(), args.request()?);
+            let mut options = Options::default();
+            options.set(name, value)?;
+            assert_eq!(by_flag, format!("{:?} {:?}", options.engine(), options.request()?), "{name}");
+            assert_ne!(by_flag, plain, "{name}");
+            let is_of_engine = format!("{:?}", options.engine()) != format!("{:?}", EngineOptions::default());
+            assert_eq!(scope(name) == Some(Scope::Engine), is_of_engine, "{name}");
         }
-        for text in ["", "K", "-1", "+1", "1.5M", "1T", "64MB", "M64", "18446744073709551615K", "99999999999999999999"]
-        {
-            assert!(parse_bytes(text).is_err(), "{text}");
-        }
+        Ok(())
     }
 }

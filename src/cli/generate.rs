@@ -2,26 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::trace::Trace;
 use dbcache_trt::{CancelToken, Engine, Error, ErrorKind, Inputs, Output, RequestOptions, read_tensors, write_tensors};
 use ndarray::ArrayD;
 use serde_json::{Value, json};
 
 use super::args::GenerateArgs;
-use super::output::{Expected, join, metadata, picture_path};
+use super::output::{Expected, join, picture_path};
 use super::print::line;
 use super::progress::{Progress, cancel_on_ctrl_c};
 
-/// Longest policy file that is read.
-const MAX_POLICY: u64 = 1 << 20;
-
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let Some(directory) = &args.engine else { anyhow::bail!(usage("no engine; name one with --engine")) };
-    let cache = match &args.replay {
-        Some(path) => super::trace::replay(path)?,
-        None => policy(&args.cache)?.with(&args.policy.overrides())?,
-    };
+    let asked = args.request()?;
     let cancel = CancelToken::default();
     cancel_on_ctrl_c(&cancel)?;
     let inputs = inputs(args)?;
@@ -39,18 +32,12 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     while first < args.count {
         let batch = args.batch.min(args.count - first);
         let options = RequestOptions {
-            cache: cache.clone(),
-            cache_dtype: args.cache_dtype.unwrap_or_default(),
-            steps: args.steps,
-            guidance: args.guidance,
-            true_cfg: args.true_cfg,
-            size: args.size,
             batch: inputs.tensors.is_empty().then_some(batch),
             // The last batch may be one picture, which decides for itself anyway.
-            per_sample: args.per_sample && (first == 0 || batch > 1),
-            seed: args.seed.unwrap_or_default().wrapping_add(first as u64),
-            cache_memory: args.cache_memory,
+            per_sample: asked.per_sample && (first == 0 || batch > 1),
+            seed: asked.seed.wrapping_add(first as u64),
             cancel: cancel.clone(),
+            ..asked.clone()
         };
         let request = engine.request(&inputs, &options)?;
         let mut progress = Progress::new(request.records(), args.quiet || args.json);
@@ -92,7 +79,7 @@ fn write_pictures(args: &GenerateArgs, inputs: &Inputs, output: Output) -> anyho
         let seed = trace.seed.wrapping_add(k as u64);
         let path = args.output.as_deref().unwrap_or(Path::new("out.png"));
         let path = picture_path(path, seed, args.count > 1 || images.len() > 1);
-        image.write_png(&path, &metadata(inputs, &trace, seed))?;
+        image.write_png(&path, &trace.picture_metadata(inputs, k))?;
         files.push(path);
     }
     Ok(Done { files, latents, trace })
@@ -146,19 +133,6 @@ fn peak_rss_bytes() -> Option<u64> {
 
 fn traces(results: &[Done]) -> Value {
     results.iter().map(|result| result.trace.to_json()).collect()
-}
-
-/// A tag, a JSON object, or the path of a file that holds one of them.
-pub(super) fn policy(text: &str) -> anyhow::Result<PolicyConfig> {
-    let path = Path::new(text);
-    if !text.to_ascii_lowercase().ends_with(".json") {
-        return Ok(text.parse()?);
-    }
-    let fail = |error: std::io::Error| anyhow::Error::new(error).context(format!("cannot read the policy {text}"));
-    if std::fs::metadata(path).map_err(fail)?.len() > MAX_POLICY {
-        anyhow::bail!(usage(&format!("the policy {text} is longer than {MAX_POLICY} bytes")));
-    }
-    Ok(std::fs::read_to_string(path).map_err(fail)?.parse()?)
 }
 
 fn inputs(args: &GenerateArgs) -> anyhow::Result<Inputs> {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dbcache_trt::cache::PolicyConfig;
+use dbcache_trt::options::read_policy;
 use dbcache_trt::trace::CacheBytes;
 use dbcache_trt::{EngineInfo, Error, ErrorKind, Image, RequestOptions};
 use serde_json::{Value, json};
@@ -53,7 +54,7 @@ fn engine(args: &InspectArgs) -> anyhow::Result<()> {
 fn memory(args: &InspectArgs, cache: &str) -> anyhow::Result<(PolicyConfig, CacheBytes)> {
     let run = &args.memory;
     let options = RequestOptions {
-        cache: super::generate::policy(cache)?,
+        cache: read_policy(cache)?,
         steps: run.steps,
         guidance: run.guidance,
         true_cfg: run.true_cfg,

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use dbcache_trt::cache::Branch;
-use dbcache_trt::trace::Trace;
-use dbcache_trt::{CacheDType, Error, ErrorKind, Inputs, read_tensors};
+use dbcache_trt::{Error, ErrorKind, read_tensors};
 use ndarray::{ArrayD, Axis, concatenate};
 
 /// Relative L1: what separates two machines that both compute in f32 stays below it (tests/parity.rs).
@@ -20,41 +18,6 @@ pub fn picture_path(path: &Path, seed: u64, is_one_of_many: bool) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let ending = path.extension().map_or("png".into(), |ending| ending.to_string_lossy());
     path.with_file_name(format!("{stem}-{seed}.{ending}"))
-}
-
-/// How the picture was made, for its text chunks.
-pub fn metadata(inputs: &Inputs, trace: &Trace, seed: u64) -> Vec<(String, String)> {
-    let mut text = vec![("Software".to_owned(), concat!("dbcache-trt ", env!("CARGO_PKG_VERSION")).to_owned())];
-    let mut add = |key: &str, value: String| text.push((key.to_owned(), value));
-    if let Some(prompt) = &inputs.prompt {
-        add("prompt", prompt.clone());
-    }
-    if let Some(prompt) = &inputs.negative_prompt {
-        add("negative_prompt", prompt.clone());
-    }
-    add("seed", seed.to_string());
-    add("steps", trace.records.first().map_or(0, |record| record.steps).to_string());
-    if let Some(scale) = trace.guidance {
-        add("guidance", scale.to_string());
-    }
-    if let Some(scale) = trace.cfg {
-        add("cfg", scale.to_string());
-    }
-    add("cache", trace.cache.to_string());
-    if trace.cache_dtype != CacheDType::default() {
-        add("cache_dtype", trace.cache_dtype.to_string());
-    }
-    // One for the whole batch, or one for each of its pictures.
-    let picture = seed.wrapping_sub(trace.seed) as usize;
-    for (key, branch) in [("decisions", Branch::Cond), ("decisions_uncond", Branch::Uncond)] {
-        let mut each = trace.decisions_each(branch);
-        if !each.is_empty() {
-            add(key, each.swap_remove(picture.min(each.len() - 1)));
-        }
-    }
-    add("engine", trace.engine.clone());
-    add("engine_hash", trace.engine_hash.clone());
-    text
 }
 
 /// The latents of all requests, one after the other.

@@ -2,16 +2,13 @@
 
 use std::path::Path;
 
-use dbcache_trt::cache::PolicyConfig;
-use dbcache_trt::trace::{Comparison, compare, read, recording};
+use dbcache_trt::options::read_trace;
+use dbcache_trt::trace::{Comparison, compare, read};
 use dbcache_trt::{Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::args::{TraceArgs, TraceCommand, TraceDiffArgs};
 use super::print::line;
-
-/// Longest trace file that is read.
-const MAX_TRACE: u64 = 256 << 20;
 
 pub fn run(args: &TraceArgs) -> anyhow::Result<()> {
     match &args.command {
@@ -19,15 +16,9 @@ pub fn run(args: &TraceArgs) -> anyhow::Result<()> {
     }
 }
 
-/// The policy that repeats what a trace file holds.
-pub fn replay(path: &Path) -> anyhow::Result<PolicyConfig> {
-    let (config, recording) = recording(&open(path)?).map_err(|error| at(path, &error))?;
-    Ok(PolicyConfig::replay(config, recording))
-}
-
 fn diff(args: &TraceDiffArgs) -> anyhow::Result<()> {
     let [a, b] = [&args.a, &args.b]
-        .map(|path| -> anyhow::Result<_> { Ok(read(&open(path)?).map_err(|error| at(path, &error))?) });
+        .map(|path| -> anyhow::Result<_> { Ok(read(&read_trace(path)?).map_err(|error| at(path, &error))?) });
     let (a, b) = (a?, b?);
     if a.len() != b.len() {
         let message = format!("{} holds {} traces, {} holds {}", args.a.display(), a.len(), args.b.display(), b.len());
@@ -52,20 +43,6 @@ fn diff(args: &TraceDiffArgs) -> anyhow::Result<()> {
         ErrorKind::Check,
         format!("{} and {} hold different decisions", args.a.display(), args.b.display())
     ))
-}
-
-fn open(path: &Path) -> anyhow::Result<Value> {
-    let fail =
-        |error: std::io::Error| anyhow::Error::new(error).context(format!("cannot read the trace {}", path.display()));
-    let length = std::fs::metadata(path).map_err(fail)?.len();
-    if length > MAX_TRACE {
-        let message = format!("{} has {length} bytes; at most {MAX_TRACE} are read", path.display());
-        anyhow::bail!(Error::with_kind(ErrorKind::Input, message));
-    }
-    serde_json::from_slice(&std::fs::read(path).map_err(fail)?).map_err(|error| {
-        let message = format!("{} does not parse as JSON: {error}; --trace writes one", path.display());
-        Error::with_kind(ErrorKind::Input, message).into()
-    })
 }
 
 /// The same error, with the file in front.

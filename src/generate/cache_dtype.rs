@@ -48,7 +48,7 @@ impl CacheDType {
             return Ok(());
         }
         let no_effect =
-            |why: &str| Err(Error::usage(format!("--cache-dtype {self} has no effect: {why}; leave it out")));
+            |why: &str| Err(Error::option("cache-dtype", format_args!("{self} has no effect: {why}; leave it out")));
         let keeps = cache.reuses_middle() || !cache.single_blocks(manifest.blocks.len()).is_empty();
         if !keeps {
             return no_effect(&format!("the cache `{cache}` keeps nothing"));

@@ -44,7 +44,7 @@ impl Inputs {
             manifest.inputs.iter().filter(|(_, input)| input.from == Source::Text).map(|(name, _)| name).collect();
         for (name, tensor) in &self.tensors {
             if let Some(number) = tensor.iter().find(|number| !number.is_finite()) {
-                return Err(Error::input(format!("input `{name}` holds {number}; expected finite numbers")));
+                return Err(Error::input(format!("input `{name}` holds {number}; expected finite numbers")).about(name));
             }
             let plain = name.strip_prefix(NEGATIVE).unwrap_or(name);
             if name == LATENTS || name == SIGMAS || text.iter().any(|known| *known == plain) {
@@ -60,7 +60,8 @@ impl Inputs {
             return Err(Error::input(format!(
                 "this engine has no input tensor `{name}`; it takes {} (and `{NEGATIVE}…` for the uncond branch)",
                 known.join(", ")
-            )));
+            ))
+            .about(name));
         }
         let has_tensors = |negative: bool| {
             text.iter().all(|name| {
@@ -69,30 +70,34 @@ impl Inputs {
             })
         };
         if self.prompt.is_some() && manifest.text.is_none() {
-            return Err(Error::usage(
-                "--prompt has no effect: this engine has no text graphs; give the text tensors with --inputs",
+            return Err(Error::option(
+                "prompt",
+                "has no effect: this engine has no text graphs; give the text tensors with --inputs",
             ));
         }
         if self.negative_prompt.is_some() && !is_guided {
-            return Err(Error::usage(
-                "--negative-prompt has no effect without classifier-free guidance; give a --guidance other than 1 to a \
+            return Err(Error::option(
+                "negative-prompt",
+                "has no effect without classifier-free guidance; give a --guidance other than 1 to a \
                  model that has it, or leave the negative prompt out",
             ));
         }
         if self.prompt.is_some() && !text.is_empty() && has_tensors(false) {
-            return Err(Error::usage(
-                "--prompt has no effect: the --inputs hold all text tensors; leave one of them out",
+            return Err(Error::option(
+                "prompt",
+                "has no effect: the --inputs hold all text tensors; leave one of them out",
             ));
         }
         if self.negative_prompt.is_some() && has_tensors(true) {
-            return Err(Error::usage("--negative-prompt has no effect: the --inputs hold all negative text tensors"));
+            return Err(Error::option("negative-prompt", "has no effect: the --inputs hold all negative text tensors"));
         }
         if self.prompt.is_none() && !has_tensors(false) {
             let names: Vec<&str> = text.iter().map(|name| name.as_str()).collect();
             return Err(Error::usage(match manifest.text {
                 Some(_) => "no prompt; give one with --prompt".to_owned(),
                 None => format!("this engine has no text graphs; give {} with --inputs", names.join(" and ")),
-            }));
+            })
+            .about(if manifest.text.is_some() { "prompt" } else { "inputs" }));
         }
         Ok(())
     }
@@ -116,6 +121,7 @@ impl Inputs {
                     tensor.shape(),
                     expected.join(", ")
                 ))
+                .about(name)
             };
             if axes.len() != tensor.ndim() {
                 return Err(misfit());

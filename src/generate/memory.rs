@@ -25,7 +25,7 @@ pub(crate) fn of_options(
     let grid = prepare::grid(manifest, options.size)?;
     let steps = prepare::schedule(manifest, &Inputs::default(), options.steps, &grid)?.steps();
     let run = RunShape { n_blocks: manifest.blocks.len(), steps, branches: guidance.branches().len() };
-    options.cache.validate(run)?;
+    options.cache.validate(run).map_err(|error| error.about("cache"))?;
     let mut given = Extents::new();
     if let Some(length) = text_length {
         if let Some(fixed) = text_extents(manifest).values().next() {
@@ -58,7 +58,8 @@ pub(super) fn check(
         "the cache `{cache}` would keep {} bytes ({bytes}), --cache-memory allows {limit}; allow more, or keep less: a \
          smaller --size or --batch, no calibrator or one of lower order, one guidance branch, or --cache none",
         bytes.total()
-    )))
+    ))
+    .about("cache-memory"))
 }
 
 fn predict(manifest: &Manifest, options: &RequestOptions, run: RunShape, extents: &Extents) -> Result<CacheBytes> {

@@ -8,6 +8,7 @@ use ndarray::ArrayD;
 
 use super::branch::{BranchState, bind_graph};
 use super::chain::{Chain, Named};
+use super::denoiser::GuidanceBy;
 use super::inputs::{Inputs, LATENTS, NEGATIVE, SIGMAS};
 use super::latents::Grid;
 use super::memory;
@@ -26,9 +27,14 @@ use crate::trace::{Timings, Warning};
 /// More pictures in one request than any machine holds.
 const MAX_BATCH: usize = 4096;
 
-pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOptions) -> Result<Request> {
+pub(super) fn request(
+    engine: Arc<Loaded>,
+    inputs: &Inputs,
+    options: &RequestOptions,
+    by: GuidanceBy,
+) -> Result<Request> {
     let manifest = &engine.directory.manifest;
-    let guidance = Guidance::new(manifest, options)?;
+    let guidance = Guidance::by(by, manifest, options)?;
     inputs.check(manifest, guidance.cfg.is_some())?;
     let given = inputs.extents(manifest)?;
     let batch = batch(options.batch, &given)?;
@@ -36,7 +42,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     let schedule = schedule(manifest, inputs, options.steps, &grid)?;
     let blocks = manifest.blocks.len();
     let run = RunShape { n_blocks: blocks, steps: schedule.steps(), branches: guidance.branches().len() };
-    options.cache.validate(run)?;
+    options.cache.validate(run).map_err(|error| error.about("cache"))?;
     options.cache_dtype.check(manifest, &options.cache)?;
     check_effects(manifest, options)?;
     samples::check(options, manifest, batch)?;
@@ -134,7 +140,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
     let (keep, take) = (buffers.add(DType::F32, &[1])?, buffers.add(DType::F32, &[1])?);
     let cond = predictions[&Branch::Cond];
     let guide = match (predictions.get(&Branch::Uncond), guidance.cfg) {
-        (Some(uncond), Some(scale)) => {
+        (Some(uncond), Some(scale)) if by == GuidanceBy::Library => {
             let scale_id = buffers.add(DType::F32, &[1])?;
             buffers.write(scale_id, &[scale])?;
             Some(engine.latents.bind_guide(&mut buffers, cond, *uncond, scale_id, cond)?)
@@ -155,6 +161,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
         samples,
         latents,
         prediction: cond,
+        decoder: None,
         done: 0,
         sigma,
         keep,
@@ -162,7 +169,7 @@ pub(super) fn request(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOpt
         guide,
         update,
         guidance: guidance.embedded,
-        cfg: guidance.cfg,
+        cfg: guidance.cfg.filter(|_| by == GuidanceBy::Library),
         warnings,
         timings,
         engine,
@@ -219,21 +226,38 @@ pub(super) struct Guidance {
 }
 
 impl Guidance {
+    /// With a scale to combine the branches by, or with both branches for a host that combines them.
+    fn by(by: GuidanceBy, manifest: &Manifest, options: &RequestOptions) -> Result<Self> {
+        if by == GuidanceBy::Library {
+            return Self::new(manifest, options);
+        }
+        let is_classifier_free = manifest.guidance.kind == GuidanceKind::ClassifierFree;
+        let idle = if is_classifier_free { ("guidance", options.guidance) } else { ("true-cfg", options.true_cfg) };
+        if let (name, Some(_)) = idle {
+            return Err(Error::option(name, "has no effect: the host combines the branches; leave it out"));
+        }
+        let scale = (!is_classifier_free).then_some(options.guidance).flatten();
+        // Any scale but 1 asks for both branches; it is not used.
+        let both = if is_classifier_free { (Some(0.0), None) } else { (scale, Some(0.0)) };
+        Self::new(manifest, &RequestOptions { guidance: both.0, true_cfg: both.1, ..options.clone() })
+    }
+
     pub(super) fn new(manifest: &Manifest, options: &RequestOptions) -> Result<Self> {
-        for (name, scale) in [("--guidance", options.guidance), ("--true-cfg", options.true_cfg)] {
+        for (name, scale) in [("guidance", options.guidance), ("true-cfg", options.true_cfg)] {
             if let Some(scale) = scale
                 && !scale.is_finite()
             {
-                return Err(Error::usage(format!("{name} is {scale}; expected a finite number")));
+                return Err(Error::option(name, format_args!("is {scale}; expected a finite number")));
             }
         }
         let kind = manifest.guidance.kind;
         if kind == GuidanceKind::None && options.guidance.is_some() {
-            return Err(Error::usage("--guidance has no effect: this model has no guidance; leave it out"));
+            return Err(Error::option("guidance", "has no effect: this model has no guidance; leave it out"));
         }
         if kind == GuidanceKind::ClassifierFree && options.true_cfg.is_some() {
-            return Err(Error::usage(
-                "--true-cfg has no effect: the guidance of this model is classifier-free; use --guidance",
+            return Err(Error::option(
+                "true-cfg",
+                "has no effect: the guidance of this model is classifier-free; use --guidance",
             ));
         }
         let scale = options.guidance.unwrap_or(manifest.guidance.default as f32);
@@ -252,13 +276,14 @@ pub(super) fn batch(asked: Option<usize>, given: &BTreeMap<String, (u64, String)
     let by_tensor = given.get("batch").map(|(extent, by)| (*extent as usize, by));
     let batch = match (asked, by_tensor) {
         (Some(asked), Some((extent, by))) if asked != extent => {
-            return Err(Error::usage(format!("the batch is {asked}, but input `{by}` holds {extent}; leave one out")));
+            return Err(Error::usage(format!("the batch is {asked}, but input `{by}` holds {extent}; leave one out"))
+                .about("batch"));
         }
         (Some(batch), _) | (None, Some((batch, _))) => batch,
         (None, None) => 1,
     };
     if !(1..=MAX_BATCH).contains(&batch) {
-        return Err(Error::usage(format!("--batch is {batch}; expected 1 to {MAX_BATCH}")));
+        return Err(Error::option("batch", format_args!("is {batch}; expected 1 to {MAX_BATCH}")));
     }
     Ok(batch)
 }
@@ -271,7 +296,8 @@ pub(super) fn grid(manifest: &Manifest, asked: Option<(u64, u64)>) -> Result<Gri
             return Err(Error::input(format!(
                 "--size is {width}x{height}; this model makes sides of {} to {} pixels that are multiples of {}",
                 size.min, size.max, size.multiple_of
-            )));
+            ))
+            .about("size"));
         }
     }
     Ok(Grid::new(manifest.latents, width, height))
@@ -296,9 +322,10 @@ pub(super) fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize
     if let Some(asked) = asked
         && asked != steps
     {
-        return Err(Error::usage(format!(
-            "--steps is {asked}, but input `{SIGMAS}` holds {steps} steps; leave one out"
-        )));
+        return Err(Error::option(
+            "steps",
+            format_args!("is {asked}, but input `{SIGMAS}` holds {steps} steps; leave one out"),
+        ));
     }
     let falls = sigmas.windows(2).all(|pair| pair[0] > pair[1]);
     if tensor.ndim() != 1 || steps == 0 || !falls || sigmas.last().is_some_and(|last| *last < 0.0) || sigmas[0] > 1e4 {

@@ -12,20 +12,23 @@
 //! guidance ─▶ scheduler's update ─▶ latents
 //! ```
 
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ndarray::{ArrayD, Axis};
+use ndarray::ArrayD;
 
 use super::branch::BranchState;
 use super::cache_dtype::CacheDType;
 use super::cancel::CancelToken;
 use super::chain::Chain;
+use super::decode::Decoder;
+use super::denoiser::GuidanceBy;
 use super::image::Image;
 pub use super::inputs::Inputs;
 use super::latents::Grid;
 use super::numeric;
+use super::observer::{Observer, Phase, Progress};
 use super::prepare;
 use super::samples::{self, Samples};
 use super::scheduler::Schedule;
@@ -66,25 +69,6 @@ pub struct RequestOptions {
     pub cache_memory: Option<u64>,
     /// Stops the generation from another thread.
     pub cancel: CancelToken,
-}
-
-/// Sees each step as it is decided. Breaking cancels the generation.
-pub trait Observer {
-    /// After each branch of each step.
-    fn on_step(&mut self, record: &StepRecord) -> ControlFlow<()>;
-}
-
-/// Observes nothing.
-impl Observer for () {
-    fn on_step(&mut self, _: &StepRecord) -> ControlFlow<()> {
-        ControlFlow::Continue(())
-    }
-}
-
-impl<F: FnMut(&StepRecord) -> ControlFlow<()>> Observer for F {
-    fn on_step(&mut self, record: &StepRecord) -> ControlFlow<()> {
-        self(record)
-    }
 }
 
 /// What a generation gives.
@@ -133,6 +117,8 @@ pub struct Request {
     pub(super) branches: Vec<BranchState>,
     pub(super) samples: Option<Samples>,
     pub(super) latents: BufferId,
+    /// Bound when it is first needed.
+    pub(super) decoder: Option<Decoder>,
     /// The prediction after guidance.
     pub(super) prediction: BufferId,
     /// Steps that a host has already taken by itself.
@@ -150,7 +136,7 @@ pub struct Request {
 
 impl Request {
     pub(crate) fn new(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOptions) -> Result<Self> {
-        prepare::request(engine, inputs, options)
+        prepare::request(engine, inputs, options, GuidanceBy::Library)
     }
 
     /// Denoising steps that [`run`](Self::run) will take.
@@ -203,12 +189,29 @@ impl Request {
         if self.done > 0 {
             return Err(Error::usage("this request is run step by step, with `velocity`; make another one for `run`"));
         }
-        for step in 0..self.steps() {
+        let steps = self.steps();
+        let tell = |observer: &mut dyn Observer, phase, done| {
+            let progress = Progress { phase, done, steps, elapsed_ms: elapsed_ms(start) };
+            if observer.on_progress(progress).is_break() { Err(Error::cancelled()) } else { Ok(()) }
+        };
+        tell(observer, Phase::Steps, 0)?;
+        for step in 0..steps {
             self.step(step, &mut records, observer).at(format_args!("step {step}"))?;
+            tell(observer, Phase::Steps, step + 1)?;
         }
         self.timings.steps_ms = elapsed_ms(start);
         let latents = self.latents()?;
+        tell(observer, Phase::Decode, steps)?;
+        self.options.cancel.check()?;
+        let start = Instant::now();
         let images = self.decode(&latents)?;
+        self.timings.decode_ms = elapsed_ms(start);
+        self.options.cancel.check()?;
+        Ok(Output { latents, images, trace: self.trace(records) })
+    }
+
+    /// What happened, with the warnings that follow from it.
+    pub(super) fn trace(&self, records: Vec<StepRecord>) -> Trace {
         let (width, height) = (self.extents["width"], self.extents["height"]); // Grid::extents gives both.
         let manifest = &self.engine.directory.manifest;
         let mut trace = Trace {
@@ -227,14 +230,18 @@ impl Request {
             timings: self.timings,
             cache_bytes: self.cache_bytes(),
             tensor_bytes: self.tensor_bytes(),
-            warnings: self.warnings,
+            warnings: self.warnings.clone(),
         };
         trace.judge();
-        Ok(Output { latents, images, trace })
+        trace.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        trace
     }
 
     fn step(&mut self, step: usize, records: &mut Vec<StepRecord>, observer: &mut dyn Observer) -> Result<()> {
         self.predict(step, records, observer)?;
+        if observer.wants_preview(step) {
+            self.preview(step, observer)?;
+        }
         let start = Instant::now();
         let update = self.schedule.update(step, self.engine.directory.manifest.prediction);
         self.buffers.write(self.keep, &[update.keep])?;
@@ -254,34 +261,50 @@ impl Request {
         records: &mut Vec<StepRecord>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let sigma = self.schedule.sigmas[step];
-        let batch = self.batch();
-        self.buffers.write(self.sigma, &vec![sigma; batch])?;
+        self.write_sigma(step)?;
         let mut cond_diffs = Vec::new();
         for index in 0..self.branches.len() {
-            let branch = self.branches[index].branch;
-            let is_shared = branch == Branch::Uncond && self.options.cache.shares_cond_diff();
-            let shared: &[Option<f32>] = if is_shared { &cond_diffs } else { &[] };
-            let decided = match self.samples {
-                Some(_) => samples::denoise(self, index, step, shared),
-                None => self.denoise(index, step, shared.first().copied().flatten()).map(|record| vec![record]),
-            };
-            let decided = decided.map_err(|error| self.explain(index, error)).at(branch)?;
-            if branch == Branch::Cond {
-                cond_diffs = decided.iter().map(|record| record.diff).collect();
-            }
-            for record in decided {
-                records.push(record.clone());
-                if observer.on_step(&record).is_break() {
-                    return Err(Error::cancelled());
-                }
-            }
+            self.predict_branch(index, step, &mut cond_diffs, records, observer)?;
         }
         let start = Instant::now();
         if let Some(guide) = &self.guide {
             guide.run()?;
         }
         self.timings.update_ms += elapsed_ms(start);
+        Ok(())
+    }
+
+    pub(super) fn write_sigma(&mut self, step: usize) -> Result<()> {
+        let sigma = self.schedule.sigmas[step];
+        self.buffers.write(self.sigma, &vec![sigma; self.batch()])
+    }
+
+    /// One branch of one step, and what it tells the one after it: the diffs of the cond branch.
+    pub(super) fn predict_branch(
+        &mut self,
+        index: usize,
+        step: usize,
+        cond_diffs: &mut Vec<Option<f32>>,
+        records: &mut Vec<StepRecord>,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let branch = self.branches[index].branch;
+        let is_shared = branch == Branch::Uncond && self.options.cache.shares_cond_diff();
+        let shared: &[Option<f32>] = if is_shared { cond_diffs } else { &[] };
+        let decided = match self.samples {
+            Some(_) => samples::denoise(self, index, step, shared),
+            None => self.denoise(index, step, shared.first().copied().flatten()).map(|record| vec![record]),
+        };
+        let decided = decided.map_err(|error| self.explain(index, error)).at(branch)?;
+        if branch == Branch::Cond {
+            *cond_diffs = decided.iter().map(|record| record.diff).collect();
+        }
+        for record in decided {
+            records.push(record.clone());
+            if observer.on_step(&record).is_break() {
+                return Err(Error::cancelled());
+            }
+        }
         Ok(())
     }
 
@@ -360,37 +383,6 @@ impl Request {
         timings.final_ms += clock.lap();
         record.elapsed_ms = clock.total();
         Ok(record)
-    }
-
-    fn decode(&mut self, latents: &ArrayD<f32>) -> Result<Vec<Image>> {
-        let engine = Arc::clone(&self.engine);
-        let (Some(spec), Some(session)) = (&engine.directory.manifest.decode, &engine.decode) else {
-            return Ok(Vec::new());
-        };
-        let start = Instant::now();
-        let unpacked: Vec<f32> = self.grid.unpack(latents)?.iter().copied().collect();
-        let mut named = super::chain::Named::new();
-        for tensor in spec.inputs.iter().chain(&spec.outputs) {
-            let shape = engine.directory.manifest.shape(tensor, &self.extents)?;
-            let dtype = engine.directory.manifest.tensor(tensor)?.dtype;
-            named.insert(tensor.clone(), self.buffers.add(dtype, &shape)?);
-        }
-        let (Some(input), Some(output)) = (named.get("image_latents"), named.get("image")) else {
-            return Err(Error::internal("a decode graph without its ports"));
-        };
-        let (input, output) = (*input, *output);
-        self.buffers.write(input, &unpacked)?;
-        super::branch::bind_graph(session, spec, &named, &mut self.buffers)?.run().at("decode")?;
-        let shape: Vec<usize> = self.buffers.shape(output).iter().map(|extent| *extent as usize).collect();
-        let pixels = ArrayD::from_shape_vec(shape, self.buffers.read(output)?)
-            .map_err(|error| Error::internal("pixels of an impossible shape").with_source(error))?;
-        let images = pixels
-            .axis_iter(Axis(0))
-            .map(|picture| picture.into_dimensionality().map(Image::from_tensor))
-            .collect::<std::result::Result<_, _>>()
-            .map_err(|error| Error::internal("pixels that are not pictures").with_source(error))?;
-        self.timings.decode_ms = elapsed_ms(start);
-        Ok(images)
     }
 }
 

@@ -27,7 +27,7 @@ impl Schedule {
     /// `Usage` when the number of steps is 0 or absurd.
     pub(crate) fn new(spec: SchedulerSpec, steps: usize, image_tokens: u64) -> Result<Self> {
         if !(1..=MAX_STEPS).contains(&steps) {
-            return Err(Error::usage(format!("--steps is {steps}; expected 1 to {MAX_STEPS}")));
+            return Err(Error::option("steps", format_args!("is {steps}; expected 1 to {MAX_STEPS}")));
         }
         let SchedulerSpec::FlowMatchEuler { shift, shift_terminal } = spec;
         let base = |i: usize| 1.0 - (1.0 - 1.0 / steps as f64) * i as f64 / (steps.max(2) - 1) as f64;
@@ -48,13 +48,21 @@ impl Schedule {
 
     /// Euler: x ← x + (sigma[i+1] − sigma[i]) · velocity, written over what the model predicts.
     pub(crate) fn update(&self, step: usize, prediction: Prediction) -> Update {
-        let (now, next) = (f64::from(self.sigmas[step]), f64::from(self.sigmas[step + 1]));
-        match prediction {
-            Prediction::Velocity {} => Update { keep: 1.0, take: (next - now) as f32 },
-            Prediction::Sample { min_sigma } => {
-                let part = (next - now) / now.max(min_sigma);
-                Update { keep: (1.0 + part) as f32, take: -part as f32 }
-            }
+        between(f64::from(self.sigmas[step]), f64::from(self.sigmas[step + 1]), prediction)
+    }
+
+    /// The same in one stride to the end: to the picture that the prediction of a step implies.
+    pub(crate) fn to_picture(&self, step: usize, prediction: Prediction) -> Update {
+        between(f64::from(self.sigmas[step]), 0.0, prediction)
+    }
+}
+
+fn between(now: f64, next: f64, prediction: Prediction) -> Update {
+    match prediction {
+        Prediction::Velocity {} => Update { keep: 1.0, take: (next - now) as f32 },
+        Prediction::Sample { min_sigma } => {
+            let part = (next - now) / now.max(min_sigma);
+            Update { keep: (1.0 + part) as f32, take: -part as f32 }
         }
     }
 }

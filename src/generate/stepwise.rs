@@ -5,43 +5,66 @@ use ndarray::ArrayD;
 use super::request::Request;
 use crate::error::{At, Error, Result};
 use crate::model::manifest::Prediction;
+use crate::runtime::tensor::BufferId;
 use crate::trace::StepRecord;
 
 impl Request {
     /// The velocity of the next step, after guidance, for latents `[batch, tokens, features]` at noise level `sigma`
     /// (dimensionless, 1 noise … 0 picture); and what each branch decided. The cache lives in the request: a host calls
     /// this once a step, [`steps`](Self::steps) times at most, and moves the latents itself, for Euler by
-    /// `latents += (next sigma - sigma) * velocity`.
+    /// `latents += (next sigma - sigma) * velocity`. [`Engine::denoiser`](crate::Engine::denoiser) makes a session for
+    /// hosts that combine the branches themselves.
     ///
     /// # Errors
     /// `Input` for latents of another shape or numbers that are not finite; `Usage` after the last step; else as `run`.
     pub fn velocity(&mut self, latents: &ArrayD<f32>, sigma: f32) -> Result<(ArrayD<f32>, Vec<StepRecord>)> {
+        let before = self.accept(latents, sigma)?;
+        let step = self.done;
+        let mut records = Vec::new();
+        self.predict(step, &mut records, &mut ()).at(format_args!("step {step}"))?;
+        self.done += 1;
+        Ok((self.velocity_of(self.prediction, &before, sigma)?, records))
+    }
+
+    /// Takes a host's latents and noise level for the step that comes, and gives the latents as a list.
+    pub(super) fn accept(&mut self, latents: &ArrayD<f32>, sigma: f32) -> Result<Vec<f32>> {
         let step = self.done;
         if step >= self.steps() {
             return Err(Error::usage(format!(
                 "all {step} steps of the request are done; ask for more with its `steps`"
             )));
         }
-        let shape: Vec<usize> = self.buffers.shape(self.latents).iter().map(|extent| *extent as usize).collect();
-        if latents.shape() != shape {
-            return Err(Error::input(format!("the latents have the shape {:?}; expected {shape:?}", latents.shape())));
-        }
+        self.check_shape(latents)?;
         if !(sigma.is_finite() && sigma >= 0.0) || latents.iter().any(|number| !number.is_finite()) {
             return Err(Error::input("the latents and sigma must be finite, and sigma not negative"));
         }
         let before: Vec<f32> = latents.iter().copied().collect();
         self.buffers.write(self.latents, &before)?;
         self.schedule.sigmas[step] = sigma;
-        let mut records = Vec::new();
-        self.predict(step, &mut records, &mut ()).at(format_args!("step {step}"))?;
-        self.done += 1;
-        let mut numbers = self.buffers.read(self.prediction)?;
+        Ok(before)
+    }
+
+    pub(super) fn check_shape(&self, latents: &ArrayD<f32>) -> Result<()> {
+        let shape = self.latents_shape();
+        if latents.shape() == shape {
+            return Ok(());
+        }
+        let message = format!("the latents have the shape {:?}; expected {shape:?}", latents.shape());
+        Err(Error::input(message).about("latents"))
+    }
+
+    fn latents_shape(&self) -> Vec<usize> {
+        self.buffers.shape(self.latents).iter().map(|extent| *extent as usize).collect()
+    }
+
+    /// A prediction as a velocity: `before` are the latents that it was made for.
+    pub(super) fn velocity_of(&self, prediction: BufferId, before: &[f32], sigma: f32) -> Result<ArrayD<f32>> {
+        let mut numbers = self.buffers.read(prediction)?;
         if let Prediction::Sample { min_sigma } = self.engine.directory.manifest.prediction {
             let sigma = sigma.max(min_sigma as f32);
-            numbers.iter_mut().zip(&before).for_each(|(number, x)| *number = (x - *number) / sigma);
+            numbers.iter_mut().zip(before).for_each(|(number, x)| *number = (x - *number) / sigma);
         }
-        let velocity = ArrayD::from_shape_vec(shape, numbers)
-            .map_err(|error| Error::internal("a velocity of an impossible shape").with_source(error))?;
-        Ok((velocity, records))
+        ArrayD::from_shape_vec(self.latents_shape(), numbers)
+            .map_err(|error| Error::internal("a velocity of an impossible shape").with_source(error))
     }
 }

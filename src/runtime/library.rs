@@ -37,6 +37,9 @@ pub const FILE_NAME: &str = if cfg!(windows) {
 /// The name under which Linux distributions ship the library without its development files.
 const SONAME: &str = "libonnxruntime.so.1";
 
+/// The oldest release of ONNX Runtime that is accepted is 1.x with this x.
+pub const OLDEST: u32 = ort::MINOR_VERSION;
+
 /// More threads than any machine has cores; a typing error should not start them.
 const MAX_THREADS: usize = 1024;
 
@@ -173,6 +176,20 @@ pub fn info(options: &LibraryOptions) -> Result<LibraryInfo> {
     environment(options).map(|loaded| loaded.info.clone())
 }
 
+/// Only loads the library of a path, unless that has happened. How it computes is still open: the first engine says.
+///
+/// # Errors
+/// [`ErrorKind::Library`] if the file is unusable, or another one is already loaded.
+pub fn load(path: &Path) -> Result<()> {
+    let options = LibraryOptions { path: Some(path.to_owned()), ..LibraryOptions::default() };
+    let mut process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(library) = &process.library {
+        return check_same_library(library, &options);
+    }
+    process.library = Some(load_first_usable(places(&options))?);
+    Ok(())
+}
+
 /// The loaded library and its environment.
 #[derive(Debug)]
 pub(crate) struct Loaded {
@@ -212,7 +229,7 @@ pub(crate) enum Work {
 /// See [`info`].
 pub(crate) fn environment_for(options: &LibraryOptions, work: Work) -> Result<Arc<Loaded>> {
     if let Some(threads) = options.threads.filter(|threads| !(1..=MAX_THREADS).contains(threads)) {
-        return Err(Error::usage(format!("{threads} threads; expected 1 to {MAX_THREADS}")));
+        return Err(Error::usage(format!("{threads} threads; expected 1 to {MAX_THREADS}")).about("threads"));
     }
     let mut process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(library) = &process.library {
@@ -274,7 +291,7 @@ fn check_same_pool(info: &LibraryInfo, options: &LibraryOptions) -> Result<()> {
 fn load_first_usable(places: Vec<Place>) -> Result<Place> {
     let mut refused = Vec::new();
     for place in places {
-        match place.defect().map_or_else(|| load(&place), Err) {
+        match place.defect().map_or_else(|| load_place(&place), Err) {
             Ok(()) => {
                 tracing::debug!(path = %place.path.display(), found_by = %place.found_by, "loaded ONNX Runtime");
                 return Ok(place);
@@ -304,7 +321,7 @@ fn no_usable_library(refused: &[(Place, String)]) -> Error {
 }
 
 /// Loads the library for the life of the process, or says why it cannot be used.
-fn load(place: &Place) -> Result<(), String> {
+fn load_place(place: &Place) -> Result<(), String> {
     use ort::LoadDynamicError::{BadVersion, Dlopen, InvalidVersionString, MissingApi};
     // A library that exports the right name with the wrong content makes `ort` panic.
     let outcome = std::panic::catch_unwind(|| ort::init_from(&place.path).map(drop));

@@ -1,0 +1,284 @@
+//! Options by name and text, for faces that have no types: the names are the command's long flags.
+//!
+//! A new option of [`EngineOptions`] or [`RequestOptions`] is one line of [`TABLE`] (and a flag in `src/cli/args.rs`,
+//! which a test there asks for). Nothing is decided here: what is left out stays the library's default.
+
+mod files;
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::str::FromStr;
+
+pub use self::files::{read_policy, read_replay, read_trace};
+use crate::cache::PolicyOverrides;
+use crate::engine::EngineOptions;
+use crate::error::{At, Error, Result};
+use crate::generate::request::RequestOptions;
+use crate::generate::text::edit_distance;
+
+/// What an option is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// How an engine is loaded.
+    Engine,
+    /// How one generation runs.
+    Request,
+}
+
+/// One option: its name, what it is for, and how its text is read.
+struct Entry {
+    name: &'static str,
+    scope: Scope,
+    set: fn(&mut Options, &str) -> Result<()>,
+}
+
+const fn engine(name: &'static str, set: fn(&mut Options, &str) -> Result<()>) -> Entry {
+    Entry { name, scope: Scope::Engine, set }
+}
+
+const fn request(name: &'static str, set: fn(&mut Options, &str) -> Result<()>) -> Entry {
+    Entry { name, scope: Scope::Request, set }
+}
+
+/// All options but those of the cache policies, which [`PolicyOverrides`] lists.
+const TABLE: &[Entry] = &[
+    engine("threads", |options, text| some(&mut options.engine.library.threads, text)),
+    engine("spin", |options, text| plain(&mut options.engine.library.spin, text)),
+    engine("ort-library", |options, text| some(&mut options.engine.library.path, text)),
+    engine("weights", |options, text| some(&mut options.engine.weights_folder, text)),
+    engine("weights-mode", |options, text| plain(&mut options.engine.weights, text)),
+    engine("stages", |options, text| plain(&mut options.engine.stages, text)),
+    engine("arithmetic", |options, text| plain(&mut options.engine.arithmetic, text)),
+    engine("verify", |options, text| plain(&mut options.engine.verify, text)),
+    request("cache", |options, text| {
+        options.request.cache = read_policy(text)?;
+        Ok(())
+    }),
+    request("replay", |options, text| {
+        options.request.cache = read_replay(text.as_ref())?;
+        Ok(())
+    }),
+    request("cache-dtype", |options, text| plain(&mut options.request.cache_dtype, text)),
+    request("cache-memory", |options, text| {
+        options.request.cache_memory = Some(parse_bytes(text).map_err(|problem| bad(text, problem))?);
+        Ok(())
+    }),
+    request("per-sample", |options, text| plain(&mut options.request.per_sample, text)),
+    request("steps", |options, text| some(&mut options.request.steps, text)),
+    request("guidance", |options, text| some(&mut options.request.guidance, text)),
+    request("true-cfg", |options, text| some(&mut options.request.true_cfg, text)),
+    request("size", |options, text| {
+        options.request.size = Some(parse_size(text).map_err(|problem| bad(text, problem))?);
+        Ok(())
+    }),
+    request("batch", |options, text| some(&mut options.request.batch, text)),
+    request("seed", |options, text| plain(&mut options.request.seed, text)),
+];
+
+/// Options of engines and requests, set one by one. One object can serve both: an engine reads those of its scope, a
+/// request the others.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    engine: EngineOptions,
+    request: RequestOptions,
+    policy: PolicyOverrides,
+    given: BTreeMap<String, String>,
+}
+
+impl Options {
+    /// Sets one option; a second value replaces the first.
+    ///
+    /// # Errors
+    /// `Usage` for an unknown name, with the nearest known one, and for a text that is no value of the option. Then
+    /// nothing is changed.
+    pub fn set(&mut self, name: &str, text: &str) -> Result<()> {
+        let mut changed = self.clone();
+        match TABLE.iter().find(|entry| entry.name == name) {
+            Some(entry) => {
+                (entry.set)(&mut changed, text).map_err(|error| error.about(name)).at(format_args!("--{name}"))?
+            }
+            None if changed.policy.set(name, text)? => {}
+            None => return Err(unknown(name)),
+        }
+        changed.given.insert(name.to_owned(), text.to_owned());
+        *self = changed;
+        Ok(())
+    }
+
+    /// How an engine is loaded.
+    pub fn engine(&self) -> &EngineOptions {
+        &self.engine
+    }
+
+    /// How a generation runs: the policy with its overrides.
+    ///
+    /// # Errors
+    /// `Usage` for options that exclude each other or that the policy lacks.
+    pub fn request(&self) -> Result<RequestOptions> {
+        let is_replay = self.given.contains_key("replay");
+        if is_replay && let Some(other) = self.given.keys().find(|name| *name == "cache" || is_of_policy(name)) {
+            return Err(Error::option(
+                other,
+                "has no effect with --replay, which repeats what was recorded; leave one out",
+            ));
+        }
+        let cache = self.request.cache.clone().with(&self.policy).map_err(|error| error.about("cache"))?;
+        Ok(RequestOptions { cache, ..self.request.clone() })
+    }
+
+    /// Options of engines that are set here but not to what `loaded` has: they would have no effect on a request.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn check_loaded(&self, loaded: &Self) -> Result<()> {
+        let is_other = |(name, text): &(&String, &String)| {
+            scope(name) == Some(Scope::Engine) && loaded.given.get(*name) != Some(*text)
+        };
+        let Some((name, text)) = self.given.iter().find(is_other) else { return Ok(()) };
+        let loaded = loaded.given.get(name).map_or("its default".to_owned(), |other| format!("`{other}`"));
+        Err(Error::option(
+            name,
+            format_args!("is `{text}`, but the engine was loaded with {loaded}; load another engine, or leave it out"),
+        ))
+    }
+
+    /// What was set, by name.
+    pub fn given(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.given.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+
+    /// The names of all options.
+    pub fn names() -> Vec<String> {
+        TABLE.iter().map(|entry| entry.name.to_owned()).chain(PolicyOverrides::flags()).collect()
+    }
+}
+
+fn is_of_policy(name: &str) -> bool {
+    PolicyOverrides::flags().any(|flag| flag == name)
+}
+
+/// What an option is for; none for an unknown one.
+pub fn scope(name: &str) -> Option<Scope> {
+    let known = TABLE.iter().find(|entry| entry.name == name).map(|entry| entry.scope);
+    known.or_else(|| is_of_policy(name).then_some(Scope::Request))
+}
+
+fn unknown(name: &str) -> Error {
+    let nearest = Options::names().into_iter().min_by_key(|known| edit_distance(name, known)).unwrap_or_default();
+    Error::usage(format!("unknown option `{name}`; the nearest known one is `{nearest}`")).about(name)
+}
+
+fn plain<T: FromStr>(place: &mut T, text: &str) -> Result<()>
+where
+    T::Err: Display,
+{
+    *place = text.parse().map_err(|problem| bad(text, problem))?;
+    Ok(())
+}
+
+fn some<T: FromStr>(place: &mut Option<T>, text: &str) -> Result<()>
+where
+    T::Err: Display,
+{
+    *place = Some(text.parse().map_err(|problem| bad(text, problem))?);
+    Ok(())
+}
+
+fn bad(text: &str, problem: impl Display) -> Error {
+    Error::usage(format!("`{text}`: {problem}"))
+}
+
+/// Bytes: digits, and K, M or G for powers of 1024.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let units = [('K', 10), ('M', 20), ('G', 30)];
+    let unit = units.iter().find(|(unit, _)| text.ends_with([*unit, unit.to_ascii_lowercase()]));
+    let (digits, shift) = unit.map_or((text, 0), |(_, shift)| (&text[..text.len() - 1], *shift));
+    let bytes = if digits.bytes().all(|digit| digit.is_ascii_digit()) { digits.parse::<u64>().ok() } else { None };
+    let bytes = bytes.and_then(|bytes| bytes.checked_mul(1 << shift));
+    bytes.ok_or_else(|| "expected bytes, such as 1048576, 512K, 64M or 2G".to_owned())
+}
+
+/// `(width, height)` in pixels, from such a text as `1024x768`.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_size(text: &str) -> Result<(u64, u64), String> {
+    let parts = text.split_once(['x', 'X']).ok_or("expected WIDTHxHEIGHT, such as 1024x768")?;
+    match (parts.0.parse(), parts.1.parse()) {
+        (Ok(width), Ok(height)) => Ok((width, height)),
+        _ => Err("expected WIDTHxHEIGHT, such as 1024x768".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn bytes_have_units_of_1024() {
+        for (text, bytes) in
+            [("0", 0), ("17", 17), ("2K", 2 << 10), ("64M", 64 << 20), ("64m", 64 << 20), ("3G", 3 << 30)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "K", "-1", "+1", "1.5M", "1T", "64MB", "M64", "18446744073709551615K", "99999999999999999999"]
+        {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_set_is_refused_by_name() {
+        for (name, text, words) in [
+            ("step", "4", "unknown option `step`; the nearest known one is `steps`"),
+            ("Cache", "none", "the nearest known one is `cache`"),
+            ("max-warmup-step", "4", "the nearest known one is `max-warmup-steps`"),
+            ("steps", "four", "--steps: `four`"),
+            ("size", "64", "expected WIDTHxHEIGHT"),
+            ("spin", "maybe", "--spin: `maybe`"),
+            ("cache", "f8z", "--cache: "),
+            ("max-warmup-steps", "x", "--max-warmup-steps is `x`"),
+            ("stages", "some", "--stages: "),
+        ] {
+            let mut options = Options::default();
+            let error = options.set(name, text).unwrap_err();
+            assert_eq!((error.kind(), error.field()), (ErrorKind::Usage, Some(name)), "{error}");
+            assert!(error.to_string().contains(words), "{name}: {error}");
+            assert_eq!(options.given().count(), 0, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let refused = Options::default().set("replay", "no/such.json").unwrap_err();
+        assert_eq!((refused.kind(), refused.field()), (ErrorKind::Io, Some("no/such.json")), "{refused}");
+    }
+
+    #[test]
+    fn overrides_come_on_top_of_the_policy_in_any_order() -> Result<()> {
+        let mut options = Options::default();
+        options.set("max-warmup-steps", "2")?;
+        options.set("cache", "f1b0")?;
+        assert_eq!(options.request()?.cache.to_string(), "f1b0w2i1r0.12");
+        options.set("cache", "none")?;
+        let refused = options.request().unwrap_err();
+        assert_eq!(refused.field(), Some("cache"));
+        assert!(refused.to_string().contains("max_warmup_steps"), "{refused}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_request_refuses_other_engine_options() -> Result<()> {
+        let (mut loaded, mut asked) = (Options::default(), Options::default());
+        asked.set("steps", "3")?;
+        asked.check_loaded(&loaded)?;
+        asked.set("threads", "2")?;
+        assert!(asked.check_loaded(&loaded).is_err_and(|error| error.field() == Some("threads")));
+        loaded.set("threads", "2")?;
+        asked.check_loaded(&loaded)
+    }
+}
