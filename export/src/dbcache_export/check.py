@@ -104,6 +104,7 @@ def _check_transformer(plan: Plan, compute: DType, sessions: _Sessions, report: 
             inputs: Tensors,
             expected: Tensors,
             embedded: Tensors = embedded,
+            outside: Tensors = case,
             final: Tensors = final_inputs,
         ) -> None:
             block = plan.blocks[index]
@@ -111,12 +112,12 @@ def _check_transformer(plan: Plan, compute: DType, sessions: _Sessions, report: 
                 report.add("embed", plan.embed.file, EMBED_TOLERANCE[compute], embedded, inputs)
             report.add(block.kind, block.graph.file, tolerance, sessions.run(block.graph, inputs), expected)
             if index == last:
-                final.update(inputs | expected)
+                final.update(outside | inputs | expected)
 
         prediction = reference.run(case, on_block)
         expected = dict.fromkeys(plan.final.template.outputs, prediction)
         report.add("final", plan.final.file, tolerance, sessions.run(plan.final, final_inputs), expected)
-        flowing = dict(embedded)
+        flowing = case | embedded
         for block in plan.blocks:
             flowing |= sessions.run(block.graph, flowing)
         report.add("chain", plan.final.file, CHAIN_TOLERANCE[compute], sessions.run(plan.final, flowing), expected)
@@ -125,10 +126,11 @@ def _check_transformer(plan: Plan, compute: DType, sessions: _Sessions, report: 
 def _cases(plan: Plan) -> Iterator[Tensors]:
     """Random inputs of the transformer: two picture sizes (the smallest and an oblong one), batches of one and two."""
     cell = plan.latents["downscale"] * plan.latents["patch"]
-    low, high = plan.size["min"] // cell, plan.size["max"] // cell
-    text = plan.dimensions["text"]
+    low, high, step = (plan.size[name] // cell for name in ("min", "max", "multiple_of"))
+    text = plan.dimensions.get("text", {"min": 1, "max": 1})
     random = torch.Generator().manual_seed(0)
-    sizes = {(low, low): 7, (min(low + 1, high), min(low + 3, high)): 13}
+    longer = low + (3 if plan.oblong else 1) * step
+    sizes = {(low, low): 7, (min(low + step, high), min(longer, high)): max(13, 2 * text["min"])}
     for (rows, columns), words in sizes.items():
         for batch in (1, 2):
             lengths = {
@@ -138,17 +140,17 @@ def _cases(plan: Plan) -> Iterator[Tensors]:
             }
             yield {
                 name: _input(
-                    source["from"],
-                    [lengths.get(str(axis), axis) for axis in plan.tensors[name].shape],
-                    columns,
-                    random,
+                    plan, name, [lengths.get(str(axis), axis) for axis in plan.tensors[name].shape], columns, random
                 )
-                for name, source in plan.inputs.items()
+                for name in plan.inputs
             }
 
 
-def _input(source: str, shape: list[Any], columns: int, random: torch.Generator) -> torch.Tensor:
-    """A plausible value for an input from `source`, see the format's `inputs`."""
+def _input(plan: Plan, name: str, shape: list[Any], columns: int, random: torch.Generator) -> torch.Tensor:
+    """A plausible value for an input, see the format's `inputs`."""
+    if name in plan.examples:
+        return plan.examples[name](shape, random)
+    source = plan.inputs[name]["from"]
     if source == "grid":
         token = torch.arange(shape[0])
         return torch.stack([torch.zeros_like(token), token // columns, token % columns], 1).float()
@@ -156,6 +158,10 @@ def _input(source: str, shape: list[Any], columns: int, random: torch.Generator)
         return torch.zeros(shape)
     if source == "sigma":
         return torch.rand(shape, generator=random)
+    if source == "timestep":
+        return 1000 * torch.rand(shape, generator=random)
+    if source == "size":
+        return torch.randint(1, 1 + plan.size["max"], shape, generator=random).float()
     if source == "guidance":
         return 1 + 4 * torch.rand(shape, generator=random)
     return torch.randn(shape, generator=random)

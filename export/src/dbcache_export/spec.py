@@ -158,13 +158,15 @@ class Plan:
         checkpoints: Component name: its safetensors files.
         ignored: Component name: prefixes of parameters that the engine has no use for, such as a VAE's encoder.
         reference: Loads the original transformer.
+        examples: For the check: values of inputs that are not any numbers, from a shape and a generator.
+        oblong: Whether the original can make pictures that are no squares; otherwise the check takes squares.
     """
 
     name: str
     description: str
     dimensions: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, Tensor]
-    inputs: Mapping[str, Mapping[str, str]]
+    inputs: Mapping[str, Mapping[str, Any]]
     streams: Sequence[str]
     embed: Graph
     blocks: Sequence[Block]
@@ -181,6 +183,8 @@ class Plan:
     text: Text | None = None
     decode: Graph | None = None
     documents: Sequence[Path] = ()
+    examples: Mapping[str, Callable[[Sequence[int], torch.Generator], torch.Tensor]] = field(default_factory=dict)
+    oblong: bool = True
 
     def graphs(self) -> list[Graph]:
         """All graphs, in the order in which they run."""

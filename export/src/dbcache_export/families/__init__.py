@@ -10,12 +10,18 @@ from pathlib import Path
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export.errors import ExportError, listed
-from dbcache_export.families import emoji, flux
+from dbcache_export.families import dit, emoji, flux, flux2, pixart, qwen_image, sd3, z_image
 from dbcache_export.folder import read_json
 from dbcache_export.spec import Options, Plan
 
 _FAMILIES: dict[str, Callable[[Path, Options, FakeTensorMode], Plan]] = {
     "FluxTransformer2DModel": flux.plan,
+    "Flux2Transformer2DModel": flux2.plan,
+    "SD3Transformer2DModel": sd3.plan,
+    "PixArtTransformer2DModel": pixart.plan,
+    "DiTTransformer2DModel": dit.plan,
+    "QwenImageTransformer2DModel": qwen_image.plan,
+    "ZImageTransformer2DModel": z_image.plan,
 }
 
 

@@ -20,6 +20,7 @@ from dbcache_export import checkpoint, spec
 from dbcache_export.errors import ExportError
 from dbcache_export.families import flux
 from dbcache_export.families.flux_parts import FluxReference
+from dbcache_export.families.parts import dimensions
 from dbcache_export.folder import documents, model_name, read_json
 from dbcache_export.scheduler import NO_SHIFT
 from dbcache_export.spec import Case, Graph, Options, Plan, Template, Tensor
@@ -61,7 +62,7 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
     return Plan(
         name=options.name or model_name(folder),
         description=parts.description() + "; pictures of 64 x 64 pixels, words as text",
-        dimensions=flux.dimensions(size, 1, _PATCH, _MAX_BATCH, (length, length), decodes=True),
+        dimensions=dimensions(size, 1, _PATCH, _MAX_BATCH, (length, length), decodes=True),
         tensors=tensors,
         inputs=parts.inputs,
         streams=["hidden_states", "encoder_hidden_states"],

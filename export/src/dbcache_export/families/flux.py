@@ -8,21 +8,21 @@ from __future__ import annotations
 
 __all__ = ["Transformer", "plan", "transformer"]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusers import FluxTransformer2DModel
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint, spec, text, vae
 from dbcache_export.errors import ExportError
 from dbcache_export.families.flux_parts import Block, Embed, Final, FluxReference
+from dbcache_export.families.parts import dimensions, size, templates, under
 from dbcache_export.folder import documents, model_name, read_json
 from dbcache_export.scheduler import scheduler
-from dbcache_export.spec import DTYPES, Graph, Options, Plan, Template, Tensor
+from dbcache_export.spec import DTYPES, Graph, Options, Plan, Tensor
 from dbcache_export.template import fake_module
 
 #: Latent cells on each side of a token.
@@ -78,11 +78,11 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         raise ExportError(f"--downscale {options.downscale}, but the VAE's is {decoder.downscale}", "leave it out")
     embeds_guidance = bool(parts.config["guidance_embeds"])
     downscale = decoder.downscale if decoder else options.downscale or _DOWNSCALE
-    size = _size(options, downscale)
+    sizes = size(options, downscale, _PATCH, _DEFAULT_CELLS)
     return Plan(
         name=options.name or model_name(folder),
         description=parts.description(),
-        dimensions=dimensions(size, downscale, _PATCH, _MAX_BATCH, (1, _MAX_TEXT), decodes=decoder is not None),
+        dimensions=dimensions(sizes, downscale, _PATCH, _MAX_BATCH, (1, _MAX_TEXT), decodes=decoder is not None),
         tensors=parts.tensors | (decoder.tensors if decoder else {}),
         inputs=parts.inputs,
         streams=["hidden_states", "encoder_hidden_states"],
@@ -91,7 +91,7 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         final=parts.final,
         prediction={"kind": "velocity"},
         latents={"channels": channels, "downscale": downscale, "patch": _PATCH},
-        size=size,
+        size=sizes,
         scheduler=scheduler(folder),
         guidance={"kind": "embedded", "default": 3.5} if embeds_guidance else {"kind": "none", "default": 1.0},
         steps=28 if embeds_guidance else 4,  # the distilled model without guidance is made for few steps
@@ -122,9 +122,7 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
     context = ("hidden_states", "encoder_hidden_states", "temb", "rotary_cos", "rotary_sin")
     streams = context[:2]
 
-    def template(name: str, module: nn.Module, taken: tuple[str, ...], given: tuple[str, ...]) -> Template:
-        return Template(name, module, {k: tensors[k] for k in taken}, {k: tensors[k] for k in given})
-
+    template = templates(tensors)
     double = template("double", Block(model.transformer_blocks[0]), context, streams)
     single = template("single", Block(model.single_transformer_blocks[0]), context, streams)
     kinds = [(double, "transformer_blocks", config["num_layers"])]
@@ -143,7 +141,7 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
         tuple(
             spec.Block(
                 kind.name,
-                Graph(f"block_{i:03}.onnx", kind, "transformer", _under(prefix)),
+                Graph(f"block_{i:03}.onnx", kind, "transformer", under(prefix)),
                 joins_streams=kind.name == "single",
             )
             for i, (kind, prefix) in enumerate(places)
@@ -154,40 +152,6 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
             "transformer",
         ),
     )
-
-
-def dimensions(
-    size: Mapping[str, Any],
-    downscale: int,
-    patch: int,
-    max_batch: int,
-    text: tuple[int, int],
-    *,
-    decodes: bool,
-) -> dict[str, Any]:
-    """The dynamic axes of a model that makes pictures of `size` and reads texts of so many tokens."""
-
-    def square(cell: int) -> dict[str, int]:
-        return {"min": (size["min"] // cell) ** 2, "max": (size["max"] // cell) ** 2}
-
-    def side(cell: int) -> dict[str, int]:
-        return {"min": size["min"] // cell, "max": size["max"] // cell}
-
-    axes: dict[str, Any] = {
-        "batch": {"min": 1, "max": max_batch},
-        "image": square(downscale * patch),
-        "text": {"min": text[0], "max": text[1]},
-        "total": {"sum": ["text", "image"]},
-    }
-    if decodes:
-        axes |= {"latent_height": side(downscale), "latent_width": side(downscale)}
-        axes |= {"height": side(1), "width": side(1)}
-    return axes
-
-
-def _under(prefix: str) -> Callable[[str], str]:
-    """From a parameter of `flux_parts.Block` to that of the checkpoint's block `prefix`."""
-    return lambda name: prefix + name.removeprefix("block.")
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -254,13 +218,3 @@ def _inputs(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     if config["guidance_embeds"]:
         inputs["guidance"] = {"per": "request", "from": "guidance"}
     return inputs
-
-
-def _size(options: Options, downscale: int) -> dict[str, Any]:
-    """Pictures from a quarter to twice the default's shorter and longer side."""
-    cell = downscale * _PATCH
-    width, height = options.size or (_DEFAULT_CELLS * downscale,) * 2
-    if width % cell or height % cell or min(width, height) <= 0:
-        raise ExportError(f"a picture of {width}x{height} pixels", f"give --size in multiples of {cell}")
-    smallest = max(cell, min(width, height) // 4 // cell * cell)
-    return {"default": [width, height], "min": smallest, "max": 2 * max(width, height), "multiple_of": cell}

@@ -1,0 +1,257 @@
+"""Z-Image: one stream of the picture's tokens followed by the text's, both refined before.
+
+Diffusers fills both up to multiples of 32 tokens. Here pictures have multiples of 32 tokens, and so have texts.
+"""
+
+from __future__ import annotations
+
+__all__ = ["plan", "transformer"]
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ZImageTransformer2DModel
+from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dbcache_export import checkpoint, spec
+from dbcache_export.families.parts import Transformer, configuration, padded, picture_plan, templates, under
+from dbcache_export.families.patches import pack, to_packed, unpack
+from dbcache_export.families.rotary import angles, attend, tables
+from dbcache_export.families.watched import Watched
+from dbcache_export.scheduler import scheduler
+from dbcache_export.spec import DTYPES, Graph, Options, Plan
+from dbcache_export.template import fake_module
+
+_PATCH = 2
+#: The layers of this patch size, as the original names them.
+_KEY = "2-1"
+_STREAMS = ("hidden_states",)
+_CONTEXT = ("attention_bias", "adaln_input", "rotary_cos", "rotary_sin")
+#: Tokens on each side in multiples of which a picture has multiples of 32 tokens.
+_SIDE = 8
+_DEFAULT_CELLS = 128
+_MAX_TEXT = 512
+
+
+def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
+    """The plan of a Z-Image pipeline or transformer."""
+    inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    return picture_plan(
+        folder,
+        options,
+        fake,
+        transformer(inner, options, fake),
+        scheduler=scheduler(folder),
+        guidance={"kind": "classifier_free", "default": 5.0},
+        steps=50,
+        prediction={"kind": "velocity"},
+    )
+
+
+def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:
+    """Cuts the transformer in `folder` into embed, blocks and final.
+
+    Raises:
+        ExportError: It is a variant with other inputs (Omni).
+    """
+    fixed = {
+        "all_patch_size": ([2], (2,)),
+        "all_f_patch_size": ([1], (1,)),
+        "qk_norm": (True,),
+        "siglip_feat_dim": (None,),
+    }
+    config = configuration(folder, ZImageTransformer2DModel, fixed)
+    dtype, width, layers = DTYPES[options.compute][0], config["dim"], config["n_layers"]
+    head = width // config["n_heads"]
+    features = config["in_channels"] * _PATCH**2
+    tensors = {
+        "latents": spec.Tensor("f32", ("batch", "image", features)),
+        "timestep": spec.Tensor("f32", ("batch",)),
+        "prompt_embeds": spec.Tensor("f32", ("batch", "text", config["cap_feat_dim"])),
+        "prompt_embeds_mask": spec.Tensor("f32", ("batch", "text")),
+        "img_ids": spec.Tensor("f32", ("image", 3)),
+        "hidden_states": spec.Tensor(options.compute, ("batch", "total", width)),
+        "attention_bias": spec.Tensor(options.compute, ("batch", 1, 1, "total")),
+        "adaln_input": spec.Tensor(options.compute, ("batch", min(width, 256))),
+        "rotary_cos": spec.Tensor("f32", ("batch", "total", 1, head)),
+        "rotary_sin": spec.Tensor("f32", ("batch", "total", 1, head)),
+        "prediction": spec.Tensor("f32", ("batch", "image", features)),
+    }
+    inputs = {
+        "latents": {"per": "step", "from": "latents"},
+        "timestep": {"per": "step", "from": "sigma"},
+        "prompt_embeds": {"per": "request", "from": "text"},
+        "prompt_embeds_mask": {"per": "request", "from": "text"},
+        "img_ids": {"per": "request", "from": "grid"},
+    }
+    small = config | {"n_layers": 1}
+    model: Any = fake_module(fake, options.compute, lambda: ZImageTransformer2DModel(**small))
+    for block in (*model.noise_refiner, *model.context_refiner, *model.layers):
+        block.attention.processor = _Real()
+    template = templates(tensors)
+    kind = template("block", _Block(model.layers[0]), (*_STREAMS, *_CONTEXT), _STREAMS)
+    final = template("final", _Final(model), (*_STREAMS, "adaln_input", "latents"), ("prediction",))
+    return Transformer(
+        description=f"Z-Image transformer: {layers} blocks, width {width}",
+        checkpoint=checkpoint.read(folder, "transformer"),
+        tensors=tensors,
+        inputs=inputs,
+        streams=_STREAMS,
+        embed=Graph(
+            "embed.onnx",
+            template("embed", _Embed(model, config, dtype), tuple(inputs), (*_STREAMS, *_CONTEXT)),
+            "transformer",
+        ),
+        blocks=tuple(
+            spec.Block("block", Graph(f"block_{i:03}.onnx", kind, "transformer", under(f"layers.{i}.")))
+            for i in range(layers)
+        ),
+        final=Graph("final.onnx", final, "transformer"),
+        reference=lambda: _reference(folder),
+        channels=config["in_channels"],
+        patch=_PATCH,
+        cells=min(_DEFAULT_CELLS, min(config["axes_lens"][1:]) * _PATCH),
+        max_cells=min(config["axes_lens"][1:]) * _PATCH,
+        multiple=_SIDE,
+        text=(SEQ_MULTI_OF, _MAX_TEXT),
+        ignored=("x_pad_token",),
+        examples={"prompt_embeds_mask": padded},
+    )
+
+
+class _Embed(nn.Module):
+    """From the inputs of a request and a step to the joined stream and what every block needs."""
+
+    def __init__(self, model: Any, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.all_x_embedder = model.all_x_embedder
+        self.noise_refiner = model.noise_refiner
+        self.context_refiner = model.context_refiner
+        self.cap_embedder = model.cap_embedder
+        self.cap_pad_token = model.cap_pad_token
+        self.t_embedder = model.t_embedder
+        self.config = {name: config[name] for name in ("t_scale", "axes_dims", "rope_theta")}
+        self.dtype = dtype
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor, prompt_embeds_mask: Tensor, img_ids: Tensor
+    ) -> tuple[Tensor, ...]:
+        """A text's last 32 tokens are filled up with a token for padding; what is behind them is not looked at."""
+        batch, words = prompt_embeds_mask.shape
+        tokens = latents.shape[1]
+        adaln_input = self.t_embedder((1 - timestep) * self.config["t_scale"]).to(self.dtype)
+
+        places = torch.arange(words, dtype=torch.float32)[None].expand(batch, -1)
+        filled = (prompt_embeds_mask.sum(1, keepdim=True) / SEQ_MULTI_OF).ceil() * SEQ_MULTI_OF
+        seen = places < filled
+        zeros = torch.zeros_like(places)
+        text_angle = self._angle(places + 1, zeros, zeros)
+        frame = (filled + 1).expand(-1, tokens)
+        image_angle = self._angle(frame, img_ids[:, 1][None].expand(batch, -1), img_ids[:, 2][None].expand(batch, -1))
+        text_turns = [turn * seen[..., None, None] for turn in _turns(text_angle)]
+        image_turns = _turns(image_angle)
+        text_bias = torch.where(seen, 0.0, torch.finfo(self.dtype).min / 2).to(self.dtype)
+
+        image = self.all_x_embedder[_KEY](_to_original(latents, self.all_x_embedder[_KEY].in_features).to(self.dtype))
+        for block in self.noise_refiner:
+            image = block(image, None, image_turns, adaln_input)
+        text = self.cap_embedder(prompt_embeds.to(self.dtype))
+        text = torch.where(prompt_embeds_mask[..., None] > 0, text, self.cap_pad_token)
+        for block in self.context_refiner:
+            text = block(text, text_bias[:, None, None], text_turns)
+        text = text * seen[..., None]
+
+        bias = torch.cat((torch.zeros_like(latents[..., 0]).to(self.dtype), text_bias), 1)[:, None, None]
+        cos, sin = (torch.cat(pair, 1) for pair in zip(image_turns, text_turns, strict=True))
+        return torch.cat((image, text), 1), bias, adaln_input, cos, sin
+
+    def _angle(self, *positions: Tensor) -> Tensor:
+        parts = [
+            angles(position, width, self.config["rope_theta"], torch.float64)
+            for position, width in zip(positions, self.config["axes_dims"], strict=True)
+        ]
+        return torch.cat(parts, -1).float()
+
+
+def _turns(angle: Tensor) -> tuple[Tensor, Tensor]:
+    cos, sin = tables(angle)
+    return cos[:, :, None], sin[:, :, None]
+
+
+def _to_original(latents: Tensor, features: int) -> Tensor:
+    """Features in the order (channel, row, column) to (row, column, channel)."""
+    cells = latents.unflatten(2, (features // _PATCH**2, _PATCH, _PATCH))
+    return cells.permute(0, 1, 3, 4, 2).flatten(2)
+
+
+class _Real:
+    """Self-attention with rotary embeddings in real arithmetic."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        freqs_cis: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        assert freqs_cis is not None
+        result: Tensor = attn.to_out[0](attend(attn, hidden_states, *freqs_cis, attention_mask))
+        return result
+
+
+class _Block(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(
+        self, hidden_states: Tensor, attention_bias: Tensor, adaln_input: Tensor, rotary_cos: Tensor, rotary_sin: Tensor
+    ) -> Tensor:
+        """[batch, image + text, width] to the same."""
+        result: Tensor = self.block(hidden_states, attention_bias, (rotary_cos, rotary_sin), adaln_input)
+        return result
+
+
+class _Final(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.all_final_layer = model.all_final_layer
+
+    def forward(self, hidden_states: Tensor, adaln_input: Tensor, latents: Tensor) -> Tensor:
+        """The picture's tokens to [batch, image, patch features], float32; the model gives the velocity's negative."""
+        tokens = self.all_final_layer[_KEY](hidden_states[:, : latents.shape[1]], c=adaln_input)
+        return -to_packed(tokens, _PATCH).float()
+
+
+def _reference(folder: Path) -> Watched:
+    model: Any = ZImageTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+
+    def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        texts = zip(inputs["prompt_embeds"], inputs["prompt_embeds_mask"], strict=True)
+        return {
+            "x": list(unpack(inputs["latents"], inputs["img_ids"], _PATCH)[:, :, None]),
+            "t": 1 - inputs["timestep"],
+            "cap_feats": [text[mask > 0] for text, mask in texts],
+        }
+
+    def named(taken: dict[str, Any], result: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        turns, mask = taken["freqs_cis"].repeat_interleave(2, 2)[:, :, None], taken["attn_mask"]
+        seen = torch.ones_like(taken["x"][..., 0], dtype=torch.bool) if mask is None else mask
+        given = {
+            "hidden_states": taken["x"],
+            "attention_bias": torch.where(seen, 0.0, torch.finfo(torch.float32).min / 2)[:, None, None],
+            "adaln_input": taken["adaln_input"],
+            "rotary_cos": turns.real,
+            "rotary_sin": turns.imag,
+        }
+        return given, {"hidden_states": result}
+
+    def packed(_: Mapping[str, Tensor], prediction: Any) -> Tensor:
+        return -pack(torch.stack(prediction)[:, :, 0], _PATCH)
+
+    return Watched(model, model.layers, arguments, named, packed)
