@@ -29,6 +29,8 @@ pub enum ErrorKind {
     Check = 8,
     /// A file could not be read or written.
     Io = 9,
+    /// A compiled engine is missing, and compiling was forbidden.
+    NotBuilt = 11,
     /// A bug of this program: please report it.
     Internal = 70,
     /// The caller cancelled.
@@ -37,7 +39,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, for tables in docs and their tests.
-    pub const ALL: [ErrorKind; 10] = [
+    pub const ALL: [ErrorKind; 11] = [
         Self::Usage,
         Self::Library,
         Self::EngineDirectory,
@@ -46,6 +48,7 @@ impl ErrorKind {
         Self::Numeric,
         Self::Check,
         Self::Io,
+        Self::NotBuilt,
         Self::Internal,
         Self::Cancelled,
     ];

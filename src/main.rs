@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         Some(cli::args::Command::Setup(args)) => cli::setup::run(args),
         Some(cli::args::Command::Inspect(args)) => cli::inspect::run(args),
         Some(cli::args::Command::Trace(args)) => cli::trace::run(args),
+        Some(cli::args::Command::Engines(args)) => cli::engines::run(args),
         None => cli::generate::run(&cli.generate),
     };
     match result {

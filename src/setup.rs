@@ -186,9 +186,23 @@ pub fn check() -> Result<Vec<Slot>> {
 /// # Errors
 /// [`ErrorKind::Usage`] if the environment names neither the folder nor a home.
 pub fn data_folder() -> Result<PathBuf> {
+    folder(&[], "XDG_DATA_HOME", &["Library", "Application Support"], &[".local", "share"])
+}
+
+/// The folder of compiled engines, unless another is named: it may be deleted at any time.
+///
+/// # Errors
+/// As [`data_folder`].
+pub fn engine_folder() -> Result<PathBuf> {
+    folder(&["engines"], "XDG_CACHE_HOME", &["Library", "Caches"], &[".cache"])
+}
+
+/// A folder of this program: `inside` the one that [`FOLDER_VARIABLE`] names, else where the system keeps such things.
+fn folder(inside: &[&str], xdg: &str, apple: &[&str], unix: &[&str]) -> Result<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(folder) = variable(FOLDER_VARIABLE) {
-        return std::path::absolute(&folder).map_err(|error| Error::io("resolve", &folder, error));
+        let folder = std::path::absolute(&folder).map_err(|error| Error::io("resolve", &folder, error))?;
+        return Ok(extended(folder, inside));
     }
     let home = || {
         let home = std::env::home_dir().filter(|home| home.is_absolute());
@@ -197,13 +211,17 @@ pub fn data_folder() -> Result<PathBuf> {
     let base = if cfg!(windows) {
         variable("LOCALAPPDATA").map_or_else(|| home().map(|home| home.join("AppData").join("Local")), Ok)?
     } else if cfg!(target_vendor = "apple") {
-        home()?.join("Library").join("Application Support")
+        extended(home()?, apple)
     } else {
         // The specification of these variables says that a relative path is to be ignored.
-        let data = variable("XDG_DATA_HOME").filter(|folder| folder.is_absolute());
-        data.map_or_else(|| home().map(|home| home.join(".local").join("share")), Ok)?
+        let named = variable(xdg).filter(|folder| folder.is_absolute());
+        named.map_or_else(|| home().map(|home| extended(home, unix)), Ok)?
     };
-    Ok(base.join("dbcache-trt"))
+    Ok(extended(base.join("dbcache-trt"), inside))
+}
+
+fn extended(folder: PathBuf, parts: &[&str]) -> PathBuf {
+    parts.iter().fold(folder, |folder, part| folder.join(part))
 }
 
 /// The files that [`run`] installs, best first, with their sizes; none if there is no folder or package for them.

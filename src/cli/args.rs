@@ -1,5 +1,6 @@
 //! What the command line can say. Parsed here; decided, defaulted and checked by the library.
 
+mod engines;
 mod policy;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use dbcache_trt::{
     ArithmeticChoice, CacheDType, EngineOptions, LibraryOptions, RequestOptions, StagesChoice, WeightsChoice,
 };
 
+pub use self::engines::{EnginesArgs, EnginesCommand, GcArgs, StoreArgs};
 pub use self::policy::PolicyArgs;
 
 /// After `--help`: what a tag is, and the exit codes.
@@ -31,7 +33,7 @@ CACHE TAGS
 
 EXIT CODES
   0 success, 2 usage, 3 ONNX Runtime's library, 4 engine directory, 5 input, 6 ONNX Runtime, 7 not a number,
-  8 outputs or decisions differ, 9 file, 70 a bug, 130 cancelled";
+  8 outputs or decisions differ, 9 file, 11 engine not built, 70 a bug, 130 cancelled";
 
 /// Runs diffusion transformers block by block on ONNX Runtime, and skips the blocks that dual block caching proves
 /// unnecessary.
@@ -53,6 +55,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Works on what --trace has written
     Trace(TraceArgs),
+    /// Works on the cache of compiled engines
+    Engines(EnginesArgs),
 }
 
 /// Makes pictures (this is what runs without a subcommand).

@@ -1,5 +1,7 @@
 //! ONNX Runtime, and nothing that decides.
 
+#[expect(dead_code, reason = "the providers that compile follow")]
+pub(crate) mod engine_cache;
 pub(crate) mod host;
 pub(crate) mod items;
 #[expect(unsafe_code, reason = "the library's version is only to be had through a raw call")]

@@ -1,0 +1,142 @@
+//! `dbcache-trt engines`: what is in the cache of compiled engines, whether it is whole, and what may go.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use dbcache_trt::{EngineEntry, EngineState, EngineStore, Error, ErrorKind, GcOptions, Removed, setup};
+use serde_json::{Value, json};
+
+use super::args::{EnginesArgs, EnginesCommand, GcArgs, StoreArgs};
+use super::print::line;
+
+pub fn run(args: &EnginesArgs) -> anyhow::Result<()> {
+    match &args.command {
+        EnginesCommand::List(args) => list(args),
+        EnginesCommand::Verify(args) => verify(args),
+        EnginesCommand::Gc(args) => gc(args),
+    }
+}
+
+/// The cache that is meant, and its store if there is one yet.
+fn open(args: &StoreArgs) -> anyhow::Result<(PathBuf, Option<EngineStore>)> {
+    let folder = match &args.engine_cache {
+        Some(folder) => folder.clone(),
+        None => setup::engine_folder()?,
+    };
+    let store = EngineStore::open_existing(&folder)?;
+    Ok((folder, store))
+}
+
+fn list(args: &StoreArgs) -> anyhow::Result<()> {
+    let (folder, store) = open(args)?;
+    let entries = store.map(|store| store.list()).transpose()?;
+    show(args, &folder, entries.as_deref())
+}
+
+fn verify(args: &StoreArgs) -> anyhow::Result<()> {
+    let (folder, store) = open(args)?;
+    let entries = store.map(|store| store.verify()).transpose()?;
+    show(args, &folder, entries.as_deref())?;
+    let is_damaged = |entry: &&EngineEntry| matches!(entry.state, EngineState::Damaged(_));
+    match entries.iter().flatten().filter(is_damaged).count() {
+        0 => Ok(()),
+        damaged => anyhow::bail!(Error::with_kind(
+            ErrorKind::Check,
+            format!(
+                "{damaged} damaged in {}; they are never loaded, and `dbcache-trt engines gc --verify` removes them",
+                folder.display()
+            ),
+        )),
+    }
+}
+
+fn show(args: &StoreArgs, folder: &Path, entries: Option<&[EngineEntry]>) -> anyhow::Result<()> {
+    let list = entries.unwrap_or_default();
+    if args.json {
+        let engines: Vec<Value> = list.iter().map(EngineEntry::to_json).collect();
+        let json = json!({ "version": 1, "folder": folder, "exists": entries.is_some(), "engines": engines });
+        return line(serde_json::to_string_pretty(&json)?);
+    }
+    if entries.is_none() {
+        return line(format_args!("{}: nothing is compiled yet", folder.display()));
+    }
+    for entry in list {
+        let about = match (&entry.state, entry.name(), entry.target()) {
+            (EngineState::Foreign, ..) => "foreign: not an engine, and left alone".to_owned(),
+            (EngineState::Damaged(reason), ..) => format!("DAMAGED: {reason}"),
+            (EngineState::Whole, Some(name), Some(target)) => {
+                let seconds = entry.build_seconds().unwrap_or_default();
+                format!("{name} for {target}, built in {seconds:.1} s, used {}", ago(entry.used_s))
+            }
+            (EngineState::Whole, ..) => "whole".to_owned(),
+        };
+        line(format_args!("{:.12}  {:>9}  {about}", entry.key, size(entry.bytes)))?;
+    }
+    let bytes: u64 = list.iter().map(|entry| entry.bytes).sum();
+    line(format_args!("{} engines, {} in {}", list.len(), size(bytes), folder.display()))
+}
+
+fn gc(args: &GcArgs) -> anyhow::Result<()> {
+    let (folder, store) = open(&args.store)?;
+    let options = GcOptions {
+        max_age: args.max_age,
+        max_bytes: args.max_size,
+        unreferenced: args.unreferenced,
+        keys: args.key.clone(),
+        verify: args.verify,
+        dry_run: args.dry_run,
+    };
+    let report = store.map(|store| store.gc(&options)).transpose()?.unwrap_or_default();
+    let freed: u64 = report.removed.iter().map(|removed| removed.bytes).sum();
+    if args.store.json {
+        let removed =
+            |removed: &Removed| json!({ "name": removed.name, "reason": removed.reason, "bytes": removed.bytes });
+        return line(serde_json::to_string_pretty(&json!({
+            "version": 1,
+            "folder": folder,
+            "dry_run": args.dry_run,
+            "removed": report.removed.iter().map(removed).collect::<Vec<_>>(),
+            "in_use": report.in_use,
+            "kept": report.kept,
+            "kept_bytes": report.kept_bytes,
+        }))?);
+    }
+    let verb = if args.dry_run { "would remove" } else { "removed" };
+    for removed in &report.removed {
+        line(format_args!("{verb} {}  {:>9}  {}", brief(&removed.name), size(removed.bytes), removed.reason))?;
+    }
+    for name in &report.in_use {
+        line(format_args!("in use, left alone: {}", brief(name)))?;
+    }
+    line(format_args!(
+        "{verb} {} ({}); {} engines ({}) stay in {}",
+        report.removed.len(),
+        size(freed),
+        report.kept,
+        size(report.kept_bytes),
+        folder.display()
+    ))
+}
+
+/// A key without its tail; paths stay whole.
+fn brief(name: &str) -> &str {
+    if name.contains('/') { name } else { name.get(..12).unwrap_or(name) }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
+
+fn ago(time_s: u64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    match now.saturating_sub(time_s) {
+        seconds @ 0..120 => format!("{seconds} s ago"),
+        seconds @ 120..7200 => format!("{} min ago", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h ago", seconds / 3600),
+        seconds => format!("{} days ago", seconds / 86_400),
+    }
+}
