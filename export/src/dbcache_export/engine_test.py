@@ -17,6 +17,7 @@ from dbcache_export.check import GRAPH_TOLERANCE, OTHER_TOLERANCE, check
 from dbcache_export.conftest import child_environment
 from dbcache_export.engine import Summary, export
 from dbcache_export.errors import ExportError
+from dbcache_export.guidance import separate
 from dbcache_export.spec import Options
 
 
@@ -62,12 +63,15 @@ def test_a_pipelines_settings_reach_the_manifest(pipeline: tuple[Path, Summary])
     fields = read_manifest(pipeline[0])
     assert fields["name"] == "FLUX.1-tiny"
     assert fields["guidance"] == {"kind": "embedded", "default": 3.5}
-    assert fields["latents"] == {"channels": 4, "downscale": 2, "patch": 2}
+    assert fields["latents"] == {"layout": "tokens", "channels": 4, "downscale": 2, "patch": 2}
+    assert fields["video"] is None
     assert fields["size"] == {"default": [256, 256], "min": 64, "max": 512, "multiple_of": 4}
     assert fields["scheduler"]["shift"]["kind"] == "dynamic"
     assert fields["dimensions"]["total"] == {"sum": ["text", "image"]}
     assert fields["dimensions"]["latent_height"] == {"min": 32, "max": 256}
     assert [block["kind"] for block in fields["blocks"]] == ["double", "double", "single", "single"]
+    lists = [{"name": "transformer_blocks", "blocks": 2}, {"name": "single_transformer_blocks", "blocks": 2}]
+    assert fields["lists"] == lists
     assert [graph["outputs"] for graph in fields["text"]["graphs"]] == [["pooled_projections"], ["prompt_embeds"]]
     assert (pipeline[0] / "LICENSE.md").read_text() == "the licence"
     folders = {weight["folder"] for weight in fields["weights"]}
@@ -92,7 +96,7 @@ def test_tokenizer_files_give_the_ids_of_the_pipeline(pipeline: tuple[Path, Summ
 def test_emoji_is_recognised(emoji: tuple[Path, Summary]) -> None:
     fields = read_manifest(emoji[0])
     assert fields["prediction"] == {"kind": "sample", "min_sigma": 0.02}
-    assert fields["guidance"] == {"kind": "classifier_free", "default": 1.0}
+    assert fields["guidance"] == separate(1.0)
     assert fields["text"]["unconditional"] == "<null>"
     words = fields["text"]["tokenizers"]["words"]
     assert (words["length"], words["pad_id"], words["unknown_id"]) == (8, 0, 5)

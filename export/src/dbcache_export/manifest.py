@@ -53,7 +53,7 @@ def manifest(
         return asdict(graphs[graph]) | ports(graph)
 
     fields = {
-        "format_version": 1,
+        "format_version": 2,
         "name": plan.name,
         "description": plan.description,
         "license": {"name": options.license, "attribution": options.attribution},
@@ -69,9 +69,11 @@ def manifest(
             block.kind: ports(block.graph) | {"joins_streams": block.joins_streams} for block in plan.blocks
         },
         "blocks": [{"kind": block.kind} | asdict(graphs[block.graph]) for block in plan.blocks],
+        "lists": plan.lists(),
         "final": described(plan.final),
         "prediction": plan.prediction,
         "latents": plan.latents,
+        "video": plan.video,
         "size": plan.size,
         "scheduler": plan.scheduler,
         "guidance": plan.guidance,
@@ -88,15 +90,15 @@ def _text(plan: Plan, graphs: Mapping[Graph, Written], tokenizers: Mapping[str, 
         return None
     return {
         "tokenizers": {
-            name: asdict(tokenizers[name])
-            | {"length": tokenizer.length, "pad_id": tokenizer.pad_id, "unknown_id": tokenizer.unknown_id}
+            name: asdict(tokenizers[name]) | {key: value for key, value in asdict(tokenizer).items() if key != "json"}
             for name, tokenizer in plan.text.tokenizers.items()
         },
         "graphs": [
             asdict(graphs[graph])
             | {
                 "inputs": {
-                    port: {"tokenizer": tokenizer, "field": field} for port, (tokenizer, field) in inputs.items()
+                    port: {"tensor": taken} if isinstance(taken, str) else {"tokenizer": taken[0], "field": taken[1]}
+                    for port, taken in inputs.items()
                 },
                 "outputs": list(graph.template.outputs),
             }

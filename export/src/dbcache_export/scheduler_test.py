@@ -53,8 +53,12 @@ def test_without_a_scheduler_nothing_is_shifted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_class_name": "DDIMScheduler"}, "DDIMScheduler is not supported"),
+        ({"_class_name": "LCMScheduler"}, "LCMScheduler is not supported"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_karras_sigmas": True}, "use_karras_sigmas"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_beta_sigmas": True}, "use_beta_sigmas"),
+        ({"_class_name": "DDIMScheduler"}, "clip_sample"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, "sde-dpmsolver"),
+        ({"_class_name": "UniPCMultistepScheduler", "predict_x0": False}, "predict_x0"),
     ],
 )
 def test_others_are_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:

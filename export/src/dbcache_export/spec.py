@@ -14,6 +14,7 @@ __all__ = [
     "Template",
     "Tensor",
     "Text",
+    "TextInput",
     "Tokenizer",
 ]
 
@@ -55,6 +56,7 @@ class Options:
     license: str = "unknown"
     attribution: str = ""
     size: tuple[int, int] | None = None  # width, height
+    frames: int | None = None
     downscale: int | None = None
 
 
@@ -110,29 +112,49 @@ class Block:
         kind: Blocks of one kind differ only in their parameters.
         graph: What it computes.
         joins_streams: Whether the original model joins all streams to one list of tokens before it.
+        group: The model's own list of blocks that holds it, such as `transformer_blocks`; default: `kind`.
     """
 
     kind: str
     graph: Graph
     joins_streams: bool = False
+    group: str | None = None
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A Hugging Face tokenizer file and how its ids are cut and padded."""
+    """A Hugging Face tokenizer file and how its ids are cut and padded.
+
+    Attributes:
+        length: The most tokens that are read, those of prefix and suffix among them.
+        prefix: Text before the prompt, such as a chat template's beginning.
+        suffix: Text after it.
+        drop: Tokens at the start whose outputs the graphs leave out.
+        padding: Up to `length`, or to the longest prompt of a request. With `longest` the graph's token axis has
+            the tokenizer's name.
+    """
 
     json: str
     length: int
     pad_id: int
     unknown_id: int | None = None
+    prefix: str = ""
+    suffix: str = ""
+    drop: int = 0
+    padding: Literal["length", "longest"] = "length"
+    pad_side: Literal["left", "right"] = "right"
+
+
+#: What a text graph takes: a tokenizer's name and `ids` or `mask`; or the name of an earlier text graph's output.
+TextInput = tuple[str, str] | str
 
 
 @dataclass(frozen=True)
 class Text:
-    """From a prompt to conditioning; `graphs` are pairs of a graph and, for each of its inputs, (tokenizer, field)."""
+    """From a prompt to conditioning; `graphs` are pairs of a graph and what each of its inputs takes."""
 
     tokenizers: Mapping[str, Tokenizer]
-    graphs: Sequence[tuple[Graph, Mapping[str, tuple[str, str]]]]
+    graphs: Sequence[tuple[Graph, Mapping[str, TextInput]]]
     unconditional: str
 
 
@@ -172,7 +194,7 @@ class Plan:
     blocks: Sequence[Block]
     final: Graph
     prediction: Mapping[str, Any]
-    latents: Mapping[str, int]
+    latents: Mapping[str, Any]
     size: Mapping[str, Any]
     scheduler: Mapping[str, Any]
     guidance: Mapping[str, Any]
@@ -185,6 +207,17 @@ class Plan:
     documents: Sequence[Path] = ()
     examples: Mapping[str, Callable[[Sequence[int], torch.Generator], torch.Tensor]] = field(default_factory=dict)
     oblong: bool = True
+    video: Mapping[str, Any] | None = None
+
+    def lists(self) -> list[dict[str, Any]]:
+        """The model's own lists of blocks, in the order of the blocks."""
+        lists: list[dict[str, Any]] = []
+        for block in self.blocks:
+            name = block.group or block.kind
+            if not lists or lists[-1]["name"] != name:
+                lists.append({"name": name, "blocks": 0})
+            lists[-1]["blocks"] += 1
+        return lists
 
     def graphs(self) -> list[Graph]:
         """All graphs, in the order in which they run."""

@@ -22,6 +22,7 @@ from dbcache_export.families import flux
 from dbcache_export.families.flux_parts import FluxReference
 from dbcache_export.families.parts import dimensions
 from dbcache_export.folder import documents, model_name, read_json
+from dbcache_export.guidance import separate
 from dbcache_export.scheduler import NO_SHIFT
 from dbcache_export.spec import Case, Graph, Options, Plan, Template, Tensor
 from dbcache_export.template import fake_module
@@ -70,10 +71,10 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         blocks=parts.blocks,
         final=parts.final,
         prediction={"kind": "sample", "min_sigma": 0.02},
-        latents={"channels": _CHANNELS, "downscale": 1, "patch": _PATCH},
+        latents={"layout": "tokens", "channels": _CHANNELS, "downscale": 1, "patch": _PATCH},
         size=size,
         scheduler=NO_SHIFT,
-        guidance={"kind": "classifier_free", "default": 1.0},
+        guidance=separate(1.0),
         steps=28,
         checkpoints={"transformer": parts.checkpoint, "text": embedding},
         reference=lambda: FluxReference(folder / "transformer"),

@@ -90,10 +90,10 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         blocks=parts.blocks,
         final=parts.final,
         prediction={"kind": "velocity"},
-        latents={"channels": channels, "downscale": downscale, "patch": _PATCH},
+        latents={"layout": "tokens", "channels": channels, "downscale": downscale, "patch": _PATCH},
         size=sizes,
         scheduler=scheduler(folder),
-        guidance={"kind": "embedded", "default": 3.5} if embeds_guidance else {"kind": "none", "default": 1.0},
+        guidance={"kind": "embedded", "default": 3.5} if embeds_guidance else {"kind": "none"},
         steps=28 if embeds_guidance else 4,  # the distilled model without guidance is made for few steps
         checkpoints={"transformer": parts.checkpoint}
         | (texts.checkpoints if texts else {})
@@ -127,7 +127,7 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
     single = template("single", Block(model.single_transformer_blocks[0]), context, streams)
     kinds = [(double, "transformer_blocks", config["num_layers"])]
     kinds += [(single, "single_transformer_blocks", config["num_single_layers"])]
-    places = [(kind, f"{group}.{i}.") for kind, group, count in kinds for i in range(count)]
+    places = [(kind, group, i) for kind, group, count in kinds for i in range(count)]
     return Transformer(
         config,
         checkpoint.read(folder, "transformer"),
@@ -141,10 +141,11 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
         tuple(
             spec.Block(
                 kind.name,
-                Graph(f"block_{i:03}.onnx", kind, "transformer", under(prefix)),
+                Graph(f"block_{i:03}.onnx", kind, "transformer", under(f"{group}.{place}.")),
                 joins_streams=kind.name == "single",
+                group=group,
             )
-            for i, (kind, prefix) in enumerate(places)
+            for i, (kind, group, place) in enumerate(places)
         ),
         Graph(
             "final.onnx",

@@ -1,0 +1,41 @@
+"""The manifest's `guidance` for pipelines with classifier-free guidance."""
+
+from __future__ import annotations
+
+__all__ = ["fused", "separate"]
+
+from typing import Any, Literal
+
+Formula = Literal["standard", "difference", "renormalised", "zero_star"]
+
+
+def separate(default: float, formula: Formula = "standard", *, rescale: float = 0.0) -> dict[str, Any]:
+    """Two runs a step, the conditional one first."""
+    return _classifier_free(default, "separate", ("cond", "uncond"), formula, rescale, "constant")
+
+
+def fused(
+    default: float,
+    first: Literal["cond", "uncond"],
+    formula: Formula = "standard",
+    *,
+    rescale: float = 0.0,
+    scale: Literal["constant", "cosine"] = "constant",
+) -> dict[str, Any]:
+    """One run a step over a batch that is twice as long and begins with `first`."""
+    order = ("cond", "uncond") if first == "cond" else ("uncond", "cond")
+    return _classifier_free(default, "fused", order, formula, rescale, scale)
+
+
+def _classifier_free(
+    default: float, mode: str, order: tuple[str, str], formula: Formula, rescale: float, scale: str
+) -> dict[str, Any]:
+    return {
+        "kind": "classifier_free",
+        "default": default,
+        "mode": mode,
+        "order": list(order),
+        "formula": formula,
+        "rescale": rescale,
+        "scale": scale,
+    }
