@@ -1,24 +1,28 @@
 //! A loaded model: immutable, and shared by all requests.
 
-use std::borrow::Cow;
+mod stages;
+
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::cache::DiffOptions;
+pub use self::stages::OtherPlan;
+pub(crate) use self::stages::{LoadedPlan, Stages, sizes};
+use crate::cache::{DiffOptions, PolicyConfig};
 use crate::error::{Error, Result};
-use crate::generate::memory;
 use crate::generate::request::{Inputs, Request, RequestOptions};
 use crate::generate::text::TextEncoder;
+use crate::generate::{memory, prepare};
 use crate::info::EngineInfo;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
-use crate::model::join::{Part, boundary, join};
 use crate::model::manifest::DType;
-use crate::plan::{Plan, Stage};
+use crate::plan::Plan;
+pub use crate::plan::StagesChoice;
 use crate::runtime::items::{Gather, Items};
 use crate::runtime::library::{self, LibraryInfo, LibraryOptions, Work};
 use crate::runtime::measure::{Measure, Over, StreamType};
@@ -34,6 +38,12 @@ pub struct EngineOptions {
     pub library: LibraryOptions,
     /// How the blocks are divided into ONNX Runtime sessions.
     pub stages: StagesChoice,
+    /// Most bytes of weights and graph of one stage. Default: no limit.
+    pub stage_bytes: Option<u64>,
+    /// The policy that requests will use: its stages are loaded at once. Default: none.
+    pub cache: PolicyConfig,
+    /// What happens when a request's policy needs other stages.
+    pub other_plan: OtherPlan,
     /// How residuals and diffs are computed.
     pub arithmetic: ArithmeticChoice,
     /// Where the weights live while the engine is loaded. Default: by size.
@@ -42,28 +52,6 @@ pub struct EngineOptions {
     pub weights_folder: Option<PathBuf>,
     /// Compare the content hash of every weights file, not only its size and header: reads all weights once.
     pub verify: bool,
-}
-
-/// How many blocks run as one ONNX Runtime session.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StagesChoice {
-    /// One block a session: fits every cache policy.
-    #[default]
-    PerBlock,
-    /// All blocks in one session: a little faster, but only for runs without a cache.
-    Fused,
-}
-
-impl FromStr for StagesChoice {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "per-block" => Ok(Self::PerBlock),
-            "fused" => Ok(Self::Fused),
-            _ => Err(Error::usage(format!("unknown stages `{text}`; expected `per-block` or `fused`"))),
-        }
-    }
 }
 
 /// How residuals are kept and applied, and how diffs are taken.
@@ -131,8 +119,7 @@ pub struct Engine(Arc<Loaded>);
 /// Everything that requests share.
 pub(crate) struct Loaded {
     pub directory: EngineDirectory,
-    pub plan: Plan,
-    pub stages: Vec<LoadedStage>,
+    stages: Stages,
     pub embed: Arc<Session>,
     pub last: Arc<Session>,
     pub text: Option<TextEncoder>,
@@ -147,40 +134,6 @@ pub(crate) struct Loaded {
     measures: Cached<(Vec<StreamType>, DiffOptions, Over), Measure>,
     gathers: Cached<(DType, usize, usize), Gather>,
     items: Cached<(DType, DType, usize), Items>,
-}
-
-/// The session of one stage of the plan, and the tensors that it takes and gives.
-pub(crate) struct LoadedStage {
-    pub session: Arc<Session>,
-    pub inputs: Vec<String>,
-    pub outputs: Vec<String>,
-}
-
-/// The graph of one stage: a block's own, or several joined.
-struct StageGraph<'d> {
-    graph: Cow<'d, Graph>,
-    inputs: Vec<String>,
-    outputs: Vec<String>,
-}
-
-impl<'d> StageGraph<'d> {
-    fn new(directory: &'d EngineDirectory, stage: &Stage) -> Result<Self> {
-        let manifest = &directory.manifest;
-        let parts: Vec<Part<'d>> = stage
-            .blocks
-            .clone()
-            .map(|block| {
-                let kind = &manifest.block_kinds[&manifest.blocks[block].kind]; // Manifest::parse has checked the kind.
-                Part { graph: &directory.blocks[block], inputs: &kind.inputs, outputs: &kind.outputs }
-            })
-            .collect();
-        let (inputs, outputs) = boundary(&parts);
-        let graph = match parts.as_slice() {
-            [part] => Cow::Borrowed(part.graph),
-            parts => Cow::Owned(join(&format!("blocks {:?}", stage.blocks), parts)?),
-        };
-        Ok(Self { graph, inputs, outputs })
-    }
 }
 
 impl Engine {
@@ -200,30 +153,18 @@ impl Engine {
                 )));
             }
         }
+        let ranges = prepare::ranges(&options.cache, directory.blocks.len())?;
         let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
-        let plan = match options.stages {
-            StagesChoice::PerBlock => Plan::per_block(directory.blocks.len()),
-            StagesChoice::Fused => Plan::fused(directory.blocks.len()),
-        };
-        let stages =
-            plan.stages().iter().map(|stage| StageGraph::new(&directory, stage)).collect::<Result<Vec<_>>>()?;
-        let graphs: Vec<&Graph> = [&directory.embed, &directory.last]
-            .into_iter()
-            .chain(stages.iter().map(|stage| stage.graph.as_ref()))
-            .chain(&directory.text)
-            .chain(&directory.decode)
-            .collect();
+        let limits = (options.stages, options.stage_bytes);
+        let stages = Stages::new(&directory, limits, options.other_plan, weights)?;
+        stages.load(&directory, &library, &ranges)?;
+        let graphs: Vec<&Graph> =
+            [&directory.embed, &directory.last].into_iter().chain(&directory.text).chain(&directory.decode).collect();
         let mut sessions = load_sessions(&library, &graphs, weights)?.into_iter();
         let missing = || Error::internal("fewer sessions than graphs");
         let embed = sessions.next().ok_or_else(missing)?;
         let last = sessions.next().ok_or_else(missing)?;
-        let stage_sessions: Vec<_> = sessions.by_ref().take(stages.len()).collect();
-        let stages = stages
-            .into_iter()
-            .zip(stage_sessions)
-            .map(|(stage, session)| LoadedStage { session, inputs: stage.inputs, outputs: stage.outputs })
-            .collect();
         let text_sessions = sessions.by_ref().take(directory.text.len()).collect();
         let decode = sessions.next();
         let text = match &directory.manifest.text {
@@ -235,7 +176,6 @@ impl Engine {
         tracing::info!(load_ms, ?weights, "engine loaded");
         Ok(Self(Arc::new(Loaded {
             directory,
-            plan,
             stages,
             embed,
             last,
@@ -274,7 +214,8 @@ impl Engine {
     /// # Errors
     /// As [`request`](Self::request); `Usage` for a `text_length` that a tokenizer fixes.
     pub fn cache_bytes(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<CacheBytes> {
-        memory::of_options(&self.0.directory.manifest, options, text_length)
+        let ranges = prepare::ranges(&options.cache, self.0.directory.blocks.len())?;
+        memory::of_options(&self.0.directory.manifest, &self.0.plan(&ranges), options, text_length)
     }
 
     /// What the engine is: blocks, parameters, bytes, cuts, defaults, licence.
@@ -285,6 +226,11 @@ impl Engine {
     /// The ONNX Runtime that runs it.
     pub fn library(&self) -> &LibraryInfo {
         &self.0.library.info
+    }
+
+    /// The blocks of each stage that is loaded, in the order in which they were. A block can be in several of them.
+    pub fn stages(&self) -> Vec<Range<usize>> {
+        self.0.stages.loaded()
     }
 
     /// Whether the weights are mapped rather than packed.
@@ -304,6 +250,19 @@ impl Engine {
 }
 
 impl Loaded {
+    /// The stages for a policy that asks for these ranges of blocks.
+    ///
+    /// # Errors
+    /// `Usage` where they are not loaded and may not be; `Runtime`.
+    pub(crate) fn load_plan(&self, ranges: &[Range<usize>]) -> Result<Arc<LoadedPlan>> {
+        self.stages.for_request(&self.directory, &self.library, ranges).map(Arc::new)
+    }
+
+    /// The same without its sessions: nothing is loaded.
+    pub(crate) fn plan(&self, ranges: &[Range<usize>]) -> Plan {
+        self.stages.plan(&self.directory, ranges)
+    }
+
     /// Whether loops over host memory serve tensors of these dtypes. All providers so far compute in host memory.
     pub(crate) fn computes_on_host(&self, dtypes: &[DType]) -> bool {
         self.arithmetic_choice == ArithmeticChoice::Auto && dtypes.iter().all(|dtype| *dtype == DType::F32)

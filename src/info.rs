@@ -1,18 +1,67 @@
 //! What an engine directory is, for people and for machines.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::cache::PolicyConfig;
+use crate::engine::{EngineOptions, sizes};
 use crate::error::Result;
-use crate::generate::memory;
 use crate::generate::request::RequestOptions;
 use crate::generate::text::TextEncoder;
+use crate::generate::{memory, prepare};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::model::manifest::{Dimension, GuidanceKind, Manifest};
+use crate::plan::{Limits, Plan, Stage};
 use crate::trace::CacheBytes;
+
+/// One stage of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageInfo {
+    /// Its blocks.
+    pub blocks: Range<usize>,
+    /// Bytes of the parameters that they refer to, as stored.
+    pub weight_bytes: u64,
+    /// Bytes of their graphs.
+    pub graph_bytes: u64,
+}
+
+impl StageInfo {
+    /// What `stage_bytes` limits.
+    pub fn bytes(&self) -> u64 {
+        self.weight_bytes + self.graph_bytes
+    }
+
+    /// Its facts by their names; `blocks` is the first one and the one after the last.
+    pub fn to_json(&self) -> Value {
+        let Self { blocks, weight_bytes, graph_bytes } = self;
+        json!({
+            "blocks": [blocks.start, blocks.end],
+            "weight_bytes": weight_bytes,
+            "graph_bytes": graph_bytes,
+        })
+    }
+}
+
+/// Such as `blocks 0 to 7: 12.3 MB`.
+impl fmt::Display for StageInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.blocks.len() {
+            1 => write!(f, "block {}", self.blocks.start)?,
+            _ => write!(f, "blocks {} to {}", self.blocks.start, self.blocks.end - 1)?,
+        }
+        write!(f, ": {:.1} MB", self.bytes() as f64 / 1e6)
+    }
+}
+
+fn planned(directory: &EngineDirectory, load: &EngineOptions, cache: &PolicyConfig) -> Result<Plan> {
+    let sizes = sizes(directory);
+    let limits = Limits::new(load.stages, load.stage_bytes, &sizes)?;
+    Ok(Plan::new(&sizes, limits, &prepare::ranges(cache, sizes.len())?))
+}
 
 /// The facts of an engine directory. [`EngineInfo::open`] loads no library and runs nothing.
 #[derive(Clone, Debug)]
@@ -99,12 +148,32 @@ impl EngineInfo {
     /// `EngineDirectory`, as when it is loaded; `Usage` and `Input` for options that do not fit.
     pub fn cache_bytes(
         directory: &Path,
-        weights_folder: Option<&Path>,
+        load: &EngineOptions,
         options: &RequestOptions,
         text_length: Option<u64>,
     ) -> Result<CacheBytes> {
-        let directory = EngineDirectory::open(directory, weights_folder)?;
-        memory::of_options(&directory.manifest, options, text_length)
+        let directory = EngineDirectory::open(directory, load.weights_folder.as_deref())?;
+        let plan = planned(&directory, load, &options.cache)?;
+        memory::of_options(&directory.manifest, &plan, options, text_length)
+    }
+
+    /// The stages that an engine would have which is loaded with these options: their `cache`, `stages` and
+    /// `stage_bytes` count.
+    ///
+    /// # Errors
+    /// `EngineDirectory`, as when it is loaded; `Usage` for options that do not fit.
+    pub fn stages(directory: &Path, load: &EngineOptions) -> Result<Vec<StageInfo>> {
+        let directory = EngineDirectory::open(directory, load.weights_folder.as_deref())?;
+        let plan = planned(&directory, load, &load.cache)?;
+        let info = |stage: &Stage| {
+            let graphs = &directory.blocks[stage.blocks.clone()];
+            StageInfo {
+                blocks: stage.blocks.clone(),
+                weight_bytes: graphs.iter().map(|graph| graph.weight_bytes).sum(),
+                graph_bytes: graphs.iter().map(|graph| graph.bytes.len() as u64).sum(),
+            }
+        };
+        Ok(plan.stages().iter().map(info).collect())
     }
 
     pub(crate) fn new(directory: &EngineDirectory) -> Self {

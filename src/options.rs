@@ -48,6 +48,11 @@ const TABLE: &[Entry] = &[
     engine("weights", |options, text| some(&mut options.engine.weights_folder, text)),
     engine("weights-mode", |options, text| plain(&mut options.engine.weights, text)),
     engine("stages", |options, text| plain(&mut options.engine.stages, text)),
+    engine("stage-bytes", |options, text| {
+        options.engine.stage_bytes = Some(parse_bytes(text).map_err(|problem| bad(text, problem))?);
+        Ok(())
+    }),
+    engine("other-plan", |options, text| plain(&mut options.engine.other_plan, text)),
     engine("arithmetic", |options, text| plain(&mut options.engine.arithmetic, text)),
     engine("verify", |options, text| plain(&mut options.engine.verify, text)),
     request("cache", |options, text| {
@@ -101,6 +106,8 @@ impl Options {
             None => return Err(unknown(name)),
         }
         changed.given.insert(name.to_owned(), text.to_owned());
+        // An engine that is loaded with these options has its stages for this policy.
+        changed.engine.cache = changed.request().map(|request| request.cache).unwrap_or_default();
         *self = changed;
         Ok(())
     }
@@ -243,6 +250,7 @@ mod tests {
             ("cache", "f8z", "--cache: "),
             ("max-warmup-steps", "x", "--max-warmup-steps is `x`"),
             ("stages", "some", "--stages: "),
+            ("other-plan", "none", "expected `load` or `refuse`"),
         ] {
             let mut options = Options::default();
             let error = options.set(name, text).unwrap_err();
@@ -264,6 +272,7 @@ mod tests {
         options.set("max-warmup-steps", "2")?;
         options.set("cache", "f1b0")?;
         assert_eq!(options.request()?.cache.to_string(), "f1b0w2i1r0.12");
+        assert_eq!(options.engine().cache, options.request()?.cache);
         options.set("cache", "none")?;
         let refused = options.request().unwrap_err();
         assert_eq!(refused.field(), Some("cache"));

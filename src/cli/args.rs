@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::options::{parse_bytes, parse_size, read_policy, read_replay};
 use dbcache_trt::setup::Via;
 use dbcache_trt::{
@@ -178,9 +179,8 @@ pub struct LoadArgs {
     /// Where the weights live: packed (fast steps), mapped (no f32 copy; for models that do not fit) [default: by size]
     #[arg(long, value_name = "MODE", value_parser = choice::<WeightsChoice>(WeightsChoice::NAMES))]
     weights_mode: Option<WeightsChoice>,
-    /// One block a session (fits every cache), or all in one (a little faster; only without a cache) [default: per-block]
-    #[arg(long, value_name = "PLAN")]
-    stages: Option<StagesChoice>,
+    #[command(flatten)]
+    stages: StagesArgs,
     /// How residuals and diffs are computed: loops where possible, or always ONNX graphs [default: auto]
     #[arg(long, value_name = "WAY", value_parser = choice::<ArithmeticChoice>(ArithmeticChoice::NAMES), hide_short_help = true)]
     arithmetic: Option<ArithmeticChoice>,
@@ -196,15 +196,31 @@ fn choice<T: FromStr<Err = dbcache_trt::Error> + Clone + Send + Sync + 'static>(
     PossibleValuesParser::new(names).try_map(|text| text.parse::<T>())
 }
 
+/// How blocks become ONNX Runtime sessions.
+#[derive(Debug, Args)]
+pub struct StagesArgs {
+    /// How many blocks run as one session: auto, per-block, fused, or N at most; a session ends wherever the cache looks
+    /// [default: auto]
+    #[arg(long, value_name = "PLAN")]
+    pub stages: Option<StagesChoice>,
+    /// Most bytes of weights and graph of one session: bytes, or with K, M or G (powers of 1024)
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub stage_bytes: Option<u64>,
+}
+
 impl LoadArgs {
-    pub fn options(&self) -> EngineOptions {
+    /// To serve requests with this policy.
+    pub fn options(&self, cache: &PolicyConfig) -> EngineOptions {
         EngineOptions {
             library: LibraryOptions { path: self.ort_library.clone(), threads: self.threads, spin: self.spin },
             weights: self.weights_mode.unwrap_or_default(),
-            stages: self.stages.unwrap_or_default(),
+            stages: self.stages.stages.unwrap_or_default(),
+            stage_bytes: self.stages.stage_bytes,
+            cache: cache.clone(),
             arithmetic: self.arithmetic.unwrap_or_default(),
             weights_folder: self.weights.clone(),
             verify: self.verify,
+            ..EngineOptions::default()
         }
     }
 }
@@ -233,9 +249,11 @@ pub struct InspectArgs {
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
-    /// Also say how many bytes this cache policy would keep
+    /// Also say how many bytes this cache policy would keep, and which sessions would be loaded for it
     #[arg(long, value_name = "TAG")]
     pub cache: Option<String>,
+    #[command(flatten)]
+    pub stages: StagesArgs,
     #[command(flatten)]
     pub memory: MemoryArgs,
 }
@@ -315,14 +333,18 @@ mod tests {
         "quiet",
     ];
 
+    /// Options that have no effect on the command: its engine serves one policy.
+    const OF_HOSTS: [&str; 1] = ["other-plan"];
+
     /// A legal value for each option that is no policy's (those: `policy.rs`), other than its default.
-    const VALUES: [(&str, &str); 17] = [
+    const VALUES: [(&str, &str); 18] = [
         ("threads", "3"),
         ("spin", "true"),
         ("ort-library", "a.so"),
         ("weights", "folder"),
         ("weights-mode", "mapped"),
         ("stages", "fused"),
+        ("stage-bytes", "3M"),
         ("arithmetic", "graphs"),
         ("verify", "true"),
         ("cache", "f1b0"),
@@ -342,6 +364,7 @@ mod tests {
         let flags = command.get_arguments().filter_map(|argument| argument.get_long());
         let mut flags: Vec<&str> = flags.filter(|flag| !OF_THE_COMMAND.contains(flag)).collect();
         let mut names = Options::names();
+        names.retain(|name| !OF_HOSTS.contains(&name.as_str()));
         flags.sort_unstable();
         names.sort_unstable();
         assert_eq!(flags, names);
@@ -361,12 +384,15 @@ mod tests {
             let flag = format!("--{name}");
             let line = ["dbcache-trt", "--engine", "x", &flag, value];
             let args = Cli::try_parse_from(if value == "true" { &line[..4] } else { &line[..] })?.generate;
-            let by_flag = format!("{:?} {:?}", args.load.options(), args.request()?);
+            let request = args.request()?;
+            let by_flag = format!("{:?} {request:?}", args.load.options(&request.cache));
             let mut options = Options::default();
             options.set(name, value)?;
             assert_eq!(by_flag, format!("{:?} {:?}", options.engine(), options.request()?), "{name}");
             assert_ne!(by_flag, plain, "{name}");
-            let is_of_engine = format!("{:?}", options.engine()) != format!("{:?}", EngineOptions::default());
+            // An engine is loaded for the policy of its requests.
+            let engine = EngineOptions { cache: PolicyConfig::None, ..options.engine().clone() };
+            let is_of_engine = format!("{engine:?}") != format!("{:?}", EngineOptions::default());
             assert_eq!(scope(name) == Some(Scope::Engine), is_of_engine, "{name}");
         }
         Ok(())

@@ -21,7 +21,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     check_options(args, &inputs)?;
     check_targets(args)?;
     let expected = args.check_outputs.as_deref().map(|path| Expected::read(path, args.tolerance)).transpose()?;
-    let engine = Engine::load(directory, &args.load.options())?;
+    let engine = Engine::load(directory, &args.load.options(&asked.cache))?;
     let info = engine.info();
     if args.output.is_some() && !info.makes_pictures {
         anyhow::bail!(usage("--output has no effect: this engine has no decode graph; use --save-latents"));

@@ -5,7 +5,7 @@ use std::path::Path;
 use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::options::read_policy;
 use dbcache_trt::trace::CacheBytes;
-use dbcache_trt::{EngineInfo, Error, ErrorKind, Image, RequestOptions};
+use dbcache_trt::{EngineInfo, EngineOptions, Error, ErrorKind, Image, RequestOptions, StageInfo};
 use serde_json::{Value, json};
 
 use super::args::InspectArgs;
@@ -25,13 +25,26 @@ fn engine(args: &InspectArgs) -> anyhow::Result<()> {
         [] => "all weights have the content that was exported".to_owned(),
         names => format!("the manifest has no content hash of {}: NOT verified", names.join(", ")),
     });
-    let memory = args.cache.as_deref().map(|cache| memory(args, cache)).transpose()?;
+    let cache = args.cache.as_deref().map(read_policy).transpose()?;
+    let load = EngineOptions {
+        weights_folder: args.weights.clone(),
+        stages: args.stages.stages.unwrap_or_default(),
+        stage_bytes: args.stages.stage_bytes,
+        cache: cache.clone().unwrap_or_default(),
+        ..EngineOptions::default()
+    };
+    let memory = cache.map(|cache| memory(args, &load, cache)).transpose()?;
+    let is_planned = memory.is_some() || args.stages.stages.is_some() || args.stages.stage_bytes.is_some();
+    let stages = is_planned.then(|| EngineInfo::stages(path, &load)).transpose()?;
     if args.json {
         let mut json = info.to_json();
         if let Some((cache, bytes)) = &memory {
             let mut bytes_json = bytes.to_json();
             bytes_json["total"] = json!(bytes.total());
             json["cache"] = json!({ "cache": cache.to_string(), "bytes": bytes_json });
+        }
+        if let Some(stages) = &stages {
+            json["stages"] = stages.iter().map(StageInfo::to_json).collect();
         }
         json["words"] = words.map_or(Value::Null, |words| json!(words));
         json["verify"] = json!(verdict);
@@ -44,6 +57,11 @@ fn engine(args: &InspectArgs) -> anyhow::Result<()> {
     if let Some((cache, bytes)) = memory {
         line(format_args!("cache       {cache} keeps at most {bytes}"))?;
     }
+    if let Some(stages) = stages {
+        let sessions = if stages.len() == 1 { "session" } else { "sessions" };
+        line(format_args!("stages      {} {sessions}", stages.len()))?;
+        stages.iter().try_for_each(|stage| line(format_args!("            {stage}")))?;
+    }
     if let Some(verdict) = verdict {
         line(format_args!("verify      {verdict}"))?;
     }
@@ -51,10 +69,10 @@ fn engine(args: &InspectArgs) -> anyhow::Result<()> {
 }
 
 /// What a policy would keep in the run that is described.
-fn memory(args: &InspectArgs, cache: &str) -> anyhow::Result<(PolicyConfig, CacheBytes)> {
+fn memory(args: &InspectArgs, load: &EngineOptions, cache: PolicyConfig) -> anyhow::Result<(PolicyConfig, CacheBytes)> {
     let run = &args.memory;
     let options = RequestOptions {
-        cache: read_policy(cache)?,
+        cache,
         steps: run.steps,
         guidance: run.guidance,
         true_cfg: run.true_cfg,
@@ -63,13 +81,15 @@ fn memory(args: &InspectArgs, cache: &str) -> anyhow::Result<(PolicyConfig, Cach
         cache_dtype: run.cache_dtype.unwrap_or_default(),
         ..RequestOptions::default()
     };
-    let bytes = EngineInfo::cache_bytes(&args.path, args.weights.as_deref(), &options, run.text_length)?;
+    let bytes = EngineInfo::cache_bytes(&args.path, load, &options, run.text_length)?;
     Ok((options.cache, bytes))
 }
 
 fn picture(args: &InspectArgs) -> anyhow::Result<()> {
-    if args.verify || args.weights.is_some() || args.cache.is_some() {
-        let message = "--verify, --weights and --cache have no effect on a picture; they are for engine directories";
+    let of_engine = [args.weights.is_some(), args.cache.is_some(), args.stages.stages.is_some()];
+    if args.verify || of_engine.contains(&true) || args.stages.stage_bytes.is_some() {
+        let message = "--verify, --weights, --cache, --stages and --stage-bytes have no effect on a picture; they are for \
+                       engine directories";
         anyhow::bail!(Error::with_kind(ErrorKind::Usage, message));
     }
     let (image, text) = Image::read_png(&args.path)?;

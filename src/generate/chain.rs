@@ -6,13 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::cancel::CancelToken;
-use crate::engine::Loaded;
-use crate::error::{At, Result};
+use crate::engine::{Loaded, LoadedPlan};
+use crate::error::Result;
 use crate::model::graph::output_port;
 use crate::model::manifest::Extents;
-use crate::plan::Plan;
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers};
 
@@ -21,7 +21,7 @@ pub(crate) type Named = BTreeMap<String, BufferId>;
 
 /// All blocks, ready to run in ranges.
 pub(crate) struct Chain {
-    plan: Plan,
+    plan: Arc<LoadedPlan>,
     /// The index of its first stage in the plan.
     first: usize,
     stages: Vec<Op>,
@@ -74,20 +74,21 @@ impl Chain {
     /// Allocates the streams' buffers and binds every block. `named` holds the tensors that are no streams.
     pub(crate) fn bind(
         engine: &Loaded,
+        plan: &Arc<LoadedPlan>,
         extents: &Extents,
         pinned: &[usize],
         named: &Named,
         buffers: &mut Buffers,
     ) -> Result<Self> {
         let blocks = 0..engine.directory.manifest.blocks.len();
-        Self::bind_blocks(engine, extents, blocks, pinned, named, buffers)
+        Self::bind_blocks(engine, plan, (extents, blocks), pinned, named, buffers)
     }
 
     /// The same for a range of blocks.
     pub(crate) fn bind_blocks(
         engine: &Loaded,
-        extents: &Extents,
-        blocks: Range<usize>,
+        plan: &Arc<LoadedPlan>,
+        (extents, blocks): (&Extents, Range<usize>),
         pinned: &[usize],
         named: &Named,
         buffers: &mut Buffers,
@@ -95,8 +96,8 @@ impl Chain {
         let manifest = &engine.directory.manifest;
         // Inside a stage nothing can be seen: its last block writes for all of them.
         let writes = |stream: &str, block: usize| {
-            let ended = engine.plan.stages().iter().position(|stage| stage.blocks.end == block + 1);
-            ended.is_some_and(|index| engine.stages[index].outputs.iter().any(|output| output == stream))
+            let ended = plan.stages.iter().find(|loaded| loaded.stage.blocks.end == block + 1);
+            ended.is_some_and(|loaded| loaded.outputs.iter().any(|output| output == stream))
         };
         let (first, count) = (blocks.start, blocks.len());
         let pinned: Vec<usize> = pinned.iter().filter_map(|pin| pin.checked_sub(first)).collect();
@@ -115,9 +116,10 @@ impl Chain {
             let extra = extra_places(count, &pinned, writes);
             pinned_bytes += extra * tensors.first().map_or(0, |tensor| buffers.bytes(*tensor));
         }
-        let stages = engine.plan.cover(&blocks)?;
-        let mut chain = Self { plan: engine.plan.clone(), first: stages.start, stages: Vec::new(), cuts, pinned_bytes };
-        for (stage, loaded) in engine.plan.stages()[stages.clone()].iter().zip(&engine.stages[stages]) {
+        let stages = plan.cover(&blocks)?;
+        let mut chain = Self { plan: Arc::clone(plan), first: stages.start, stages: Vec::new(), cuts, pinned_bytes };
+        for loaded in &plan.stages[stages] {
+            let stage = &loaded.stage;
             let place = |tensor: &String, cut: usize| match manifest.streams.iter().position(|s| s == tensor) {
                 Some(stream) => Some(chain.cuts[cut][stream]),
                 None => named.get(tensor).copied(),
@@ -138,6 +140,10 @@ impl Chain {
         Ok(chain)
     }
 
+    pub(crate) fn plan(&self) -> &Arc<LoadedPlan> {
+        &self.plan
+    }
+
     /// Where the streams are at a cut.
     pub(crate) fn at_cut(&self, cut: usize) -> &[BufferId] {
         &self.cuts[cut]
@@ -146,11 +152,12 @@ impl Chain {
     /// Runs a range of blocks, stage by stage; gives the number of blocks that ran.
     ///
     /// # Errors
-    /// `Cancelled` between two stages, `Runtime`, `Usage` if the plan does not fit.
+    /// `Cancelled` between two stages, `Runtime`.
     pub(crate) fn run(&self, blocks: Range<usize>, cancel: &CancelToken) -> Result<usize> {
         for stage in self.plan.cover(&blocks)? {
             cancel.check()?;
-            self.stages[stage - self.first].run().at(format_args!("blocks {:?}", self.plan.stages()[stage].blocks))?;
+            let at = || format!("blocks {:?}", self.plan.stages[stage].stage.blocks);
+            self.stages[stage - self.first].run().map_err(|error| error.at(at()))?;
         }
         Ok(blocks.len())
     }
@@ -160,7 +167,8 @@ impl Chain {
     /// # Errors
     /// `Runtime`.
     pub(crate) fn first_not_finite(&self, buffers: &Buffers) -> Result<Option<NotFinite>> {
-        for (stage, op) in self.plan.stages()[self.first..].iter().zip(&self.stages) {
+        for (loaded, op) in self.plan.stages[self.first..].iter().zip(&self.stages) {
+            let stage = &loaded.stage;
             op.run()?;
             for (stream, id) in self.at_cut(stage.blocks.end).iter().enumerate() {
                 if let Some(number) = buffers.first_not_finite(*id)? {

@@ -9,6 +9,7 @@ use super::request::RequestOptions;
 use crate::cache::{RunShape, StreamKind, StreamLayout};
 use crate::error::{Error, Result};
 use crate::model::manifest::{Axis, Dimension, Extents, Manifest, Source};
+use crate::plan::Plan;
 use crate::trace::CacheBytes;
 
 /// What a request with these options keeps, at most.
@@ -17,6 +18,7 @@ use crate::trace::CacheBytes;
 /// As preparing the request; `Usage` for a text length that a tokenizer fixes.
 pub(crate) fn of_options(
     manifest: &Manifest,
+    plan: &Plan,
     options: &RequestOptions,
     text_length: Option<u64>,
 ) -> Result<CacheBytes> {
@@ -35,7 +37,7 @@ pub(crate) fn of_options(
         }
         given.extend(text_dimensions(manifest).into_iter().map(|dim| (dim, length)));
     }
-    predict(manifest, options, run, &extents(manifest, &grid, batch, given)?)
+    predict(manifest, (plan, options), run, &extents(manifest, &grid, batch, given)?)
 }
 
 /// Refuses a policy that would keep more than `limit` bytes.
@@ -44,13 +46,13 @@ pub(crate) fn of_options(
 /// `Usage`.
 pub(super) fn check(
     manifest: &Manifest,
-    options: &RequestOptions,
+    (plan, options): (&Plan, &RequestOptions),
     run: RunShape,
     extents: &Extents,
     limit: u64,
 ) -> Result<()> {
     let cache = &options.cache;
-    let bytes = predict(manifest, options, run, extents)?;
+    let bytes = predict(manifest, (plan, options), run, extents)?;
     if bytes.total() <= limit {
         return Ok(());
     }
@@ -62,13 +64,21 @@ pub(super) fn check(
     .about("cache-memory"))
 }
 
-fn predict(manifest: &Manifest, options: &RequestOptions, run: RunShape, extents: &Extents) -> Result<CacheBytes> {
+fn predict(
+    manifest: &Manifest,
+    (plan, options): (&Plan, &RequestOptions),
+    run: RunShape,
+    extents: &Extents,
+) -> Result<CacheBytes> {
     let cache = &options.cache;
     let kept = cache.kept_tensors(run, &layouts(manifest, extents, options.cache_dtype)?);
     let streams = layouts(manifest, extents, CacheDType::Stream)?;
     let pinned = prepare::pinned(cache, &cache.blocks_split(run.n_blocks)?);
     let extra = streams.iter().map(|stream| {
-        let places = extra_places(run.n_blocks, &pinned, |block| stream.is_written[block]);
+        // Inside a stage nothing can be seen: its last block writes for all of them.
+        let stage = |block| plan.stages().iter().find(|stage| stage.blocks.end == block + 1);
+        let writes = |block| stage(block).is_some_and(|stage| stream.is_written[stage.blocks.clone()].contains(&true));
+        let places = extra_places(run.n_blocks, &pinned, writes);
         places.saturating_mul(stream.bytes)
     });
     let branches = run.branches as u64;

@@ -14,7 +14,7 @@ pub(crate) mod memory;
 mod noise;
 mod numeric;
 pub(crate) mod observer;
-mod prepare;
+pub(crate) mod prepare;
 pub(crate) mod request;
 mod samples;
 mod scheduler;

@@ -1,6 +1,7 @@
 //! Makes a [`Request`]: everything that can be known before the first step is checked here, then allocated and bound.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -48,14 +49,13 @@ pub(super) fn request(
     samples::check(options, manifest, batch)?;
     let split = options.cache.blocks_split(blocks)?;
     let parts = parts(&options.cache, &split, blocks);
-    for part in &parts {
-        engine.plan.cover(part.blocks())?;
-    }
+    let ranges = ranges(&options.cache, blocks)?;
     if let Some(limit) = options.cache_memory {
         let given = given.iter().map(|(dim, (extent, _))| (dim.clone(), *extent)).collect();
         let extents = memory::extents(manifest, &grid, batch, given)?;
-        memory::check(manifest, options, run, &extents, limit)?;
+        memory::check(manifest, (&engine.plan(&ranges), options), run, &extents, limit)?;
     }
+    let plan = engine.load_plan(&ranges)?;
     let mut warnings: Vec<Warning> = options.cache.warnings(run).into_iter().map(Warning::Setting).collect();
     if manifest.streams.len() == 1 && !options.cache.corrects(None, StreamKind::Encoder) {
         warnings.push(Warning::Setting("enable_encoder_residual has no effect: the model has no text stream".into()));
@@ -79,12 +79,12 @@ pub(super) fn request(
     for tensor in manifest.embed.outputs.iter().filter(|tensor| !manifest.streams.contains(tensor)) {
         add(manifest, tensor, &extents, &mut named, &mut buffers)?;
     }
-    let chain = Chain::bind(&engine, &extents, &pinned(&options.cache, &split), &named, &mut buffers)?;
+    let chain = Chain::bind(&engine, &plan, &extents, &pinned(&options.cache, &split), &named, &mut buffers)?;
     let at_start = manifest.streams.iter().cloned().zip(chain.at_cut(0).iter().copied());
     let others = named.iter().filter(|(tensor, _)| manifest.embed.outputs.contains(tensor));
     let embedded = at_start.chain(others.map(|(tensor, id)| (tensor.clone(), *id))).collect();
 
-    let samples = || Samples::new(&engine, &extents, &named, &split.middle, &mut buffers);
+    let samples = || Samples::new(&engine, &plan, &extents, (&named, &split.middle), &mut buffers);
     let samples = options.per_sample.then(samples).transpose()?;
     let of_samples = || samples::policies(&options.cache, run, batch);
     let mut of_samples = options.per_sample.then(of_samples).transpose()?.unwrap_or_default();
@@ -195,12 +195,21 @@ fn check_effects(manifest: &Manifest, options: &RequestOptions) -> Result<()> {
     }
 }
 
+/// The ranges of blocks that a policy asks for, in order: the stages of its plan end where they do.
+///
+/// # Errors
+/// `Usage` for a policy that does not fit a model of so many blocks.
+pub(crate) fn ranges(cache: &PolicyConfig, blocks: usize) -> Result<Vec<Range<usize>>> {
+    let parts = parts(cache, &cache.blocks_split(blocks)?, blocks);
+    Ok(parts.iter().map(|part| part.blocks().clone()).filter(|range| !range.is_empty()).collect())
+}
+
 /// The blocks in order: those that always run, and those that are decided on.
 fn parts(cache: &PolicyConfig, split: &BlocksSplit, blocks: usize) -> Vec<Part> {
     let singles = cache.single_blocks(blocks);
     let mut parts = Vec::new();
     let mut next = 0;
-    let mut units: Vec<(std::ops::Range<usize>, Option<usize>)> =
+    let mut units: Vec<(Range<usize>, Option<usize>)> =
         singles.into_iter().map(|block| (block..block + 1, Some(block))).collect();
     if cache.reuses_middle() {
         units.push((split.middle.clone(), None));

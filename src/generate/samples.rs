@@ -23,7 +23,7 @@ use super::unit::{Unit, relative};
 use crate::cache::{
     Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, PolicyConfig, Reason, RunShape, StreamKind,
 };
-use crate::engine::Loaded;
+use crate::engine::{Loaded, LoadedPlan};
 use crate::error::{At, Error, Result};
 use crate::model::manifest::{DType, Extents, Manifest};
 use crate::runtime::items::{Items, Joined};
@@ -110,9 +110,9 @@ impl Samples {
     /// `middle` are the blocks that pictures may skip.
     pub(super) fn new(
         engine: &Loaded,
+        plan: &LoadedPlan,
         extents: &Extents,
-        named: &Named,
-        middle: &Range<usize>,
+        (named, middle): (&Named, &Range<usize>),
         buffers: &mut Buffers,
     ) -> Result<Self> {
         let manifest = &engine.directory.manifest;
@@ -124,7 +124,7 @@ impl Samples {
                 return Err(indivisible(stream));
             }
         }
-        for tensor in inputs(engine, middle)? {
+        for tensor in inputs(engine, plan, middle)? {
             batch_axis(manifest, &tensor, extents, &one)?;
         }
         let mut flags = || buffers.add(DType::I64, &[batch as i64]);
@@ -185,7 +185,7 @@ impl PartOfBatch {
         let items = buffers.add(DType::I64, &[count as i64])?;
         let mut pairs: Vec<(BufferId, BufferId, usize)> = Vec::new();
         let mut named = Named::new();
-        for tensor in inputs(engine, middle)? {
+        for tensor in inputs(engine, whole.plan(), middle)? {
             let Some(all) = samples.named.get(&tensor).copied() else { continue };
             let some = match batch_axis(manifest, &tensor, &samples.extents, &extents)? {
                 None => all,
@@ -197,7 +197,7 @@ impl PartOfBatch {
             };
             named.insert(tensor, some);
         }
-        let chain = Chain::bind_blocks(engine, &extents, middle.clone(), &[], &named, buffers)?;
+        let chain = Chain::bind_blocks(engine, whole.plan(), (&extents, middle.clone()), &[], &named, buffers)?;
         let streams = whole.at_cut(middle.start).iter().zip(chain.at_cut(middle.start));
         pairs.extend(streams.map(|(all, some)| (*all, *some, 0)));
         let mut gather = Vec::new();
@@ -361,9 +361,9 @@ fn items_of(engine: &Loaded, stream: Joined, buffers: &Buffers) -> Result<Arc<It
 }
 
 /// The tensors that these blocks take beside the streams.
-fn inputs(engine: &Loaded, blocks: &Range<usize>) -> Result<Vec<String>> {
+fn inputs(engine: &Loaded, plan: &LoadedPlan, blocks: &Range<usize>) -> Result<Vec<String>> {
     let streams = &engine.directory.manifest.streams;
-    let stages = &engine.stages[engine.plan.cover(blocks)?];
+    let stages = &plan.stages[plan.cover(blocks)?];
     let mut names: Vec<String> =
         stages.iter().flat_map(|stage| &stage.inputs).filter(|tensor| !streams.contains(tensor)).cloned().collect();
     names.sort();

@@ -34,6 +34,7 @@ pub(crate) struct Graph {
     pub weights_folder: Option<PathBuf>,
     /// References to parameters.
     pub references: usize,
+    pub nodes: usize,
     /// Numbers in the referenced parameters.
     pub parameters: u64,
     /// Bytes of the referenced parameters as stored.
@@ -79,6 +80,7 @@ impl Graph {
         check_nodes(graph)?;
         let mut found = Self {
             file: file.to_owned(),
+            nodes: graph.node.len(),
             casts_weights: graph.node.iter().any(|node| {
                 node.op_type.as_deref() == Some("Cast")
                     && graph.initializer.iter().any(|t| t.name.as_deref() == node.input.first().map(String::as_str))
@@ -101,6 +103,7 @@ impl Graph {
             return Err(two_folders().at(&part.file));
         }
         self.references += part.references;
+        self.nodes += part.nodes;
         self.parameters += part.parameters;
         self.weight_bytes += part.weight_bytes;
         self.casts_weights |= part.casts_weights;

@@ -1,0 +1,192 @@
+//! The stages that an engine has loaded: shared by all requests, and added to when a policy needs other cuts.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::load_sessions;
+use crate::error::{Error, Result};
+use crate::model::directory::EngineDirectory;
+use crate::model::graph::Graph;
+use crate::model::join::{Part, boundary, join};
+use crate::plan::{BlockSize, Limits, Plan, Stage, StagesChoice};
+use crate::runtime::library;
+use crate::runtime::session::{Session, WeightsMode};
+
+/// What happens when a request's policy needs cuts that no loaded plan has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OtherPlan {
+    /// The stages that are missing are loaded, and stay.
+    #[default]
+    Load,
+    /// The request is refused with `Usage`: for services that must not load, or compile, while they serve.
+    Refuse,
+}
+
+impl FromStr for OtherPlan {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "load" => Ok(Self::Load),
+            "refuse" => Ok(Self::Refuse),
+            _ => Err(Error::usage(format!("unknown other plan `{text}`; expected `load` or `refuse`"))),
+        }
+    }
+}
+
+/// A plan with its sessions.
+pub(crate) struct LoadedPlan {
+    pub plan: Plan,
+    pub stages: Vec<Arc<LoadedStage>>,
+}
+
+/// The session of one stage, and the tensors that it takes and gives.
+pub(crate) struct LoadedStage {
+    pub stage: Stage,
+    pub session: Arc<Session>,
+    pub inputs: Vec<String>,
+    pub outputs: Vec<String>,
+}
+
+/// All stages that were loaded so far.
+pub(crate) struct Stages {
+    limits: Limits,
+    other: OtherPlan,
+    weights: WeightsMode,
+    loaded: Mutex<Vec<Arc<LoadedStage>>>,
+    /// Held while stages load, so that two requests do not load the same ones; others go on.
+    loading: Mutex<()>,
+}
+
+impl LoadedPlan {
+    /// The indices of the stages that make up a range of blocks.
+    ///
+    /// # Errors
+    /// `Internal` for a range that the plan was not made for.
+    pub(crate) fn cover(&self, blocks: &Range<usize>) -> Result<Range<usize>> {
+        self.plan.cover(blocks).ok_or_else(|| Error::internal(format!("blocks {blocks:?} of a plan without that cut")))
+    }
+}
+
+impl Stages {
+    /// # Errors
+    /// `Usage` for limits that do not fit the model.
+    pub(crate) fn new(
+        directory: &EngineDirectory,
+        (choice, bytes): (StagesChoice, Option<u64>),
+        other: OtherPlan,
+        weights: WeightsMode,
+    ) -> Result<Self> {
+        let limits = Limits::new(choice, bytes, &sizes(directory))?;
+        Ok(Self { limits, other, weights, loaded: Mutex::default(), loading: Mutex::default() })
+    }
+
+    /// The plan for a policy that asks for these ranges; nothing is loaded.
+    pub(crate) fn plan(&self, directory: &EngineDirectory, ranges: &[Range<usize>]) -> Plan {
+        Plan::new(&sizes(directory), self.limits, ranges)
+    }
+
+    /// The same with its sessions, of which those that are missing are loaded, whatever `other` says.
+    ///
+    /// # Errors
+    /// `Runtime`; `EngineDirectory` for blocks that cannot be joined.
+    pub(crate) fn load(
+        &self,
+        directory: &EngineDirectory,
+        library: &library::Loaded,
+        ranges: &[Range<usize>],
+    ) -> Result<LoadedPlan> {
+        let plan = self.plan(directory, ranges);
+        if let Some(stages) = self.find(&plan) {
+            return Ok(LoadedPlan { plan, stages });
+        }
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_missing = |stage: &&Stage| !known.iter().any(|loaded| loaded.stage == **stage);
+        let missing: Vec<&Stage> = plan.stages().iter().filter(is_missing).collect();
+        let graphs = missing.iter().map(|stage| StageGraph::new(directory, stage)).collect::<Result<Vec<_>>>()?;
+        let borrowed: Vec<&Graph> = graphs.iter().map(|stage| stage.graph.as_ref()).collect();
+        let sessions = load_sessions(library, &borrowed, self.weights)?;
+        tracing::info!(loaded = missing.len(), of = plan.stages().len(), "stages loaded");
+        let fresh = missing.iter().zip(graphs).zip(sessions).map(|((stage, graph), session)| {
+            let StageGraph { inputs, outputs, .. } = graph;
+            Arc::new(LoadedStage { stage: (*stage).clone(), session, inputs, outputs })
+        });
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).extend(fresh);
+        let stages = self.find(&plan).ok_or_else(|| Error::internal("a stage that was loaded is lost"))?;
+        Ok(LoadedPlan { plan, stages })
+    }
+
+    /// The plan of a request.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); `Usage` where the loaded plan does not fit and nothing may be loaded.
+    pub(crate) fn for_request(
+        &self,
+        directory: &EngineDirectory,
+        library: &library::Loaded,
+        ranges: &[Range<usize>],
+    ) -> Result<LoadedPlan> {
+        if self.other == OtherPlan::Load {
+            return self.load(directory, library, ranges);
+        }
+        let stages = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let plan = Plan::of(stages.iter().map(|loaded| loaded.stage.clone()).collect());
+        match ranges.iter().find(|range| plan.cover(range).is_none()) {
+            None => Ok(LoadedPlan { plan, stages }),
+            Some(range) => Err(Error::usage(format!(
+                "the cache asks for the blocks {} to {}, but the stages of this engine do not begin and end there, and \
+                 it may load no others; load the engine for this cache, or with one block a stage (--stages per-block)",
+                range.start, range.end
+            ))
+            .about("cache")),
+        }
+    }
+
+    /// Blocks of the stages that are loaded, in the order in which they were.
+    pub(crate) fn loaded(&self) -> Vec<Range<usize>> {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.iter().map(|loaded| loaded.stage.blocks.clone()).collect()
+    }
+
+    fn find(&self, plan: &Plan) -> Option<Vec<Arc<LoadedStage>>> {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let find = |stage: &Stage| loaded.iter().find(|loaded| loaded.stage == *stage).cloned();
+        plan.stages().iter().map(find).collect()
+    }
+}
+
+/// What each block adds to a stage.
+pub(crate) fn sizes(directory: &EngineDirectory) -> Vec<BlockSize> {
+    let size = |graph: &Graph| BlockSize { bytes: graph.weight_bytes + graph.bytes.len() as u64, nodes: graph.nodes };
+    directory.blocks.iter().map(size).collect()
+}
+
+/// The graph of one stage: a block's own, or several joined.
+struct StageGraph<'d> {
+    graph: Cow<'d, Graph>,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+}
+
+impl<'d> StageGraph<'d> {
+    fn new(directory: &'d EngineDirectory, stage: &Stage) -> Result<Self> {
+        let manifest = &directory.manifest;
+        let parts: Vec<Part<'d>> = stage
+            .blocks
+            .clone()
+            .map(|block| {
+                let kind = &manifest.block_kinds[&manifest.blocks[block].kind]; // Manifest::parse has checked the kind.
+                Part { graph: &directory.blocks[block], inputs: &kind.inputs, outputs: &kind.outputs }
+            })
+            .collect();
+        let (inputs, outputs) = boundary(&parts);
+        let graph = match parts.as_slice() {
+            [part] => Cow::Borrowed(part.graph),
+            parts => Cow::Owned(join(&format!("blocks {:?}", stage.blocks), parts)?),
+        };
+        Ok(Self { graph, inputs, outputs })
+    }
+}

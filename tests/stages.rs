@@ -1,0 +1,188 @@
+//! Stages: every division of the blocks computes the same, and an engine finds the stages that a policy needs.
+
+mod common;
+
+use std::ops::Range;
+use std::thread;
+
+use common::shell::Shell;
+use common::{data, emoji, tiny_inputs};
+use dbcache_trt::cache::Branch;
+use dbcache_trt::{
+    Engine, EngineInfo, EngineOptions, ErrorKind, Inputs, OtherPlan, RequestOptions, StageInfo, StagesChoice,
+};
+use serde_json::json;
+
+const CHOICES: [StagesChoice; 5] =
+    [StagesChoice::PerBlock, StagesChoice::Auto, StagesChoice::Fused, StagesChoice::Blocks(2), StagesChoice::Blocks(5)];
+
+/// Policies that cut in different places: nowhere, around a middle, after each block, and in a tail.
+const TINY_POLICIES: [&str; 6] =
+    ["none", "f1b0w2r0.3", "f3b4w2r0.3", "f1b0w4r0.4_t1", "prune_f1b2w2r0.3", "f2b6w2r0.9mc3_id0.2nt0.5"];
+
+fn engine(options: EngineOptions) -> Engine {
+    Engine::load(data("tiny-flux"), &options).unwrap()
+}
+
+fn options(cache: &str, steps: usize) -> RequestOptions {
+    RequestOptions { cache: cache.parse().unwrap(), steps: Some(steps), ..RequestOptions::default() }
+}
+
+/// Bits of the latents; of each step the branch, the letter, the bits of all diffs, and the skipped blocks.
+type Facts = (Vec<u32>, Vec<(Branch, char, Vec<u32>, Vec<usize>)>);
+
+fn facts(engine: &Engine, inputs: &Inputs, options: &RequestOptions) -> Facts {
+    let output = engine.request(inputs, options).unwrap().run(&mut ()).unwrap();
+    let record = |record: &dbcache_trt::trace::StepRecord| {
+        let diffs = record.diffs().map(f32::to_bits).collect();
+        (record.branch, record.letter(), diffs, record.skipped_blocks().collect())
+    };
+    (output.latents.iter().map(|x| x.to_bits()).collect(), output.trace.records.iter().map(record).collect())
+}
+
+fn tiny(engine: &Engine, cache: &str) -> Facts {
+    facts(engine, &tiny_inputs(true), &RequestOptions { true_cfg: Some(2.0), ..options(cache, 12) })
+}
+
+/// On the CPU provider a block computes the same bits wherever its stage ends.
+#[test]
+fn every_division_decides_and_computes_the_same() {
+    let per_block = engine(EngineOptions { stages: StagesChoice::PerBlock, ..EngineOptions::default() });
+    for cache in TINY_POLICIES {
+        let expected = tiny(&per_block, cache);
+        let decisions: String = expected.1.iter().map(|record| record.1).collect();
+        assert_eq!(cache != "none", decisions.contains(['S', 'P']), "{cache}: {decisions}");
+        for stages in CHOICES {
+            let load = EngineOptions { stages, cache: cache.parse().unwrap(), ..EngineOptions::default() };
+            assert!(tiny(&engine(load), cache) == expected, "{cache} {stages}");
+        }
+    }
+    assert_eq!(per_block.stages(), (0..12).map(|block| block..block + 1).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_shipped_model_is_the_same_in_long_stages() {
+    let load = |stages| Engine::load(emoji(), &EngineOptions { stages, ..EngineOptions::default() }).unwrap();
+    let (per_block, auto) = (load(StagesChoice::PerBlock), load(StagesChoice::Auto));
+    assert!(auto.stages().len() < 20, "{:?}", auto.stages());
+    for cache in ["none", "f8b16w2r0.3"] {
+        let facts = |engine| facts(engine, &Inputs::prompt("lemon"), &options(cache, 6));
+        assert!(facts(&per_block) == facts(&auto), "{cache}");
+    }
+}
+
+/// One engine serves all policies one after the other, and several at once; what it has loaded stays.
+#[test]
+fn an_engine_loads_the_stages_that_a_policy_needs() {
+    let fused = || engine(EngineOptions { stages: StagesChoice::Fused, ..EngineOptions::default() });
+    let expected: Vec<Facts> = TINY_POLICIES.iter().map(|cache| tiny(&fused(), cache)).collect();
+    let one = fused();
+    assert_eq!(one.stages(), [Range { start: 0, end: 12 }]);
+    for (cache, loaded) in [
+        ("f1b0w2r0.3", vec![0..12, 0..1, 1..12]),
+        ("f1b0w4r0.4_t1", vec![0..12, 0..1, 1..12]),
+        ("f3b4w2r0.3", vec![0..12, 0..1, 1..12, 0..3, 3..8, 8..12]),
+        ("none", vec![0..12, 0..1, 1..12, 0..3, 3..8, 8..12]),
+    ] {
+        let index = TINY_POLICIES.iter().position(|tag| *tag == cache).unwrap();
+        assert!(tiny(&one, cache) == expected[index], "{cache}");
+        assert_eq!(one.stages(), loaded, "{cache}");
+    }
+    let shared = fused();
+    thread::scope(|scope| {
+        for (cache, expected) in TINY_POLICIES.iter().zip(&expected).cycle().take(2 * TINY_POLICIES.len()) {
+            let shared = &shared;
+            scope.spawn(move || assert!(tiny(shared, cache) == *expected, "{cache}"));
+        }
+    });
+    let mut loaded = shared.stages();
+    let count = loaded.len();
+    loaded.sort_by_key(|blocks| (blocks.start, blocks.end));
+    loaded.dedup();
+    assert_eq!(loaded.len(), count, "a stage was loaded twice");
+}
+
+#[test]
+fn an_engine_that_may_load_nothing_refuses_other_cuts() {
+    let load = |stages, cache: &str| {
+        let cache = cache.parse().unwrap();
+        engine(EngineOptions { stages, cache, other_plan: OtherPlan::Refuse, ..EngineOptions::default() })
+    };
+    let middle = load(StagesChoice::Fused, "f3b4");
+    let loaded = middle.stages();
+    for (cache, refused) in [
+        ("f3b4w2r0.3", None),
+        // All its stages together are all blocks.
+        ("none", None),
+        ("f3b0w2r0.3", None),
+        ("f1b0", Some("the blocks 0 to 1")),
+        ("f3b5", Some("the blocks 3 to 7")),
+        ("prune_f3b4", Some("the blocks 3 to 4")),
+    ] {
+        match (middle.request(&tiny_inputs(false), &options(cache, 12)), refused) {
+            (Ok(_), None) => {}
+            (Err(error), Some(words)) => {
+                assert_eq!(error.kind(), ErrorKind::Usage);
+                assert!(error.to_string().contains(words), "{cache}: {error}");
+                assert!(error.to_string().contains("--stages per-block"), "{cache}: {error}");
+            }
+            (request, _) => panic!("{cache}: {:?}", request.err()),
+        }
+    }
+    assert_eq!(middle.stages(), loaded);
+    let per_block = load(StagesChoice::PerBlock, "none");
+    for cache in TINY_POLICIES {
+        assert!(per_block.request(&tiny_inputs(false), &options(cache, 12)).is_ok(), "{cache}");
+    }
+}
+
+#[test]
+fn a_limit_on_bytes_divides_or_refuses() {
+    let with = |stages, stage_bytes| EngineOptions { stages, stage_bytes, ..EngineOptions::default() };
+    let plan = |load: &EngineOptions| EngineInfo::stages(&data("tiny-flux"), load);
+    let blocks = plan(&with(StagesChoice::PerBlock, None)).unwrap();
+    let bytes = |range: Range<usize>| blocks[range].iter().map(StageInfo::bytes).sum::<u64>();
+    let largest = blocks.iter().map(StageInfo::bytes).max().unwrap();
+    let limit = bytes(0..3);
+    for stages in [StagesChoice::Auto, StagesChoice::Fused, StagesChoice::Blocks(12)] {
+        let limited = plan(&with(stages, Some(limit))).unwrap();
+        assert_eq!(limited[0].blocks, 0..3, "{stages}");
+        assert!(limited.iter().all(|stage| stage.bytes() <= limit), "{stages}");
+        assert_eq!(limited.iter().map(StageInfo::bytes).sum::<u64>(), bytes(0..12));
+        let loaded = engine(with(stages, Some(limit)));
+        assert_eq!(loaded.stages(), limited.iter().map(|stage| stage.blocks.clone()).collect::<Vec<_>>());
+        assert_eq!(plan(&with(stages, Some(limit - 1))).unwrap()[0].blocks, 0..2, "{stages}");
+        let tight = plan(&with(stages, Some(largest - 1))).unwrap_err();
+        let words = format!("alone has {largest} bytes of weights and graph, --stage-bytes allows {}", largest - 1);
+        assert!(tight.kind() == ErrorKind::Usage && tight.to_string().contains(&words), "{tight}");
+    }
+    assert_eq!(plan(&with(StagesChoice::PerBlock, Some(largest))).unwrap(), blocks);
+}
+
+#[test]
+fn the_command_plans_as_it_loads() {
+    let shell = Shell::new();
+    let tiny = data("tiny-flux");
+    let inspect = |options: &str| {
+        let all = format!("inspect {} {options}", tiny.display());
+        shell.run(&all.split_whitespace().collect::<Vec<_>>()).code(0)
+    };
+    let stages = |options: &str| -> Vec<String> {
+        let said = inspect(&format!("--json {options}")).json();
+        said["stages"].as_array().unwrap().iter().map(|stage| stage["blocks"].to_string()).collect()
+    };
+    assert_eq!(stages("--stages fused"), ["[0,12]"]);
+    assert_eq!(stages("--stages 5"), ["[0,5]", "[5,10]", "[10,12]"]);
+    assert_eq!(stages("--cache f1b0 --stages 5"), ["[0,1]", "[1,5]", "[5,10]", "[10,12]"]);
+    assert_eq!(stages("--cache f1b0 --stages fused"), ["[0,1]", "[1,12]"]);
+    assert_eq!(stages("--stages per-block").len(), 12);
+    assert_eq!(stages("--stage-bytes 1M --stages fused"), ["[0,3]", "[3,9]", "[9,12]"]);
+    assert_eq!(inspect("--json").json()["stages"], json!(null));
+    let text = inspect("--cache f3b4 --stages fused");
+    text.stdout("stages      3 sessions").stdout("blocks 0 to 2: ").stdout("blocks 8 to 11: ");
+    shell.tiny("--steps 2 --cache f1b0w0r0.9 --stages 5 --stage-bytes 1M --save-latents a").code(0);
+    shell.tiny("--steps 2 --cache f1b0w0r0.9 --stages per-block --check-outputs a --tolerance 0").code(0);
+    let few = shell.tiny("--stage-bytes 4K --stages fused").code(2);
+    few.stderr("block 0 alone has").stderr("--stage-bytes allows 4096");
+    shell.run(&["inspect", "x.png", "--stages", "fused"]).code(2).stderr("have no effect on a picture");
+}
