@@ -46,6 +46,7 @@ mod error;
 mod generate;
 mod info;
 mod model;
+mod nearest;
 mod plan;
 mod runtime;
 

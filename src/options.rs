@@ -14,7 +14,7 @@ use crate::cache::PolicyOverrides;
 use crate::engine::EngineOptions;
 use crate::error::{At, Error, Result};
 use crate::generate::request::RequestOptions;
-use crate::generate::text::edit_distance;
+use crate::nearest::edit_distance;
 
 /// What an option is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

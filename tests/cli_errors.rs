@@ -32,8 +32,8 @@ fn usage() {
         ("--batch 2", "--batch 2 has no effect beyond --count 1; raise --count"),
         ("--batch 2 --count 2", "--batch has no effect: the batch is that of the tensors of --inputs"),
         ("--count 2", "--count would repeat one picture"),
-        ("--guidance NaN", "--guidance is NaN; expected a finite number"),
-        ("--true-cfg inf", "--true-cfg is inf; expected a finite number"),
+        ("--guidance NaN", "--guidance is NaN; expected a number from -1000 to 1000"),
+        ("--true-cfg inf", "--true-cfg is inf; expected a number from -1000 to 1000"),
         ("--inputs guided.safetensors", "`negative_pooled_projections` has no effect"),
         ("--prompt lemon", "--prompt has no effect: this engine has no text graphs"),
         ("--negative-prompt lemon", "--negative-prompt has no effect without classifier-free guidance"),
@@ -67,6 +67,11 @@ fn usage() {
         ("--cache f1b0 --warmup-interval 0", "warmup_interval"),
         ("--cache f1b0 --downsample-factor 0", "downsample_factor"),
         ("--cache f1b0 --max-cached-steps few", "expected a value or `none`"),
+        ("--cache fb --max-pruned-steps 3", "the policy `fb` has no option max_pruned_steps"),
+        ("--cache f1b0fn4", "unknown part `fn4` (did you mean `f`?)"),
+        ("--guidance 1e30", "expected a number from -1000 to 1000"),
+        ("--true-cfg -1e30", "expected a number from -1000 to 1000"),
+        ("--cache prune_f8b4", "no block could ever be pruned"),
         ("--engine x inspect y", "subcommand 'inspect' cannot be used with"),
     ] {
         shell.tiny(options).code(2).stderr(words);
@@ -121,9 +126,10 @@ fn libraries() {
 #[test]
 fn engines_runtimes_and_numbers() {
     let shell = Shell::new();
-    for arguments in [["--engine", "nowhere"].as_slice(), &["inspect", "nowhere"], &["--engine", "in.safetensors"]] {
-        shell.run(arguments).code(4).stderr("is not a folder; name one that the exporter wrote");
+    for arguments in [["--engine", "nowhere"], ["inspect", "nowhere"]] {
+        shell.run(&arguments).code(4).stderr("nowhere: does not exist; name a folder that the exporter wrote");
     }
+    shell.run(&["--engine", "in.safetensors"]).code(4).stderr("is not a folder; name a folder that");
     let run = |engine: &Copy, options: &str| {
         let all = format!("--engine {} --steps 1 {options}", engine.folder.path().display());
         shell.run(&all.split_whitespace().collect::<Vec<_>>())

@@ -196,7 +196,11 @@ fn the_command_replays_and_compares() {
         ("--replay two.json", 5, "two.json: holds 2 traces"),
         ("--replay missing.json", 9, "cannot read the trace missing.json"),
         ("--replay a.json --cache f1b0", 2, "cannot be used with"),
-        ("--replay a.json --max-warmup-steps 3", 2, "cannot be used with"),
+        (
+            "--replay a.json --max-warmup-steps 3 --l1-hidden-states-diff-threshold none",
+            2,
+            "so --max-warmup-steps, --l1-hidden-states-diff-threshold cannot be used with it",
+        ),
         ("--replay a.json --inputs guided.safetensors --true-cfg 2", 2, "this run has cond and uncond"),
     ] {
         make(options).code(code).stderr(words);

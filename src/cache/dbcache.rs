@@ -20,7 +20,7 @@ pub(super) use self::state::DbCache;
 use super::RunShape;
 use super::calibrator::CalibratorConfig;
 use super::mask::{StepsMask, StepsPolicy};
-use super::prospect::{self, Limits};
+use super::prospect::{self, Limits, MostSkips};
 use super::schedule::{KeepRule, Schedule, ScheduleOptions};
 use crate::error::{Error, Result};
 
@@ -365,6 +365,29 @@ impl DbCacheConfig {
                 found.push(format!("{option} has no effect: {by}"));
             }
         };
+        let of_presets = [Self::default(), Self::fb(), Self::cache_dit()].map(|preset| preset.residual_diff_threshold);
+        let is_threshold_set = !of_presets.contains(&self.residual_diff_threshold);
+        if self.enable_alter_cache {
+            let by = "enable_alter_cache goes by alter_residual_diff_threshold";
+            note(is_threshold_set, "residual_diff_threshold", by);
+        } else if self.l1_hidden_states_diff_threshold.is_some() {
+            let by = "l1_hidden_states_diff_threshold replaces it";
+            note(is_threshold_set, "residual_diff_threshold", by);
+        } else if self.schedule().has_static_mask() {
+            let by = "a static steps_computation_mask decides on every step after the warm-up";
+            note(is_threshold_set, "residual_diff_threshold", by);
+        }
+        if !self.schedule().has_static_mask()
+            && let Ok(schedule) = Schedule::new(self.schedule(), run)
+        {
+            let most = MostSkips::of(&schedule, run.steps);
+            let max_cached_steps =
+                self.max_cached_steps.filter(|_| self.max_cached_steps != Self::fb().max_cached_steps);
+            // On the last step that may be skipped the whole tail runs.
+            let spare = usize::from(self.bn_compute_blocks_ids.is_some());
+            let in_a_row = self.max_continuous_cached_steps.filter(|_| !self.enable_alter_cache);
+            most.note(&[("max_cached_steps", max_cached_steps, spare)], in_a_row, &mut note);
+        }
         let is_late = self.schedule().is_refresh_late(run);
         note(is_late, "force_refresh_step_hint", "the run is over before so many calls of the model");
         if self.enable_alter_cache {

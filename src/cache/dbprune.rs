@@ -14,7 +14,7 @@ use super::calibrator::{CalibratorCacheType, CalibratorConfig};
 use super::dbcache::{DiffOptions, DiffTensor, RefreshPolicy, check_positive, check_threshold};
 use super::mask::{StepsMask, StepsPolicy};
 use super::policy::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, Reason};
-use super::prospect::{self, Limits};
+use super::prospect::{self, Limits, MostSkips};
 use super::schedule::{KeepRule, Schedule, ScheduleOptions};
 use crate::error::{Error, Result};
 
@@ -205,6 +205,13 @@ impl DbPruneConfig {
                 run.n_blocks.saturating_sub(1)
             )));
         }
+        if self.prunable(run.n_blocks).is_empty() {
+            return Err(Error::usage(format!(
+                "no block could ever be pruned: Fn_compute_blocks {}, Bn_compute_blocks {} and non_prune_block_ids keep \
+                 all {} blocks; lower them, or use --cache none",
+                self.fn_compute_blocks, self.bn_compute_blocks, run.n_blocks
+            )));
+        }
         self.schedule().check_run(run)?;
         let (cached, pruned) = (self.max_cached_steps, self.max_pruned_steps);
         let limits = Limits {
@@ -223,10 +230,20 @@ impl DbPruneConfig {
                 found.push(format!("{option} has no effect: {by}"));
             }
         };
+        if !self.schedule().has_static_mask()
+            && let Ok(schedule) = Schedule::new(self.schedule(), run)
+        {
+            let limits =
+                [("max_cached_steps", self.max_cached_steps, 1), ("max_pruned_steps", self.max_pruned_steps, 0)];
+            let most = MostSkips::of(&schedule, run.steps);
+            most.note(&limits, self.max_continuous_cached_steps, &mut note);
+        }
         let is_late = self.schedule().is_refresh_late(run);
         note(is_late, "force_refresh_step_hint", "the run is over before so many calls of the model");
         if self.schedule().has_static_mask() {
             let by = "a static steps_computation_mask decides on every step after the warm-up";
+            let is_threshold_set = self.residual_diff_threshold != Self::default().residual_diff_threshold;
+            note(is_threshold_set, "residual_diff_threshold", by);
             note(self.max_cached_steps.is_some(), "max_cached_steps", by);
             note(self.max_pruned_steps.is_some(), "max_pruned_steps", by);
             note(self.max_continuous_cached_steps.is_some(), "max_continuous_cached_steps", by);

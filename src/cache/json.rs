@@ -4,8 +4,9 @@
 //! refused with the name of the successor where it does not.
 
 mod calibrator;
+pub(crate) mod unique;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::dbcache::DbCacheConfig;
 use super::dbprune::DbPruneConfig;
@@ -13,6 +14,7 @@ use super::mask::StepsMask;
 use super::overrides::{BlockIds, OrNone, PolicyOverrides};
 use super::{PolicyConfig, tag};
 use crate::error::{Error, Result};
+use crate::nearest::did_you_mean;
 
 /// The version of the JSON form.
 const VERSION: u64 = 1;
@@ -170,8 +172,11 @@ fn mask_json(mask: &Option<StepsMask>) -> Value {
 }
 
 pub(super) fn parse(text: &str) -> Result<PolicyConfig> {
-    let object: Map<String, Value> = serde_json::from_str(text)
-        .map_err(|error| Error::usage(format!("the policy is no JSON object: {error}; or write a tag")))?;
+    let object = match unique::parse(text) {
+        Ok(Value::Object(object)) => object,
+        Ok(_) => return Err(Error::usage("the policy is no JSON object; write one, or a tag")),
+        Err(error) => return Err(Error::usage(format!("the policy is no JSON object: {error}; or write a tag"))),
+    };
     match object.get("version").map(|version| (version, version.as_u64())) {
         None | Some((_, Some(VERSION))) => {}
         Some((version, _)) => {
@@ -307,7 +312,13 @@ fn refusal(key: &str) -> Error {
         }
         "num_inference_steps" => "belongs to the request: each generation starts with an empty cache; remove it",
         "enable_separate_cfg" => "is not needed: the request says whether there are two guidance branches; remove it",
-        _ => return Error::usage(format!("unknown option `{key}`; known are {}", PolicyOverrides::NAMES.join(", "))),
+        _ => {
+            return Error::usage(format!(
+                "unknown option `{key}`{}; known are {}",
+                did_you_mean(key, PolicyOverrides::NAMES),
+                PolicyOverrides::NAMES.join(", ")
+            ));
+        }
     };
     Error::usage(format!("{key} {why}"))
 }
@@ -407,6 +418,10 @@ mod tests {
             (r#"{"cache_type": "dbprune", "non_prune_block_ids": 3}"#, "must be a list of blocks"),
             (r#"{"cache_type": 1}"#, "must be text"),
             (r#"{"cache_type": "none", "warmup_interval": 2}"#, "the policy `none` has no option warmup_interval"),
+            (r#"{"Fn_compute_blocks": 1, "Fn_compute_blocks": 8}"#, "`Fn_compute_blocks` is given twice"),
+            (r#"{"calibrator": {"type": "dmd", "dmd_rank": 1, "dmd_rank": 2}}"#, "`dmd_rank` is given twice"),
+            (r#"{"residual_dif_treshold": 8}"#, "(did you mean `residual_diff_threshold`?)"),
+            (r#"{"cache_type": "dbcash"}"#, "unknown policy `dbcash` (did you mean `dbcache`?)"),
             (r#"{"Fn": 8}"#, "unknown option `Fn`; known are Fn_compute_blocks"),
             (r#"{"Fn_compute_blocks": -1}"#, "Fn_compute_blocks is -1, but must be a whole number"),
             (r#"{"Fn_compute_blocks": 1.5}"#, "Fn_compute_blocks is 1.5"),

@@ -207,13 +207,15 @@ impl PolicyConfig {
             Self::DbCache(c) => (c.outranked(run), c.max_warmup_steps, c.warmup_interval, &c.steps_computation_mask),
             Self::DbPrune(c) => (c.outranked(run), c.max_warmup_steps, c.warmup_interval, &c.steps_computation_mask),
         };
+        if mask.is_none() && w > steps {
+            warnings.push(format!("max_warmup_steps {w} has no effect beyond the run's {steps} steps"));
+        }
         if mask.is_none() && i == 1 && w >= steps {
             warnings.push(format!("nothing can be skipped: all {steps} steps are warm-up (max_warmup_steps {w})"));
         }
-        let saves_nothing = match self {
-            Self::DbPrune(config) => config.prunable(n_blocks).is_empty(),
-            _ => self.blocks_split(n_blocks).is_ok_and(|split| split.middle.is_empty()),
-        };
+        // A recorded run of the reference is of this kind: its diffs are taken, its decisions made, for nothing. DBPrune
+        // would not even do that, so there it is an error.
+        let saves_nothing = self.blocks_split(n_blocks).is_ok_and(|split| split.middle.is_empty());
         if saves_nothing && self.single_blocks(n_blocks).is_empty() {
             warnings.push(format!("nothing is saved: the blocks that always run are all {n_blocks} blocks"));
         }
@@ -351,6 +353,7 @@ impl PolicyConfig {
     /// # Errors
     /// `Usage` if this policy lacks an option that is set, or if the result is impossible.
     pub fn with(mut self, overrides: &PolicyOverrides) -> Result<Self> {
+        let asked = tag::name(&self);
         let lacking = match &mut self {
             Self::None | Self::Replay { .. } => overrides.given().into_iter().next(),
             Self::DbCache(config) => {
@@ -365,12 +368,6 @@ impl PolicyConfig {
             }
         };
         if let Some(option) = lacking {
-            let name = match self {
-                Self::None => "none",
-                Self::DbCache(_) => "dbcache",
-                Self::DbPrune(_) => "prune",
-                Self::Replay { .. } => "replay",
-            };
             let remedy = match (&self, option) {
                 (Self::DbPrune(_), "l1_hidden_states_diff_threshold") => {
                     "use residual_diff_threshold, which it would replace: blocks compare hidden states anyway"
@@ -380,7 +377,7 @@ impl PolicyConfig {
                 }
                 _ => "leave it out, or choose another policy: `none`, `fb`, `dbcache`, `cache-dit`, `prune`",
             };
-            return Err(Error::usage(format!("the policy `{name}` has no option {option}; {remedy}")));
+            return Err(Error::usage(format!("the policy `{asked}` has no option {option}; {remedy}")));
         }
         self.check()?;
         Ok(self)
@@ -432,12 +429,34 @@ mod tests {
             ("f1b0w28", "all 28 steps are warm-up (max_warmup_steps 28)"),
             ("f1b0fr28", "force_refresh_step_hint has no effect"),
             ("f8b4", "always run are all 12 blocks"),
-            ("prune_f8b4", "always run are all 12 blocks"),
+            ("f1b0w4r0.3l0.05", "residual_diff_threshold has no effect: l1_hidden_states_diff_threshold replaces it"),
+            ("f1b0w4r0.3al1", "residual_diff_threshold has no effect: enable_alter_cache"),
+            ("f1b0r0.3_scm:fast:static", "residual_diff_threshold has no effect: a static"),
+            ("prune_f1b0r0.3_scm:fast:static", "residual_diff_threshold has no effect: a static"),
+            ("f1b0w8m20", "max_cached_steps has no effect: at most 20 of 28 steps can be skipped"),
+            ("f1b0w8m100mc20", "max_continuous_cached_steps has no effect: at most 20 steps can be skipped in a row"),
+            ("f1b0w8fr14m14", "max_cached_steps has no effect: at most 6 of 14 steps can be skipped"),
+            ("prune_f1b0w8mp20", "max_pruned_steps has no effect: at most 20 of 28"),
+            ("prune_f1b0w8m21", "max_cached_steps has no effect: at most 20 of 28"),
+            ("prune_f1b0w8mc20", "max_continuous_cached_steps has no effect"),
+            ("f1b0w99", "max_warmup_steps 99 has no effect beyond the run's 28 steps"),
+            ("f1b0w99i4", "max_warmup_steps 99 has no effect beyond the run's 28 steps"),
             ("prune_f0b0m3_scm:fast:static", "max_cached_steps has no effect"),
         ] {
             assert!(warnings(tag)?.contains(words), "{tag}: {}", warnings(tag)?);
         }
-        for tag in ["none", "f1b0", "f1b0_scm:fast:static", "f1b0w28i2", "f1b0cds0"] {
+        for tag in [
+            "none",
+            "f1b0",
+            "f1b0_scm:fast:static",
+            "f1b0w28i2",
+            "f1b0cds0",
+            "f1b0l0.05",
+            "f1b0m19mc19",
+            "fb",
+            "f1b4id0m20",
+            "prune_f1b0m20mp19mc19",
+        ] {
             assert_eq!(warnings(tag)?, "", "{tag}");
         }
         Ok(())

@@ -66,11 +66,13 @@ pub struct PolicyOverrides {
 pub struct BlockIds(pub Vec<usize>);
 
 impl BlockIds {
+    /// The end of the longest range.
+    pub(super) const MOST: usize = 10_000;
+
     /// Every `stride`-th block from `from` to before `to`, with block 0 and the last one; `None` for a stride below 2 or
     /// an empty or absurd range.
     pub(super) fn range(from: usize, to: usize, stride: usize) -> Option<Self> {
-        const MOST: usize = 10_000;
-        if stride < 2 || from >= to || to > MOST {
+        if stride < 2 || from >= to || to > Self::MOST {
             return None;
         }
         let ids = std::iter::once(0).chain((from..to).step_by(stride)).chain([to - 1]).collect();

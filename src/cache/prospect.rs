@@ -13,6 +13,52 @@ pub(super) struct Limits {
     pub max_continuous_steps: Option<usize>,
 }
 
+/// How many steps may be skipped at most, if limits and diffs allow it.
+pub(super) struct MostSkips {
+    /// Between two refreshes, where limits start again.
+    pub steps: usize,
+    /// The most,
+    pub total: usize,
+    /// and so many of them in a row.
+    pub in_a_row: usize,
+}
+
+impl MostSkips {
+    pub(super) fn of(schedule: &Schedule, steps: usize) -> Self {
+        let mut most = Self { steps: schedule.longest_stretch(steps), total: 0, in_a_row: 0 };
+        let (mut is_kept, mut run) = (false, 0);
+        for step in 0..most.steps {
+            let must_compute = schedule.rule(step).is_some_and(|reason| reason.action() == Action::Compute);
+            if must_compute || !is_kept {
+                run = 0;
+                is_kept |= schedule.keeps(step);
+            } else {
+                run += 1;
+                most.total += 1;
+                most.in_a_row = most.in_a_row.max(run);
+            }
+        }
+        most
+    }
+
+    /// Notes limits that are too high to ever decide. `spare` are the skips that a limit must leave beyond itself: a
+    /// limit that acts on the last skipped step, too, is heard one later.
+    pub(super) fn note(
+        &self,
+        limits: &[(&str, Option<usize>, usize)],
+        in_a_row: Option<usize>,
+        note: &mut impl FnMut(bool, &str, &str),
+    ) {
+        let Self { steps, total, in_a_row: row } = self;
+        let is_idle = |limit: Option<usize>, most: usize| *total > 0 && limit.is_some_and(|limit| limit >= most);
+        for (option, limit, spare) in limits {
+            note(is_idle(*limit, total + spare), option, &format!("at most {total} of {steps} steps can be skipped"));
+        }
+        let by = format!("at most {row} steps can be skipped in a row");
+        note(is_idle(in_a_row, *row), "max_continuous_cached_steps", &by);
+    }
+}
+
 /// Refuses a calibrator that could never differ from repeating what was kept last.
 pub(super) fn check(
     calibrator: Option<&CalibratorConfig>,
@@ -25,20 +71,38 @@ pub(super) fn check(
     let never_skips = limits.threshold <= 0.0 || limits.max_steps == Some(0) || limits.max_continuous_steps == Some(0);
     // Then nothing stops the run of skipped steps; what a limit on their number makes computed comes after them all.
     let never_stops = limits.threshold >= 1.0 && limits.max_continuous_steps.is_none();
-    let (mut kept, mut is_ready, mut is_ever_skipped) = (0, false, false);
+    let (mut kept, mut is_ready, mut is_reached, mut is_ever_skipped) = (0, false, false, false);
+    // What is used of a calibrator's depth on the deepest skipped step.
+    let (mut depth, mut most) = (0, 0);
     for step in 0..schedule.longest_stretch(steps) {
         let (may_compute, may_skip) = match schedule.rule(step).map(|reason| reason.action()) {
             Some(action) => (action == Action::Compute, action == Action::Skip),
             None => (never_skips || kept == 0 || !never_stops, !never_skips && kept > 0),
         };
-        if may_skip && is_ready {
-            return Ok(());
+        if may_skip {
+            most = most.max(depth);
+            is_reached |= is_ready;
         }
         is_ever_skipped |= may_skip;
         if may_compute && schedule.keeps(step) {
             kept += 1;
+            depth += usize::from(needs.depth.is_some_and(|depth| depth.deepens(kept, step)));
             is_ready |= step >= needs.first_step && kept >= needs.kept;
         }
+    }
+    if let Some(depth) = needs.depth.filter(|depth| is_reached && depth.asked > most) {
+        let remedy = if most >= depth.least {
+            format!("use {most} or less, or more steps")
+        } else {
+            "use more computed steps, or TaylorSeer of order 1".to_owned()
+        };
+        return Err(Error::usage(format!(
+            "{} is {}, but {} of a skipped step of this run is at most {most}; {remedy}",
+            depth.option, depth.asked, depth.what
+        )));
+    }
+    if is_reached {
+        return Ok(());
     }
     if !is_ever_skipped {
         return Err(Error::usage(
@@ -64,20 +128,47 @@ struct Needs {
     kept: usize,
     /// the last of them on this step or later.
     first_step: usize,
+    depth: Option<Depth>,
+}
+
+/// An option that says how much of the past is used: more than there is would change nothing.
+#[derive(Clone, Copy)]
+struct Depth {
+    option: &'static str,
+    what: &'static str,
+    asked: usize,
+    least: usize,
+    /// The first step that counts, and whether it needs another kept one before it.
+    first_step: usize,
+    needs_earlier: bool,
+}
+
+impl Depth {
+    /// Whether the `kept`-th kept step is one more to use.
+    fn deepens(&self, kept: usize, step: usize) -> bool {
+        step >= self.first_step && (kept > 1 || !self.needs_earlier)
+    }
 }
 
 impl Needs {
     fn of(kind: &CalibratorKind) -> Self {
         match kind {
-            CalibratorKind::TaylorSeer { taylorseer_first_step, .. } => {
-                Self { name: "TaylorSeer", kept: 2, first_step: *taylorseer_first_step }
+            CalibratorKind::TaylorSeer { taylorseer_order, taylorseer_first_step } => {
+                let (option, what) = ("taylorseer_order", "the highest derivative");
+                let (asked, first_step) = (*taylorseer_order, *taylorseer_first_step);
+                let depth = Some(Depth { option, what, asked, least: 1, first_step, needs_earlier: true });
+                Self { name: "TaylorSeer", kept: 2, first_step, depth }
             }
-            CalibratorKind::FoCa => Self { name: "FoCa", kept: 2, first_step: 1 },
-            CalibratorKind::Dmd { dmd_fallback: DmdFallback::Corrected, .. } => {
-                Self { name: "DMD", kept: 2, first_step: 3 }
-            }
-            CalibratorKind::Dmd { dmd_fallback: DmdFallback::Reference, .. } => {
-                Self { name: "DMD", kept: 3, first_step: 3 }
+            CalibratorKind::FoCa => Self { name: "FoCa", kept: 2, first_step: 1, depth: None },
+            CalibratorKind::Dmd { dmd_history, dmd_fallback, .. } => {
+                let (option, what) = ("dmd_history", "the number of kept steps");
+                let depth =
+                    Some(Depth { option, what, asked: *dmd_history, least: 4, first_step: 0, needs_earlier: false });
+                let kept = match dmd_fallback {
+                    DmdFallback::Corrected => 2,
+                    DmdFallback::Reference => 3,
+                };
+                Self { name: "DMD", kept, first_step: 3, depth }
             }
         }
     }
@@ -103,12 +194,14 @@ mod tests {
             "f1b0w4r1_t1",
             "f1b0w0r1mc3_t1",
             "f1b0w2r1_foca",
-            "f1b0w4r1_dmd6:reference",
+            "f1b0w4r1_dmd4:reference",
             "f1b0_scm:1110010000:static_t1",
             "f1b0w2r0.1m1_t2",
             "f1b0w4r1fr5_t1",
             "f1b0w4r1al1_t1",
             "prune_f1b0w4ui3r1_t1",
+            "f1b0w4_t6",
+            "f1b0w4_dmd9",
         ] {
             assert_eq!(verdict(tag)?, "", "{tag}");
         }
@@ -128,6 +221,12 @@ mod tests {
             ("f1b0_scm:1110000000:static_t1", no_points),
             ("f1b0w4fr4:repeat_t1", no_skip),
             ("prune_f1b0w4ui4r1_t1", no_points),
+            ("f1b0w4_t99", "order is 99, but the highest derivative of a skipped step of this run is at most 6"),
+            ("f1b0w4r1_t2", "is at most 1; use 1 or less"),
+            ("f1b0w4_dmd10", "is at most 9; use 9 or less"),
+            ("f1b0w4r1_dmd6", "use 4 or less"),
+            ("prune_f1b0w4ui3_dmd4", "or TaylorSeer of order 1"),
+            ("prune_f1b0w4ui3_t3", "is at most 2; use 2 or less"),
             ("f1b0w10_t1", no_skip),
             ("f1b0w4r0_t1", no_skip),
             ("f1b0w4m0_t1", no_skip),

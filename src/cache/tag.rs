@@ -23,6 +23,7 @@ use super::dbcache::DbCacheConfig;
 use super::dbprune::DbPruneConfig;
 use super::{PolicyConfig, json};
 use crate::error::{Error, Result};
+use crate::nearest::did_you_mean;
 
 impl PolicyConfig {
     /// Parses a tag. What it leaves out comes from its preset, or from [`DbCacheConfig::default`].
@@ -83,9 +84,17 @@ pub(super) fn preset(name: &str) -> Result<PolicyConfig> {
             Err(Error::usage("a replay needs the trace that it repeats; give that trace instead of a policy"))
         }
         _ => Err(Error::usage(format!(
-            "unknown policy `{name}`; expected `none`, `fb`, `dbcache`, `cache-dit` or `prune`"
+            "unknown policy `{name}`{}; expected `none`, `fb`, `dbcache`, `cache-dit` or `prune`",
+            did_you_mean(name, PRESETS)
         ))),
     }
+}
+
+/// A policy as its user calls it: by the preset that it is, else by its tag.
+pub(super) fn name(policy: &PolicyConfig) -> String {
+    let presets = ["none", "fb", "dbcache", "cache-dit", "prune"];
+    let found = presets.into_iter().find(|name| preset(name).is_ok_and(|preset| preset == *policy));
+    found.map_or_else(|| policy.to_string(), str::to_owned)
 }
 
 /// Whether this is a name of FBCache.
@@ -94,7 +103,8 @@ pub(super) fn is_fbcache(name: &str) -> bool {
 }
 
 /// Presets as a tag may begin with them, longest first.
-const PRESETS: [&str; 8] = ["cache-dit", "cache_dit", "fbcache", "dbcache", "dbprune", "prune", "none", "fb"];
+pub(super) const PRESETS: [&str; 8] =
+    ["cache-dit", "cache_dit", "fbcache", "dbcache", "dbprune", "prune", "none", "fb"];
 
 fn parse(tag: &str) -> Result<PolicyConfig> {
     let found = PRESETS.into_iter().find_map(|name| {
@@ -235,7 +245,15 @@ mod tests {
             ("f99999999999999999999999", "too large"),
             ("r0.1.2", "`r` needs a number"),
             ("rnan", "unknown part `rnan`"),
-            ("q7", "unknown part `q7`"),
+            ("q7", "unknown part `q7`; expected"),
+            ("f8bn4", "unknown part `bn4` (did you mean `b`?)"),
+            ("f8_foac", "unknown part `foac` (did you mean `foca`?)"),
+            ("f8smc:fast", "unknown part `smc:fast` (did you mean `scm`?)"),
+            ("dbcahce", "unknown part `dbcahce` (did you mean `dbcache`?)"),
+            ("f8b0s2", "`s` has no effect on the last 0 blocks"),
+            ("f8b20000s2", "at most 10000 blocks"),
+            ("fb_mp3", "the policy `fb` has no option max_pruned_steps"),
+            ("cache-dit_mp3", "the policy `cache-dit` has no option max_pruned_steps"),
             ("8", "unknown part `8`"),
             ("f8 b8", "unknown part ` b8`"),
             ("f8übar", "unknown part `übar`"),

@@ -12,7 +12,8 @@ use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::options::{parse_bytes, parse_size, read_policy, read_replay};
 use dbcache_trt::setup::Via;
 use dbcache_trt::{
-    ArithmeticChoice, CacheDType, EngineOptions, LibraryOptions, RequestOptions, StagesChoice, WeightsChoice,
+    ArithmeticChoice, CacheDType, EngineOptions, Error, ErrorKind, LibraryOptions, RequestOptions, StagesChoice,
+    WeightsChoice,
 };
 
 pub use self::engines::{EnginesArgs, EnginesCommand, GcArgs, StoreArgs};
@@ -118,7 +119,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "X", requires = "check_outputs", allow_negative_numbers = true)]
     pub tolerance: Option<f64>,
     /// Repeat the decisions of a --trace file, without comparing anything
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["cache", "PolicyArgs"])]
+    #[arg(long, value_name = "FILE", conflicts_with = "cache")]
     pub replay: Option<PathBuf>,
     /// Refuse a run whose cache would keep more: bytes, or with K, M or G (powers of 1024)
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
@@ -142,7 +143,19 @@ impl GenerateArgs {
     /// How one generation runs. Which part of --count it makes is added by `generate.rs`.
     pub fn request(&self) -> anyhow::Result<RequestOptions> {
         let cache = match &self.replay {
-            Some(path) => read_replay(path)?,
+            Some(path) => {
+                let given: Vec<String> = self.policy.overrides().given().into_iter().map(policy::flag).collect();
+                if !given.is_empty() {
+                    anyhow::bail!(Error::with_kind(
+                        ErrorKind::Usage,
+                        format!(
+                            "--replay repeats the recorded policy, so {} cannot be used with it; leave one out",
+                            given.join(", ")
+                        )
+                    ));
+                }
+                read_replay(path)?
+            }
             None => read_policy(&self.cache)?.with(&self.policy.overrides())?,
         };
         Ok(RequestOptions {

@@ -28,6 +28,10 @@ use crate::trace::{Timings, Warning};
 /// More pictures in one request than any machine holds.
 const MAX_BATCH: usize = 4096;
 
+/// Beyond this a guidance scale is a typing error: published pipelines use 1 to 20, and latents of unit size overflow
+/// nothing below it.
+const MAX_GUIDANCE: f32 = 1000.0;
+
 pub(super) fn request(
     engine: Arc<Loaded>,
     inputs: &Inputs,
@@ -254,9 +258,10 @@ impl Guidance {
     pub(super) fn new(manifest: &Manifest, options: &RequestOptions) -> Result<Self> {
         for (name, scale) in [("guidance", options.guidance), ("true-cfg", options.true_cfg)] {
             if let Some(scale) = scale
-                && !scale.is_finite()
+                && !(-MAX_GUIDANCE..=MAX_GUIDANCE).contains(&scale)
             {
-                return Err(Error::option(name, format_args!("is {scale}; expected a finite number")));
+                let expected = format_args!("is {scale}; expected a number from -{MAX_GUIDANCE} to {MAX_GUIDANCE}");
+                return Err(Error::option(name, expected));
             }
         }
         let kind = manifest.guidance.kind;

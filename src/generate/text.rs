@@ -9,6 +9,7 @@ use crate::error::{At, Error, Result};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Port;
 use crate::model::manifest::{Axis, DType, FileRef, TextSpec, TokenField, TokenizerSpec};
+use crate::nearest::edit_distance;
 use crate::runtime::session::Session;
 use crate::runtime::tensor::{BufferId, Buffers};
 
@@ -200,34 +201,5 @@ fn text_extent(axis: &Axis, batch: i64, tokens: i64) -> i64 {
         Axis::Fixed(extent) => *extent as i64,
         Axis::Named(name) if name == "batch" => batch,
         Axis::Named(_) => tokens,
-    }
-}
-
-/// Levenshtein distance in characters.
-pub(crate) fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let substitute = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn edit_distances() {
-        for (a, b, distance) in
-            [("lemon", "lemon", 0), ("lemon", "melon", 2), ("", "abc", 3), ("lemno", "lemon", 2), ("x", "", 1)]
-        {
-            assert_eq!(edit_distance(a, b), distance, "{a} {b}");
-        }
     }
 }

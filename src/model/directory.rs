@@ -40,7 +40,10 @@ impl EngineDirectory {
 
     fn open_unnamed(path: &Path, weights_folder: Option<&Path>) -> Result<Self> {
         if !path.is_dir() {
-            return Err(Error::directory("is not a folder; name one that the exporter wrote (it holds manifest.json)"));
+            let what = if path.exists() { "is not a folder" } else { "does not exist" };
+            return Err(Error::directory(format!(
+                "{what}; name a folder that the exporter wrote (it holds manifest.json)"
+            )));
         }
         let json = read_regular(path, "manifest.json", MAX_MANIFEST)?;
         let manifest = Manifest::parse(&json).at("manifest.json")?;

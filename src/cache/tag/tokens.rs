@@ -7,11 +7,19 @@ use super::super::calibrator::{CalibratorCacheType, CalibratorType, DmdFallback}
 use super::super::dbcache::RefreshPolicy;
 use super::super::mask::{StepsMask, StepsPolicy};
 use super::super::overrides::{BlockIds, OrNone, PolicyOverrides};
+use super::PRESETS;
 use crate::error::{Error, Result};
+use crate::nearest::did_you_mean;
 
 /// Why the reference's randomised decomposition is refused.
 pub(in crate::cache) const LOW_PRECISION: &str = "dmd_svd_precision is low, a decomposition with random numbers that \
      nothing else reproduces; use medium";
+
+/// All tokens, for the nearest to a mistyped one.
+const TOKENS: [&str; 38] = [
+    "f", "b", "r", "w", "i", "m", "mc", "a", "l", "ic", "ds", "cf", "cds", "id", "s", "nt", "np", "mp", "as", "ui",
+    "dt", "dm", "dr", "dn", "al", "at", "er", "t", "tf", "foca", "dmd", "ch", "ce", "hs", "dk", "dg", "scm", "fr",
+];
 
 /// What is left of a tag.
 pub(super) struct Tokens<'a> {
@@ -103,9 +111,10 @@ impl<'a> Tokens<'a> {
                 self.take(|c| c != '_');
                 let part = &self.text[start..self.at];
                 Err(Error::usage(format!(
-                    "unknown part `{part}`; expected a preset (none, fb, dbcache, cache-dit, prune) or tokens: f, b, \
+                    "unknown part `{part}`{}; expected a preset (none, fb, dbcache, cache-dit, prune) or tokens: f, b, \
                      w, i, r, m, mc, a, l, ic, ds, cf, cds, id, s, nt, np, mp, ui, dt, dm, dr, dn, al, at, er, fr, t, tf, dmd, \
-                     ch, ce, hs, dk, dg with a number, foca, scm: with a mask"
+                     ch, ce, hs, dk, dg with a number, foca, scm: with a mask",
+                    did_you_mean(name, TOKENS.into_iter().chain(PRESETS.into_iter().filter(|_| start == 0)))
                 )))
             }
         }
@@ -142,7 +151,8 @@ impl<'a> Tokens<'a> {
         let Some(b) = set.bn_compute_blocks else {
             return Err(Error::usage("`s` must follow `b`, whose every n-th block it means"));
         };
-        once(&mut set.bn_compute_blocks_ids, "s", OrNone(BlockIds::range(0, b, stride)))
+        let ids = if stride < 2 { None } else { Some(BlockIds::range(0, b, stride).ok_or_else(|| no_range(b))?) };
+        once(&mut set.bn_compute_blocks_ids, "s", OrNone(ids))
     }
 
     fn mask(&mut self, set: &mut PolicyOverrides) -> Result<()> {
@@ -276,6 +286,14 @@ impl<'a> Tokens<'a> {
             other => Err(Error::usage(format!("`{name}` must be 0 or 1, got `{other}`"))),
         }
     }
+}
+
+/// Why a stride over the last `b` blocks means nothing.
+fn no_range(b: usize) -> Error {
+    Error::usage(match b {
+        0 => "`s` has no effect on the last 0 blocks; leave it out, or raise `b`".to_owned(),
+        _ => format!("`s` strides over at most {} blocks, `b` says {b}", BlockIds::MOST),
+    })
 }
 
 fn once<T>(field: &mut Option<T>, name: &str, value: T) -> Result<()> {
