@@ -23,11 +23,13 @@ use crate::model::graph::Graph;
 use crate::model::manifest::DType;
 use crate::plan::Plan;
 pub use crate::plan::StagesChoice;
+use crate::runtime::device::Device;
 use crate::runtime::items::{Gather, Items};
 use crate::runtime::library::{self, LibraryInfo, LibraryOptions, Work};
 use crate::runtime::measure::{Measure, Over, StreamType};
 use crate::runtime::ops::{Arithmetic, LatentArithmetic};
-use crate::runtime::session::{Session, WeightsMode};
+use crate::runtime::provider::{ProviderKind, ProviderSpec, Providers, Role};
+use crate::runtime::session::{Session, Source, WeightsMode};
 use crate::runtime::sums::Sums;
 use crate::trace::CacheBytes;
 
@@ -48,6 +50,11 @@ pub struct EngineOptions {
     pub arithmetic: ArithmeticChoice,
     /// Where the weights live while the engine is loaded. Default: by size.
     pub weights: WeightsChoice,
+    /// What computes: the first of the list that can be used for all graphs. Default: the CPU.
+    pub provider: Providers,
+    /// Whether nodes that the provider cannot run may run elsewhere; then they are listed among the warnings of each
+    /// trace. Nodes that only compute shapes are no fallback.
+    pub allow_fallback: bool,
     /// The folder of the weights, instead of those that the manifest names.
     pub weights_folder: Option<PathBuf>,
     /// Compare the content hash of every weights file, not only its size and header: reads all weights once.
@@ -125,7 +132,9 @@ pub(crate) struct Loaded {
     pub text: Option<TextEncoder>,
     pub decode: Option<Arc<Session>>,
     pub latents: LatentArithmetic,
-    pub library: Arc<library::Loaded>,
+    pub device: Arc<Device>,
+    /// Providers that were asked for before the one that is used, and why they are not.
+    pub refused: Vec<String>,
     pub weights: WeightsMode,
     arithmetic_choice: ArithmeticChoice,
     pub load_ms: f64,
@@ -156,12 +165,18 @@ impl Engine {
         let ranges = prepare::ranges(&options.cache, directory.blocks.len())?;
         let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
-        let limits = (options.stages, options.stage_bytes);
-        let stages = Stages::new(&directory, limits, options.other_plan, weights)?;
-        stages.load(&directory, &library, &ranges)?;
         let graphs: Vec<&Graph> =
             [&directory.embed, &directory.last].into_iter().chain(&directory.text).chain(&directory.decode).collect();
-        let mut sessions = load_sessions(&library, &graphs, weights)?.into_iter();
+        check_provider(options)?;
+        let load = |device: &Device| {
+            let limits = (options.stages, options.stage_bytes);
+            let stages = Stages::new(&directory, limits, options.other_plan, weights)?;
+            stages.load(&directory, device, &ranges)?;
+            Ok((stages, load_sessions(device, &graphs, weights)?))
+        };
+        let (device, (stages, sessions), refused) =
+            Device::first(&library, &options.provider, options.allow_fallback, load)?;
+        let mut sessions = sessions.into_iter();
         let missing = || Error::internal("fewer sessions than graphs");
         let embed = sessions.next().ok_or_else(missing)?;
         let last = sessions.next().ok_or_else(missing)?;
@@ -171,7 +186,7 @@ impl Engine {
             Some(spec) => Some(TextEncoder::load(&directory, spec, text_sessions)?),
             None => None,
         };
-        let latents = LatentArithmetic::load(&library)?;
+        let latents = LatentArithmetic::load(&device)?;
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
         tracing::info!(load_ms, ?weights, "engine loaded");
         Ok(Self(Arc::new(Loaded {
@@ -182,7 +197,8 @@ impl Engine {
             text,
             decode,
             latents,
-            library,
+            device,
+            refused,
             weights,
             arithmetic_choice: options.arithmetic,
             load_ms,
@@ -225,7 +241,12 @@ impl Engine {
 
     /// The ONNX Runtime that runs it.
     pub fn library(&self) -> &LibraryInfo {
-        &self.0.library.info
+        &self.0.device.library.info
+    }
+
+    /// The provider that runs it, with its options.
+    pub fn provider(&self) -> &ProviderSpec {
+        self.0.device.spec()
     }
 
     /// The blocks of each stage that is loaded, in the order in which they were. A block can be in several of them.
@@ -255,7 +276,7 @@ impl Loaded {
     /// # Errors
     /// `Usage` where they are not loaded and may not be; `Runtime`.
     pub(crate) fn load_plan(&self, ranges: &[Range<usize>]) -> Result<Arc<LoadedPlan>> {
-        self.stages.for_request(&self.directory, &self.library, ranges).map(Arc::new)
+        self.stages.for_request(&self.directory, &self.device, ranges).map(Arc::new)
     }
 
     /// The same without its sessions: nothing is loaded.
@@ -263,35 +284,42 @@ impl Loaded {
         self.stages.plan(&self.directory, ranges)
     }
 
-    /// Whether loops over host memory serve tensors of these dtypes. All providers so far compute in host memory.
+    /// Whether loops over host memory serve tensors of these dtypes.
     pub(crate) fn computes_on_host(&self, dtypes: &[DType]) -> bool {
-        self.arithmetic_choice == ArithmeticChoice::Auto && dtypes.iter().all(|dtype| *dtype == DType::F32)
+        let is_host = self.device.is_host() && self.arithmetic_choice == ArithmeticChoice::Auto;
+        is_host && dtypes.iter().all(|dtype| *dtype == DType::F32)
+    }
+
+    /// What the user should know of where the engine computes.
+    pub(crate) fn provider_warnings(&self) -> impl Iterator<Item = String> {
+        let fallbacks = self.device.fallbacks().into_iter().map(|graph| format!("not on the provider: {graph}"));
+        self.refused.clone().into_iter().chain(fallbacks)
     }
 
     /// What is kept of streams of one kind, in the dtype `kept`; loaded once.
     pub(crate) fn arithmetic(&self, dtype: DType, kept: DType, rank: usize) -> Result<Arc<Arithmetic>> {
-        cached(&self.arithmetic, (dtype, kept, rank), || Arithmetic::load(&self.library, dtype, kept, rank))
+        cached(&self.arithmetic, (dtype, kept, rank), || Arithmetic::load(&self.device, dtype, kept, rank))
     }
 
     /// Weighted sums of tensors of one rank; loaded once.
     pub(crate) fn sums(&self, rank: usize) -> Result<Arc<Sums>> {
-        cached(&self.sums, rank, || Ok(Sums::new(Arc::clone(&self.library), rank)))
+        cached(&self.sums, rank, || Ok(Sums::new(Arc::clone(&self.device), rank)))
     }
 
     /// The diff of streams of these kinds; loaded once for each way to compare.
     pub(crate) fn measure(&self, streams: &[StreamType], options: DiffOptions, over: Over) -> Result<Arc<Measure>> {
         let key = (streams.to_vec(), options, over);
-        cached(&self.measures, key, || Measure::load(&self.library, streams, options, over))
+        cached(&self.measures, key, || Measure::load(&self.device, streams, options, over))
     }
 
     /// Takes items out of tensors of one kind, along one axis; loaded once.
     pub(crate) fn gather(&self, dtype: DType, rank: usize, axis: usize) -> Result<Arc<Gather>> {
-        cached(&self.gathers, (dtype, rank, axis), || Gather::load(&self.library, dtype, rank, axis))
+        cached(&self.gathers, (dtype, rank, axis), || Gather::load(&self.device, dtype, rank, axis))
     }
 
     /// Puts items back into streams of one kind, and keeps them in the dtype `kept`; loaded once.
     pub(crate) fn items(&self, dtype: DType, kept: DType, rank: usize) -> Result<Arc<Items>> {
-        cached(&self.items, (dtype, kept, rank), || Items::load(&self.library, dtype, kept, rank))
+        cached(&self.items, (dtype, kept, rank), || Items::load(&self.device, dtype, kept, rank))
     }
 }
 
@@ -308,8 +336,22 @@ fn cached<K: PartialEq, V>(list: &Cached<K, V>, key: K, load: impl FnOnce() -> R
     Ok(value)
 }
 
+/// Refuses what no provider of the list obeys.
+fn check_provider(options: &EngineOptions) -> Result<()> {
+    let is_cpu = |spec: &ProviderSpec| spec.kind() == ProviderKind::Cpu;
+    if options.allow_fallback && options.provider.iter().all(is_cpu) {
+        return Err(Error::usage("--allow-fallback has no effect: the provider `cpu` runs everything; leave it out"));
+    }
+    if options.weights == WeightsChoice::Mapped && !options.provider.iter().all(is_cpu) {
+        let message =
+            "--weights-mode mapped has no effect: only the provider `cpu` runs from mapped weights; leave it out";
+        return Err(Error::usage(message));
+    }
+    Ok(())
+}
+
 /// Loads sessions on as many threads as the machine offers: most of a load is ONNX Runtime's graph optimiser.
-fn load_sessions(library: &library::Loaded, graphs: &[&Graph], mode: WeightsMode) -> Result<Vec<Arc<Session>>> {
+fn load_sessions(device: &Device, graphs: &[&Graph], mode: WeightsMode) -> Result<Vec<Arc<Session>>> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(BTreeMap::new());
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(graphs.len());
@@ -320,7 +362,15 @@ fn load_sessions(library: &library::Loaded, graphs: &[&Graph], mode: WeightsMode
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(graph) = graphs.get(index) else { return };
                     let folder = graph.weights_folder.as_deref();
-                    let session = Session::load(library, &graph.file, &graph.bytes, folder, mode, graph.casts_weights);
+                    let source = Source {
+                        name: &graph.file,
+                        model: &graph.bytes,
+                        folder,
+                        weights: mode,
+                        casts_weights: graph.casts_weights,
+                        role: Role::Model,
+                    };
+                    let session = Session::load(device, &source);
                     let failed = session.is_err();
                     done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, session);
                     if failed {

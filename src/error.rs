@@ -29,6 +29,8 @@ pub enum ErrorKind {
     Check = 8,
     /// A file could not be read or written.
     Io = 9,
+    /// The provider is missing something, cannot be used here, or would run only a part of a graph.
+    Provider = 10,
     /// A compiled engine is missing, and compiling was forbidden.
     NotBuilt = 11,
     /// A bug of this program: please report it.
@@ -39,7 +41,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, for tables in docs and their tests.
-    pub const ALL: [ErrorKind; 11] = [
+    pub const ALL: [ErrorKind; 12] = [
         Self::Usage,
         Self::Library,
         Self::EngineDirectory,
@@ -48,6 +50,7 @@ impl ErrorKind {
         Self::Numeric,
         Self::Check,
         Self::Io,
+        Self::Provider,
         Self::NotBuilt,
         Self::Internal,
         Self::Cancelled,

@@ -35,7 +35,8 @@
 //! ONNX Runtime's library is found at run time; [`setup`] installs it. The library prints nothing: it logs through
 //! `tracing`, and reports steps to an [`Observer`].
 //!
-//! Features: `cli` (default) builds the command and the crates that only it needs.
+//! Features, all default: `cli` builds the command and the crates that only it needs; `cuda` and `tensorrt` let those
+//! providers of ONNX Runtime's GPU build be used (they are only code, and need nothing of NVIDIA to build).
 
 // Bad input never panics: what cannot fail says why beside an `#[expect]`.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -70,3 +71,4 @@ pub use runtime::library::{
     FILE_NAME, FoundBy, LibraryInfo, LibraryOptions, OLDEST as OLDEST_RUNTIME, PATH_VARIABLE, Place,
     info as library_info, load as load_library, places as library_places,
 };
+pub use runtime::provider::{ProviderKind, ProviderSpec, Providers};

@@ -54,6 +54,8 @@ const TABLE: &[Entry] = &[
     }),
     engine("other-plan", |options, text| plain(&mut options.engine.other_plan, text)),
     engine("arithmetic", |options, text| plain(&mut options.engine.arithmetic, text)),
+    engine("provider", |options, text| plain(&mut options.engine.provider, text)),
+    engine("allow-fallback", |options, text| plain(&mut options.engine.allow_fallback, text)),
     engine("verify", |options, text| plain(&mut options.engine.verify, text)),
     request("cache", |options, text| {
         options.request.cache = read_policy(text)?;

@@ -5,6 +5,7 @@ mod metadata;
 mod read;
 mod statistics;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::{Value, json};
@@ -178,6 +179,12 @@ pub struct Trace {
     pub cache_bytes: CacheBytes,
     /// Bytes of all tensors of the request, those of the cache among them.
     pub tensor_bytes: u64,
+    /// The provider that computed, with its options.
+    pub provider: String,
+    /// Bytes of the tensors by the memory that they lay in, in ONNX Runtime's words: `Cpu`, `Cuda`, `WebGPU_Buf`.
+    pub memory: BTreeMap<String, u64>,
+    /// Bytes of tensors that the host read from a device while the steps ran: none where only sums come back.
+    pub read_bytes: u64,
     /// What the user should know; see [`Warning`].
     pub warnings: Vec<Warning>,
 }
@@ -200,6 +207,8 @@ pub enum Warning {
     },
     /// A setting that is legal but does nothing.
     Setting(String),
+    /// Something runs on another provider than the one asked for first, by the user's leave.
+    Provider(String),
 }
 
 impl fmt::Display for Warning {
@@ -220,7 +229,7 @@ impl fmt::Display for Warning {
                 "the cache skipped all {skipped} steps after the warm-up, without ever refreshing; \
                  if the picture suffers, try a lower threshold or a limit (such as mc3)"
             ),
-            Self::Setting(text) => f.write_str(text),
+            Self::Setting(text) | Self::Provider(text) => f.write_str(text),
         }
     }
 }
@@ -364,6 +373,9 @@ impl Trace {
             },
             "cache_bytes": self.cache_bytes.to_json(),
             "tensor_bytes": self.tensor_bytes,
+            "provider": self.provider,
+            "memory": self.memory,
+            "read_bytes": self.read_bytes,
             "warnings": self.warnings.iter().map(Warning::to_string).collect::<Vec<_>>(),
         })
     }

@@ -12,8 +12,8 @@ use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::options::{parse_bytes, parse_size, read_policy, read_replay};
 use dbcache_trt::setup::Via;
 use dbcache_trt::{
-    ArithmeticChoice, CacheDType, EngineOptions, Error, ErrorKind, LibraryOptions, RequestOptions, StagesChoice,
-    WeightsChoice,
+    ArithmeticChoice, CacheDType, EngineOptions, Error, ErrorKind, LibraryOptions, Providers, RequestOptions,
+    StagesChoice, WeightsChoice,
 };
 
 pub use self::engines::{EnginesArgs, EnginesCommand, GcArgs, StoreArgs};
@@ -35,7 +35,7 @@ CACHE TAGS
 
 EXIT CODES
   0 success, 2 usage, 3 ONNX Runtime's library, 4 engine directory, 5 input, 6 ONNX Runtime, 7 not a number,
-  8 outputs or decisions differ, 9 file, 11 engine not built, 70 a bug, 130 cancelled";
+  8 outputs or decisions differ, 9 file, 10 provider, 11 engine not built, 70 a bug, 130 cancelled";
 
 /// Runs diffusion transformers block by block on ONNX Runtime, and skips the blocks that dual block caching proves
 /// unnecessary.
@@ -197,6 +197,13 @@ pub struct LoadArgs {
     /// How residuals and diffs are computed: loops where possible, or always ONNX graphs [default: auto]
     #[arg(long, value_name = "WAY", value_parser = choice::<ArithmeticChoice>(ArithmeticChoice::NAMES), hide_short_help = true)]
     arithmetic: Option<ArithmeticChoice>,
+    /// What computes: cpu, cuda, tensorrt, openvino or webgpu, with options (tensorrt:device=0,workspace=4G); or a list, of
+    /// which the first that can be used runs everything [default: cpu]. `dbcache-trt providers` explains them
+    #[arg(long, value_name = "LIST")]
+    provider: Option<Providers>,
+    /// Let nodes that the provider cannot run run elsewhere; they are listed as warnings
+    #[arg(long)]
+    allow_fallback: bool,
     /// Compare the content hash of all weights before anything runs
     #[arg(long)]
     verify: bool,
@@ -231,6 +238,8 @@ impl LoadArgs {
             stage_bytes: self.stages.stage_bytes,
             cache: cache.clone(),
             arithmetic: self.arithmetic.unwrap_or_default(),
+            provider: self.provider.clone().unwrap_or_default(),
+            allow_fallback: self.allow_fallback,
             weights_folder: self.weights.clone(),
             verify: self.verify,
             ..EngineOptions::default()
@@ -350,7 +359,7 @@ mod tests {
     const OF_HOSTS: [&str; 1] = ["other-plan"];
 
     /// A legal value for each option that is no policy's (those: `policy.rs`), other than its default.
-    const VALUES: [(&str, &str); 18] = [
+    const VALUES: [(&str, &str); 20] = [
         ("threads", "3"),
         ("spin", "true"),
         ("ort-library", "a.so"),
@@ -359,6 +368,8 @@ mod tests {
         ("stages", "fused"),
         ("stage-bytes", "3M"),
         ("arithmetic", "graphs"),
+        ("provider", "tensorrt:fp16,cuda"),
+        ("allow-fallback", "true"),
         ("verify", "true"),
         ("cache", "f1b0"),
         ("cache-dtype", "f16"),

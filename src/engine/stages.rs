@@ -11,7 +11,7 @@ use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::model::join::{Part, boundary, join};
 use crate::plan::{BlockSize, Limits, Plan, Stage, StagesChoice};
-use crate::runtime::library;
+use crate::runtime::device::Device;
 use crate::runtime::session::{Session, WeightsMode};
 
 /// What happens when a request's policy needs cuts that no loaded plan has.
@@ -95,7 +95,7 @@ impl Stages {
     pub(crate) fn load(
         &self,
         directory: &EngineDirectory,
-        library: &library::Loaded,
+        device: &Device,
         ranges: &[Range<usize>],
     ) -> Result<LoadedPlan> {
         let plan = self.plan(directory, ranges);
@@ -108,7 +108,7 @@ impl Stages {
         let missing: Vec<&Stage> = plan.stages().iter().filter(is_missing).collect();
         let graphs = missing.iter().map(|stage| StageGraph::new(directory, stage)).collect::<Result<Vec<_>>>()?;
         let borrowed: Vec<&Graph> = graphs.iter().map(|stage| stage.graph.as_ref()).collect();
-        let sessions = load_sessions(library, &borrowed, self.weights)?;
+        let sessions = load_sessions(device, &borrowed, self.weights)?;
         tracing::info!(loaded = missing.len(), of = plan.stages().len(), "stages loaded");
         let fresh = missing.iter().zip(graphs).zip(sessions).map(|((stage, graph), session)| {
             let StageGraph { inputs, outputs, .. } = graph;
@@ -126,11 +126,11 @@ impl Stages {
     pub(crate) fn for_request(
         &self,
         directory: &EngineDirectory,
-        library: &library::Loaded,
+        device: &Device,
         ranges: &[Range<usize>],
     ) -> Result<LoadedPlan> {
         if self.other == OtherPlan::Load {
-            return self.load(directory, library, ranges);
+            return self.load(directory, device, ranges);
         }
         let stages = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let plan = Plan::of(stages.iter().map(|loaded| loaded.stage.clone()).collect());

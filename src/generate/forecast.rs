@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::manifest::DType;
 use crate::runtime::ops::{Arithmetic, Op};
 use crate::runtime::sums::Sums;
-use crate::runtime::tensor::{BufferId, Buffers};
+use crate::runtime::tensor::{BufferId, Buffers, Place};
 
 /// Forecasts what one stream gains in one unit of blocks (or what it becomes there).
 pub(crate) struct Forecast {
@@ -134,7 +134,7 @@ impl Forecast {
         let used: Vec<usize> = (0..tensors.len()).filter(|k| rows.iter().any(|row| row[*k] != 0.0)).collect();
         let list = &mut self.weights[usize::from(rows.len() > 1)];
         while list.len() < used.len() {
-            list.push(buffers.add(DType::F32, &[rows.len() as i64])?);
+            list.push(buffers.add_at(Place::Host, DType::F32, &[rows.len() as i64])?);
         }
         let weights = list[..used.len()].to_vec();
         for (weight, k) in weights.iter().zip(&used) {
@@ -150,7 +150,10 @@ impl Forecast {
         let batch = buffers.shape(self.after).first().copied().unwrap_or(1);
         let parts = match self.dot {
             Some(parts) => parts,
-            None => *self.dot.insert([buffers.add(DType::F32, &[batch])?, buffers.add(DType::F32, &[batch])?]),
+            None => {
+                let mut part = || buffers.add_at(Place::Host, DType::F32, &[batch]);
+                *self.dot.insert([part()?, part()?])
+            }
         };
         let mut grams = vec![vec![vec![0.0; tensors.len()]; tensors.len()]; batch as usize];
         for (i, a) in tensors.iter().enumerate() {

@@ -22,7 +22,7 @@ use crate::engine::Loaded;
 use crate::error::{Error, Result};
 use crate::model::graph::ports;
 use crate::model::manifest::{Axis, DType, Extents, GuidanceKind, Manifest, Source};
-use crate::runtime::tensor::{BufferId, Buffers};
+use crate::runtime::tensor::{BufferId, Buffers, Place};
 use crate::trace::{Timings, Warning};
 
 /// More pictures in one request than any machine holds.
@@ -60,12 +60,14 @@ pub(super) fn request(
         memory::check(manifest, (&engine.plan(&ranges), options), run, &extents, limit)?;
     }
     let plan = engine.load_plan(&ranges)?;
-    let mut warnings: Vec<Warning> = options.cache.warnings(run).into_iter().map(Warning::Setting).collect();
+    let of_provider = engine.provider_warnings().map(Warning::Provider);
+    let of_cache = options.cache.warnings(run).into_iter().map(Warning::Setting);
+    let mut warnings: Vec<Warning> = of_provider.chain(of_cache).collect();
     if manifest.streams.len() == 1 && !options.cache.corrects(None, StreamKind::Encoder) {
         warnings.push(Warning::Setting("enable_encoder_residual has no effect: the model has no text stream".into()));
     }
 
-    let mut buffers = Buffers::default();
+    let mut buffers = Buffers::new(&engine.device)?;
     let mut timings = Timings::default();
     let start = Instant::now();
     let mut texts: HashMap<Branch, Named> = HashMap::new();
@@ -141,11 +143,11 @@ pub(super) fn request(
         Some(tensor) => buffers.write(latents, &numbers(tensor))?,
         None => buffers.write(latents, &grid.noise(options.seed, batch))?,
     }
-    let (keep, take) = (buffers.add(DType::F32, &[1])?, buffers.add(DType::F32, &[1])?);
+    let (keep, take) = (buffers.add_at(Place::Host, DType::F32, &[1])?, buffers.add_at(Place::Host, DType::F32, &[1])?);
     let cond = predictions[&Branch::Cond];
     let guide = match (predictions.get(&Branch::Uncond), guidance.cfg) {
         (Some(uncond), Some(scale)) if by == GuidanceBy::Library => {
-            let scale_id = buffers.add(DType::F32, &[1])?;
+            let scale_id = buffers.add_at(Place::Host, DType::F32, &[1])?;
             buffers.write(scale_id, &[scale])?;
             Some(engine.latents.bind_guide(&mut buffers, cond, *uncond, scale_id, cond)?)
         }
@@ -176,6 +178,7 @@ pub(super) fn request(
         cfg: guidance.cfg.filter(|_| by == GuidanceBy::Library),
         warnings,
         timings,
+        read_bytes: None,
         engine,
     })
 }

@@ -12,6 +12,7 @@
 //! guidance ─▶ scheduler's update ─▶ latents
 //! ```
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -132,6 +133,8 @@ pub struct Request {
     pub(super) cfg: Option<f32>,
     pub(super) warnings: Vec<Warning>,
     pub(super) timings: Timings,
+    /// Bytes that left the device during the steps, once they are done.
+    pub(super) read_bytes: Option<u64>,
 }
 
 impl Request {
@@ -168,6 +171,12 @@ impl Request {
         self.buffers.total_bytes()
     }
 
+    /// Bytes of its tensors at the moment, by the memory that they lie in, in ONNX Runtime's words (`Cpu`, `Cuda`,
+    /// `WebGPU_Buf`). What the host writes or reads at each step lies in `Cpu` whatever the provider.
+    pub fn memory(&self) -> BTreeMap<String, u64> {
+        self.buffers.bytes_by_memory()
+    }
+
     /// The latents as they are: before the first step the noise, `[batch, tokens, features]`.
     ///
     /// # Errors
@@ -200,6 +209,7 @@ impl Request {
             tell(observer, Phase::Steps, step + 1)?;
         }
         self.timings.steps_ms = elapsed_ms(start);
+        self.read_bytes = Some(self.buffers.read_bytes());
         let latents = self.latents()?;
         tell(observer, Phase::Decode, steps)?;
         self.options.cancel.check()?;
@@ -230,6 +240,9 @@ impl Request {
             timings: self.timings,
             cache_bytes: self.cache_bytes(),
             tensor_bytes: self.tensor_bytes(),
+            provider: self.engine.device.spec().to_string(),
+            memory: self.memory(),
+            read_bytes: self.read_bytes.unwrap_or_else(|| self.buffers.read_bytes()),
             warnings: self.warnings.clone(),
         };
         trace.judge();

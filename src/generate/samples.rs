@@ -28,7 +28,7 @@ use crate::error::{At, Error, Result};
 use crate::model::manifest::{DType, Extents, Manifest};
 use crate::runtime::items::{Items, Joined};
 use crate::runtime::ops::Op;
-use crate::runtime::tensor::{BufferId, Buffers};
+use crate::runtime::tensor::{BufferId, Buffers, Place};
 use crate::trace::StepRecord;
 
 /// What all branches share.
@@ -127,7 +127,7 @@ impl Samples {
         for tensor in inputs(engine, plan, middle)? {
             batch_axis(manifest, &tensor, extents, &one)?;
         }
-        let mut flags = || buffers.add(DType::I64, &[batch as i64]);
+        let mut flags = || buffers.add_at(Place::Host, DType::I64, &[batch as i64]);
         let (computes, places, keeps) = (flags()?, flags()?, flags()?);
         let (extents, named, parts) = (extents.clone(), named.clone(), BTreeMap::new());
         Ok(Self { batch, extents, named, computes, places, keeps, parts })
@@ -182,7 +182,7 @@ impl PartOfBatch {
     ) -> Result<Self> {
         let manifest = &engine.directory.manifest;
         let extents = part_extents(manifest, &samples.extents, count)?;
-        let items = buffers.add(DType::I64, &[count as i64])?;
+        let items = buffers.add_at(Place::Host, DType::I64, &[count as i64])?;
         let mut pairs: Vec<(BufferId, BufferId, usize)> = Vec::new();
         let mut named = Named::new();
         for tensor in inputs(engine, whole.plan(), middle)? {

@@ -11,7 +11,7 @@ use crate::model::graph::Port;
 use crate::model::manifest::{Axis, DType, FileRef, TextSpec, TokenField, TokenizerSpec};
 use crate::nearest::edit_distance;
 use crate::runtime::session::Session;
-use crate::runtime::tensor::{BufferId, Buffers};
+use crate::runtime::tensor::{BufferId, Buffers, Place};
 
 /// Longest prompt in bytes: far more than any model reads.
 const MAX_PROMPT: usize = 1 << 16;
@@ -121,7 +121,7 @@ impl TextEncoder {
                     .flat_map(|row| if input.field == TokenField::Ids { &row.ids } else { &row.mask })
                     .copied()
                     .collect();
-                let id = buffers.add(DType::I64, &[batch, numbers.len() as i64 / batch])?;
+                let id = buffers.add_at(Place::Host, DType::I64, &[batch, numbers.len() as i64 / batch])?;
                 buffers.write_ids(id, &numbers)?;
                 inputs.push((port.clone(), id));
             }

@@ -14,7 +14,7 @@ use crate::runtime::host;
 use crate::runtime::items::Joined;
 use crate::runtime::measure::{Compared, Measure, Over, StreamType};
 use crate::runtime::ops::Op;
-use crate::runtime::tensor::{BufferId, Buffers};
+use crate::runtime::tensor::{BufferId, Buffers, Place};
 use crate::trace::CacheBytes;
 
 /// One decision's worth of blocks: the middle of a step, or a single block.
@@ -261,7 +261,8 @@ impl Compare {
             None
         } else {
             let sums = keeps.map_or(1, |keeps| buffers.shape(keeps)[0]);
-            let (change, size) = (buffers.add(DType::F32, &[sums])?, buffers.add(DType::F32, &[sums])?);
+            let (change, size) =
+                (buffers.add_at(Place::Host, DType::F32, &[sums])?, buffers.add_at(Place::Host, DType::F32, &[sums])?);
             let keep = measure.bind_keep(buffers, &compared, keeps)?;
             Some(CompareGraphs { measure: measure.bind_measure(buffers, &compared, change, size)?, keep, change, size })
         };

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::library::Loaded;
+use super::device::Device;
 use super::ops::{Narrow, Op, cast, encode, load, widen};
 use super::session::Session;
 use super::tensor::{BufferId, Buffers};
@@ -35,10 +35,10 @@ pub(crate) struct Joined {
 }
 
 impl Gather {
-    pub(crate) fn load(library: &Loaded, dtype: DType, rank: usize, axis: usize) -> Result<Self> {
+    pub(crate) fn load(device: &Device, dtype: DType, rank: usize, axis: usize) -> Result<Self> {
         let node = build::with_int(build::node("Gather", &["all", "items"], "some"), "axis", axis as i64);
         let ports = [port("all", dtype, rank, "all"), build::port("items", element::INT64, &["items"])];
-        graph(library, "take-items", vec![node], ports.into(), port("some", dtype, rank, "some"), Vec::new()).map(Self)
+        graph(device, "take-items", vec![node], ports.into(), port("some", dtype, rank, "some"), Vec::new()).map(Self)
     }
 
     /// some = those of all whose indices are in `items`, i64 `[count]`.
@@ -48,7 +48,7 @@ impl Gather {
 }
 
 impl Items {
-    pub(crate) fn load(library: &Loaded, dtype: DType, kept: DType, rank: usize) -> Result<Self> {
+    pub(crate) fn load(device: &Device, dtype: DType, kept: DType, rank: usize) -> Result<Self> {
         let stream = |name: &str| port(name, dtype, rank, "d0");
         let flags = |name: &str| build::port(name, element::INT64, &["d0"]);
 
@@ -58,7 +58,7 @@ impl Items {
         nodes.extend(select("computes", "computed", "skipped", "after", dtype));
         let ran = port("ran", dtype, rank, "ran");
         let inputs = vec![flags("computes"), flags("places"), ran, stream("before"), port("kept", kept, rank, "d0")];
-        let join = graph(library, "join-items", nodes, inputs, stream("after"), vec![column(rank)])?;
+        let join = graph(device, "join-items", nodes, inputs, stream("after"), vec![column(rank)])?;
 
         let mut narrow = Narrow::default();
         let mut nodes = vec![build::node("Sub", &["after", "before"], "difference")];
@@ -66,7 +66,7 @@ impl Items {
         nodes.extend(select("keeps", "residual", "kept", "out", kept));
         let inputs = vec![flags("keeps"), stream("after"), stream("before"), port("kept", kept, rank, "d0")];
         let constants = narrow.constants().into_iter().chain([column(rank)]).collect();
-        let keep = graph(library, "keep-items", nodes, inputs, port("out", kept, rank, "d0"), constants)?;
+        let keep = graph(device, "keep-items", nodes, inputs, port("out", kept, rank, "d0"), constants)?;
         Ok(Self { join, keep })
     }
 
@@ -128,7 +128,7 @@ fn port(name: &str, dtype: DType, rank: usize, items: &str) -> ValueInfoProto {
 }
 
 fn graph(
-    library: &Loaded,
+    device: &Device,
     name: &str,
     nodes: Vec<NodeProto>,
     input: Vec<ValueInfoProto>,
@@ -138,5 +138,5 @@ fn graph(
     let output = vec![output];
     let graph =
         GraphProto { name: Some(name.into()), node: nodes, input, output, initializer, ..GraphProto::default() };
-    load(library, name, encode(graph))
+    load(device, name, encode(graph))
 }

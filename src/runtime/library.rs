@@ -6,6 +6,7 @@
 //!
 //! ONNX Runtime allows one environment per process, and with it one thread pool that all sessions share.
 
+use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use ort::AsPointer;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::logging::LogLevel;
 
+use super::provider::{ProviderKind, refused};
 use crate::error::{Error, ErrorKind, Result};
 use crate::setup;
 
@@ -195,6 +197,37 @@ pub fn load(path: &Path) -> Result<()> {
 pub(crate) struct Loaded {
     pub(crate) environment: Environment,
     pub(crate) info: LibraryInfo,
+    /// Plugins by their provider. They stay as long as the environment.
+    plugins: Mutex<BTreeMap<ProviderKind, PathBuf>>,
+}
+
+impl Loaded {
+    /// Makes ONNX Runtime load the plugin of a provider, once.
+    ///
+    /// # Errors
+    /// `Library` when another file already serves this provider; `Provider` with ONNX Runtime's text.
+    pub(crate) fn register_plugin(&self, kind: ProviderKind, path: &Path) -> Result<()> {
+        let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
+        match plugins.get(&kind) {
+            Some(loaded) if loaded == path => return Ok(()),
+            Some(loaded) => {
+                return Err(Error::new(
+                    ErrorKind::Library,
+                    format!(
+                        "this process has already loaded the plugin {} and cannot load {} as well",
+                        loaded.display(),
+                        path.display()
+                    ),
+                ));
+            }
+            None => {}
+        }
+        self.environment
+            .register_ep_library(kind.as_str(), path)
+            .map_err(|error| refused(kind, &self.info.path, error.message()))?;
+        plugins.insert(kind, path.to_owned());
+        Ok(())
+    }
 }
 
 /// What this process has loaded. A library stays loaded even if its environment could not be built.
@@ -357,7 +390,7 @@ fn build_environment(library: Place, options: &LibraryOptions, work: Work) -> Re
         threads,
         spin: options.spin,
     };
-    Ok(Loaded { environment, info })
+    Ok(Loaded { environment, info, plugins: Mutex::default() })
 }
 
 /// The version of the loaded library. Neither `ort` nor the library's table of functions tells it, but every provider

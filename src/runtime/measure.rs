@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
+use super::device::Device;
 use super::items::{column, select};
-use super::library::Loaded;
 use super::ops::{Narrow, Op, cast, encode, load};
 use super::session::Session;
 use super::tensor::{BufferId, Buffers};
@@ -53,9 +53,9 @@ pub(crate) struct Compared {
 }
 
 impl Measure {
-    pub(crate) fn load(library: &Loaded, streams: &[StreamType], options: DiffOptions, over: Over) -> Result<Self> {
-        let measure = load(library, "diff", measure_graph(streams, options, over))?;
-        let keep = load(library, "keep", keep_graph(streams, options, over))?;
+    pub(crate) fn load(device: &Device, streams: &[StreamType], options: DiffOptions, over: Over) -> Result<Self> {
+        let measure = load(device, "diff", measure_graph(streams, options, over))?;
+        let keep = load(device, "keep", keep_graph(streams, options, over))?;
         Ok(Self { measure, keep, options })
     }
 

@@ -1,5 +1,6 @@
 //! ONNX Runtime, and nothing that decides.
 
+pub(crate) mod device;
 #[expect(dead_code, reason = "the providers that compile follow")]
 pub(crate) mod engine_cache;
 pub(crate) mod host;
@@ -8,6 +9,9 @@ pub(crate) mod items;
 pub(crate) mod library;
 pub(crate) mod measure;
 pub(crate) mod ops;
+pub(crate) mod provider;
+#[expect(unsafe_code, reason = "binding an input again is only to be had through a raw call")]
 pub(crate) mod session;
 pub(crate) mod sums;
 pub(crate) mod tensor;
+mod transfer;

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use prost::Message;
 
-use super::library::Loaded;
-use super::session::{Binding, Session, WeightsMode};
+use super::device::Device;
+use super::provider::Role;
+use super::session::{Binding, Session, Source, WeightsMode};
 use super::tensor::{BufferId, Buffers};
 use crate::error::Result;
 use crate::model::graph::element_type;
@@ -30,7 +31,7 @@ pub(crate) struct LatentArithmetic {
 }
 
 impl Arithmetic {
-    pub(crate) fn load(library: &Loaded, dtype: DType, kept: DType, rank: usize) -> Result<Self> {
+    pub(crate) fn load(device: &Device, dtype: DType, kept: DType, rank: usize) -> Result<Self> {
         let axes: Vec<String> = (0..rank).map(|axis| format!("d{axis}")).collect();
         let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
         let port = |name: &str, dtype: DType| build::port(name, element_type(dtype), &axes);
@@ -45,7 +46,7 @@ impl Arithmetic {
                 initializer,
                 ..GraphProto::default()
             };
-            load(library, name, encode(graph))
+            load(device, name, encode(graph))
         };
         let mut narrow = Narrow::default();
         let mut subtract = vec![build::node("Sub", &["a", "b"], "difference")];
@@ -89,7 +90,7 @@ impl Arithmetic {
 }
 
 impl LatentArithmetic {
-    pub(crate) fn load(library: &Loaded) -> Result<Self> {
+    pub(crate) fn load(device: &Device) -> Result<Self> {
         let axes: Vec<String> = (0..3).map(|axis| format!("d{axis}")).collect();
         let f32_ports = |names: &[&'static str]| names.iter().map(|n| (*n, element::FLOAT)).collect::<Vec<_>>();
         let update = vec![
@@ -106,7 +107,7 @@ impl LatentArithmetic {
         let update =
             graph("update", update, &f32_ports(&["latents", "prediction"]), &tensors, &axes, &["keep", "take"]);
         let guide = graph("guide", guide, &f32_ports(&["cond", "uncond"]), &tensors, &axes, &["scale"]);
-        Ok(Self { update: load(library, "update", update)?, guide: load(library, "guide", guide)? })
+        Ok(Self { update: load(device, "update", update)?, guide: load(device, "guide", guide)? })
     }
 
     /// latents = keep * latents + take * prediction, in place; `keep` and `take` are f32 `[1]`.
@@ -216,6 +217,8 @@ pub(super) fn encode(graph: GraphProto) -> Vec<u8> {
     build::model(graph, OPSET).encode_to_vec()
 }
 
-pub(super) fn load(library: &Loaded, name: &str, model: Vec<u8>) -> Result<Arc<Session>> {
-    Session::load(library, name, &model, None, WeightsMode::Packed, false).map(Arc::new)
+pub(super) fn load(device: &Device, name: &str, model: Vec<u8>) -> Result<Arc<Session>> {
+    let (weights, role) = (WeightsMode::Packed, Role::Arithmetic);
+    let source = Source { name, model: &model, folder: None, weights, casts_weights: false, role };
+    Session::load(device, &source).map(Arc::new)
 }

@@ -1,12 +1,15 @@
 //! One graph on one provider, with buffers bound to its ports.
 
+use std::ffi::CString;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use ort::ep;
+use ort::AsPointer;
+use ort::memory::{Allocator, MemoryInfo};
 use ort::session::builder::SessionBuilder;
 
-use super::library::Loaded;
+use super::device::Device;
+use super::provider::Role;
 use super::tensor::{BufferId, Buffers};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -22,6 +25,21 @@ pub(crate) enum WeightsMode {
 /// The ONNX Runtime option that names the folder of external data for a model loaded from bytes.
 const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
+/// A graph to be loaded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source<'g> {
+    /// For errors.
+    pub name: &'g str,
+    /// The ONNX file.
+    pub model: &'g [u8],
+    /// Where its external data lies.
+    pub folder: Option<&'g Path>,
+    pub weights: WeightsMode,
+    /// Whether nodes convert parameters.
+    pub casts_weights: bool,
+    pub role: Role,
+}
+
 /// A graph ready to run. Running needs it exclusively, so requests that share it take turns.
 pub(crate) struct Session {
     name: String,
@@ -29,28 +47,34 @@ pub(crate) struct Session {
 }
 
 /// Which buffers a session reads and writes. Made once, used at each step.
-pub(crate) struct Binding(ort::session::IoBinding);
+pub(crate) struct Binding {
+    binding: ort::session::IoBinding,
+    /// Inputs in host memory, where the session runs on a device: ONNX Runtime copies them when they are bound, so they
+    /// are bound again for each run.
+    host_inputs: Vec<HostInput>,
+}
+
+struct HostInput {
+    port: CString,
+    /// Kept alive by the binding.
+    value: *const ort::sys::OrtValue,
+}
+
+// SAFETY: the value belongs to the binding, which may be sent; it is read by the thread that runs the binding only.
+unsafe impl Send for HostInput {}
 
 impl Session {
-    /// Loads a model from bytes; its external data lies in `folder`.
+    /// Loads a model from bytes.
     ///
     /// # Errors
-    /// `Runtime` with ONNX Runtime's text.
-    pub(crate) fn load(
-        library: &Loaded,
-        name: &str,
-        model: &[u8],
-        folder: Option<&Path>,
-        mode: WeightsMode,
-        casts_weights: bool,
-    ) -> Result<Self> {
-        let load = || -> ort::Result<ort::session::Session> {
-            let builder = ort::session::Session::builder(&library.environment)?;
-            let mut builder = configure(builder, folder, mode, casts_weights)?;
-            builder.commit_from_memory(model)
-        };
-        let session = load().map_err(|error| runtime_error(error).at(name))?;
-        Ok(Self { name: name.to_owned(), session: Mutex::new(session) })
+    /// `Runtime` with ONNX Runtime's text; `Provider` when a part of the graph would run elsewhere.
+    pub(crate) fn load(device: &Device, source: &Source<'_>) -> Result<Self> {
+        let builder = device.builder(source.role).map_err(|error| error.at(source.name))?;
+        let fail = |error: ort::Error| runtime_error(error).at(source.name);
+        let mut builder = configure(builder, source, device.is_foreign(source.role)).map_err(fail)?;
+        let session = builder.commit_from_memory(source.model).map_err(fail)?;
+        device.check(&session, source)?;
+        Ok(Self { name: source.name.to_owned(), session: Mutex::new(session) })
     }
 
     /// Binds buffers to ports by name. A buffer may be bound to several sessions and, for element-wise graphs, to an
@@ -64,40 +88,71 @@ impl Session {
         let fail = |error| runtime_error(error).at(&self.name);
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let mut binding = session.create_binding().map_err(fail)?;
+        let mut host_inputs = Vec::new();
         for (port, id) in inputs {
-            binding.bind_input(port.as_ref(), buffers.value(*id)).map_err(fail)?;
+            let value = buffers.value(*id);
+            binding.bind_input(port.as_ref(), value).map_err(fail)?;
+            if buffers.is_copied_in(*id) {
+                let port = CString::new(port.as_ref()).map_err(|_| Error::internal("a port's name holds a zero"))?;
+                host_inputs.push(HostInput { port, value: value.ptr() });
+            }
         }
         for (port, id) in outputs {
             binding.bind_output(port.as_ref(), buffers.value_mut(*id)).map_err(fail)?;
         }
-        Ok(Binding(binding))
+        Ok(Binding { binding, host_inputs })
     }
 
     /// Runs once over bound buffers.
     pub(crate) fn run(&self, binding: &Binding) -> Result<()> {
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        session.run_binding(&binding.0).map(drop).map_err(|error| runtime_error(error).at(&self.name))
+        let fail = |error| runtime_error(error).at(&self.name);
+        for input in &binding.host_inputs {
+            let place = binding.binding.ptr().cast_mut();
+            // SAFETY: the binding holds the value under this port, so both are alive; only this thread uses the binding.
+            let status = unsafe { (ort::api().BindInput)(place, input.port.as_ptr(), input.value) };
+            // SAFETY: the status comes from ONNX Runtime and is used once.
+            unsafe { ort::Error::result_from_status(status) }.map_err(fail)?;
+        }
+        session.run_binding(&binding.binding).map(drop).map_err(fail)
+    }
+
+    /// Runs once over tensors that are bound for this run only.
+    pub(super) fn run_once(
+        &self,
+        input: (&str, &ort::value::DynTensor),
+        output: (&str, &mut ort::value::DynTensor),
+    ) -> Result<()> {
+        let fail = |error| runtime_error(error).at(&self.name);
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut binding = session.create_binding().map_err(fail)?;
+        binding.bind_input(input.0, input.1).map_err(fail)?;
+        binding.bind_output(output.0, output.1).map_err(fail)?;
+        session.run_binding(&binding).map(drop).map_err(fail)
+    }
+
+    /// Allocates where the session's provider computes.
+    pub(super) fn allocator(&self, memory: MemoryInfo<'_>) -> Result<Allocator> {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        Allocator::new(&session, memory).map_err(|error| runtime_error(error).at(&self.name))
     }
 }
 
-fn configure(
-    builder: SessionBuilder,
-    folder: Option<&Path>,
-    mode: WeightsMode,
-    casts_weights: bool,
-) -> ort::Result<SessionBuilder> {
-    // Without arenas 57 sessions keep about 0.6 MB less each, at the same speed (docs/performance.md).
-    let cpu = ep::CPU::default().with_arena_allocator(false).build().error_on_failure();
-    let mut builder = builder.with_execution_providers([cpu])?;
-    if let Some(folder) = folder {
+fn configure(builder: SessionBuilder, source: &Source<'_>, is_foreign: bool) -> ort::Result<SessionBuilder> {
+    let mut builder = builder;
+    if let Some(folder) = source.folder {
         builder = builder.with_config_entry(EXTERNAL_FOLDER, folder.to_string_lossy())?;
+    }
+    // Other providers take the weights as they need them.
+    if is_foreign {
+        return Ok(builder);
     }
     // Folding constants copies every transposed weight. It pays only where a cast is folded too: a graph over f32
     // weights runs bit-identically without it, because ONNX Runtime fuses the transposition into the product.
-    if mode == WeightsMode::Mapped || !casts_weights {
+    if source.weights == WeightsMode::Mapped || !source.casts_weights {
         builder = builder.with_disabled_optimizers("ConstantFolding")?;
     }
-    if mode == WeightsMode::Mapped {
+    if source.weights == WeightsMode::Mapped {
         builder = builder.with_prepacking(false)?;
     }
     Ok(builder)

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::library::Loaded;
+use super::device::Device;
 use super::ops::{Narrow, Op, cast, encode, load};
 use super::session::Session;
 use super::tensor::{BufferId, Buffers};
@@ -18,7 +18,7 @@ const DOUBLE: i32 = 11;
 /// Weighted sums of any number of tensors of one rank; a graph for each combination of dtypes, loaded when it is first
 /// needed.
 pub(crate) struct Sums {
-    library: Arc<Loaded>,
+    device: Arc<Device>,
     rank: usize,
     sums: Mutex<Sessions>,
     dots: Mutex<Sessions>,
@@ -28,8 +28,8 @@ pub(crate) struct Sums {
 type Sessions = Vec<(Vec<DType>, Arc<Session>)>;
 
 impl Sums {
-    pub(crate) fn new(library: Arc<Loaded>, rank: usize) -> Self {
-        Self { library, rank, sums: Mutex::default(), dots: Mutex::default() }
+    pub(crate) fn new(device: Arc<Device>, rank: usize) -> Self {
+        Self { device, rank, sums: Mutex::default(), dots: Mutex::default() }
     }
 
     /// out = sum over k of weights[k] · tensors[k]; each weight is f32 `[1 or batch]`.
@@ -69,7 +69,7 @@ impl Sums {
         if let Some((_, session)) = sessions.iter().find(|(known, _)| known == dtypes) {
             return Ok(Arc::clone(session));
         }
-        let session = load(&self.library, name, graph())?;
+        let session = load(&self.device, name, graph())?;
         sessions.push((dtypes.to_vec(), Arc::clone(&session)));
         Ok(session)
     }

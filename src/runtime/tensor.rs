@@ -1,10 +1,16 @@
 //! Tensors that stay where the provider computes, and the arena in which one request keeps its own.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use half::{bf16, f16};
 use ort::memory::Allocator;
 use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType};
 
+use super::device::Device;
 use super::session::runtime_error;
+use super::transfer::host_tensor;
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
 
@@ -12,39 +18,78 @@ use crate::model::manifest::DType;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct BufferId(usize);
 
+/// Where a tensor lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Where the provider computes.
+    Device,
+    /// In host memory, also where the provider computes elsewhere: what the host writes or reads at each step. It is
+    /// copied whenever a graph runs.
+    Host,
+}
+
 /// All tensors of one request. They are allocated once per shape, bound once, and reused over the steps.
-#[derive(Default)]
 pub(crate) struct Buffers {
     tensors: Vec<Buffer>,
+    device: Arc<Device>,
+    allocator: Allocator,
+    /// Bytes that were copied from a device at the host's wish.
+    read_bytes: AtomicU64,
 }
 
 struct Buffer {
     value: DynTensor,
     dtype: DType,
     shape: Vec<i64>,
+    is_host: bool,
 }
 
 impl Buffers {
-    /// Allocates a tensor filled with zeros.
+    pub(crate) fn new(device: &Arc<Device>) -> Result<Self> {
+        let (tensors, read_bytes) = Default::default();
+        Ok(Self { tensors, device: Arc::clone(device), allocator: device.allocator()?, read_bytes })
+    }
+
+    /// Allocates a tensor filled with zeros, where the provider computes.
     pub(crate) fn add(&mut self, dtype: DType, shape: &[i64]) -> Result<BufferId> {
-        let element = match dtype {
-            DType::F32 => TensorElementType::Float32,
-            DType::F16 => TensorElementType::Float16,
-            DType::Bf16 => TensorElementType::Bfloat16,
-            DType::I64 => TensorElementType::Int64,
+        self.add_at(Place::Device, dtype, shape)
+    }
+
+    /// Allocates a tensor filled with zeros.
+    pub(crate) fn add_at(&mut self, place: Place, dtype: DType, shape: &[i64]) -> Result<BufferId> {
+        let is_host = place == Place::Host || self.device.is_host();
+        let zeros = host_tensor(dtype, shape)?;
+        let value = if is_host {
+            zeros
+        } else {
+            let mut value = DynTensor::new(&self.allocator, element(dtype), shape.to_vec())
+                .map_err(|error| runtime_error(error).at(format!("allocating {} {shape:?}", dtype.name())))?;
+            self.device.copy((dtype, shape.len()), &zeros, &mut value)?;
+            value
         };
-        let value = DynTensor::new(&Allocator::default(), element, shape.to_vec())
-            .map_err(|error| runtime_error(error).at(format!("allocating {} {shape:?}", dtype.name())))?;
         let id = BufferId(self.tensors.len());
-        self.tensors.push(Buffer { value, dtype, shape: shape.to_vec() });
-        let value = &mut self.tensors[id.0].value;
-        match dtype {
-            DType::F32 => slice_mut::<f32>(value)?.fill(0.0),
-            DType::F16 => slice_mut::<f16>(value)?.fill(f16::ZERO),
-            DType::Bf16 => slice_mut::<bf16>(value)?.fill(bf16::ZERO),
-            DType::I64 => slice_mut::<i64>(value)?.fill(0),
-        }
+        self.tensors.push(Buffer { value, dtype, shape: shape.to_vec(), is_host });
         Ok(id)
+    }
+
+    /// Whether a graph that runs on the device reads a copy of it.
+    pub(super) fn is_copied_in(&self, id: BufferId) -> bool {
+        self.tensors[id.0].is_host && !self.device.is_host()
+    }
+
+    /// Bytes by the memory that they lie in, in ONNX Runtime's words.
+    pub(crate) fn bytes_by_memory(&self) -> BTreeMap<String, u64> {
+        let mut bytes = BTreeMap::new();
+        for (index, buffer) in self.tensors.iter().enumerate() {
+            let memory = buffer.value.memory_info().allocation_device().as_str().to_owned();
+            *bytes.entry(memory).or_default() += self.bytes(BufferId(index));
+        }
+        bytes
+    }
+
+    /// Bytes that were copied from a device so far because the host asked for them.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.read_bytes.load(Ordering::Relaxed)
     }
 
     pub(crate) fn shape(&self, id: BufferId) -> &[i64] {
@@ -71,34 +116,61 @@ impl Buffers {
 
     /// Copies host numbers in, rounded to the tensor's dtype.
     pub(crate) fn write(&mut self, id: BufferId, numbers: &[f32]) -> Result<()> {
-        let buffer = &mut self.tensors[id.0];
-        let expected = buffer.shape.iter().product::<i64>() as usize;
+        let buffer = &self.tensors[id.0];
+        let (dtype, expected) = (buffer.dtype, buffer.shape.iter().product::<i64>() as usize);
         if numbers.len() != expected {
             return Err(Error::internal(format!("{} numbers for a tensor of {:?}", numbers.len(), buffer.shape)));
         }
-        match buffer.dtype {
-            DType::F32 => slice_mut::<f32>(&mut buffer.value)?.copy_from_slice(numbers),
-            DType::F16 => fill(slice_mut(&mut buffer.value)?, numbers, f16::from_f32),
-            DType::Bf16 => fill(slice_mut(&mut buffer.value)?, numbers, bf16::from_f32),
-            DType::I64 => return Err(Error::internal("floats for an integer tensor")),
-        }
-        Ok(())
+        self.write_by(id, |value| match dtype {
+            DType::F32 => {
+                slice_mut::<f32>(value)?.copy_from_slice(numbers);
+                Ok(())
+            }
+            DType::F16 => fill(slice_mut(value)?, numbers, f16::from_f32),
+            DType::Bf16 => fill(slice_mut(value)?, numbers, bf16::from_f32),
+            DType::I64 => Err(Error::internal("floats for an integer tensor")),
+        })
     }
 
     pub(crate) fn write_ids(&mut self, id: BufferId, ids: &[i64]) -> Result<()> {
-        slice_mut::<i64>(&mut self.tensors[id.0].value)?.copy_from_slice(ids);
-        Ok(())
+        self.write_by(id, |value| {
+            slice_mut::<i64>(value)?.copy_from_slice(ids);
+            Ok(())
+        })
+    }
+
+    fn write_by(&mut self, id: BufferId, write: impl FnOnce(&mut DynTensor) -> Result<()>) -> Result<()> {
+        let Self { tensors, device, .. } = self;
+        let buffer = &mut tensors[id.0];
+        if buffer.is_host {
+            return write(&mut buffer.value);
+        }
+        let mut host = host_tensor(buffer.dtype, &buffer.shape)?;
+        write(&mut host)?;
+        device.copy((buffer.dtype, buffer.shape.len()), &host, &mut buffer.value)
     }
 
     /// Copies the numbers out as f32.
     pub(crate) fn read(&self, id: BufferId) -> Result<Vec<f32>> {
-        let buffer = &self.tensors[id.0];
-        Ok(match buffer.dtype {
-            DType::F32 => slice::<f32>(&buffer.value)?.to_vec(),
-            DType::F16 => slice::<f16>(&buffer.value)?.iter().map(|x| x.to_f32()).collect(),
-            DType::Bf16 => slice::<bf16>(&buffer.value)?.iter().map(|x| x.to_f32()).collect(),
-            DType::I64 => return Err(Error::internal("floats of an integer tensor")),
+        self.read_by(id, |value, dtype| {
+            Ok(match dtype {
+                DType::F32 => slice::<f32>(value)?.to_vec(),
+                DType::F16 => slice::<f16>(value)?.iter().map(|x| x.to_f32()).collect(),
+                DType::Bf16 => slice::<bf16>(value)?.iter().map(|x| x.to_f32()).collect(),
+                DType::I64 => return Err(Error::internal("floats of an integer tensor")),
+            })
         })
+    }
+
+    fn read_by<T>(&self, id: BufferId, read: impl FnOnce(&DynTensor, DType) -> Result<T>) -> Result<T> {
+        let buffer = &self.tensors[id.0];
+        if buffer.is_host {
+            return read(&buffer.value, buffer.dtype);
+        }
+        let mut host = host_tensor(buffer.dtype, &buffer.shape)?;
+        self.device.copy((buffer.dtype, buffer.shape.len()), &buffer.value, &mut host)?;
+        self.read_bytes.fetch_add(self.bytes(id), Ordering::Relaxed);
+        read(&host, buffer.dtype)
     }
 
     /// Bytes of all tensors.
@@ -106,14 +178,21 @@ impl Buffers {
         (0..self.tensors.len()).map(|index| self.bytes(BufferId(index))).sum()
     }
 
-    /// The first number that is NaN or infinite, looked for without a copy.
+    /// The first number that is NaN or infinite. It is looked for where the tensor lies; only a tensor that holds one is
+    /// copied to the host.
     pub(crate) fn first_not_finite(&self, id: BufferId) -> Result<Option<f32>> {
         let buffer = &self.tensors[id.0];
-        Ok(match buffer.dtype {
-            DType::F32 => find_not(slice::<f32>(&buffer.value)?, |x| x.is_finite()).copied(),
-            DType::F16 => find_not(slice::<f16>(&buffer.value)?, |x| x.is_finite()).map(|x| x.to_f32()),
-            DType::Bf16 => find_not(slice::<bf16>(&buffer.value)?, |x| x.is_finite()).map(|x| x.to_f32()),
-            DType::I64 => None,
+        let kind = (buffer.dtype, buffer.shape.len());
+        if buffer.dtype == DType::I64 || (!buffer.is_host && self.device.is_finite(kind, &buffer.value)?) {
+            return Ok(None);
+        }
+        self.read_by(id, |value, dtype| {
+            Ok(match dtype {
+                DType::F32 => find_not(slice::<f32>(value)?, |x| x.is_finite()).copied(),
+                DType::F16 => find_not(slice::<f16>(value)?, |x| x.is_finite()).map(|x| x.to_f32()),
+                DType::Bf16 => find_not(slice::<bf16>(value)?, |x| x.is_finite()).map(|x| x.to_f32()),
+                DType::I64 => None,
+            })
         })
     }
 
@@ -147,6 +226,16 @@ impl Buffers {
     }
 }
 
+/// ONNX Runtime's name of a dtype.
+pub(super) fn element(dtype: DType) -> TensorElementType {
+    match dtype {
+        DType::F32 => TensorElementType::Float32,
+        DType::F16 => TensorElementType::Float16,
+        DType::Bf16 => TensorElementType::Bfloat16,
+        DType::I64 => TensorElementType::Int64,
+    }
+}
+
 fn slice<T: PrimitiveTensorElementType + 'static>(value: &DynTensor) -> Result<&[T]> {
     Ok(value.try_extract_tensor::<T>().map_err(runtime_error)?.1)
 }
@@ -162,8 +251,9 @@ fn find_not<T>(numbers: &[T], holds: impl Fn(&T) -> bool) -> Option<&T> {
     chunk.iter().find(|number| !holds(number))
 }
 
-fn fill<T>(target: &mut [T], numbers: &[f32], round: impl Fn(f32) -> T) {
+fn fill<T>(target: &mut [T], numbers: &[f32], round: impl Fn(f32) -> T) -> Result<()> {
     for (target, number) in target.iter_mut().zip(numbers) {
         *target = round(*number);
     }
+    Ok(())
 }

@@ -1,5 +1,7 @@
 //! Traces read back: what [`Trace::to_json`] wrote, checked field by field.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use super::{BlockRecord, CacheBytes, StepRecord, TRACE_VERSION, Timings, Trace, Warning};
@@ -71,6 +73,9 @@ impl Trace {
                 streams: bytes.number("streams")?,
             },
             tensor_bytes: fields.number("tensor_bytes")?,
+            provider: fields.text("provider")?.to_owned(),
+            memory: memory(&fields)?,
+            read_bytes: fields.number("read_bytes")?,
             warnings: warnings.collect::<Result<_>>()?,
             records,
         };
@@ -118,7 +123,7 @@ pub fn recording(json: &Value) -> Result<(PolicyConfig, Recording)> {
     Ok((config, recording))
 }
 
-const NAMES: [&str; 19] = [
+const NAMES: [&str; 22] = [
     "version",
     "engine",
     "engine_hash",
@@ -137,6 +142,9 @@ const NAMES: [&str; 19] = [
     "timings",
     "cache_bytes",
     "tensor_bytes",
+    "provider",
+    "memory",
+    "read_bytes",
     "warnings",
 ];
 const TIMINGS: [&str; 8] =
@@ -156,6 +164,13 @@ const STEP: [&str; 11] = [
     "elapsed_ms",
 ];
 const BLOCK: [&str; 5] = ["block", "action", "reason", "diff", "threshold"];
+
+/// Bytes by memory.
+fn memory(fields: &Fields<'_>) -> Result<BTreeMap<String, u64>> {
+    let wrong = || fields.damaged("memory", "an object of byte counts");
+    let memory = fields.value("memory").as_object().ok_or_else(wrong)?;
+    memory.iter().map(|(name, bytes)| Ok((name.clone(), bytes.as_u64().ok_or_else(wrong)?))).collect()
+}
 
 /// The policy, and whether it was replayed.
 fn policy(options: &Value) -> Result<(PolicyConfig, bool)> {

@@ -1,0 +1,142 @@
+//! Where an engine computes: a provider of the loaded library, and the memory that its tensors lie in.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ort::memory::Allocator;
+use ort::session::builder::SessionBuilder;
+use ort::value::DynTensor;
+
+use super::library::Loaded;
+use super::provider::assignment::{RECORD, strays};
+use super::provider::{Provider, ProviderSpec, Providers, Role};
+use super::session::{Source, runtime_error};
+use super::transfer::Transfer;
+use crate::error::{At, Error, ErrorKind, Result};
+use crate::model::manifest::DType;
+
+/// A provider in use. All sessions and tensors of an engine are made for it.
+pub(crate) struct Device {
+    pub(crate) library: Arc<Loaded>,
+    provider: Provider,
+    is_host: bool,
+    transfer: Transfer,
+    allows_fallback: bool,
+    fallbacks: Mutex<Vec<String>>,
+}
+
+impl Device {
+    /// # Errors
+    /// `Provider` when it cannot be used here.
+    pub(crate) fn open(library: &Arc<Loaded>, spec: &ProviderSpec, allows_fallback: bool) -> Result<Arc<Self>> {
+        let provider = Provider::open(library, spec, allows_fallback)?;
+        let is_host = provider.with_memory(library, |memory| Ok(memory.is_none()))?;
+        let (transfer, fallbacks) = Default::default();
+        Ok(Arc::new(Self { library: Arc::clone(library), provider, is_host, transfer, allows_fallback, fallbacks }))
+    }
+
+    /// The first of several providers on which `load` succeeds, with what it gave, and why not on those before it.
+    ///
+    /// # Errors
+    /// Those of the last provider; any that is not about the provider.
+    pub(crate) fn first<T>(
+        library: &Arc<Loaded>,
+        providers: &Providers,
+        allows_fallback: bool,
+        mut load: impl FnMut(&Self) -> Result<T>,
+    ) -> Result<(Arc<Self>, T, Vec<String>)> {
+        let mut refused: Vec<String> = Vec::new();
+        let mut specs = providers.iter().peekable();
+        while let Some(spec) = specs.next() {
+            let opened = Self::open(library, spec, allows_fallback);
+            match opened.and_then(|device| Ok((load(&device)?, device))) {
+                Ok((loaded, device)) => return Ok((device, loaded, refused)),
+                Err(error) if error.kind() == ErrorKind::Provider && specs.peek().is_some() => {
+                    refused.push(error.to_string());
+                }
+                Err(error) if refused.is_empty() => return Err(error),
+                Err(error) => return Err(error.at(format!("{}; and then", refused.join("; ")))),
+            }
+        }
+        Err(Error::internal("a list of no providers"))
+    }
+
+    /// The provider and its options.
+    pub(crate) fn spec(&self) -> &ProviderSpec {
+        self.provider.spec()
+    }
+
+    /// Whether tensors lie in host memory.
+    pub(crate) fn is_host(&self) -> bool {
+        self.is_host
+    }
+
+    /// Allocates where tensors lie.
+    ///
+    /// # Errors
+    /// `Runtime`, `Provider`.
+    pub(super) fn allocator(&self) -> Result<Allocator> {
+        self.provider.with_memory(&self.library, |memory| match memory {
+            None => Ok(Allocator::default()),
+            Some(memory) => self.transfer.copier(self, DType::F32, 1)?.allocator(memory),
+        })
+    }
+
+    /// to = from, wherever they lie.
+    pub(super) fn copy(&self, kind: (DType, usize), from: &DynTensor, to: &mut DynTensor) -> Result<()> {
+        self.transfer.copy(self, kind, from, to)
+    }
+
+    /// Whether all numbers of a tensor on the device are finite: one number comes back.
+    pub(super) fn is_finite(&self, kind: (DType, usize), tensor: &DynTensor) -> Result<bool> {
+        self.transfer.is_finite(self, kind, tensor)
+    }
+
+    /// Nodes that run on another provider, a line for each graph; only where that is allowed.
+    pub(crate) fn fallbacks(&self) -> Vec<String> {
+        self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A session's options for this provider.
+    pub(super) fn builder(&self, role: Role) -> Result<SessionBuilder> {
+        let builder = ort::session::Session::builder(&self.library.environment).map_err(runtime_error)?;
+        let builder = self.provider.append(&self.library, builder, role)?;
+        if !self.is_foreign(role) {
+            return Ok(builder);
+        }
+        builder.with_config_entry(RECORD, "1").map_err(|error| runtime_error(error.into()))
+    }
+
+    /// Whether graphs of this role run on another provider than ONNX Runtime's own.
+    pub(super) fn is_foreign(&self, role: Role) -> bool {
+        self.provider.ort_name(role) != super::provider::ProviderKind::Cpu.ort_name()
+    }
+
+    /// Refuses a graph of which a part runs elsewhere, or notes it where that is allowed.
+    ///
+    /// # Errors
+    /// `Provider` with the graph, and how many nodes of which operators.
+    pub(super) fn check(&self, session: &ort::session::Session, source: &Source<'_>) -> Result<()> {
+        let Source { name, model, role, .. } = *source;
+        if role == Role::Copy || !self.is_foreign(role) {
+            return Ok(());
+        }
+        let strays = strays(session, model, self.provider.ort_name(role)).at(name)?;
+        if strays.is_empty() {
+            return Ok(());
+        }
+        let described: Vec<String> = strays.iter().map(|strays| strays.describe()).collect();
+        let told = format!("{name}: {}", described.join(", "));
+        if self.allows_fallback {
+            self.fallbacks.lock().unwrap_or_else(PoisonError::into_inner).push(told);
+            return Ok(());
+        }
+        let kind = self.spec().kind();
+        Err(Error::new(
+            ErrorKind::Provider,
+            format!(
+                "the provider `{kind}` would not run all of {told}; pass --allow-fallback to permit it, or use another \
+                 provider"
+            ),
+        ))
+    }
+}

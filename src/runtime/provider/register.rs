@@ -1,0 +1,254 @@
+//! Makes a provider ready: loads its plugin, tries it once, and appends it to sessions. It works, or the error says why
+//! not: ONNX Runtime would pass over a provider that fails, and run everything on the CPU.
+
+use std::ffi::{CStr, CString};
+use std::path::{Path, PathBuf};
+
+use ort::AsPointer;
+use ort::device::Device as EpDevice;
+use ort::ep;
+#[cfg(any(feature = "cuda", feature = "tensorrt"))]
+use ort::ep::ArbitrarilyConfigurableExecutionProvider;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::builder::SessionBuilder;
+
+use super::failure::{install, no_device, refused};
+use super::spec::{ProviderKind, ProviderSpec};
+use super::{cuda, openvino, webgpu};
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::library::Loaded;
+
+/// What a session is for: some providers run arithmetic elsewhere than the model, on the same tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// A part of the model.
+    Model,
+    /// A small graph of this library's own.
+    Arithmetic,
+    /// Moves a tensor between host and device. Computes nothing, so it does not matter where its node is.
+    Copy,
+}
+
+/// A provider that can be used.
+#[derive(Debug)]
+pub(crate) struct Provider {
+    spec: ProviderSpec,
+    /// Whether nodes that it cannot run may run elsewhere.
+    allows_fallback: bool,
+}
+
+impl Provider {
+    /// # Errors
+    /// `Provider` with what is missing; `Library` when the process has loaded another plugin of this kind.
+    pub(crate) fn open(library: &Loaded, spec: &ProviderSpec, allows_fallback: bool) -> Result<Self> {
+        if let Some(file) = plugin_file(spec.kind()) {
+            library.register_plugin(spec.kind(), &plugin_path(library, spec, file)?)?;
+        }
+        let provider = Self { spec: spec.clone(), allows_fallback };
+        let builder = ort::session::Session::builder(&library.environment)
+            .map_err(|error| refused(spec.kind(), &library.info.path, error.message()))?;
+        provider.append(library, builder, Role::Model)?;
+        Ok(provider)
+    }
+
+    pub(crate) fn spec(&self) -> &ProviderSpec {
+        &self.spec
+    }
+
+    /// Whether sessions of this role run on the provider itself.
+    pub(crate) fn runs(&self, role: Role) -> bool {
+        role == Role::Model || matches!(self.spec.kind(), ProviderKind::Cuda | ProviderKind::WebGpu)
+    }
+
+    /// The provider that runs a role, in ONNX Runtime's words.
+    pub(crate) fn ort_name(&self, role: Role) -> &'static str {
+        match self.spec.kind() {
+            kind if self.runs(role) => kind.ort_name(),
+            // Engines for graphs of five nodes would only cost their builds.
+            ProviderKind::TensorRt => ProviderKind::Cuda.ort_name(),
+            _ => ProviderKind::Cpu.ort_name(),
+        }
+    }
+
+    /// Appends the provider to a session, or fails.
+    ///
+    /// # Errors
+    /// `Provider` with what is missing.
+    pub(crate) fn append(&self, library: &Loaded, builder: SessionBuilder, role: Role) -> Result<SessionBuilder> {
+        let kind = self.spec.kind();
+        let refuse = |error: ort::Error| refused(kind, &library.info.path, error.message());
+        let builder = match kind {
+            ProviderKind::Cpu => builder,
+            ProviderKind::OpenVino if !self.runs(role) => builder,
+            ProviderKind::OpenVino | ProviderKind::WebGpu => self.append_plugin(library, builder)?,
+            ProviderKind::TensorRt if !self.runs(role) => append_cuda(builder, &self.cuda_pairs()).map_err(refuse)?,
+            ProviderKind::TensorRt => {
+                let builder = append_tensorrt(builder, &self.spec.pairs()).map_err(refuse)?;
+                // What TensorRT leaves should at least stay on the device.
+                if self.allows_fallback { append_cuda(builder, &self.cuda_pairs()).map_err(refuse)? } else { builder }
+            }
+            ProviderKind::Cuda => append_cuda(builder, &self.spec.pairs()).map_err(refuse)?,
+        };
+        // Without arenas 57 sessions keep about 0.6 MB less each, at the same speed (docs/performance.md).
+        let cpu = ep::CPU::default().with_arena_allocator(false).build().error_on_failure();
+        builder.with_execution_providers([cpu]).map_err(|error| refuse(error.into()))
+    }
+
+    /// What CUDA is told where it computes beside TensorRT.
+    fn cuda_pairs(&self) -> Vec<(String, String)> {
+        let mut pairs = ProviderSpec::new(ProviderKind::Cuda).pairs();
+        pairs.extend(self.spec.raw(cuda::DEVICE).map(|device| (cuda::DEVICE_KEY.to_owned(), device)));
+        pairs
+    }
+
+    fn append_plugin(&self, library: &Loaded, builder: SessionBuilder) -> Result<SessionBuilder> {
+        let name = self.spec.kind().ort_name();
+        let device = self.device(library)?;
+        let options: Vec<(String, String)> =
+            self.spec.pairs().into_iter().map(|(key, value)| (format!("{name}.{key}"), value)).collect();
+        builder
+            .with_devices([device], Some(&options))
+            .map_err(|error| refused(self.spec.kind(), &library.info.path, error.message()))
+    }
+
+    /// The device of a plugin.
+    fn device<'l>(&self, library: &'l Loaded) -> Result<EpDevice<'l>> {
+        let kind = self.spec.kind();
+        let wanted = match kind {
+            ProviderKind::OpenVino => self.spec.raw(openvino::DEVICE).unwrap_or_else(|| "CPU".to_owned()),
+            _ => "GPU".to_owned(),
+        };
+        let fits = |device: &EpDevice<'_>| {
+            // `GPU` stands for `GPU.0` and the others, too.
+            kind != ProviderKind::OpenVino
+                || metadata(device, openvino::DEVICE_METADATA).is_none_or(|name| name.starts_with(&wanted))
+        };
+        devices(library, kind).find(fits).ok_or_else(|| no_device(kind, &wanted))
+    }
+
+    /// Hands over the memory that the provider's tensors lie in; none for host memory.
+    ///
+    /// # Errors
+    /// `Provider` when the device cannot say.
+    pub(crate) fn with_memory<T>(
+        &self,
+        library: &Loaded,
+        take: impl FnOnce(Option<MemoryInfo<'_>>) -> Result<T>,
+    ) -> Result<T> {
+        let kind = self.spec.kind();
+        match kind {
+            ProviderKind::Cpu | ProviderKind::OpenVino => take(None),
+            ProviderKind::Cuda | ProviderKind::TensorRt => {
+                let device = self.spec.raw(cuda::DEVICE).and_then(|device| device.parse().ok()).unwrap_or(0);
+                let memory = memory_info(&AllocationDevice::CUDA, device)
+                    .map_err(|error| refused(kind, &library.info.path, error.message()))?;
+                take(Some(memory))
+            }
+            ProviderKind::WebGpu => {
+                let device = self.device(library)?;
+                let unknown = || {
+                    let message =
+                        "the plugin of `webgpu` names no memory that this ONNX Runtime knows; take a newer one";
+                    Error::new(ErrorKind::Provider, message)
+                };
+                // `ort` takes it for granted that there is one.
+                let default = ort::sys::OrtDeviceMemoryType::OrtDeviceMemoryType_DEFAULT;
+                // SAFETY: the device belongs to the environment, which lives as long as the borrow.
+                let info = unsafe { (ort::api().EpDevice_MemoryInfo)(device.ptr(), default) };
+                if info.is_null() {
+                    return Err(unknown());
+                }
+                let memory = device.memory_info(false);
+                // `ort` copies it by its name, and panics where that fails.
+                memory_info(&memory.allocation_device(), memory.device_id()).map_err(|_| unknown())?;
+                take(Some(memory))
+            }
+        }
+    }
+}
+
+fn memory_info(device: &AllocationDevice<'_>, id: i32) -> ort::Result<MemoryInfo<'static>> {
+    MemoryInfo::new(device.clone(), id, AllocatorType::Device, MemoryType::Default)
+}
+
+/// The devices that a provider's plugin offers.
+pub(super) fn devices(library: &Loaded, kind: ProviderKind) -> impl Iterator<Item = EpDevice<'_>> {
+    library.environment.devices().filter(move |device| device.ep().is_ok_and(|name| name == kind.ort_name()))
+}
+
+/// A fact that a plugin tells of a device.
+pub(super) fn metadata(device: &EpDevice<'_>, key: &str) -> Option<String> {
+    let key = CString::new(key).ok()?;
+    let api = ort::api();
+    // SAFETY: the device belongs to the environment, which lives as long as the borrow.
+    let pairs = unsafe { (api.EpDevice_EpMetadata)(device.ptr()) };
+    if pairs.is_null() {
+        return None;
+    }
+    // SAFETY: the pairs belong to the device; the key ends with a zero.
+    let value = unsafe { (api.GetKeyValue)(pairs, key.as_ptr()) };
+    if value.is_null() {
+        return None;
+    }
+    // SAFETY: not null, ends with a zero, and lives as long as the device's metadata.
+    Some(unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned())
+}
+
+/// The library file of a provider that is a plugin.
+pub(super) fn plugin_file(kind: ProviderKind) -> Option<&'static str> {
+    match kind {
+        ProviderKind::OpenVino => Some(openvino::LIBRARY),
+        ProviderKind::WebGpu => Some(webgpu::LIBRARY),
+        ProviderKind::Cpu | ProviderKind::Cuda | ProviderKind::TensorRt => None,
+    }
+}
+
+/// Where a plugin's library lies: as given, else beside ONNX Runtime's, else beside the program.
+///
+/// # Errors
+/// `Provider` with the places that were looked at.
+pub(super) fn plugin_path(library: &Loaded, spec: &ProviderSpec, file: &str) -> Result<PathBuf> {
+    let given = spec.raw(super::LIBRARY_OPTION.name).map(PathBuf::from);
+    let program = std::env::current_exe().ok();
+    let places: Vec<PathBuf> = match given {
+        Some(path) => vec![std::path::absolute(&path).unwrap_or(path)],
+        None => [Some(library.info.path.as_path()), program.as_deref()]
+            .into_iter()
+            .flatten()
+            .filter_map(Path::parent)
+            .map(|folder| folder.join(file))
+            .collect(),
+    };
+    if let Some(path) = places.iter().find(|path| path.is_file()) {
+        return Ok(path.clone());
+    }
+    let looked: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
+    let (kind, remedy) = (spec.kind(), install(spec.kind()));
+    let looked = looked.join(" or ");
+    Err(Error::new(
+        ErrorKind::Provider,
+        format!("the provider `{kind}` cannot be used: its plugin is not at {looked}; {remedy}"),
+    ))
+}
+
+#[cfg(feature = "cuda")]
+fn append_cuda(builder: SessionBuilder, pairs: &[(String, String)]) -> ort::Result<SessionBuilder> {
+    let cuda = pairs.iter().fold(ep::CUDA::default(), |ep, (key, value)| ep.with_arbitrary_config(key, value));
+    Ok(builder.with_execution_providers([cuda.build().error_on_failure()])?)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn append_cuda(_: SessionBuilder, _: &[(String, String)]) -> ort::Result<SessionBuilder> {
+    Err(ort::Error::new("this program is built without the Cargo feature `cuda`; build it with the feature"))
+}
+
+#[cfg(feature = "tensorrt")]
+fn append_tensorrt(builder: SessionBuilder, pairs: &[(String, String)]) -> ort::Result<SessionBuilder> {
+    let tensorrt = pairs.iter().fold(ep::TensorRT::default(), |ep, (key, value)| ep.with_arbitrary_config(key, value));
+    Ok(builder.with_execution_providers([tensorrt.build().error_on_failure()])?)
+}
+
+#[cfg(not(feature = "tensorrt"))]
+fn append_tensorrt(_: SessionBuilder, _: &[(String, String)]) -> ort::Result<SessionBuilder> {
+    Err(ort::Error::new("this program is built without the Cargo feature `tensorrt`; build it with the feature"))
+}

@@ -1,0 +1,117 @@
+//! Moves tensors between host and device, and looks at them there.
+//!
+//! ONNX Runtime's own copy function knows plugins only. A graph of one node works with every provider: its input is
+//! bound where the tensor lies, its output where it should lie.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ort::memory::Allocator;
+use ort::value::{DynTensor, TensorElementType};
+
+use super::device::Device;
+use super::ops::{cast, encode};
+use super::provider::Role;
+use super::session::{Session, Source, WeightsMode, runtime_error};
+use super::tensor::element;
+use crate::error::Result;
+use crate::model::graph::element_type;
+use crate::model::manifest::DType;
+use crate::model::onnx::{GraphProto, NodeProto, TensorProto, build, element};
+
+/// Graphs of one node, by dtype and rank; loaded when they are first needed.
+#[derive(Default)]
+pub(super) struct Transfer {
+    copies: Mutex<Sessions>,
+    probes: Mutex<Sessions>,
+}
+
+type Sessions = Vec<((DType, usize), Arc<Session>)>;
+
+impl Transfer {
+    /// to = from, wherever they lie.
+    pub(super) fn copy(
+        &self,
+        device: &Device,
+        (dtype, rank): (DType, usize),
+        from: &DynTensor,
+        to: &mut DynTensor,
+    ) -> Result<()> {
+        self.copier(device, dtype, rank)?.run_once(("in", from), ("out", to))
+    }
+
+    /// The session of such copies.
+    pub(super) fn copier(&self, device: &Device, dtype: DType, rank: usize) -> Result<Arc<Session>> {
+        cached(&self.copies, (dtype, rank), || {
+            let nodes = vec![build::node("Identity", &["in"], "out")];
+            let axes: Vec<String> = (0..rank).map(|axis| format!("d{axis}")).collect();
+            let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
+            let out = build::port("out", element_type(dtype), &axes);
+            load(device, "copy", (dtype, rank), nodes, out, Vec::new(), Role::Copy)
+        })
+    }
+
+    /// Whether all numbers of a tensor on the device are finite: one number comes back.
+    pub(super) fn is_finite(&self, device: &Device, (dtype, rank): (DType, usize), tensor: &DynTensor) -> Result<bool> {
+        let session = cached(&self.probes, (dtype, rank), || {
+            // Zero times a finite number is zero, and NaN otherwise. The zero is a parameter, so that no compiler knows it.
+            let nodes = vec![
+                cast("in", "wide", element::FLOAT),
+                build::node("Mul", &["wide", "zero"], "zeros"),
+                build::with_int(build::node("ReduceSum", &["zeros", "last"], "lines"), "keepdims", 1),
+                build::with_int(build::node("ReduceSum", &["lines"], "total"), "keepdims", 0),
+                build::node("Reshape", &["total", "one"], "out"),
+            ];
+            let constants = vec![build::float("zero", 0.0), build::ints("last", &[-1]), build::ints("one", &[1])];
+            let out = build::port("out", element::FLOAT, &["1"]);
+            load(device, "finite", (dtype, rank), nodes, out, constants, Role::Arithmetic)
+        })?;
+        let mut probe = host_tensor(DType::F32, &[1])?;
+        session.run_once(("in", tensor), ("out", &mut probe))?;
+        let (_, numbers) = probe.try_extract_tensor::<f32>().map_err(runtime_error)?;
+        Ok(numbers.iter().all(|number| number.is_finite()))
+    }
+}
+
+/// A tensor of zeros in host memory.
+pub(super) fn host_tensor(dtype: DType, shape: &[i64]) -> Result<DynTensor> {
+    let element: TensorElementType = element(dtype);
+    DynTensor::new(&Allocator::default(), element, shape.to_vec())
+        .map_err(|error| runtime_error(error).at(format!("allocating {} {shape:?}", dtype.name())))
+}
+
+fn cached(
+    sessions: &Mutex<Sessions>,
+    key: (DType, usize),
+    load: impl FnOnce() -> Result<Session>,
+) -> Result<Arc<Session>> {
+    let mut sessions = sessions.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, session)) = sessions.iter().find(|(other, _)| *other == key) {
+        return Ok(Arc::clone(session));
+    }
+    let session = Arc::new(load()?);
+    sessions.push((key, Arc::clone(&session)));
+    Ok(session)
+}
+
+fn load(
+    device: &Device,
+    name: &str,
+    (dtype, rank): (DType, usize),
+    node: Vec<NodeProto>,
+    output: crate::model::onnx::ValueInfoProto,
+    initializer: Vec<TensorProto>,
+    role: Role,
+) -> Result<Session> {
+    let axes: Vec<String> = (0..rank).map(|axis| format!("d{axis}")).collect();
+    let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
+    let model = encode(GraphProto {
+        name: Some(name.into()),
+        node,
+        input: vec![build::port("in", element_type(dtype), &axes)],
+        output: vec![output],
+        initializer,
+        ..GraphProto::default()
+    });
+    let source = Source { name, model: &model, folder: None, weights: WeightsMode::Packed, casts_weights: false, role };
+    Session::load(device, &source)
+}
