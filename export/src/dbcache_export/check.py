@@ -133,10 +133,14 @@ def _cases(plan: Plan) -> Iterator[Tensors]:
     sizes = {(low, low): 7, (min(low + step, high), min(longer, high)): max(13, 2 * text["min"])}
     for (rows, columns), words in sizes.items():
         for batch in (1, 2):
+            frames = 1 + batch + words % 2 if plan.video else 1
             lengths = {
                 "batch": batch,
-                "image": rows * columns,
+                "image": frames * rows * columns,
                 "text": min(max(words, text["min"]), text["max"]),
+                "latent_frames": frames,
+                "latent_height": rows * plan.latents["patch"],
+                "latent_width": columns * plan.latents["patch"],
             }
             yield {
                 name: _input(
@@ -160,6 +164,8 @@ def _input(plan: Plan, name: str, shape: list[Any], columns: int, random: torch.
         return torch.rand(shape, generator=random)
     if source == "timestep":
         return 1000 * torch.rand(shape, generator=random)
+    if source == "fps":
+        return torch.full(shape, 12.0)
     if source == "size":
         return torch.randint(1, 1 + plan.size["max"], shape, generator=random).float()
     if source == "guidance":

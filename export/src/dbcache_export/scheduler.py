@@ -41,20 +41,23 @@ _UNSUPPORTED = {
 }
 
 
-def scheduler(folder: Path, sigmas: Mapping[str, Any] | None = PER_STEP) -> dict[str, Any]:
+def scheduler(
+    folder: Path, sigmas: Mapping[str, Any] | None = PER_STEP, published: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The scheduler of a pipeline folder; without one, flow-matching sigmas that are not shifted.
 
     Args:
         folder: The pipeline's.
         sigmas: For flow matching: what the pipeline passes to the scheduler; None if it passes nothing.
+        published: Configuration of the scheduler that the model was published with, for a folder without one.
 
     Raises:
         ExportError: It is of another class, or has an unsupported setting.
     """
     path = folder / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
+    if not path.is_file() and published is None:
         return NO_SHIFT | ({"sigmas": sigmas} if sigmas else {})
-    config = read_json(path)
+    config = read_json(path) if path.is_file() else dict(published or {})
     name = config.get("_class_name")
     if name not in _CLASSES:
         raise ExportError(f"{path}: {name} is not supported", f"supported: {listed(_CLASSES)}")
@@ -64,10 +67,10 @@ def scheduler(folder: Path, sigmas: Mapping[str, Any] | None = PER_STEP) -> dict
     return _CLASSES[str(name)](config, path, sigmas)
 
 
-def prediction(folder: Path, default: str = "epsilon") -> dict[str, Any]:
-    """What the model of a pipeline folder predicts, by its scheduler."""
+def prediction(folder: Path, default: str = "epsilon", published: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the model of a pipeline folder predicts, by its scheduler, or by the one that it was published with."""
     path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path) if path.is_file() else dict(published or {})
     if not config or config.get("_class_name") == "FlowMatchEulerDiscreteScheduler":
         return {"kind": "velocity"}
     given = config.get("prediction_type", default)

@@ -77,12 +77,14 @@ class Template:
         module: Takes `inputs` positionally, returns `outputs` (one tensor or a tuple of them). Its parameters are fake.
         inputs: By name, in the order of the module's arguments.
         outputs: By name, in the order of the module's results.
+        lengths: Of dynamic axes while tracing, where the module relates them to each other: tokens to frames and cells.
     """
 
     name: str
     module: torch.nn.Module
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,9 @@ Three properties of the trace make the weights of a checkpoint usable in place, 
 
 from __future__ import annotations
 
-__all__ = ["MAX_CONSTANT", "Traced", "fake_module", "output_port", "trace"]
+__all__ = ["MAX_CONSTANT", "Traced", "fake_module", "keep_float32", "output_port", "trace"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -29,7 +29,15 @@ from dbcache_export.tidy import tidy
 MAX_CONSTANT = 4096
 
 #: Lengths of dynamic axes while tracing: all different and none of them 1, so that none can pass for another.
-_TRACED_LENGTH = {"batch": 2, "image": 24, "text": 7, "total": 31, "latent_height": 6, "latent_width": 10}
+_TRACED_LENGTH = {
+    "batch": 2,
+    "image": 24,
+    "text": 7,
+    "total": 31,
+    "latent_frames": 4,
+    "latent_height": 6,
+    "latent_width": 10,
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,16 @@ def fake_module(fake: FakeTensorMode, dtype: DType, build: Callable[[], torch.nn
         torch.set_default_dtype(before)
 
 
+def keep_float32(fake: FakeTensorMode, module: torch.nn.Module, parts: Sequence[str]) -> None:
+    """Makes parameters float32 again where a part of their name is one of `parts`, as the original keeps them."""
+    for prefix, owner in module.named_modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            if not set(parts).isdisjoint(f"{prefix}.{name}".split(".")):
+                with fake:
+                    wide = torch.nn.Parameter(torch.empty(parameter.shape, dtype=torch.float32))
+                setattr(owner, name, wide)
+
+
 def trace(template: Template, opset: int, fake: FakeTensorMode) -> Traced:
     """Traces and optimises a template.
 
@@ -77,7 +95,7 @@ def trace(template: Template, opset: int, fake: FakeTensorMode) -> Traced:
 def _export(template: Template, opset: int, fake: FakeTensorMode) -> ir.Model:
     """PyTorch's graph of the module, not optimised."""
     with fake, torch.no_grad():
-        arguments = tuple(_example(tensor) for tensor in template.inputs.values())
+        arguments = tuple(_example(tensor, template.lengths) for tensor in template.inputs.values())
         axes = tuple(
             {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
             for tensor in template.inputs.values()
@@ -101,8 +119,9 @@ def output_port(template: Template, name: str) -> str:
     return f"{name}_out" if name in template.inputs else name
 
 
-def _example(tensor: Tensor) -> torch.Tensor:
-    shape = [_TRACED_LENGTH[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
+def _example(tensor: Tensor, lengths: Mapping[str, int]) -> torch.Tensor:
+    known = {**_TRACED_LENGTH, **lengths}
+    shape = [known[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
     return torch.zeros(shape, dtype=DTYPES[tensor.dtype][0])
 
 

@@ -10,7 +10,21 @@ from pathlib import Path
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export.errors import ExportError, listed
-from dbcache_export.families import dit, emoji, flux, flux2, pixart, qwen_image, sd3, z_image
+from dbcache_export.families import (
+    cogvideox,
+    dit,
+    emoji,
+    flux,
+    flux2,
+    hunyuan_video,
+    ltx,
+    mochi,
+    pixart,
+    qwen_image,
+    sd3,
+    wan,
+    z_image,
+)
 from dbcache_export.folder import read_json
 from dbcache_export.spec import Options, Plan
 
@@ -22,6 +36,11 @@ _FAMILIES: dict[str, Callable[[Path, Options, FakeTensorMode], Plan]] = {
     "DiTTransformer2DModel": dit.plan,
     "QwenImageTransformer2DModel": qwen_image.plan,
     "ZImageTransformer2DModel": z_image.plan,
+    "CogVideoXTransformer3DModel": cogvideox.plan,
+    "MochiTransformer3DModel": mochi.plan,
+    "WanTransformer3DModel": wan.plan,
+    "LTXVideoTransformer3DModel": ltx.plan,
+    "HunyuanVideoTransformer3DModel": hunyuan_video.plan,
 }
 
 
