@@ -1,15 +1,20 @@
 //! A loaded model: immutable, and shared by all requests.
 
+mod build;
+mod loader;
+mod profile;
 mod stages;
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+pub use self::build::{EngineBuild, PlannedEngine};
+pub use self::loader::EngineCache;
+use self::loader::Loader;
+pub use self::profile::Profile;
 pub use self::stages::OtherPlan;
 pub(crate) use self::stages::{LoadedPlan, Stages, sizes};
 use crate::cache::{DiffOptions, PolicyConfig};
@@ -23,13 +28,14 @@ use crate::model::graph::Graph;
 use crate::model::manifest::DType;
 use crate::plan::Plan;
 pub use crate::plan::StagesChoice;
+pub use crate::runtime::compiler::EngineCounts;
 use crate::runtime::device::Device;
 use crate::runtime::items::{Gather, Items};
 use crate::runtime::library::{self, LibraryInfo, LibraryOptions, Work};
 use crate::runtime::measure::{Measure, Over, StreamType};
 use crate::runtime::ops::{Arithmetic, LatentArithmetic};
-use crate::runtime::provider::{ProviderKind, ProviderSpec, Providers, Role};
-use crate::runtime::session::{Session, Source, WeightsMode};
+use crate::runtime::provider::{ProviderKind, ProviderSpec, Providers};
+use crate::runtime::session::{Session, WeightsMode};
 use crate::runtime::sums::Sums;
 use crate::trace::CacheBytes;
 
@@ -55,6 +61,13 @@ pub struct EngineOptions {
     /// Whether nodes that the provider cannot run may run elsewhere; then they are listed among the warnings of each
     /// trace. Nodes that only compute shapes are no fallback.
     pub allow_fallback: bool,
+    /// Where engines are kept that the provider compiles.
+    pub engine_cache: EngineCache,
+    /// Compile nothing: an engine that is not in the cache is an error, which names the command that compiles it.
+    pub require_built: bool,
+    /// The shapes for which engines are compiled. Default: any, where the provider has engines for any; else the default size
+    /// and a batch of 1.
+    pub profile: Option<Profile>,
     /// The folder of the weights, instead of those that the manifest names.
     pub weights_folder: Option<PathBuf>,
     /// Compare the content hash of every weights file, not only its size and header: reads all weights once.
@@ -126,6 +139,7 @@ pub struct Engine(Arc<Loaded>);
 /// Everything that requests share.
 pub(crate) struct Loaded {
     pub directory: EngineDirectory,
+    pub loader: Loader,
     stages: Stages,
     pub embed: Arc<Session>,
     pub last: Arc<Session>,
@@ -169,12 +183,14 @@ impl Engine {
             [&directory.embed, &directory.last].into_iter().chain(&directory.text).chain(&directory.decode).collect();
         check_provider(options)?;
         let load = |device: &Device| {
+            let loader = Loader::new(&directory, options, device, weights)?;
             let limits = (options.stages, options.stage_bytes);
-            let stages = Stages::new(&directory, limits, options.other_plan, weights)?;
-            stages.load(&directory, device, &ranges)?;
-            Ok((stages, load_sessions(device, &graphs, weights)?))
+            let stages = Stages::new(&directory, limits, options.other_plan)?;
+            stages.load(&directory, (device, &loader), &ranges)?;
+            let sessions = loader.sessions(device, &graphs)?;
+            Ok((loader, stages, sessions))
         };
-        let (device, (stages, sessions), refused) =
+        let (device, (loader, stages, sessions), refused) =
             Device::first(&library, &options.provider, options.allow_fallback, load)?;
         let mut sessions = sessions.into_iter();
         let missing = || Error::internal("fewer sessions than graphs");
@@ -191,6 +207,7 @@ impl Engine {
         tracing::info!(load_ms, ?weights, "engine loaded");
         Ok(Self(Arc::new(Loaded {
             directory,
+            loader,
             stages,
             embed,
             last,
@@ -236,7 +253,7 @@ impl Engine {
 
     /// What the engine is: blocks, parameters, bytes, cuts, defaults, licence.
     pub fn info(&self) -> EngineInfo {
-        EngineInfo::new(&self.0.directory)
+        EngineInfo { engines: self.0.loader.counts(), ..EngineInfo::new(&self.0.directory) }
     }
 
     /// The ONNX Runtime that runs it.
@@ -276,7 +293,7 @@ impl Loaded {
     /// # Errors
     /// `Usage` where they are not loaded and may not be; `Runtime`.
     pub(crate) fn load_plan(&self, ranges: &[Range<usize>]) -> Result<Arc<LoadedPlan>> {
-        self.stages.for_request(&self.directory, &self.device, ranges).map(Arc::new)
+        self.stages.for_request(&self.directory, (&self.device, &self.loader), ranges).map(Arc::new)
     }
 
     /// The same without its sessions: nothing is loaded.
@@ -292,8 +309,10 @@ impl Loaded {
 
     /// What the user should know of where the engine computes.
     pub(crate) fn provider_warnings(&self) -> impl Iterator<Item = String> {
+        let damaged = self.loader.counts().unwrap_or_default().damaged.into_iter();
+        let damaged = damaged.map(|engine| format!("a compiled engine was damaged, and was compiled again: {engine}"));
         let fallbacks = self.device.fallbacks().into_iter().map(|graph| format!("not on the provider: {graph}"));
-        self.refused.clone().into_iter().chain(fallbacks)
+        self.refused.clone().into_iter().chain(fallbacks).chain(damaged)
     }
 
     /// What is kept of streams of one kind, in the dtype `kept`; loaded once.
@@ -342,47 +361,31 @@ fn check_provider(options: &EngineOptions) -> Result<()> {
     if options.allow_fallback && options.provider.iter().all(is_cpu) {
         return Err(Error::usage("--allow-fallback has no effect: the provider `cpu` runs everything; leave it out"));
     }
+    let compiles = options.provider.iter().any(|spec| spec.kind().compiles());
+    let compiled = [
+        ("engine-cache", options.engine_cache != EngineCache::User),
+        ("require-built", options.require_built),
+        ("profile", options.profile.is_some()),
+    ];
+    if let Some((name, _)) = compiled.iter().find(|(_, is_given)| *is_given && !compiles) {
+        let provider = &options.provider;
+        return Err(Error::option(
+            name,
+            format!("has no effect: the provider `{provider}` compiles no engines; leave it out"),
+        ));
+    }
+    if options.require_built && options.engine_cache == EngineCache::None {
+        return Err(Error::option(
+            "require-built",
+            "and --engine-cache none exclude each other: nothing could be built before",
+        ));
+    }
     if options.weights == WeightsChoice::Mapped && !options.provider.iter().all(is_cpu) {
         let message =
             "--weights-mode mapped has no effect: only the provider `cpu` runs from mapped weights; leave it out";
         return Err(Error::usage(message));
     }
     Ok(())
-}
-
-/// Loads sessions on as many threads as the machine offers: most of a load is ONNX Runtime's graph optimiser.
-fn load_sessions(device: &Device, graphs: &[&Graph], mode: WeightsMode) -> Result<Vec<Arc<Session>>> {
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(BTreeMap::new());
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(graphs.len());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(graph) = graphs.get(index) else { return };
-                    let folder = graph.weights_folder.as_deref();
-                    let source = Source {
-                        name: &graph.file,
-                        model: &graph.bytes,
-                        folder,
-                        weights: mode,
-                        casts_weights: graph.casts_weights,
-                        role: Role::Model,
-                    };
-                    let session = Session::load(device, &source);
-                    let failed = session.is_err();
-                    done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, session);
-                    if failed {
-                        next.store(graphs.len(), Ordering::Relaxed);
-                    }
-                }
-            });
-        }
-    });
-    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let sessions: Vec<Arc<Session>> = done.into_values().map(|s| s.map(Arc::new)).collect::<Result<_>>()?;
-    if sessions.len() == graphs.len() { Ok(sessions) } else { Err(Error::internal("a loading thread was lost")) }
 }
 
 /// A block that multiplies less than this at the default size gains nothing from a second thread (docs/speed-log.md):
@@ -398,7 +401,7 @@ fn work(directory: &EngineDirectory) -> Work {
     if operations < LARGE_WORK { Work::Small } else { Work::Large }
 }
 
-pub(crate) fn choose_weights(choice: WeightsChoice, directory: &EngineDirectory) -> WeightsMode {
+fn choose_weights(choice: WeightsChoice, directory: &EngineDirectory) -> WeightsMode {
     match choice {
         WeightsChoice::Packed => WeightsMode::Packed,
         WeightsChoice::Mapped => WeightsMode::Mapped,

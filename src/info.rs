@@ -1,15 +1,12 @@
 //! What an engine directory is, for people and for machines.
 
-mod plan;
-
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-pub use self::plan::DryRun;
-
+use crate::EngineCounts;
 use crate::cache::PolicyConfig;
 use crate::engine::{EngineOptions, sizes};
 use crate::error::Result;
@@ -114,6 +111,8 @@ pub struct EngineInfo {
     pub makes_pictures: bool,
     /// Dynamic dimensions and their ranges.
     pub dimensions: Vec<(String, String)>,
+    /// What became of the engines that the provider compiles; none where it compiles none, or nothing is loaded.
+    pub engines: Option<EngineCounts>,
     /// Tools and versions that made it.
     pub exported_with: Vec<(String, String)>,
 }
@@ -235,6 +234,7 @@ impl EngineInfo {
                     (name.clone(), range)
                 })
                 .collect(),
+            engines: None,
             exported_with: manifest.exported_with.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         }
     }
@@ -264,6 +264,7 @@ impl EngineInfo {
             "takes_prompt": self.takes_prompt,
             "makes_pictures": self.makes_pictures,
             "dimensions": self.dimensions.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+            "engines": self.engines.as_ref().map(EngineCounts::to_json),
             "exported_with": self.exported_with.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         })
     }

@@ -15,6 +15,8 @@ fn main() -> ExitCode {
         Some(cli::args::Command::Setup(args)) => cli::setup::run(args),
         Some(cli::args::Command::Inspect(args)) => cli::inspect::run(args),
         Some(cli::args::Command::Trace(args)) => cli::trace::run(args),
+        Some(cli::args::Command::Build(args)) => cli::build::run(args),
+        Some(cli::args::Command::BuildOne(args)) => cli::build::one(args),
         Some(cli::args::Command::Engines(args)) => cli::engines::run(args),
         None => cli::generate::run(&cli.generate),
     };

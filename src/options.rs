@@ -56,6 +56,9 @@ const TABLE: &[Entry] = &[
     engine("arithmetic", |options, text| plain(&mut options.engine.arithmetic, text)),
     engine("provider", |options, text| plain(&mut options.engine.provider, text)),
     engine("allow-fallback", |options, text| plain(&mut options.engine.allow_fallback, text)),
+    engine("engine-cache", |options, text| plain(&mut options.engine.engine_cache, text)),
+    engine("require-built", |options, text| plain(&mut options.engine.require_built, text)),
+    engine("profile", |options, text| some(&mut options.engine.profile, text)),
     engine("verify", |options, text| plain(&mut options.engine.verify, text)),
     request("cache", |options, text| {
         options.request.cache = read_policy(text)?;

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 pub use self::compare::{Comparison, Divergence, LargestDiff, Setting, Side, compare};
 pub use self::read::{read, recording};
-use crate::CacheDType;
 use crate::cache::{Action, Branch, Decision, PolicyConfig, Reason};
+use crate::{CacheDType, EngineCounts};
 
 /// The version of the JSON that [`Trace::to_json`] gives.
 pub const TRACE_VERSION: u32 = 1;
@@ -181,6 +181,8 @@ pub struct Trace {
     pub tensor_bytes: u64,
     /// The provider that computed, with its options.
     pub provider: String,
+    /// What became of the engines that the provider compiles, since the engine was loaded; none where it compiles none.
+    pub engines: Option<EngineCounts>,
     /// Bytes of the tensors by the memory that they lay in, in ONNX Runtime's words: `Cpu`, `Cuda`, `WebGPU_Buf`.
     pub memory: BTreeMap<String, u64>,
     /// Bytes of tensors that the host read from a device while the steps ran: none where only sums come back.
@@ -374,6 +376,7 @@ impl Trace {
             "cache_bytes": self.cache_bytes.to_json(),
             "tensor_bytes": self.tensor_bytes,
             "provider": self.provider,
+            "engines": self.engines.as_ref().map(EngineCounts::to_json),
             "memory": self.memory,
             "read_bytes": self.read_bytes,
             "warnings": self.warnings.iter().map(Warning::to_string).collect::<Vec<_>>(),

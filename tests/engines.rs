@@ -152,6 +152,30 @@ fn what_is_wrong_is_named() {
 }
 
 #[test]
+fn what_cannot_be_built_is_named() {
+    let shell = Shell::new();
+    for (options, code, words) in [
+        ("", 2, "--provider is `cpu`, which compiles no engines: there is nothing to build"),
+        ("--provider cuda --profile 16", 2, "--profile has no effect: the provider `cuda` compiles no engines"),
+        ("--provider openvino --engine-cache none", 2, "--engine-cache is `none`: there is no place for what would be"),
+        ("--provider openvino --require-built", 2, "--require-built has no effect on a build; leave it out"),
+        ("--provider openvino --jobs 0", 2, "--jobs is 0; expected 1 to 256"),
+        ("--provider openvino --profile a", 2, "the profile `a` does not parse"),
+        ("--provider openvino --cache f99b0", 2, "more than the model's 12 blocks"),
+        ("--provider openvino:library=nowhere.so", 10, "nowhere.so"),
+        ("--engine nowhere --provider openvino", 4, "does not exist; name a folder"),
+    ] {
+        let engine = common::data("tiny-flux");
+        let engine =
+            if options.contains("--engine ") { String::new() } else { format!("--engine {}", engine.display()) };
+        let all = format!("build {engine} {options}");
+        shell.run(&all.split_whitespace().collect::<Vec<_>>()).code(code).stderr(words);
+    }
+    assert!(!shell.path("nowhere").exists());
+    shell.run(&["--help"]).code(0).stdout("build").stdout("engines");
+}
+
+#[test]
 fn the_usual_place_is_in_the_cache_folder() {
     let shell = Shell::new();
     let list = |variable: &str, place: &Path| {

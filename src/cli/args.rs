@@ -1,5 +1,6 @@
 //! What the command line can say. Parsed here; decided, defaulted and checked by the library.
 
+mod build;
 mod engines;
 mod policy;
 
@@ -12,10 +13,11 @@ use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::options::{parse_bytes, parse_size, read_policy, read_replay};
 use dbcache_trt::setup::Via;
 use dbcache_trt::{
-    ArithmeticChoice, CacheDType, EngineOptions, Error, ErrorKind, LibraryOptions, Providers, RequestOptions,
-    StagesChoice, WeightsChoice,
+    ArithmeticChoice, CacheDType, EngineCache, EngineOptions, Error, ErrorKind, LibraryOptions, Profile, Providers,
+    RequestOptions, StagesChoice, WeightsChoice,
 };
 
+pub use self::build::{BuildArgs, BuildOneArgs};
 pub use self::engines::{EnginesArgs, EnginesCommand, GcArgs, StoreArgs};
 pub use self::policy::PolicyArgs;
 
@@ -57,6 +59,11 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Works on what --trace has written
     Trace(TraceArgs),
+    /// Compiles the engines of a model ahead of time, each in a process of its own
+    Build(BuildArgs),
+    /// Compiles one of them
+    #[command(hide = true)]
+    BuildOne(BuildOneArgs),
     /// Works on the cache of compiled engines
     Engines(EnginesArgs),
 }
@@ -204,6 +211,17 @@ pub struct LoadArgs {
     /// Let nodes that the provider cannot run run elsewhere; they are listed as warnings
     #[arg(long)]
     allow_fallback: bool,
+    /// Where the engines are kept that tensorrt and openvino compile: a folder, or `none` [default: in the user's cache
+    /// folder]
+    #[arg(long, value_name = "DIR")]
+    engine_cache: Option<EngineCache>,
+    /// Compile nothing: an engine that is missing is an error, which names the command that compiles it
+    #[arg(long)]
+    require_built: bool,
+    /// For which sizes and dimensions engines are compiled: 512..1024,batch=1..2 [default: any; for tensorrt the engine's
+    /// size and a batch of 1]
+    #[arg(long, value_name = "RANGES")]
+    profile: Option<Profile>,
     /// Compare the content hash of all weights before anything runs
     #[arg(long)]
     verify: bool,
@@ -240,6 +258,9 @@ impl LoadArgs {
             arithmetic: self.arithmetic.unwrap_or_default(),
             provider: self.provider.clone().unwrap_or_default(),
             allow_fallback: self.allow_fallback,
+            engine_cache: self.engine_cache.clone().unwrap_or_default(),
+            require_built: self.require_built,
+            profile: self.profile.clone(),
             weights_folder: self.weights.clone(),
             verify: self.verify,
             ..EngineOptions::default()
@@ -359,7 +380,7 @@ mod tests {
     const OF_HOSTS: [&str; 1] = ["other-plan"];
 
     /// A legal value for each option that is no policy's (those: `policy.rs`), other than its default.
-    const VALUES: [(&str, &str); 20] = [
+    const VALUES: [(&str, &str); 23] = [
         ("threads", "3"),
         ("spin", "true"),
         ("ort-library", "a.so"),
@@ -370,6 +391,9 @@ mod tests {
         ("arithmetic", "graphs"),
         ("provider", "tensorrt:fp16,cuda"),
         ("allow-fallback", "true"),
+        ("engine-cache", "folder"),
+        ("require-built", "true"),
+        ("profile", "64..128,batch=1..2"),
         ("verify", "true"),
         ("cache", "f1b0"),
         ("cache-dtype", "f16"),

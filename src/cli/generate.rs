@@ -120,6 +120,9 @@ fn report(args: &GenerateArgs, engine: &Engine, results: &[Done]) -> anyhow::Res
             engine.load_ms(),
             engine.library().threads
         ))?;
+        if let Some(engines) = engine.info().engines {
+            line(format_args!("compiled {engines}"))?;
+        }
     }
     Ok(())
 }

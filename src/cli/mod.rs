@@ -1,6 +1,7 @@
 //! The command: it parses, converts and prints, and uses only the public library.
 
 pub mod args;
+pub mod build;
 pub mod engines;
 pub mod generate;
 pub mod inspect;

@@ -5,14 +5,14 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::load_sessions;
+use super::loader::Loader;
 use crate::error::{Error, Result};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::model::join::{Part, boundary, join};
 use crate::plan::{BlockSize, Limits, Plan, Stage, StagesChoice};
 use crate::runtime::device::Device;
-use crate::runtime::session::{Session, WeightsMode};
+use crate::runtime::session::Session;
 
 /// What happens when a request's policy needs cuts that no loaded plan has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +54,6 @@ pub(crate) struct LoadedStage {
 pub(crate) struct Stages {
     limits: Limits,
     other: OtherPlan,
-    weights: WeightsMode,
     loaded: Mutex<Vec<Arc<LoadedStage>>>,
     /// Held while stages load, so that two requests do not load the same ones; others go on.
     loading: Mutex<()>,
@@ -77,10 +76,9 @@ impl Stages {
         directory: &EngineDirectory,
         (choice, bytes): (StagesChoice, Option<u64>),
         other: OtherPlan,
-        weights: WeightsMode,
     ) -> Result<Self> {
         let limits = Limits::new(choice, bytes, &sizes(directory))?;
-        Ok(Self { limits, other, weights, loaded: Mutex::default(), loading: Mutex::default() })
+        Ok(Self { limits, other, loaded: Mutex::default(), loading: Mutex::default() })
     }
 
     /// The plan for a policy that asks for these ranges; nothing is loaded.
@@ -95,7 +93,7 @@ impl Stages {
     pub(crate) fn load(
         &self,
         directory: &EngineDirectory,
-        device: &Device,
+        (device, loader): (&Device, &Loader),
         ranges: &[Range<usize>],
     ) -> Result<LoadedPlan> {
         let plan = self.plan(directory, ranges);
@@ -108,7 +106,7 @@ impl Stages {
         let missing: Vec<&Stage> = plan.stages().iter().filter(is_missing).collect();
         let graphs = missing.iter().map(|stage| StageGraph::new(directory, stage)).collect::<Result<Vec<_>>>()?;
         let borrowed: Vec<&Graph> = graphs.iter().map(|stage| stage.graph.as_ref()).collect();
-        let sessions = load_sessions(device, &borrowed, self.weights)?;
+        let sessions = loader.sessions(device, &borrowed)?;
         tracing::info!(loaded = missing.len(), of = plan.stages().len(), "stages loaded");
         let fresh = missing.iter().zip(graphs).zip(sessions).map(|((stage, graph), session)| {
             let StageGraph { inputs, outputs, .. } = graph;
@@ -126,11 +124,11 @@ impl Stages {
     pub(crate) fn for_request(
         &self,
         directory: &EngineDirectory,
-        device: &Device,
+        on: (&Device, &Loader),
         ranges: &[Range<usize>],
     ) -> Result<LoadedPlan> {
         if self.other == OtherPlan::Load {
-            return self.load(directory, device, ranges);
+            return self.load(directory, on, ranges);
         }
         let stages = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let plan = Plan::of(stages.iter().map(|loaded| loaded.stage.clone()).collect());
@@ -165,14 +163,14 @@ pub(crate) fn sizes(directory: &EngineDirectory) -> Vec<BlockSize> {
 }
 
 /// The graph of one stage: a block's own, or several joined.
-struct StageGraph<'d> {
-    graph: Cow<'d, Graph>,
+pub(super) struct StageGraph<'d> {
+    pub graph: Cow<'d, Graph>,
     inputs: Vec<String>,
     outputs: Vec<String>,
 }
 
 impl<'d> StageGraph<'d> {
-    fn new(directory: &'d EngineDirectory, stage: &Stage) -> Result<Self> {
+    pub(super) fn new(directory: &'d EngineDirectory, stage: &Stage) -> Result<Self> {
         let manifest = &directory.manifest;
         let parts: Vec<Part<'d>> = stage
             .blocks

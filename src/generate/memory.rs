@@ -1,5 +1,7 @@
 //! What the policy of a request will keep, by the manifest alone: nothing is loaded or allocated for the answer.
 
+use std::collections::BTreeMap;
+
 use super::cache_dtype::CacheDType;
 use super::chain::extra_places;
 use super::inputs::Inputs;
@@ -125,6 +127,18 @@ pub(super) fn extents(manifest: &Manifest, grid: &Grid, batch: usize, given: Ext
         extents.entry(dim).or_insert(extent);
     }
     manifest.complete(extents)
+}
+
+/// The dimensions that neither the size nor a sum decides, with their smallest and largest extents.
+pub(crate) fn free_dimensions(manifest: &Manifest, of_size: &Extents) -> BTreeMap<String, [u64; 2]> {
+    let fixed = text_extents(manifest);
+    let bounds = |name: &String, dimension: &Dimension| match (fixed.get(name), dimension) {
+        (Some(extent), _) => Some([*extent; 2]),
+        (None, Dimension::Range { min, max }) => Some([*min, *max]),
+        (None, Dimension::Sum { .. }) => None,
+    };
+    let free = manifest.dimensions.iter().filter(|(name, _)| !of_size.contains_key(*name));
+    free.filter_map(|(name, dimension)| Some((name.clone(), bounds(name, dimension)?))).collect()
 }
 
 /// The dimensions of the text inputs that are not the batch.

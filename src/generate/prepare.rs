@@ -44,6 +44,10 @@ pub(super) fn request(
     let given = inputs.extents(manifest)?;
     let batch = batch(options.batch, &given)?;
     let grid = grid(manifest, options.size)?;
+    let smallest = if options.per_sample { 1 } else { batch };
+    for batch in [smallest, batch] {
+        engine.loader.check_extents(&grid.extents(batch))?;
+    }
     let schedule = schedule(manifest, inputs, options.steps, &grid)?;
     let blocks = manifest.blocks.len();
     let run = RunShape { n_blocks: blocks, steps: schedule.steps(), branches: guidance.branches().len() };
@@ -79,6 +83,7 @@ pub(super) fn request(
     }
     timings.text_ms = elapsed_ms(start);
     let extents = extents(manifest, &grid, batch, given, &texts, &buffers)?;
+    engine.loader.check_extents(&extents)?;
 
     let mut named = Named::new();
     shared_inputs(manifest, &grid, &extents, guidance.embedded, &mut named, &mut buffers)?;
@@ -207,8 +212,7 @@ fn check_effects(manifest: &Manifest, options: &RequestOptions) -> Result<()> {
 /// # Errors
 /// `Usage` for a policy that does not fit a model of so many blocks.
 pub(crate) fn ranges(cache: &PolicyConfig, blocks: usize) -> Result<Vec<Range<usize>>> {
-    let split = cache.blocks_split(blocks).map_err(|error| error.about("cache"))?;
-    let parts = parts(cache, &split, blocks);
+    let parts = parts(cache, &cache.blocks_split(blocks)?, blocks);
     Ok(parts.iter().map(|part| part.blocks().clone()).filter(|range| !range.is_empty()).collect())
 }
 
@@ -306,7 +310,7 @@ pub(super) fn batch(asked: Option<usize>, given: &BTreeMap<String, (u64, String)
     Ok(batch)
 }
 
-pub(super) fn grid(manifest: &Manifest, asked: Option<(u64, u64)>) -> Result<Grid> {
+pub(crate) fn grid(manifest: &Manifest, asked: Option<(u64, u64)>) -> Result<Grid> {
     let size = manifest.size;
     let (width, height) = asked.unwrap_or((size.default[0], size.default[1]));
     for side in [width, height] {

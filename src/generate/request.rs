@@ -241,6 +241,7 @@ impl Request {
             cache_bytes: self.cache_bytes(),
             tensor_bytes: self.tensor_bytes(),
             provider: self.engine.device.spec().to_string(),
+            engines: self.engine.loader.counts(),
             memory: self.memory(),
             read_bytes: self.read_bytes.unwrap_or_else(|| self.buffers.read_bytes()),
             warnings: self.warnings.clone(),

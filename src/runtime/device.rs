@@ -6,8 +6,10 @@ use ort::memory::Allocator;
 use ort::session::builder::SessionBuilder;
 use ort::value::DynTensor;
 
+use super::engine_cache::key::Target;
 use super::library::Loaded;
 use super::provider::assignment::{RECORD, strays};
+use super::provider::compile::Extra;
 use super::provider::{Provider, ProviderSpec, Providers, Role};
 use super::session::{Source, runtime_error};
 use super::transfer::Transfer;
@@ -65,6 +67,11 @@ impl Device {
         self.provider.spec()
     }
 
+    /// What engines of this provider depend on, beside their graphs.
+    pub(crate) fn target(&self) -> Target {
+        self.provider.target(&self.library)
+    }
+
     /// Whether tensors lie in host memory.
     pub(crate) fn is_host(&self) -> bool {
         self.is_host
@@ -97,9 +104,13 @@ impl Device {
     }
 
     /// A session's options for this provider.
-    pub(super) fn builder(&self, role: Role) -> Result<SessionBuilder> {
-        let builder = ort::session::Session::builder(&self.library.environment).map_err(runtime_error)?;
-        let builder = self.provider.append(&self.library, builder, role)?;
+    pub(super) fn builder(&self, role: Role, extra: &Extra) -> Result<SessionBuilder> {
+        let mut builder = ort::session::Session::builder(&self.library.environment).map_err(runtime_error)?;
+        // Some providers read the session's settings when they are appended.
+        for (key, value) in &extra.session {
+            builder = builder.with_config_entry(key, value).map_err(|error| runtime_error(error.into()))?;
+        }
+        let builder = self.provider.append(&self.library, builder, role, &extra.provider)?;
         if !self.is_foreign(role) {
             return Ok(builder);
         }

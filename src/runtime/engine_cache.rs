@@ -20,6 +20,7 @@ mod lock;
 pub(crate) mod parameters;
 mod references;
 mod sealed;
+pub(crate) mod timing;
 mod upkeep;
 
 use std::fs;
@@ -149,13 +150,6 @@ impl EngineStore {
     /// The folder of digests of parameters.
     pub(crate) fn weights(&self) -> PathBuf {
         self.folder.join(WEIGHTS)
-    }
-
-    /// The file in which all builds with one compiler on one device share what they have timed.
-    pub(crate) fn timing(&self, target: &key::Target) -> PathBuf {
-        let parts = [&target.provider, &target.sdk, &target.driver, &target.device].map(String::as_str);
-        let name = crate::model::weights::hash_bytes(parts.join("\n").as_bytes());
-        self.folder.join(TIMING).join(format!("{}.cache", &name[..16]))
     }
 
     /// Looks for an engine, and reads every byte of it.

@@ -1,7 +1,7 @@
 //! ONNX Runtime, and nothing that decides.
 
+pub(crate) mod compiler;
 pub(crate) mod device;
-#[expect(dead_code, reason = "the providers that compile follow")]
 pub(crate) mod engine_cache;
 pub(crate) mod host;
 pub(crate) mod items;

@@ -10,6 +10,7 @@ use ort::session::builder::SessionBuilder;
 
 use super::device::Device;
 use super::provider::Role;
+use super::provider::compile::Extra;
 use super::tensor::{BufferId, Buffers};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -69,10 +70,29 @@ impl Session {
     /// # Errors
     /// `Runtime` with ONNX Runtime's text; `Provider` when a part of the graph would run elsewhere.
     pub(crate) fn load(device: &Device, source: &Source<'_>) -> Result<Self> {
-        let builder = device.builder(source.role).map_err(|error| error.at(source.name))?;
+        Self::load_with(device, source, &Extra::default())
+    }
+
+    /// As [`load`](Self::load), with more options.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub(super) fn load_with(device: &Device, source: &Source<'_>, extra: &Extra) -> Result<Self> {
+        let builder = device.builder(source.role, extra).map_err(|error| error.at(source.name))?;
         let fail = |error: ort::Error| runtime_error(error).at(source.name);
         let mut builder = configure(builder, source, device.is_foreign(source.role)).map_err(fail)?;
         let session = builder.commit_from_memory(source.model).map_err(fail)?;
+        device.check(&session, source)?;
+        Ok(Self { name: source.name.to_owned(), session: Mutex::new(session) })
+    }
+
+    /// Loads what a provider has compiled of a source: a model that refers to files beside it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub(super) fn load_engine(device: &Device, source: &Source<'_>, model: &Path) -> Result<Self> {
+        let mut builder = device.builder(source.role, &Extra::default()).map_err(|error| error.at(source.name))?;
+        let session = builder.commit_from_file(model).map_err(|error| runtime_error(error).at(source.name))?;
         device.check(&session, source)?;
         Ok(Self { name: source.name.to_owned(), session: Mutex::new(session) })
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::{BlockRecord, CacheBytes, StepRecord, TRACE_VERSION, Timings, Trace, Warning};
+use crate::EngineCounts;
 use crate::cache::{Branch, Decision, PolicyConfig, Reason, RecordedBranch, Recording};
 use crate::error::{Error, Result};
 
@@ -74,6 +75,7 @@ impl Trace {
             },
             tensor_bytes: fields.number("tensor_bytes")?,
             provider: fields.text("provider")?.to_owned(),
+            engines: engines(&fields)?,
             memory: memory(&fields)?,
             read_bytes: fields.number("read_bytes")?,
             warnings: warnings.collect::<Result<_>>()?,
@@ -123,7 +125,7 @@ pub fn recording(json: &Value) -> Result<(PolicyConfig, Recording)> {
     Ok((config, recording))
 }
 
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 23] = [
     "version",
     "engine",
     "engine_hash",
@@ -143,12 +145,14 @@ const NAMES: [&str; 22] = [
     "cache_bytes",
     "tensor_bytes",
     "provider",
+    "engines",
     "memory",
     "read_bytes",
     "warnings",
 ];
 const TIMINGS: [&str; 8] =
     ["text_ms", "embed_ms", "blocks_ms", "cache_ms", "final_ms", "update_ms", "decode_ms", "steps_ms"];
+const ENGINES: [&str; 4] = ["built", "loaded", "build_seconds", "damaged"];
 const CACHE_BYTES: [&str; 4] = ["residuals", "calibrators", "compare", "streams"];
 const STEP: [&str; 11] = [
     "step",
@@ -170,6 +174,23 @@ fn memory(fields: &Fields<'_>) -> Result<BTreeMap<String, u64>> {
     let wrong = || fields.damaged("memory", "an object of byte counts");
     let memory = fields.value("memory").as_object().ok_or_else(wrong)?;
     memory.iter().map(|(name, bytes)| Ok((name.clone(), bytes.as_u64().ok_or_else(wrong)?))).collect()
+}
+
+/// What became of compiled engines, where there were any.
+fn engines(fields: &Fields<'_>) -> Result<Option<EngineCounts>> {
+    let value = fields.value("engines");
+    if value.is_null() {
+        return Ok(None);
+    }
+    let engines = Fields::new("engines", value, &ENGINES)?;
+    let wrong = || engines.damaged("damaged", "a list of texts");
+    let damaged = engines.list("damaged")?.iter().map(|text| text.as_str().map(str::to_owned).ok_or_else(wrong));
+    Ok(Some(EngineCounts {
+        built: engines.number("built")? as usize,
+        loaded: engines.number("loaded")? as usize,
+        build_seconds: engines.real("build_seconds")?,
+        damaged: damaged.collect::<Result<_>>()?,
+    }))
 }
 
 /// The policy, and whether it was replayed.

@@ -52,11 +52,6 @@ pub(super) enum Depth {
 }
 
 impl Record {
-    /// Bytes of all files.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.bytes).sum()
-    }
-
     /// Reads the record of an engine and compares its files with it. The reason why it must not be used is a text for the
     /// end of a sentence.
     pub(super) fn check(folder: &Path, key: &Key, depth: Depth) -> Result<Self, String> {

@@ -224,8 +224,25 @@ impl EngineStore {
         Ok(condemned)
     }
 
+    /// Removes what killed builders left behind, and nothing else. Gives how much there was.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn remove_leftovers(&self) -> Result<usize> {
+        let mut report = GcReport::default();
+        self.staged(false, &mut report)?;
+        Ok(report.removed.len())
+    }
+
     /// What killed builders left behind, and digests of weights that are gone.
     fn leftovers(&self, dry_run: bool, report: &mut GcReport) -> Result<()> {
+        self.staged(dry_run, report)?;
+        let (weights, references) = (super::parameters::is_of_use, super::references::is_of_use);
+        self.notes(WEIGHTS, weights, "the weights file is gone or changed", dry_run, report)?;
+        self.notes(REFERENCES, references, "the engine directory is gone or changed", dry_run, report)
+    }
+
+    fn staged(&self, dry_run: bool, report: &mut GcReport) -> Result<()> {
         let folder = self.folder.join(STAGING);
         for path in children(&folder)? {
             let name = format!("{STAGING}/{}", path.file_name().unwrap_or_default().to_string_lossy());
@@ -244,9 +261,7 @@ impl EngineStore {
                 remove_path(&path)?;
             }
         }
-        let (weights, references) = (super::parameters::is_of_use, super::references::is_of_use);
-        self.notes(WEIGHTS, weights, "the weights file is gone or changed", dry_run, report)?;
-        self.notes(REFERENCES, references, "the engine directory is gone or changed", dry_run, report)
+        Ok(())
     }
 
     /// Small files about things that are gone.
@@ -278,7 +293,9 @@ pub(super) fn remove(store: &Path, key: &Key) -> Result<()> {
     let fail = |error| Error::io("remove", &folder, error);
     let aside = tempfile::Builder::new().prefix("removed-").tempdir_in(store.join(STAGING)).map_err(fail)?;
     fs::rename(&folder, aside.path().join(short(key))).map_err(fail)?;
-    aside.close().map_err(fail)
+    // Somebody else may be tidying up.
+    drop(aside);
+    Ok(())
 }
 
 /// Removes what killed builders of one engine left behind; the caller holds its lock.
@@ -314,7 +331,11 @@ fn children(folder: &Path) -> Result<Vec<PathBuf>> {
 fn remove_path(path: &Path) -> Result<()> {
     let is_folder = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
     let removed = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    removed.map_err(|error| Error::io("remove", path, error))
+    match removed {
+        // Somebody else was faster.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(|error| Error::io("remove", path, error)),
+    }
 }
 
 /// Bytes of all files in a folder; links are not followed.

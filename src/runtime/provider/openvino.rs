@@ -16,6 +16,9 @@ pub(super) const PACKAGE: &str = "onnxruntime-ep-openvino";
 /// Which device.
 pub(super) const DEVICE: &str = "device";
 
+/// OpenVINO's own cache.
+pub(super) const CACHE: &str = "cache";
+
 /// What the plugin calls a device in its metadata.
 pub(super) const DEVICE_METADATA: &str = "ov_device";
 
@@ -45,7 +48,7 @@ pub(super) const OPTIONS: &[OptionDef] = &[
         key: Some("num_streams"),
         about: "runs of one session that OpenVINO prepares for at once",
     },
-    OptionDef { name: "cache", form: Form::Text, key: Some("cache_dir"), about: "folder of compiled graphs" },
+    OptionDef { name: CACHE, form: Form::Text, key: Some("cache_dir"), about: "folder of compiled graphs" },
 ];
 
 /// What is set whether the user asks or not: a changed precision must be asked for by name.

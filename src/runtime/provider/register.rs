@@ -1,6 +1,7 @@
 //! Makes a provider ready: loads its plugin, tries it once, and appends it to sessions. It works, or the error says why
 //! not: ONNX Runtime would pass over a provider that fails, and run everything on the CPU.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 
@@ -47,7 +48,7 @@ impl Provider {
         let provider = Self { spec: spec.clone(), allows_fallback };
         let builder = ort::session::Session::builder(&library.environment)
             .map_err(|error| refused(spec.kind(), &library.info.path, error.message()))?;
-        provider.append(library, builder, Role::Model)?;
+        provider.append(library, builder, Role::Model, &[])?;
         Ok(provider)
     }
 
@@ -74,16 +75,22 @@ impl Provider {
     ///
     /// # Errors
     /// `Provider` with what is missing.
-    pub(crate) fn append(&self, library: &Loaded, builder: SessionBuilder, role: Role) -> Result<SessionBuilder> {
+    pub(crate) fn append(
+        &self,
+        library: &Loaded,
+        builder: SessionBuilder,
+        role: Role,
+        extra: &[(String, String)],
+    ) -> Result<SessionBuilder> {
         let kind = self.spec.kind();
         let refuse = |error: ort::Error| refused(kind, &library.info.path, error.message());
         let builder = match kind {
             ProviderKind::Cpu => builder,
             ProviderKind::OpenVino if !self.runs(role) => builder,
-            ProviderKind::OpenVino | ProviderKind::WebGpu => self.append_plugin(library, builder)?,
+            ProviderKind::OpenVino | ProviderKind::WebGpu => self.append_plugin(library, builder, extra)?,
             ProviderKind::TensorRt if !self.runs(role) => append_cuda(builder, &self.cuda_pairs()).map_err(refuse)?,
             ProviderKind::TensorRt => {
-                let builder = append_tensorrt(builder, &self.spec.pairs()).map_err(refuse)?;
+                let builder = append_tensorrt(builder, &self.pairs(extra)).map_err(refuse)?;
                 // What TensorRT leaves should at least stay on the device.
                 if self.allows_fallback { append_cuda(builder, &self.cuda_pairs()).map_err(refuse)? } else { builder }
             }
@@ -94,6 +101,13 @@ impl Provider {
         builder.with_execution_providers([cpu]).map_err(|error| refuse(error.into()))
     }
 
+    /// The provider's options, and those of one session; what the user gave comes first.
+    fn pairs(&self, extra: &[(String, String)]) -> Vec<(String, String)> {
+        let mut pairs: BTreeMap<String, String> = extra.iter().cloned().collect();
+        pairs.extend(self.spec.pairs());
+        pairs.into_iter().collect()
+    }
+
     /// What CUDA is told where it computes beside TensorRT.
     fn cuda_pairs(&self) -> Vec<(String, String)> {
         let mut pairs = ProviderSpec::new(ProviderKind::Cuda).pairs();
@@ -101,18 +115,23 @@ impl Provider {
         pairs
     }
 
-    fn append_plugin(&self, library: &Loaded, builder: SessionBuilder) -> Result<SessionBuilder> {
+    fn append_plugin(
+        &self,
+        library: &Loaded,
+        builder: SessionBuilder,
+        extra: &[(String, String)],
+    ) -> Result<SessionBuilder> {
         let name = self.spec.kind().ort_name();
         let device = self.device(library)?;
         let options: Vec<(String, String)> =
-            self.spec.pairs().into_iter().map(|(key, value)| (format!("{name}.{key}"), value)).collect();
+            self.pairs(extra).into_iter().map(|(key, value)| (format!("{name}.{key}"), value)).collect();
         builder
             .with_devices([device], Some(&options))
             .map_err(|error| refused(self.spec.kind(), &library.info.path, error.message()))
     }
 
     /// The device of a plugin.
-    fn device<'l>(&self, library: &'l Loaded) -> Result<EpDevice<'l>> {
+    pub(super) fn device<'l>(&self, library: &'l Loaded) -> Result<EpDevice<'l>> {
         let kind = self.spec.kind();
         let wanted = match kind {
             ProviderKind::OpenVino => self.spec.raw(openvino::DEVICE).unwrap_or_else(|| "CPU".to_owned()),

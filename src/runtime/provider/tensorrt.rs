@@ -15,6 +15,7 @@ pub(super) const NAME: &str = "TensorrtExecutionProvider";
 /// Names of options that this library sets or reads itself.
 pub(super) const TIMING_CACHE: &str = "timing-cache";
 pub(super) const ENGINE_CACHE: &str = "engine-cache";
+pub(super) const ENGINE_PREFIX: &str = "engine-prefix";
 
 pub(super) const OPTIONS: &[OptionDef] = &[
     OptionDef {
@@ -84,7 +85,7 @@ pub(super) const OPTIONS: &[OptionDef] = &[
         about: "folder of built engines, keyed by file names only: one for each model",
     },
     OptionDef {
-        name: "engine-prefix",
+        name: ENGINE_PREFIX,
         form: Form::Text,
         key: Some("trt_engine_cache_prefix"),
         about: "what names of cached engines begin with",

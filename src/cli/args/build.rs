@@ -1,0 +1,45 @@
+//! `dbcache-trt build`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use dbcache_trt::options::read_policy;
+use dbcache_trt::{EngineOptions, Result};
+
+use super::LoadArgs;
+
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// The engine directory, as the exporter wrote it
+    #[arg(long, value_name = "DIR")]
+    pub engine: PathBuf,
+    /// The cache policy that will be used: its stages are compiled
+    #[arg(long, value_name = "TAG", default_value = "none")]
+    pub cache: String,
+    /// Engines that are compiled at the same time; more than one disturb each other's timings
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub jobs: usize,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct BuildOneArgs {
+    /// Its place in the plan
+    #[arg(long)]
+    pub index: usize,
+    /// Its key
+    #[arg(long)]
+    pub key: String,
+    #[command(flatten)]
+    pub build: BuildArgs,
+}
+
+impl BuildArgs {
+    pub fn options(&self) -> Result<EngineOptions> {
+        Ok(self.load.options(&read_policy(&self.cache)?))
+    }
+}

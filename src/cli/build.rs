@@ -1,0 +1,236 @@
+//! `dbcache-trt build`: compiles engines ahead of time. Each is compiled by a process of its own, which gives back all its
+//! memory; this process only plans, starts and reports.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use dbcache_trt::{CancelToken, EngineBuild, Error, ErrorKind};
+use serde_json::{Value, json};
+
+use super::args::{BuildArgs, BuildOneArgs};
+use super::print::line;
+use super::progress::cancel_on_ctrl_c;
+
+/// More processes than any machine has GPUs or cores for; a typing error should not start them.
+const MAX_JOBS: usize = 256;
+
+/// How often a running build is looked at.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
+    if !(1..=MAX_JOBS).contains(&args.jobs) {
+        anyhow::bail!(usage(format!("--jobs is {}; expected 1 to {MAX_JOBS}", args.jobs)));
+    }
+    let options = args.options()?;
+    if options.require_built {
+        anyhow::bail!(usage("--require-built has no effect on a build; leave it out"));
+    }
+    let cancel = CancelToken::default();
+    cancel_on_ctrl_c(&cancel)?;
+    let build = EngineBuild::plan(&args.engine, &options)?;
+    let start = Instant::now();
+    let report = Report { total: build.engines().len(), is_quiet: args.json, done: Mutex::default() };
+    for refused in build.refused() {
+        eprintln!("warning: {refused}");
+    }
+    let mut queue = VecDeque::new();
+    for (index, engine) in build.engines().iter().enumerate() {
+        if engine.is_built { report.add(&engine.name, Outcome::Found)? } else { queue.push_back(index) }
+    }
+    let jobs = args.jobs.min(queue.len());
+    let queue = Mutex::new(queue);
+    let worked = thread::scope(|scope| {
+        let work = || work(&build, &queue, &report, &cancel);
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
+        let results = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(lost())));
+        results.collect::<anyhow::Result<Vec<()>>>()
+    });
+    if cancel.is_cancelled() {
+        build.clean()?;
+        let message = "cancelled; what is compiled stays, and the same command goes on from there";
+        anyhow::bail!(Error::with_kind(ErrorKind::Cancelled, message));
+    }
+    worked?;
+    report.finish(args, &build, start.elapsed())
+}
+
+/// The hidden command behind each process: compiles one engine, and says so in one line of JSON.
+pub fn one(args: &BuildOneArgs) -> anyhow::Result<()> {
+    // The builder of a command that was killed has nobody to build for: its standard input ends.
+    thread::spawn(|| {
+        let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
+        std::process::exit(ErrorKind::Cancelled.exit_code().into());
+    });
+    let build = EngineBuild::plan(&args.build.engine, &args.build.options()?)?;
+    let planned = build.engines().get(args.index);
+    if planned.is_none_or(|engine| engine.key != args.key) {
+        let message = "the model or the machine changed since the build was planned; start it again";
+        anyhow::bail!(Error::with_kind(ErrorKind::EngineDirectory, message));
+    }
+    line(build.compile(args.index)?.to_json())
+}
+
+/// What became of one engine.
+enum Outcome {
+    /// It was there.
+    Found,
+    /// By a process that said this.
+    Built(Value),
+    /// With the exit code and the last words of the process.
+    Failed(Option<i32>, String),
+}
+
+/// Takes engines from the queue until there are none.
+fn work(
+    build: &EngineBuild,
+    queue: &Mutex<VecDeque<usize>>,
+    report: &Report,
+    cancel: &CancelToken,
+) -> anyhow::Result<()> {
+    loop {
+        let index = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some(index) = index.filter(|_| !cancel.is_cancelled()) else { return Ok(()) };
+        let Some(engine) = build.engines().get(index) else { return Ok(()) };
+        if let Some(outcome) = compile(index, &engine.key, cancel)? {
+            report.add(&engine.name, outcome)?;
+        }
+    }
+}
+
+/// Compiles one engine in a process of its own; `None` if that was cancelled.
+fn compile(index: usize, key: &str, cancel: &CancelToken) -> anyhow::Result<Option<Outcome>> {
+    let program = std::env::current_exe().context("cannot tell where this program is")?;
+    let mut command = Command::new(program);
+    command.args(["build-one", "--index", &index.to_string(), "--key", key]).args(own_arguments());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().context("cannot start a process that builds")?;
+    let (out, err) = (listen(child.stdout.take()), listen(child.stderr.take()));
+    let Some(status) = wait(&mut child, cancel)? else { return Ok(None) };
+    let text = |listener: thread::JoinHandle<String>| listener.join().unwrap_or_default();
+    let (out, err) = (text(out), text(err));
+    if !status.success() {
+        return Ok(Some(Outcome::Failed(status.code(), err)));
+    }
+    let last = out.lines().last().unwrap_or_default();
+    Ok(Some(match serde_json::from_str(last) {
+        Ok(said) => Outcome::Built(said),
+        Err(_) => Outcome::Failed(status.code(), format!("the process said nothing of its result\n{out}{err}")),
+    }))
+}
+
+/// The arguments of this command, without its name.
+fn own_arguments() -> impl Iterator<Item = OsString> {
+    let mut is_named = false;
+    std::env::args_os().skip(1).filter(move |argument| std::mem::replace(&mut is_named, true) || argument != "build")
+}
+
+/// Waits for a process, or kills it when the user cancels.
+fn wait(child: &mut Child, cancel: &CancelToken) -> anyhow::Result<Option<std::process::ExitStatus>> {
+    loop {
+        if cancel.is_cancelled() {
+            // It may have ended by itself meanwhile.
+            let _ = child.kill();
+            child.wait()?;
+            return Ok(None);
+        }
+        match child.try_wait()? {
+            Some(status) => return Ok(Some(status)),
+            None => thread::sleep(PATIENCE),
+        }
+    }
+}
+
+/// Reads a pipe to its end, so that the process never waits for a reader.
+fn listen(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+struct Report {
+    total: usize,
+    is_quiet: bool,
+    done: Mutex<Vec<(String, Outcome)>>,
+}
+
+impl Report {
+    fn add(&self, name: &str, outcome: Outcome) -> anyhow::Result<()> {
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = match &outcome {
+            Outcome::Found => "is there".to_owned(),
+            Outcome::Built(said) if said["built"] == 1 => {
+                format!("compiled in {:.1} s", said["build_seconds"].as_f64().unwrap_or_default())
+            }
+            Outcome::Built(_) => "was compiled by another process".to_owned(),
+            Outcome::Failed(_, words) => format!("FAILED: {}", words.trim().lines().last().unwrap_or("without a word")),
+        };
+        let is_damage = |said: &Value| said["damaged"].as_array().is_some_and(|damaged| !damaged.is_empty());
+        if let Outcome::Built(said) = &outcome
+            && is_damage(said)
+        {
+            eprintln!("warning: an engine was damaged, and was compiled again: {}", said["damaged"][0]);
+        }
+        done.push((name.to_owned(), outcome));
+        if self.is_quiet { Ok(()) } else { line(format_args!("[{}/{}] {name} {text}", done.len(), self.total)) }
+    }
+
+    fn finish(self, args: &BuildArgs, build: &EngineBuild, elapsed: Duration) -> anyhow::Result<()> {
+        let done = self.done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let is_built = |outcome: &Outcome| matches!(outcome, Outcome::Built(said) if said["built"] == 1);
+        let built = done.iter().filter(|(_, outcome)| is_built(outcome)).count();
+        let failed: Vec<(&str, Option<i32>, &str)> = done
+            .iter()
+            .filter_map(|(name, outcome)| match outcome {
+                Outcome::Failed(code, words) => Some((name.as_str(), *code, words.as_str())),
+                _ => None,
+            })
+            .collect();
+        let found = done.len() - built - failed.len();
+        if args.json {
+            let engines = build.engines().iter().map(|engine| json!({ "name": engine.name, "key": engine.key }));
+            line(serde_json::to_string_pretty(&json!({
+                "version": 1,
+                "provider": build.provider(),
+                "engines": engines.collect::<Vec<_>>(),
+                "built": built,
+                "found": found,
+                "failed": failed.iter().map(|(name, ..)| name).collect::<Vec<_>>(),
+                "seconds": elapsed.as_secs_f64(),
+            }))?)?;
+        } else {
+            let provider = build.provider();
+            let seconds = elapsed.as_secs_f64();
+            line(format_args!(
+                "{built} compiled in {seconds:.1} s, {found} found, {} failed; {provider}",
+                failed.len()
+            ))?;
+        }
+        let Some((_, code, _)) = failed.first() else { return Ok(()) };
+        let mut message = format!("{} of {} engines could not be compiled:", failed.len(), self.total);
+        for (name, code, words) in &failed {
+            let code = code.map_or("killed by a signal".to_owned(), |code| format!("exit code {code}"));
+            message += &format!("\n{name} ({code}): {}", words.trim());
+        }
+        let of_code = |kind: &&ErrorKind| *code == Some(kind.exit_code().into());
+        let kind = ErrorKind::ALL.iter().find(of_code).copied().unwrap_or(ErrorKind::Runtime);
+        anyhow::bail!(Error::with_kind(kind, message))
+    }
+}
+
+fn usage(message: impl Into<String>) -> Error {
+    Error::with_kind(ErrorKind::Usage, message)
+}
+
+fn lost() -> anyhow::Error {
+    Error::with_kind(ErrorKind::Internal, "a thread that builds was lost").into()
+}

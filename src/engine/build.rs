@@ -1,0 +1,214 @@
+//! Compiles the engines of a model ahead of time, one by one, so that a host can give each a process of its own.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::loader::Loader;
+use super::stages::{StageGraph, Stages};
+use super::{EngineOptions, StagesChoice, check_provider, choose_weights, work};
+use crate::cache::PolicyConfig;
+use crate::error::{Error, Result};
+use crate::generate::prepare;
+use crate::model::directory::EngineDirectory;
+use crate::model::graph::Graph;
+use crate::runtime::compiler::{Compiler, EngineCounts};
+use crate::runtime::device::Device;
+use crate::runtime::library;
+
+/// What loading an engine with these options would compile.
+///
+/// ```no_run
+/// use dbcache_trt::{EngineBuild, EngineOptions};
+///
+/// let options = EngineOptions { provider: "openvino".parse()?, ..EngineOptions::default() };
+/// let build = EngineBuild::plan("models/emoji", &options)?;
+/// for index in 0..build.engines().len() {
+///     build.compile(index)?;
+/// }
+/// # Ok::<(), dbcache_trt::Error>(())
+/// ```
+pub struct EngineBuild {
+    directory: EngineDirectory,
+    device: Arc<Device>,
+    loader: Loader,
+    /// Joined graphs; the others are those of the directory.
+    stages: Vec<Graph>,
+    planned: Vec<PlannedEngine>,
+    refused: Vec<String>,
+}
+
+/// One engine of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedEngine {
+    /// The graph, or the blocks of a stage.
+    pub name: String,
+    /// Its key in the cache.
+    pub key: String,
+    /// Whether it seems to be there: its files are not read for that.
+    pub is_built: bool,
+}
+
+impl EngineBuild {
+    /// Finds out which engines there must be; nothing is compiled.
+    ///
+    /// # Errors
+    /// As [`Engine::load`](crate::Engine::load); `Usage` if the provider does not compile, or there is no cache.
+    pub fn plan(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
+        let directory = EngineDirectory::open(directory.as_ref(), options.weights_folder.as_deref())?;
+        check_provider(options)?;
+        if options.engine_cache.folder()?.is_none() {
+            return Err(Error::option("engine-cache", "is `none`: there is no place for what would be compiled"));
+        }
+        let ranges = prepare::ranges(&options.cache, directory.blocks.len())?;
+        let library = library::environment_for(&options.library, work(&directory))?;
+        let weights = choose_weights(options.weights, &directory);
+        let open = |device: &Device| Loader::new(&directory, options, device, weights);
+        let (device, loader, refused) = Device::first(&library, &options.provider, options.allow_fallback, open)?;
+        if loader.compiler().is_none() {
+            let kind = device.spec().kind();
+            return Err(Error::option(
+                "provider",
+                format!("is `{kind}`, which compiles no engines: there is nothing to build"),
+            ));
+        }
+        let limits = (options.stages, options.stage_bytes);
+        let plan = Stages::new(&directory, limits, options.other_plan)?.plan(&directory, &ranges);
+        let stage = |stage| Ok(StageGraph::new(&directory, stage)?.graph.into_owned());
+        let stages = plan.stages().iter().map(stage).collect::<Result<Vec<_>>>()?;
+        let mut build = Self { directory, device, loader, stages, planned: Vec::new(), refused };
+        build.planned = build.look()?;
+        Ok(build)
+    }
+
+    /// The engines, in the order of the model: the head's graphs, the stages, what comes after them.
+    pub fn engines(&self) -> &[PlannedEngine] {
+        &self.planned
+    }
+
+    /// The provider that compiles, with its options.
+    pub fn provider(&self) -> String {
+        self.device.spec().to_string()
+    }
+
+    /// Providers that come first in the list, and why they are not used.
+    pub fn refused(&self) -> &[String] {
+        &self.refused
+    }
+
+    /// Compiles one engine into the cache, unless it is there and whole.
+    ///
+    /// # Errors
+    /// `Runtime`; `Provider` when a part of the graph would run elsewhere; `Io`; `Usage` for an index that is too large.
+    pub fn compile(&self, index: usize) -> Result<EngineCounts> {
+        let graphs = self.graphs();
+        let graph = graphs.get(index).ok_or_else(|| Error::usage(format!("there is no engine {index}")))?;
+        let jobs = self.loader.jobs(&self.device, &[graph])?;
+        let compiler = self.compiler()?;
+        let before = compiler.counts();
+        for job in &jobs {
+            compiler.compile(&self.device, job)?;
+        }
+        let mut counts = compiler.counts();
+        counts.built -= before.built;
+        counts.loaded -= before.loaded;
+        counts.build_seconds -= before.build_seconds;
+        counts.damaged.drain(..before.damaged.len());
+        Ok(counts)
+    }
+
+    /// Removes what killed builders of these engines left in the cache.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn clean(&self) -> Result<()> {
+        self.compiler()?.store().map_or(Ok(()), |store| store.remove_leftovers().map(drop))
+    }
+
+    fn compiler(&self) -> Result<&Compiler> {
+        self.loader.compiler().ok_or_else(|| Error::internal("a build without a compiler"))
+    }
+
+    fn graphs(&self) -> Vec<&Graph> {
+        let directory = &self.directory;
+        let before = directory.text.iter().chain([&directory.embed]);
+        before.chain(&self.stages).chain([&directory.last]).chain(&directory.decode).collect()
+    }
+
+    fn look(&self) -> Result<Vec<PlannedEngine>> {
+        let jobs = self.loader.jobs(&self.device, &self.graphs())?;
+        let missing: Vec<&str> = self.compiler()?.missing(&jobs)?.iter().map(|job| job.name()).collect();
+        self.loader.refer(&jobs)?;
+        let planned = |job: &crate::runtime::compiler::Job<'_>| {
+            let key = job.key()?.map(String::from).unwrap_or_default();
+            Ok(PlannedEngine { name: job.name().to_owned(), key, is_built: !missing.contains(&job.name()) })
+        };
+        jobs.iter().map(planned).collect()
+    }
+}
+
+/// The command that compiles what an engine with these options needs.
+pub(super) fn command(directory: &Path, options: &EngineOptions) -> String {
+    let mut words = vec!["dbcache-trt".to_owned(), "build".to_owned()];
+    let mut add = |flag: &str, value: String| {
+        words.push(format!("--{flag}"));
+        words.push(quoted(value));
+    };
+    add("engine", directory.display().to_string());
+    add("provider", options.provider.to_string());
+    if options.cache != PolicyConfig::None {
+        add("cache", options.cache.to_string());
+    }
+    if options.stages != StagesChoice::default() {
+        add("stages", options.stages.to_string());
+    }
+    if let Some(bytes) = options.stage_bytes {
+        add("stage-bytes", bytes.to_string());
+    }
+    if let Some(profile) = &options.profile {
+        add("profile", profile.to_string());
+    }
+    if let super::EngineCache::Folder(folder) = &options.engine_cache {
+        add("engine-cache", folder.display().to_string());
+    }
+    if let Some(folder) = &options.weights_folder {
+        add("weights", folder.display().to_string());
+    }
+    if let Some(library) = &options.library.path {
+        add("ort-library", library.display().to_string());
+    }
+    if options.allow_fallback {
+        words.push("--allow-fallback".to_owned());
+    }
+    words.join(" ")
+}
+
+/// For a shell, where it needs that.
+fn quoted(text: String) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-=:,+@%".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{EngineCache, OtherPlan};
+
+    #[test]
+    fn the_command_says_all_that_the_keys_depend_on() {
+        let mut options = EngineOptions { provider: "openvino".parse().unwrap(), ..EngineOptions::default() };
+        assert_eq!(command(Path::new("m"), &options), "dbcache-trt build --engine m --provider openvino");
+        options.cache = "f1b0w2i1r0.1".parse().unwrap();
+        options.stages = StagesChoice::Blocks(3);
+        options.stage_bytes = Some(5);
+        options.profile = Some("8..16,batch=1..2".parse().unwrap());
+        options.engine_cache = EngineCache::Folder("my engines".into());
+        options.weights_folder = Some("it's".into());
+        options.allow_fallback = true;
+        options.other_plan = OtherPlan::Refuse;
+        assert_eq!(
+            command(Path::new("m"), &options),
+            "dbcache-trt build --engine m --provider openvino --cache f1b0w2i1r0.1 --stages 3 --stage-bytes 5 --profile \
+             8x8..16x16,batch=1..2 --engine-cache 'my engines' --weights 'it'\\''s' --allow-fallback"
+        );
+    }
+}

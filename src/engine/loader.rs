@@ -1,0 +1,219 @@
+//! Loads the sessions of an engine, on one provider: compiled ones through the cache of engines.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::profile::{Extremes, Profile, check, shapes};
+use super::{EngineOptions, build};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::directory::EngineDirectory;
+use crate::model::graph::Graph;
+use crate::model::manifest::Extents;
+use crate::runtime::compiler::{Compiler, EngineCounts, Job};
+use crate::runtime::device::Device;
+use crate::runtime::engine_cache::EngineStore;
+use crate::runtime::provider::Role;
+use crate::runtime::session::{Session, Source, WeightsMode};
+use crate::setup;
+
+/// Where compiled engines are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum EngineCache {
+    /// In the user's cache folder ([`setup::engine_folder`]).
+    #[default]
+    User,
+    /// In this folder.
+    Folder(PathBuf),
+    /// Nowhere: each process compiles for itself.
+    None,
+}
+
+impl EngineCache {
+    /// The folder, if engines are kept at all.
+    ///
+    /// # Errors
+    /// `Usage` if the user has no home folder.
+    pub fn folder(&self) -> Result<Option<PathBuf>> {
+        match self {
+            Self::User => setup::engine_folder().map(Some),
+            Self::Folder(folder) => Ok(Some(folder.clone())),
+            Self::None => Ok(None),
+        }
+    }
+}
+
+/// A path, or `none`.
+impl FromStr for EngineCache {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "" => Err(Error::option("engine-cache", "is empty; expected a folder, or `none`")),
+            "none" => Ok(Self::None),
+            folder => Ok(Self::Folder(folder.into())),
+        }
+    }
+}
+
+/// Makes sessions of graphs.
+pub(crate) struct Loader {
+    weights: WeightsMode,
+    /// Where the provider compiles.
+    compiler: Option<Compiler>,
+    /// The shapes that were compiled; none for any.
+    extremes: Option<Extremes>,
+    /// The engine directory, and the SHA-256 of its manifest.
+    directory: (PathBuf, String),
+    /// The command that compiles what is missing.
+    remedy: String,
+}
+
+impl Loader {
+    /// # Errors
+    /// `Usage`, `Input` for a profile that the model does not have; `Io` if the cache cannot be opened.
+    pub(crate) fn new(
+        directory: &EngineDirectory,
+        options: &EngineOptions,
+        device: &Device,
+        weights: WeightsMode,
+    ) -> Result<Self> {
+        let kind = device.spec().kind();
+        let mut extremes = None;
+        let mut compiler = None;
+        if kind.compiles() {
+            let profile = options.profile.clone().or_else(|| kind.needs_shapes().then(Profile::default));
+            extremes = profile.map(|profile| profile.resolve(&directory.manifest)).transpose()?;
+            let store = options.engine_cache.folder()?.map(EngineStore::open).transpose()?;
+            let profiles = extremes.clone().unwrap_or_default();
+            compiler = Some(Compiler::new(device, store, profiles, !options.require_built)?);
+        }
+        let remedy = build::command(&directory.path, options);
+        Ok(Self { weights, compiler, extremes, directory: (directory.path.clone(), directory.hash.clone()), remedy })
+    }
+
+    /// What became of the engines; none where the provider does not compile.
+    pub(crate) fn counts(&self) -> Option<EngineCounts> {
+        self.compiler.as_ref().map(Compiler::counts)
+    }
+
+    /// Where the provider compiles.
+    pub(super) fn compiler(&self) -> Option<&Compiler> {
+        self.compiler.as_ref()
+    }
+
+    /// Refuses extents for which the engines were not compiled.
+    ///
+    /// # Errors
+    /// `Input` with the command that compiles others.
+    pub(crate) fn check_extents(&self, extents: &Extents) -> Result<()> {
+        self.extremes.as_ref().map_or(Ok(()), |extremes| check(extremes, extents, &self.remedy))
+    }
+
+    /// What is to be compiled for these graphs; nothing where the provider does not compile.
+    pub(super) fn jobs<'g>(&self, device: &Device, graphs: &[&'g Graph]) -> Result<Vec<Job<'g>>> {
+        let Some(compiler) = &self.compiler else { return Ok(Vec::new()) };
+        let mut with_shapes = Vec::new();
+        for graph in graphs {
+            let shapes = self.extremes.as_ref().map(|extremes| shapes(graph, extremes)).transpose()?;
+            with_shapes.push((*graph, self.source(graph), shapes.map(Vec::into_boxed_slice)));
+        }
+        compiler.jobs(device, &with_shapes)
+    }
+
+    fn source<'g>(&self, graph: &'g Graph) -> Source<'g> {
+        Source {
+            name: &graph.file,
+            model: &graph.bytes,
+            folder: graph.weights_folder.as_deref(),
+            weights: self.weights,
+            casts_weights: graph.casts_weights,
+            role: Role::Model,
+        }
+    }
+
+    /// A session for each graph.
+    ///
+    /// # Errors
+    /// `Runtime`, `Provider`; `NotBuilt` where an engine is missing and none may be compiled.
+    pub(crate) fn sessions(&self, device: &Device, graphs: &[&Graph]) -> Result<Vec<Arc<Session>>> {
+        let Some(compiler) = &self.compiler else {
+            return in_parallel(graphs.len(), |index| Session::load(device, &self.source(graphs[index])));
+        };
+        let jobs = self.jobs(device, graphs)?;
+        if !compiler.may_build() {
+            self.check_built(compiler, &jobs)?;
+        }
+        let sessions = in_parallel(jobs.len(), |index| compiler.session(device, &jobs[index]));
+        let sessions = sessions.map_err(|error| match error.kind() {
+            // Found, but damaged.
+            ErrorKind::NotBuilt => error.at(format!("compile it with `{}`", self.remedy)),
+            _ => error,
+        })?;
+        self.refer(&jobs)?;
+        Ok(sessions)
+    }
+
+    fn check_built(&self, compiler: &Compiler, jobs: &[Job<'_>]) -> Result<()> {
+        let missing = compiler.missing(jobs)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = missing.iter().map(|job| job.name()).collect();
+        Err(Error::new(
+            ErrorKind::NotBuilt,
+            format!(
+                "{} of {} engines are not compiled ({}); compile them with `{}`, or leave out --require-built",
+                names.len(),
+                jobs.len(),
+                names.join(", "),
+                self.remedy
+            ),
+        ))
+    }
+
+    /// Remembers in the cache that this engine directory uses these engines.
+    pub(super) fn refer(&self, jobs: &[Job<'_>]) -> Result<()> {
+        let Some(store) = self.compiler.as_ref().and_then(Compiler::store) else { return Ok(()) };
+        let mut keys = Vec::new();
+        for job in jobs {
+            keys.extend(job.key()?);
+        }
+        let (directory, hash) = &self.directory;
+        // A cache that may only be read serves all the same.
+        if let Err(error) = store.refer(directory, hash, keys) {
+            tracing::warn!(%error, "cannot remember which engines are used");
+        }
+        Ok(())
+    }
+}
+
+/// Loads on as many threads as the machine offers: most of a load is ONNX Runtime's graph optimiser.
+fn in_parallel(count: usize, load: impl Fn(usize) -> Result<Session> + Sync) -> Result<Vec<Arc<Session>>> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(BTreeMap::new());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(count);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
+                        return;
+                    }
+                    let session = load(index);
+                    let failed = session.is_err();
+                    done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, session);
+                    if failed {
+                        next.store(count, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let sessions: Vec<Arc<Session>> = done.into_values().map(|s| s.map(Arc::new)).collect::<Result<_>>()?;
+    if sessions.len() == count { Ok(sessions) } else { Err(Error::internal("a loading thread was lost")) }
+}

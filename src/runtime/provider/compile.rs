@@ -1,0 +1,261 @@
+//! Providers that compile each graph: what they are told for it, and what an engine of theirs depends on.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::register::metadata;
+use super::spec::{ProviderKind, ProviderSpec};
+use super::{Provider, openvino, tensorrt};
+use crate::error::{Error, Result};
+use crate::runtime::engine_cache::key::Target;
+use crate::runtime::library::Loaded;
+
+/// Smallest, usual and largest shape of each input of a graph.
+pub(crate) type Shapes = [(String, [Vec<u64>; 3])];
+
+/// The file that ONNX Runtime writes a compiled graph to, in the folder of the engine.
+pub(crate) const MODEL: &str = "model.onnx";
+
+/// What one session is told beside the options that the user gave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extra {
+    /// Settings of the session.
+    pub session: Vec<(String, String)>,
+    /// Options of the provider.
+    pub provider: Vec<(String, String)>,
+}
+
+/// ONNX Runtime's keys of a compiled graph that is written to disk.
+const CONTEXT_ENABLE: &str = "ep.context_enable";
+const CONTEXT_FILE: &str = "ep.context_file_path";
+const CONTEXT_EMBED: &str = "ep.context_embed_mode";
+
+/// Options that name places, or keep engines by other keys than ours.
+const PLACES: [&str; 4] =
+    ["trt_timing_cache_path", "trt_engine_cache_enable", "trt_engine_cache_path", "trt_engine_cache_prefix"];
+
+impl ProviderKind {
+    /// Whether a graph is compiled as a whole when it is loaded.
+    pub(crate) fn compiles(self) -> bool {
+        matches!(self, Self::TensorRt | Self::OpenVino)
+    }
+
+    /// Whether its builds share what they have timed.
+    pub(crate) fn times_kernels(self) -> bool {
+        self == Self::TensorRt
+    }
+
+    /// Whether it must be told for which shapes: TensorRT would compile again at each new one, in the middle of a run.
+    pub(crate) fn needs_shapes(self) -> bool {
+        self == Self::TensorRt
+    }
+}
+
+/// The options that bound the shapes of a graph.
+pub(crate) fn shape_options(kind: ProviderKind, shapes: &Shapes) -> Vec<(String, String)> {
+    let list = |place: usize| {
+        let port = |(name, shapes): &(String, [Vec<u64>; 3])| {
+            let extents: Vec<String> = shapes[place].iter().map(u64::to_string).collect();
+            format!("{name}:{}", extents.join("x"))
+        };
+        shapes.iter().map(port).collect::<Vec<_>>().join(",")
+    };
+    let pair = |key: &str, value: String| (key.to_owned(), value);
+    match kind {
+        ProviderKind::TensorRt => vec![
+            pair("trt_profile_min_shapes", list(0)),
+            pair("trt_profile_opt_shapes", list(1)),
+            pair("trt_profile_max_shapes", list(2)),
+        ],
+        ProviderKind::OpenVino => {
+            let port = |(name, [least, _, most]): &(String, [Vec<u64>; 3])| {
+                let axis = |(least, most): (&u64, &u64)| {
+                    if least == most { least.to_string() } else { format!("{least}..{most}") }
+                };
+                let axes: Vec<String> = least.iter().zip(most).map(axis).collect();
+                format!("{name}[{}]", axes.join(","))
+            };
+            vec![pair("reshape_input", shapes.iter().map(port).collect::<Vec<_>>().join(","))]
+        }
+        ProviderKind::Cpu | ProviderKind::Cuda | ProviderKind::WebGpu => Vec::new(),
+    }
+}
+
+/// What makes ONNX Runtime write the compiled graph into `folder`. `prefix` begins the names of the provider's own files,
+/// `timing` is the
+/// folder in which a builder finds and leaves its timings.
+pub(crate) fn writing(kind: ProviderKind, folder: &Path, prefix: &str, timing: Option<&Path>) -> Extra {
+    let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let session = vec![
+        pair(CONTEXT_ENABLE, "1"),
+        pair(CONTEXT_FILE, &folder.join(MODEL).to_string_lossy()),
+        // Beside the model, not in it: an ONNX file holds at most 2 GB, and OpenVINO loads it eight times faster.
+        pair(CONTEXT_EMBED, "0"),
+    ];
+    let provider = match kind {
+        // The engine goes beside the model that refers to it; a path of its own would have to be relative to that.
+        ProviderKind::TensorRt => {
+            let mut pairs = vec![pair("trt_engine_cache_enable", "1"), pair("trt_engine_cache_prefix", prefix)];
+            if let Some(timing) = timing {
+                pairs.push(pair("trt_timing_cache_enable", "1"));
+                pairs.push(pair("trt_timing_cache_path", &timing.to_string_lossy()));
+            }
+            pairs
+        }
+        _ => Vec::new(),
+    };
+    Extra { session, provider }
+}
+
+/// Refuses options that would keep engines in a second place, by names that do not know the weights.
+///
+/// # Errors
+/// `Usage`.
+pub(crate) fn check_places(spec: &ProviderSpec) -> Result<()> {
+    let (kind, options): (_, &[&str]) = match spec.kind() {
+        ProviderKind::TensorRt => (spec.kind(), &[tensorrt::ENGINE_CACHE, tensorrt::ENGINE_PREFIX]),
+        ProviderKind::OpenVino => (spec.kind(), &[openvino::CACHE]),
+        _ => return Ok(()),
+    };
+    match options.iter().find(|option| spec.raw(option).is_some()) {
+        None => Ok(()),
+        Some(option) => Err(Error::option(
+            "provider",
+            format!(
+                "{kind}: `{option}` has no effect beside the engine cache; leave it out, or give --engine-cache none"
+            ),
+        )),
+    }
+}
+
+impl Provider {
+    /// What engines of this provider depend on, beside their graphs.
+    pub(crate) fn target(&self, library: &Loaded) -> Target {
+        let spec = self.spec();
+        let kind = spec.kind();
+        let options = spec.pairs().into_iter().filter(|(key, _)| !PLACES.contains(&key.as_str()));
+        let [sdk, driver, device] = match kind {
+            ProviderKind::OpenVino => self.openvino(library),
+            ProviderKind::TensorRt => [
+                libraries(&["libnvinfer", "libnvonnxparser", "libcudart", "libcudnn", "libcublas"]),
+                nvidia_driver(),
+                nvidia_devices(),
+            ],
+            ProviderKind::Cpu | ProviderKind::Cuda | ProviderKind::WebGpu => Default::default(),
+        };
+        Target {
+            provider: kind.ort_name().to_owned(),
+            options: options.collect(),
+            session: BTreeMap::from([(CONTEXT_EMBED.to_owned(), "0".to_owned())]),
+            onnxruntime: format!("{}, {}", library.info.version, library.info.build),
+            sdk,
+            driver,
+            device,
+        }
+    }
+
+    /// The plugin's version (it holds its compiler), none for the driver, and all that OpenVINO tells of the device.
+    fn openvino(&self, library: &Loaded) -> [String; 3] {
+        let Ok(device) = self.device(library) else { return Default::default() };
+        let fact = |key: &str| metadata(&device, key).unwrap_or_default();
+        let facts = ["FULL_DEVICE_NAME", "DEVICE_ARCHITECTURE", "OPTIMIZATION_CAPABILITIES"].map(fact);
+        let mut about = vec![fact(openvino::DEVICE_METADATA)];
+        about.extend(facts.into_iter().filter(|fact| !fact.is_empty()));
+        [fact("version"), fact("DRIVER_VERSION"), about.join(", ")]
+    }
+}
+
+/// The libraries of a compiler that this process has loaded, by file name and size: the names carry the versions. Empty
+/// where the system does not tell what is loaded; TensorRT itself refuses engines of other versions.
+fn libraries(begins: &[&str]) -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let mut found = std::collections::BTreeSet::new();
+    for path in maps.lines().filter_map(|line| line.split_whitespace().nth(5)).map(Path::new) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if begins.iter().any(|begin| name.starts_with(begin)) {
+            let bytes = path.metadata().map_or(0, |metadata| metadata.len());
+            found.insert(format!("{name} ({bytes} bytes)"));
+        }
+    }
+    found.into_iter().collect::<Vec<_>>().join(", ")
+}
+
+/// As the kernel module tells it.
+fn nvidia_driver() -> String {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+    text.lines().next().unwrap_or_default().trim().to_owned()
+}
+
+/// The models of all GPUs, and what decides which of them has which number. Two machines with the same GPUs agree.
+fn nvidia_devices() -> String {
+    let mut models = Vec::new();
+    if let Ok(list) = std::fs::read_dir("/proc/driver/nvidia/gpus") {
+        let mut folders: Vec<_> = list.flatten().map(|entry| entry.path()).collect();
+        folders.sort();
+        for folder in folders {
+            let text = std::fs::read_to_string(folder.join("information")).unwrap_or_default();
+            let model = text.lines().find_map(|line| line.strip_prefix("Model:")).unwrap_or("unknown GPU");
+            models.push(model.trim().to_owned());
+        }
+    }
+    for variable in ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"] {
+        if let Ok(value) = std::env::var(variable) {
+            models.push(format!("{variable}={value}"));
+        }
+    }
+    models.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_in_the_words_of_each_provider() {
+        let shapes = [
+            ("hidden_states".to_owned(), [vec![1, 16, 64], vec![1, 64, 64], vec![2, 256, 64]]),
+            ("temb".to_owned(), [vec![1, 64], vec![1, 64], vec![2, 64]]),
+        ];
+        let text = |kind| {
+            let pairs = shape_options(kind, &shapes);
+            pairs.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(
+            text(ProviderKind::TensorRt),
+            "trt_profile_min_shapes=hidden_states:1x16x64,temb:1x64\n\
+             trt_profile_opt_shapes=hidden_states:1x64x64,temb:1x64\n\
+             trt_profile_max_shapes=hidden_states:2x256x64,temb:2x64"
+        );
+        assert_eq!(text(ProviderKind::OpenVino), "reshape_input=hidden_states[1..2,16..256,64],temb[1..2,64]");
+        assert_eq!(text(ProviderKind::Cuda), "");
+    }
+
+    #[test]
+    fn what_makes_onnx_runtime_write_an_engine() {
+        let text = |kind| {
+            let Extra { session, provider } = writing(kind, Path::new("/s/e"), "abc", Some(Path::new("/s/t")));
+            let pairs = session.into_iter().chain(provider);
+            pairs.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        let context = "ep.context_enable=1 ep.context_file_path=/s/e/model.onnx ep.context_embed_mode=0";
+        assert_eq!(text(ProviderKind::OpenVino), context);
+        let tensorrt = "trt_engine_cache_enable=1 trt_engine_cache_prefix=abc trt_timing_cache_enable=1 \
+                        trt_timing_cache_path=/s/t";
+        assert_eq!(text(ProviderKind::TensorRt), format!("{context} {tensorrt}"));
+    }
+
+    #[test]
+    fn caches_of_the_provider_are_refused_beside_ours() {
+        for (spec, word) in [
+            ("tensorrt:engine-cache=x", "`engine-cache` has no effect beside the engine cache"),
+            ("tensorrt:engine-prefix=x", "`engine-prefix`"),
+            ("openvino:cache=x", "`cache`"),
+        ] {
+            let error = check_places(&spec.parse().unwrap()).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        for spec in ["tensorrt:fp16,timing-cache=x", "openvino:threads=2", "cpu", "cuda"] {
+            check_places(&spec.parse().unwrap()).unwrap();
+        }
+    }
+}
