@@ -1,4 +1,5 @@
-//! The library in one page: load an engine, make a picture, see what the cache did.
+//! The library in one page: load an engine, make a picture, see what the cache did. `generate.c` and `generate.cpp` are
+//! the same program.
 //!
 //! `cargo run --release --example generate -- models/emoji lemon f8b16 lemon.png`
 
@@ -10,12 +11,15 @@ use dbcache_trt::{Engine, EngineOptions, Inputs, RequestOptions};
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [directory, prompt, cache, file] = arguments.as_slice() else {
-        anyhow::bail!("usage: generate ENGINE PROMPT CACHE OUT.png");
+    let (directory, prompt, cache, file, trace) = match arguments.as_slice() {
+        [directory, prompt, cache, file] => (directory, prompt, cache, file, None),
+        [directory, prompt, cache, file, trace] => (directory, prompt, cache, file, Some(trace)),
+        _ => anyhow::bail!("usage: generate ENGINE PROMPT CACHE OUT.png [TRACE.json]"),
     };
     let engine = Engine::load(directory, &EngineOptions::default())?;
     let options = RequestOptions { cache: cache.parse()?, ..RequestOptions::default() };
-    let request = engine.request(&Inputs::prompt(prompt), &options)?;
+    let inputs = Inputs::prompt(prompt);
+    let request = engine.request(&inputs, &options)?;
     let mut observer = |record: &StepRecord| {
         println!("step {:2} {:?} because {}", record.step, record.decision.action, record.decision.reason.as_str());
         ControlFlow::Continue(())
@@ -23,7 +27,10 @@ fn main() -> anyhow::Result<()> {
     let output = request.run(&mut observer)?;
     println!("{}", output.trace.summary());
     if let Some(image) = output.images.first() {
-        image.write_png(Path::new(file), &[("prompt".to_owned(), prompt.clone())])?;
+        image.write_png(Path::new(file), &output.trace.picture_metadata(&inputs, 0))?;
+    }
+    if let Some(trace) = trace {
+        dbcache_trt::write_json(Path::new(trace), &output.trace.to_json())?;
     }
     Ok(())
 }

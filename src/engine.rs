@@ -401,7 +401,7 @@ fn work(directory: &EngineDirectory) -> Work {
     if operations < LARGE_WORK { Work::Small } else { Work::Large }
 }
 
-fn choose_weights(choice: WeightsChoice, directory: &EngineDirectory) -> WeightsMode {
+pub(crate) fn choose_weights(choice: WeightsChoice, directory: &EngineDirectory) -> WeightsMode {
     match choice {
         WeightsChoice::Packed => WeightsMode::Packed,
         WeightsChoice::Mapped => WeightsMode::Mapped,

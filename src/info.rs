@@ -1,11 +1,14 @@
 //! What an engine directory is, for people and for machines.
 
+mod plan;
+
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+pub use self::plan::DryRun;
 use crate::EngineCounts;
 use crate::cache::PolicyConfig;
 use crate::engine::{EngineOptions, sizes};

@@ -68,7 +68,7 @@ pub use generate::image::Image;
 pub use generate::inputs::{Inputs, read_tensors, write_json, write_tensors};
 pub use generate::observer::{Observer, Phase, Progress};
 pub use generate::request::{Output, Request, RequestOptions};
-pub use info::{EngineInfo, StageInfo};
+pub use info::{DryRun, EngineInfo, StageInfo};
 pub use runtime::engine_cache::{EngineEntry, EngineState, EngineStore, GcOptions, GcReport, Removed};
 pub use runtime::library::{
     FILE_NAME, FoundBy, LibraryInfo, LibraryOptions, OLDEST as OLDEST_RUNTIME, PATH_VARIABLE, Place,

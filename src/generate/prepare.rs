@@ -212,7 +212,8 @@ fn check_effects(manifest: &Manifest, options: &RequestOptions) -> Result<()> {
 /// # Errors
 /// `Usage` for a policy that does not fit a model of so many blocks.
 pub(crate) fn ranges(cache: &PolicyConfig, blocks: usize) -> Result<Vec<Range<usize>>> {
-    let parts = parts(cache, &cache.blocks_split(blocks)?, blocks);
+    let split = cache.blocks_split(blocks).map_err(|error| error.about("cache"))?;
+    let parts = parts(cache, &split, blocks);
     Ok(parts.iter().map(|part| part.blocks().clone()).filter(|range| !range.is_empty()).collect())
 }
 

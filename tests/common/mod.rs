@@ -1,6 +1,8 @@
 //! What several test programs share.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+#[cfg(unix)]
+pub mod capi;
 pub mod damage;
 /// The engine's own view of ONNX: damage needs a part of it.
 #[path = "../../src/model/onnx.rs"]

@@ -2,8 +2,11 @@
 //!
 //! A chore is one entry in [`TASKS`] and one function; [`run`] has what they share.
 
+mod check_capi;
 mod check_export;
 mod demo;
+mod header;
+mod install;
 mod run;
 mod test;
 
@@ -31,6 +34,19 @@ const TASKS: &[Task] = &[
         arguments: "[ARGUMENTS OF pytest]",
         about: "check and test the Python package in export/ (needs Python 3.11 or newer; downloads PyTorch)",
         run: check_export::check_export,
+    },
+    Task {
+        name: "check-capi",
+        arguments: "",
+        about: "check the C library: sanitizers, valgrind, projects that use the installed files (needs cmake, valgrind)",
+        run: check_capi::check_capi,
+    },
+    Task { name: "header", arguments: "", about: "write the header of the C library", run: header::header },
+    Task {
+        name: "install",
+        arguments: "--prefix FOLDER",
+        about: "install the C library: shared and static, headers, pkg-config, CMake",
+        run: install::install,
     },
     Task { name: "help", arguments: "", about: "list the tasks", run: help },
 ];

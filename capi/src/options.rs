@@ -1,0 +1,84 @@
+//! Options by name.
+
+use std::ffi::c_char;
+
+use dbcache::options::Options;
+
+use crate::cast;
+use crate::error::{dbcache_error, guard, release};
+
+/// Options of engines and requests, by the names of the long flags of the command `dbcache-trt`. One object can serve
+/// both: an engine reads those of its kind, a request the others.
+#[derive(Default)]
+pub struct dbcache_options {
+    pub(crate) options: Options,
+}
+
+/// Makes an object without options: everything is the library's default.
+///
+/// Threads: any. Ownership: the caller owns `*out`, and frees it with dbcache_options_free.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn dbcache_options_new(out: *mut *mut dbcache_options) -> Option<Box<dbcache_error>> {
+    guard(|| {
+        // SAFETY: C's promise.
+        unsafe { cast::place(out, "out") }?.put_new(dbcache_options::default());
+        Ok(())
+    })
+}
+
+/// Sets one option, such as `cache` to `f8b16`, `steps` to `28` or `spin` to `true`; a second value replaces the first.
+/// Unknown names (the error tells the nearest known one) and texts that are no value are errors, and change nothing.
+///
+/// Threads: one at a time for one object. Ownership: the texts are copied.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn dbcache_options_set(
+    options: *mut dbcache_options,
+    name: *const c_char,
+    value: *const c_char,
+) -> Option<Box<dbcache_error>> {
+    guard(|| {
+        // SAFETY: C's promise.
+        let (options, name, value) =
+            unsafe { (cast::exclusive(options, "options")?, cast::text(name, "name")?, cast::text(value, "value")?) };
+        Ok(options.options.set(&name, &value)?)
+    })
+}
+
+/// The names of all options, as a JSON list.
+///
+/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+///
+/// Threads: any. Ownership: the text is copied.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn dbcache_options_names(
+    buffer: *mut c_char,
+    capacity: usize,
+    length: *mut usize,
+) -> Option<Box<dbcache_error>> {
+    guard(|| {
+        let names = serde_json::Value::from(Options::names());
+        // SAFETY: C's promise.
+        unsafe { cast::copy_text(&names.to_string(), buffer, capacity, length) }
+    })
+}
+
+/// Frees options. NULL is allowed. Engines and requests that were made with them stay as they are.
+///
+/// Threads: one, when no other uses the object. Ownership: takes the object.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dbcache_options_free(options: *mut dbcache_options) {
+    // SAFETY: C's promise.
+    release(|| unsafe { cast::take(options) });
+}
+
+/// The options of a call that takes NULL for none.
+///
+/// # Safety
+/// As [`cast::shared`].
+pub(crate) unsafe fn or_none(options: *const dbcache_options) -> Options {
+    // SAFETY: the caller's promise.
+    unsafe { options.as_ref() }.map(|options| options.options.clone()).unwrap_or_default()
+}

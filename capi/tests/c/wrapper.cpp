@@ -1,0 +1,92 @@
+// The C++ wrapper: objects, exceptions, and exceptions out of callbacks.
+// wrapper ONNXRUNTIME TINY EMOJI FOLDER
+#include <dbcache_trt.hpp>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+
+#define CHECK(condition)                                                    \
+    do {                                                                    \
+        if (!(condition)) {                                                 \
+            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            std::exit(1);                                                   \
+        }                                                                   \
+    } while (0)
+
+template <typename Error, typename Call>
+Error thrown(Call call) {
+    try {
+        call();
+    } catch (const Error &error) {
+        return error;
+    }
+    CHECK(!"nothing was thrown");
+    std::abort();
+}
+
+static dbcache::request tiny(const dbcache::engine &engine, const dbcache::options &options) {
+    dbcache::request request(engine, options);
+    std::vector<float> text(12 * 32, 0.25f), pooled(24, -0.5f);
+    request.set("prompt_embeds", dbcache::tensor({1, 12, 32}, text.data(), text.size()));
+    request.set("pooled_projections", dbcache::tensor({1, 24}, pooled.data(), pooled.size()));
+    return request;
+}
+
+int main(int argc, char **argv) {
+    CHECK(argc == 5);
+    dbcache::load_runtime(argv[1]);
+    dbcache::options options;
+    dbcache::error error = thrown<dbcache::error>([&] { options.set("step", "4"); });
+    CHECK(error.code() == DBCACHE_ERROR_USAGE && error.field() == "step");
+    CHECK(std::string(error.what()).find("`steps`") != std::string::npos);
+    options.set("steps", "4").set("cache", "f1b0w2r0.9").set("seed", "3");
+    CHECK(dbcache::inspect(argv[2]).find("\"blocks\":12") != std::string::npos);
+    CHECK(dbcache::plan(argv[2], options, 12).find("\"stages\"") != std::string::npos);
+    dbcache::engine engine(argv[2]);
+    CHECK(engine.info().find("onnxruntime") != std::string::npos);
+
+    int steps = 0, phases = 0, logs = 0;
+    dbcache::request request = tiny(engine, options);
+    request.on_step([&](const dbcache_step &) { return ++steps < 100; });
+    request.on_progress([&](const dbcache_progress &) { return ++phases < 100; });
+    request.on_log(DBCACHE_LOG_TRACE, [&](const dbcache_log &) { return ++logs < 1000; });
+    dbcache::request moved = std::move(request);
+    dbcache::result result = moved.run();
+    CHECK(steps == 4 && phases == 1 + 5 + 1);
+    CHECK(result.latents().size() == 64 * 16 && result.pictures() == 0);
+    CHECK(result.trace().find("\"records\"") != std::string::npos);
+    CHECK(result.statistics().find("\"version\":1") == 1 && result.summary().find("cache") == 0);
+    CHECK(thrown<dbcache::error>([&] { result.picture(0); }).field() == "index");
+
+    dbcache::request started = tiny(engine, options);
+    started.start();
+    CHECK(started.wait().latents() == result.latents());
+    CHECK(started.poll() == DBCACHE_STATE_TAKEN);
+
+    dbcache::request thrower = tiny(engine, options);
+    thrower.on_step([](const dbcache_step &) -> bool { throw std::logic_error("out of a callback"); });
+    CHECK(std::string(thrown<std::logic_error>([&] { thrower.run(); }).what()) == "out of a callback");
+    dbcache::request cancelled = tiny(engine, options);
+    cancelled.cancel();
+    CHECK(thrown<dbcache::error>([&] { cancelled.run(); }).code() == DBCACHE_ERROR_CANCELLED);
+
+    dbcache::request inputs = tiny(engine, options);
+    dbcache::denoiser denoiser(inputs);
+    std::vector<float> latents = denoiser.latents(), sigmas = denoiser.sigmas();
+    for (size_t step = 0; step < denoiser.steps(); step++) {
+        std::vector<float> velocity = denoiser.velocity(denoiser.branches()[0], sigmas[step], latents);
+        for (size_t i = 0; i < latents.size(); i++) latents[i] += (sigmas[step + 1] - sigmas[step]) * velocity[i];
+    }
+    std::vector<float> expected = result.latents(), own = denoiser.finish(latents).latents();
+    for (size_t i = 0; i < own.size(); i++) CHECK(std::fabs(own[i] - expected[i]) < 1e-3f);
+
+    dbcache::engine emoji(argv[3]);
+    dbcache::request lemon(emoji, dbcache::options().set("steps", "4"));
+    int previews = 0;
+    lemon.prompt("lemon").on_preview(2, [&](const dbcache_preview &preview) { return ++previews + preview.width > 0; });
+    dbcache::result picture = lemon.run();
+    CHECK(previews == 2 && picture.pictures() == 1 && picture.picture(0).width == 64);
+    picture.write_png(0, std::string(argv[4]) + "/wrapper.png");
+    std::puts("wrapper: ok");
+}

@@ -1,0 +1,103 @@
+//! What holds for the C library beyond `cargo xtask test`: its programs under sanitizers and valgrind, and projects that
+//! build against the installed files with pkg-config and CMake.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::install;
+use crate::run::{built, cargo, root, set_up, step, succeeds, target_folder};
+
+pub fn check_capi(_: &[String]) -> Result<()> {
+    for tool in ["cc", "c++", "nm", "valgrind", "pkg-config", "cmake"] {
+        if !succeeds(Command::new(tool).arg("--version")) {
+            bail!("`{tool}` is missing; on Debian: apt-get install gcc g++ binutils valgrind pkg-config cmake");
+        }
+    }
+    step(&mut cargo(&["test", "--workspace", "--no-run"]))?;
+    set_up(Command::new(built("dbcache-trt")?).current_dir(root()))?;
+    step(&mut cargo(&["test", "--package", "dbcache-trt-capi"]))?;
+    for with in ["", "sanitizers", "valgrind"] {
+        eprintln!("\nC programs {}", if with.is_empty() { "plain".to_owned() } else { format!("with {with}") });
+        step(cargo(&["test", "--workspace", "--test", "capi"]).env("DBCACHE_CAPI_WITH", with))?;
+    }
+    consumers()
+}
+
+/// Builds a project outside the tree, and loads an engine with what it built.
+fn consumers() -> Result<()> {
+    let folder = target_folder()?.join("capi-check");
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    let (prefix, project) = (folder.join("prefix"), folder.join("project"));
+    fs::create_dir_all(&project)?;
+    for name in ["CMakeLists.txt", "consumer.c", "consumer.cpp"] {
+        fs::copy(root().join("capi/consumer").join(name), project.join(name))?;
+    }
+    install::install(&["--prefix".to_owned(), prefix.display().to_string()])?;
+
+    let config = prefix.join("lib/pkgconfig");
+    let of_shared = flags(&config, &["--cflags", "--libs"])?;
+    let rpath = format!("-Wl,-rpath,{}", prefix.join("lib").display());
+    for (compiler, source, name) in [("cc", "consumer.c", "pkg_c"), ("c++", "consumer.cpp", "pkg_cpp")] {
+        let mut build = Command::new(compiler);
+        build.current_dir(&project).args([source, "-o", name]).args(&of_shared).arg(&rpath);
+        step(&mut build)?;
+    }
+    // The archive by its name, and what it needs: --static alone would still take the shared library.
+    let private = flags(&config, &["--libs", "--static"])?.into_iter().filter(|flag| flag != "-ldbcache_trt");
+    let archive = prefix.join("lib/libdbcache_trt.a");
+    let mut build = Command::new("cc");
+    build.current_dir(&project).args(["consumer.c", "-o", "pkg_static"]).args(flags(&config, &["--cflags"])?);
+    step(build.arg(archive).args(private))?;
+
+    let cmake = project.join("build");
+    let mut configure = Command::new("cmake");
+    configure.arg("-S").arg(&project).arg("-B").arg(&cmake);
+    step(configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display())))?;
+    step(Command::new("cmake").arg("--build").arg(&cmake))?;
+
+    let engine = root().join("tests/data/tiny-flux");
+    let programs = ["pkg_c", "pkg_cpp", "pkg_static", "build/shared_c", "build/static_c", "build/shared_cpp"];
+    for program in programs {
+        step(Command::new(project.join(program)).arg(&engine).stdout(std::process::Stdio::null()))?;
+    }
+    describe(&prefix)
+}
+
+fn flags(config: &Path, what: &[&str]) -> Result<Vec<String>> {
+    let mut command = Command::new("pkg-config");
+    command.args(what).arg("dbcache_trt").env("PKG_CONFIG_PATH", config);
+    let output = command.output().context("cannot run pkg-config")?;
+    if !output.status.success() {
+        bail!("pkg-config {}: {}", what.join(" "), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8(output.stdout)?.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The library's size and needed libraries, which docs/c-api.md tells.
+fn describe(prefix: &Path) -> Result<()> {
+    let library: PathBuf = prefix.join("lib/libdbcache_trt.so").canonicalize()?;
+    let stripped = prefix.join("stripped.so");
+    step(Command::new("strip").arg("-o").arg(&stripped).arg(&library))?;
+    let output = Command::new("objdump").arg("-p").arg(&library).output().context("cannot run objdump")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let of = |name: &str| {
+        let words = text.lines().filter_map(|line| line.trim().strip_prefix(name));
+        words.map(|word| word.trim().to_owned()).collect::<Vec<_>>().join(", ")
+    };
+    let megabytes = |path: &Path| fs::metadata(path).map(|file| file.len() as f64 / 1e6);
+    println!(
+        "libdbcache_trt.so: {:.1} MB, {:.1} MB without symbols; {}; needs {}; target {}",
+        megabytes(&library)?,
+        megabytes(&stripped)?,
+        of("SONAME"),
+        of("NEEDED"),
+        env::consts::ARCH
+    );
+    Ok(())
+}
