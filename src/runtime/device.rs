@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ort::memory::Allocator;
 use ort::session::builder::SessionBuilder;
 use ort::value::DynTensor;
 
 use super::engine_cache::key::Target;
 use super::library::Loaded;
+use super::memory::{Memory, Tensors};
 use super::provider::assignment::{RECORD, strays};
 use super::provider::compile::Extra;
 use super::provider::{Provider, ProviderSpec, Providers, Role};
@@ -20,7 +20,7 @@ use crate::model::manifest::DType;
 pub(crate) struct Device {
     pub(crate) library: Arc<Loaded>,
     provider: Provider,
-    is_host: bool,
+    memory: Memory,
     transfer: Transfer,
     allows_fallback: bool,
     fallbacks: Mutex<Vec<String>>,
@@ -31,9 +31,9 @@ impl Device {
     /// `Provider` when it cannot be used here.
     pub(crate) fn open(library: &Arc<Loaded>, spec: &ProviderSpec, allows_fallback: bool) -> Result<Arc<Self>> {
         let provider = Provider::open(library, spec, allows_fallback)?;
-        let is_host = provider.with_memory(library, |memory| Ok(memory.is_none()))?;
+        let memory = provider.memory(library)?;
         let (transfer, fallbacks) = Default::default();
-        Ok(Arc::new(Self { library: Arc::clone(library), provider, is_host, transfer, allows_fallback, fallbacks }))
+        Ok(Arc::new(Self { library: Arc::clone(library), provider, memory, transfer, allows_fallback, fallbacks }))
     }
 
     /// The first of several providers on which `load` succeeds, with what it gave, and why not on those before it.
@@ -72,20 +72,17 @@ impl Device {
         self.provider.target(&self.library)
     }
 
-    /// Whether tensors lie in host memory.
+    /// Whether the host may read and write its tensors.
     pub(crate) fn is_host(&self) -> bool {
-        self.is_host
+        self.memory.is_host()
     }
 
     /// Allocates where tensors lie.
     ///
     /// # Errors
     /// `Runtime`, `Provider`.
-    pub(super) fn allocator(&self) -> Result<Allocator> {
-        self.provider.with_memory(&self.library, |memory| match memory {
-            None => Ok(Allocator::default()),
-            Some(memory) => self.transfer.copier(self, DType::F32, 1)?.allocator(memory),
-        })
+    pub(super) fn tensors(&self) -> Result<Tensors> {
+        Tensors::new(self.memory, &self.library, || self.transfer.copier(self, DType::F32, 1))
     }
 
     /// to = from, wherever they lie.

@@ -8,6 +8,8 @@ pub(crate) mod items;
 #[expect(unsafe_code, reason = "the library's version is only to be had through a raw call")]
 pub(crate) mod library;
 pub(crate) mod measure;
+#[expect(unsafe_code, reason = "tensors in a plugin's memory are only to be had through raw calls")]
+pub(crate) mod memory;
 pub(crate) mod ops;
 pub(crate) mod provider;
 #[expect(unsafe_code, reason = "binding an input again is only to be had through a raw call")]

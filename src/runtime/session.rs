@@ -1,6 +1,6 @@
 //! One graph on one provider, with buffers bound to its ports.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -50,19 +50,19 @@ pub(crate) struct Session {
 /// Which buffers a session reads and writes. Made once, used at each step.
 pub(crate) struct Binding {
     binding: ort::session::IoBinding,
-    /// Inputs in host memory, where the session runs on a device: ONNX Runtime copies them when they are bound, so they
-    /// are bound again for each run.
-    host_inputs: Vec<HostInput>,
+    /// Inputs in other memory than the session reads from: ONNX Runtime copies them when they are bound, so they are bound
+    /// again for each run.
+    copied: Vec<CopiedInput>,
 }
 
-struct HostInput {
+struct CopiedInput {
     port: CString,
     /// Kept alive by the binding.
     value: *const ort::sys::OrtValue,
 }
 
 // SAFETY: the value belongs to the binding, which may be sent; it is read by the thread that runs the binding only.
-unsafe impl Send for HostInput {}
+unsafe impl Send for CopiedInput {}
 
 impl Session {
     /// Loads a model from bytes.
@@ -108,26 +108,29 @@ impl Session {
         let fail = |error| runtime_error(error).at(&self.name);
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let mut binding = session.create_binding().map_err(fail)?;
-        let mut host_inputs = Vec::new();
+        let wanted = wanted_memory(&session).map_err(fail)?;
+        let mut copied = Vec::new();
         for (port, id) in inputs {
             let value = buffers.value(*id);
             binding.bind_input(port.as_ref(), value).map_err(fail)?;
-            if buffers.is_copied_in(*id) {
+            let (lies, reads) = (value.memory_info(), wanted.iter().find(|(name, ..)| name == port.as_ref()));
+            let is_there = |name: &str, id: i32| lies.allocation_device().as_str() == name && lies.device_id() == id;
+            if !reads.is_some_and(|(_, name, id)| is_there(name, *id)) {
                 let port = CString::new(port.as_ref()).map_err(|_| Error::internal("a port's name holds a zero"))?;
-                host_inputs.push(HostInput { port, value: value.ptr() });
+                copied.push(CopiedInput { port, value: value.ptr() });
             }
         }
         for (port, id) in outputs {
             binding.bind_output(port.as_ref(), buffers.value_mut(*id)).map_err(fail)?;
         }
-        Ok(Binding { binding, host_inputs })
+        Ok(Binding { binding, copied })
     }
 
     /// Runs once over bound buffers.
     pub(crate) fn run(&self, binding: &Binding) -> Result<()> {
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let fail = |error| runtime_error(error).at(&self.name);
-        for input in &binding.host_inputs {
+        for input in &binding.copied {
             let place = binding.binding.ptr().cast_mut();
             // SAFETY: the binding holds the value under this port, so both are alive; only this thread uses the binding.
             let status = unsafe { (ort::api().BindInput)(place, input.port.as_ptr(), input.value) };
@@ -156,6 +159,33 @@ impl Session {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         Allocator::new(&session, memory).map_err(|error| runtime_error(error).at(&self.name))
     }
+}
+
+/// For each input the memory that the session reads it from: ONNX Runtime's name, and which of several.
+fn wanted_memory(session: &ort::session::Session) -> ort::Result<Vec<(String, String, i32)>> {
+    let api = ort::api();
+    let names: Vec<&str> = session.inputs().iter().map(|input| input.name()).collect();
+    let mut infos = vec![std::ptr::null(); names.len()];
+    // SAFETY: the session is alive; the list has a place for each of its inputs.
+    let status = unsafe { (api.SessionGetMemoryInfoForInputs)(session.ptr(), infos.as_mut_ptr(), infos.len()) };
+    // SAFETY: the status comes from ONNX Runtime and is used once.
+    unsafe { ort::Error::result_from_status(status) }?;
+    let mut wanted = Vec::with_capacity(names.len());
+    for (port, info) in names.into_iter().zip(infos) {
+        let (mut name, mut id) = (std::ptr::null(), 0);
+        // SAFETY: the description belongs to the session; the place is ours to write.
+        let status = unsafe { (api.MemoryInfoGetName)(info, &mut name) };
+        // SAFETY: the status comes from ONNX Runtime and is used once.
+        unsafe { ort::Error::result_from_status(status) }?;
+        // SAFETY: as for the name.
+        let status = unsafe { (api.MemoryInfoGetId)(info, &mut id) };
+        // SAFETY: the status comes from ONNX Runtime and is used once.
+        unsafe { ort::Error::result_from_status(status) }?;
+        // SAFETY: ONNX Runtime's name ends with a zero and lives as long as the description.
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+        wanted.push((port.to_owned(), name, id));
+    }
+    Ok(wanted)
 }
 
 fn configure(builder: SessionBuilder, source: &Source<'_>, is_foreign: bool) -> ort::Result<SessionBuilder> {

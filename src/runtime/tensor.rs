@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::{bf16, f16};
-use ort::memory::Allocator;
 use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType};
 
 use super::device::Device;
+use super::memory::Tensors;
 use super::session::runtime_error;
 use super::transfer::host_tensor;
 use crate::error::{Error, Result};
@@ -23,8 +23,8 @@ pub(crate) struct BufferId(usize);
 pub(crate) enum Place {
     /// Where the provider computes.
     Device,
-    /// In host memory, also where the provider computes elsewhere: what the host writes or reads at each step. It is
-    /// copied whenever a graph runs.
+    /// In host memory, also where the provider computes elsewhere: what the host writes or reads at each step. Graphs
+    /// copy it whenever they run.
     Host,
 }
 
@@ -32,7 +32,8 @@ pub(crate) enum Place {
 pub(crate) struct Buffers {
     tensors: Vec<Buffer>,
     device: Arc<Device>,
-    allocator: Allocator,
+    /// Allocates where the provider computes.
+    of_device: Tensors,
     /// Bytes that were copied from a device at the host's wish.
     read_bytes: AtomicU64,
 }
@@ -41,13 +42,14 @@ struct Buffer {
     value: DynTensor,
     dtype: DType,
     shape: Vec<i64>,
+    /// Whether the host may read and write it.
     is_host: bool,
 }
 
 impl Buffers {
     pub(crate) fn new(device: &Arc<Device>) -> Result<Self> {
         let (tensors, read_bytes) = Default::default();
-        Ok(Self { tensors, device: Arc::clone(device), allocator: device.allocator()?, read_bytes })
+        Ok(Self { tensors, device: Arc::clone(device), of_device: device.tensors()?, read_bytes })
     }
 
     /// Allocates a tensor filled with zeros, where the provider computes.
@@ -58,23 +60,20 @@ impl Buffers {
     /// Allocates a tensor filled with zeros.
     pub(crate) fn add_at(&mut self, place: Place, dtype: DType, shape: &[i64]) -> Result<BufferId> {
         let is_host = place == Place::Host || self.device.is_host();
-        let zeros = host_tensor(dtype, shape)?;
-        let value = if is_host {
-            zeros
-        } else {
-            let mut value = DynTensor::new(&self.allocator, element(dtype), shape.to_vec())
-                .map_err(|error| runtime_error(error).at(format!("allocating {} {shape:?}", dtype.name())))?;
-            self.device.copy((dtype, shape.len()), &zeros, &mut value)?;
-            value
+        let mut value = match place {
+            Place::Host => host_tensor(dtype, shape)?,
+            Place::Device => self.of_device.tensor(dtype, shape)?,
         };
+        match (is_host, dtype) {
+            (false, _) => self.device.copy((dtype, shape.len()), &host_tensor(dtype, shape)?, &mut value)?,
+            (true, DType::F32) => slice_mut::<f32>(&mut value)?.fill(0.0),
+            (true, DType::F16) => slice_mut::<f16>(&mut value)?.fill(f16::ZERO),
+            (true, DType::Bf16) => slice_mut::<bf16>(&mut value)?.fill(bf16::ZERO),
+            (true, DType::I64) => slice_mut::<i64>(&mut value)?.fill(0),
+        }
         let id = BufferId(self.tensors.len());
         self.tensors.push(Buffer { value, dtype, shape: shape.to_vec(), is_host });
         Ok(id)
-    }
-
-    /// Whether a graph that runs on the device reads a copy of it.
-    pub(super) fn is_copied_in(&self, id: BufferId) -> bool {
-        self.tensors[id.0].is_host && !self.device.is_host()
     }
 
     /// Bytes by the memory that they lie in, in ONNX Runtime's words.

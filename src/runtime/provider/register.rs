@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 
 use ort::AsPointer;
 use ort::device::Device as EpDevice;
 use ort::ep;
 #[cfg(any(feature = "cuda", feature = "tensorrt"))]
 use ort::ep::ArbitrarilyConfigurableExecutionProvider;
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::SessionBuilder;
 
 use super::failure::{install, no_device, refused};
@@ -18,6 +18,7 @@ use super::spec::{ProviderKind, ProviderSpec};
 use super::{cuda, openvino, webgpu};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::library::Loaded;
+use crate::runtime::memory::Memory;
 
 /// What a session is for: some providers run arithmetic elsewhere than the model, on the same tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +135,7 @@ impl Provider {
     pub(super) fn device<'l>(&self, library: &'l Loaded) -> Result<EpDevice<'l>> {
         let kind = self.spec.kind();
         let wanted = match kind {
-            ProviderKind::OpenVino => self.spec.raw(openvino::DEVICE).unwrap_or_else(|| "CPU".to_owned()),
+            ProviderKind::OpenVino => self.spec.openvino_device(),
             _ => "GPU".to_owned(),
         };
         let fits = |device: &EpDevice<'_>| {
@@ -145,49 +146,33 @@ impl Provider {
         devices(library, kind).find(fits).ok_or_else(|| no_device(kind, &wanted))
     }
 
-    /// Hands over the memory that the provider's tensors lie in; none for host memory.
+    /// The memory that the provider's tensors lie in.
     ///
     /// # Errors
-    /// `Provider` when the device cannot say.
-    pub(crate) fn with_memory<T>(
-        &self,
-        library: &Loaded,
-        take: impl FnOnce(Option<MemoryInfo<'_>>) -> Result<T>,
-    ) -> Result<T> {
-        let kind = self.spec.kind();
-        match kind {
-            ProviderKind::Cpu | ProviderKind::OpenVino => take(None),
+    /// `Provider` when a plugin offers no device.
+    pub(crate) fn memory(&self, library: &Loaded) -> Result<Memory> {
+        Ok(match self.spec.kind() {
+            ProviderKind::Cpu => Memory::Host,
             ProviderKind::Cuda | ProviderKind::TensorRt => {
                 let device = self.spec.raw(cuda::DEVICE).and_then(|device| device.parse().ok()).unwrap_or(0);
-                let memory = memory_info(&AllocationDevice::CUDA, device)
-                    .map_err(|error| refused(kind, &library.info.path, error.message()))?;
-                take(Some(memory))
+                Memory::Cuda { device }
             }
-            ProviderKind::WebGpu => {
-                let device = self.device(library)?;
-                let unknown = || {
-                    let message =
-                        "the plugin of `webgpu` names no memory that this ONNX Runtime knows; take a newer one";
-                    Error::new(ErrorKind::Provider, message)
-                };
-                // `ort` takes it for granted that there is one.
-                let default = ort::sys::OrtDeviceMemoryType::OrtDeviceMemoryType_DEFAULT;
-                // SAFETY: the device belongs to the environment, which lives as long as the borrow.
-                let info = unsafe { (ort::api().EpDevice_MemoryInfo)(device.ptr(), default) };
-                if info.is_null() {
-                    return Err(unknown());
-                }
-                let memory = device.memory_info(false);
-                // `ort` copies it by its name, and panics where that fails.
-                memory_info(&memory.allocation_device(), memory.device_id()).map_err(|_| unknown())?;
-                take(Some(memory))
-            }
-        }
+            ProviderKind::OpenVino | ProviderKind::WebGpu => device_memory(&self.device(library)?),
+        })
     }
 }
 
-fn memory_info(device: &AllocationDevice<'_>, id: i32) -> ort::Result<MemoryInfo<'static>> {
-    MemoryInfo::new(device.clone(), id, AllocatorType::Device, MemoryType::Default)
+/// A device's own memory; else what it shares with the host; else the host's.
+fn device_memory(device: &EpDevice<'_>) -> Memory {
+    use ort::sys::OrtDeviceMemoryType::{OrtDeviceMemoryType_DEFAULT, OrtDeviceMemoryType_HOST_ACCESSIBLE};
+    for (kind, is_host) in [(OrtDeviceMemoryType_DEFAULT, false), (OrtDeviceMemoryType_HOST_ACCESSIBLE, true)] {
+        // SAFETY: the device belongs to the environment, which is alive.
+        let info = unsafe { (ort::api().EpDevice_MemoryInfo)(device.ptr(), kind) };
+        if let Some(info) = NonNull::new(info.cast_mut()) {
+            return Memory::Plugin { info, is_host };
+        }
+    }
+    Memory::Host
 }
 
 /// The devices that a provider's plugin offers.

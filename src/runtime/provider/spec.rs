@@ -128,6 +128,11 @@ impl ProviderSpec {
         self.values.get(&index).map(|value| defs[index].raw(value))
     }
 
+    /// OpenVINO's name of the device.
+    pub(super) fn openvino_device(&self) -> String {
+        self.raw(openvino::DEVICE).unwrap_or_else(|| "CPU".to_owned())
+    }
+
     pub(super) fn is_on(&self, option: &str) -> bool {
         self.raw(option).is_some_and(|value| value == "1")
     }
@@ -158,7 +163,11 @@ impl ProviderSpec {
                 pairs.entry("trt_layer_norm_fp32_fallback".to_owned()).or_insert_with(|| "1".to_owned());
             }
         }
-        pairs.into_iter().collect()
+        let pairs = pairs.into_iter().collect();
+        match self.kind {
+            ProviderKind::OpenVino => vec![openvino::load_config(&self.openvino_device(), pairs)],
+            _ => pairs,
+        }
     }
 }
 
@@ -361,10 +370,10 @@ mod tests {
                 "trt_cuda_graph_enable=1 trt_detailed_build_log=1 trt_force_sequential_engine_build=1 \
                  trt_min_subgraph_size=3 trt_sparsity_enable=1",
             ),
-            ("openvino", "precision=FP32"),
+            ("openvino", r#"load_config={"CPU":{"INFERENCE_PRECISION_HINT":"f32"}}"#),
             (
                 "openvino:library=x.so,device=gpu,precision=fp16,threads=2,streams=1,cache=c",
-                "cache_dir=c num_of_threads=2 num_streams=1 precision=FP16",
+                r#"load_config={"GPU":{"CACHE_DIR":"c","INFERENCE_NUM_THREADS":"2","INFERENCE_PRECISION_HINT":"f16","NUM_STREAMS":"1"}}"#,
             ),
             (
                 "webgpu:power=low-power,validation=full,layout=nhwc",
