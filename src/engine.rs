@@ -5,7 +5,6 @@ mod loader;
 mod profile;
 mod stages;
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,18 +15,18 @@ pub use self::loader::EngineCache;
 use self::loader::Loader;
 pub use self::profile::Profile;
 pub use self::stages::OtherPlan;
-pub(crate) use self::stages::{LoadedPlan, Stages, sizes};
+pub(crate) use self::stages::{LoadedPlan, LoadedStage, Stages, sizes};
 use crate::cache::{DiffOptions, PolicyConfig};
 use crate::error::{Error, Result};
 use crate::generate::request::{Inputs, Request, RequestOptions};
 use crate::generate::text::TextEncoder;
 use crate::generate::{memory, prepare};
-use crate::info::EngineInfo;
+use crate::info::{EngineInfo, StageInfo};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::model::manifest::DType;
-use crate::plan::Plan;
 pub use crate::plan::StagesChoice;
+use crate::plan::{Cuts, Plan};
 pub use crate::runtime::compiler::EngineCounts;
 use crate::runtime::device::Device;
 use crate::runtime::items::{Gather, Items};
@@ -141,8 +140,6 @@ pub(crate) struct Loaded {
     pub directory: EngineDirectory,
     pub loader: Loader,
     stages: Stages,
-    pub embed: Arc<Session>,
-    pub last: Arc<Session>,
     pub text: Option<TextEncoder>,
     pub decode: Option<Arc<Session>>,
     pub latents: LatentArithmetic,
@@ -176,26 +173,22 @@ impl Engine {
                 )));
             }
         }
-        let ranges = prepare::ranges(&options.cache, directory.blocks.len())?;
+        let cuts = prepare::cuts(&options.cache, directory.blocks.len())?;
         let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
-        let graphs: Vec<&Graph> =
-            [&directory.embed, &directory.last].into_iter().chain(&directory.text).chain(&directory.decode).collect();
+        let graphs: Vec<&Graph> = directory.text.iter().chain(&directory.decode).collect();
         check_provider(options)?;
         let load = |device: &Device| {
             let loader = Loader::new(&directory, options, device, weights)?;
             let limits = (options.stages, options.stage_bytes);
             let stages = Stages::new(&directory, limits, options.other_plan)?;
-            stages.load(&directory, (device, &loader), &ranges)?;
+            stages.load(&directory, (device, &loader), &cuts)?;
             let sessions = loader.sessions(device, &graphs)?;
             Ok((loader, stages, sessions))
         };
         let (device, (loader, stages, sessions), refused) =
             Device::first(&library, &options.provider, options.allow_fallback, load)?;
         let mut sessions = sessions.into_iter();
-        let missing = || Error::internal("fewer sessions than graphs");
-        let embed = sessions.next().ok_or_else(missing)?;
-        let last = sessions.next().ok_or_else(missing)?;
         let text_sessions = sessions.by_ref().take(directory.text.len()).collect();
         let decode = sessions.next();
         let text = match &directory.manifest.text {
@@ -209,8 +202,6 @@ impl Engine {
             directory,
             loader,
             stages,
-            embed,
-            last,
             text,
             decode,
             latents,
@@ -247,8 +238,8 @@ impl Engine {
     /// # Errors
     /// As [`request`](Self::request); `Usage` for a `text_length` that a tokenizer fixes.
     pub fn cache_bytes(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<CacheBytes> {
-        let ranges = prepare::ranges(&options.cache, self.0.directory.blocks.len())?;
-        memory::of_options(&self.0.directory.manifest, &self.0.plan(&ranges), options, text_length)
+        let cuts = prepare::cuts(&options.cache, self.0.directory.blocks.len())?;
+        memory::of_options(&self.0.directory.manifest, &self.0.plan(&cuts), options, text_length)
     }
 
     /// What the engine is: blocks, parameters, bytes, cuts, defaults, licence.
@@ -266,9 +257,9 @@ impl Engine {
         self.0.device.spec()
     }
 
-    /// The blocks of each stage that is loaded, in the order in which they were. A block can be in several of them.
-    pub fn stages(&self) -> Vec<Range<usize>> {
-        self.0.stages.loaded()
+    /// The stages that are loaded, in the order in which they were. A block can be in several of them.
+    pub fn stages(&self) -> Vec<StageInfo> {
+        self.0.stages.loaded().iter().map(|stage| StageInfo::new(&self.0.directory, stage)).collect()
     }
 
     /// Whether the weights are mapped rather than packed.
@@ -288,17 +279,17 @@ impl Engine {
 }
 
 impl Loaded {
-    /// The stages for a policy that asks for these ranges of blocks.
+    /// The stages for a policy that wants to see these cuts.
     ///
     /// # Errors
     /// `Usage` where they are not loaded and may not be; `Runtime`.
-    pub(crate) fn load_plan(&self, ranges: &[Range<usize>]) -> Result<Arc<LoadedPlan>> {
-        self.stages.for_request(&self.directory, (&self.device, &self.loader), ranges).map(Arc::new)
+    pub(crate) fn load_plan(&self, cuts: &Cuts) -> Result<Arc<LoadedPlan>> {
+        self.stages.for_request(&self.directory, (&self.device, &self.loader), cuts).map(Arc::new)
     }
 
     /// The same without its sessions: nothing is loaded.
-    pub(crate) fn plan(&self, ranges: &[Range<usize>]) -> Plan {
-        self.stages.plan(&self.directory, ranges)
+    pub(crate) fn plan(&self, cuts: &Cuts) -> Plan {
+        self.stages.plan(&self.directory, cuts)
     }
 
     /// Whether loops over host memory serve tensors of these dtypes.

@@ -22,49 +22,65 @@ use crate::model::manifest::{Dimension, GuidanceKind, Manifest};
 use crate::plan::{Limits, Plan, Stage};
 use crate::trace::CacheBytes;
 
-/// One stage of a plan.
+/// One stage of a plan: what runs as one ONNX Runtime session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageInfo {
-    /// Its blocks.
+    /// Whether it begins with the embed graph.
+    pub embed: bool,
+    /// Its blocks; none where the embed graph or the final graph is alone.
     pub blocks: Range<usize>,
-    /// Bytes of the parameters that they refer to, as stored.
+    /// Whether it ends with the final graph.
+    pub last: bool,
+    /// Bytes of the parameters that its graphs refer to, as stored.
     pub weight_bytes: u64,
-    /// Bytes of their graphs.
+    /// Bytes of its graphs.
     pub graph_bytes: u64,
 }
 
 impl StageInfo {
+    pub(crate) fn new(directory: &EngineDirectory, stage: &Stage) -> Self {
+        let Stage { embed, blocks, last } = stage.clone();
+        let ends = embed.then_some(&directory.embed).into_iter().chain(last.then_some(&directory.last));
+        let graphs: Vec<&Graph> = ends.chain(&directory.blocks[blocks.clone()]).collect();
+        let weight_bytes = graphs.iter().map(|graph| graph.weight_bytes).sum();
+        let graph_bytes = graphs.iter().map(|graph| graph.bytes.len() as u64).sum();
+        Self { embed, blocks, last, weight_bytes, graph_bytes }
+    }
+
     /// What `stage_bytes` limits.
     pub fn bytes(&self) -> u64 {
         self.weight_bytes + self.graph_bytes
     }
 
+    /// Such as `embed and blocks 0..4`.
+    pub fn name(&self) -> String {
+        Stage { embed: self.embed, blocks: self.blocks.clone(), last: self.last }.name()
+    }
+
     /// Its facts by their names; `blocks` is the first one and the one after the last.
     pub fn to_json(&self) -> Value {
-        let Self { blocks, weight_bytes, graph_bytes } = self;
+        let Self { embed, blocks, last, weight_bytes, graph_bytes } = self;
         json!({
+            "embed": embed,
             "blocks": [blocks.start, blocks.end],
+            "final": last,
             "weight_bytes": weight_bytes,
             "graph_bytes": graph_bytes,
         })
     }
 }
 
-/// Such as `blocks 0 to 7: 12.3 MB`.
+/// Such as `embed and blocks 0..4: 12.3 MB`.
 impl fmt::Display for StageInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.blocks.len() {
-            1 => write!(f, "block {}", self.blocks.start)?,
-            _ => write!(f, "blocks {} to {}", self.blocks.start, self.blocks.end - 1)?,
-        }
-        write!(f, ": {:.1} MB", self.bytes() as f64 / 1e6)
+        write!(f, "{}: {:.1} MB", self.name(), self.bytes() as f64 / 1e6)
     }
 }
 
 fn planned(directory: &EngineDirectory, load: &EngineOptions, cache: &PolicyConfig) -> Result<Plan> {
     let sizes = sizes(directory);
     let limits = Limits::new(load.stages, load.stage_bytes, &sizes)?;
-    Ok(Plan::new(&sizes, limits, &prepare::ranges(cache, sizes.len())?))
+    Ok(Plan::new(&sizes, limits, &prepare::cuts(cache, sizes.blocks.len())?))
 }
 
 /// The facts of an engine directory. [`EngineInfo::open`] loads no library and runs nothing.
@@ -171,15 +187,7 @@ impl EngineInfo {
     pub fn stages(directory: &Path, load: &EngineOptions) -> Result<Vec<StageInfo>> {
         let directory = EngineDirectory::open(directory, load.weights_folder.as_deref())?;
         let plan = planned(&directory, load, &load.cache)?;
-        let info = |stage: &Stage| {
-            let graphs = &directory.blocks[stage.blocks.clone()];
-            StageInfo {
-                blocks: stage.blocks.clone(),
-                weight_bytes: graphs.iter().map(|graph| graph.weight_bytes).sum(),
-                graph_bytes: graphs.iter().map(|graph| graph.bytes.len() as u64).sum(),
-            }
-        };
-        Ok(plan.stages().iter().map(info).collect())
+        Ok(plan.stages().iter().map(|stage| StageInfo::new(&directory, stage)).collect())
     }
 
     pub(crate) fn new(directory: &EngineDirectory) -> Self {

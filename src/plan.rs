@@ -4,7 +4,7 @@
 //! policies have most of their stages in common, and an engine that serves both loads (on other providers: compiles)
 //! little twice.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -53,18 +53,42 @@ impl FromStr for StagesChoice {
 /// Most nodes of a stage under [`StagesChoice::Auto`] (docs/performance.md).
 const AUTO_NODES: usize = 1000;
 
-/// Consecutive blocks that run as one ONNX Runtime session.
+/// What runs as one ONNX Runtime session: consecutive blocks, at the ends of the model with the graph beside them; or such
+/// a graph alone, around no blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stage {
+    /// Begins with the embed graph.
+    pub embed: bool,
     pub blocks: Range<usize>,
+    /// Ends with the final graph.
+    pub last: bool,
 }
 
-/// What one block adds to a stage.
+/// What a policy wants to see of the streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cuts {
+    /// What it asks for, in order and without gaps: the cuts lie between them.
+    pub ranges: Vec<Range<usize>>,
+    /// Whether the streams are looked at between embed and the first block.
+    pub sees_start: bool,
+    /// Whether they are looked at, or written, between the last block and final.
+    pub sees_end: bool,
+}
+
+/// What one graph adds to a stage.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct BlockSize {
+pub(crate) struct GraphSize {
     /// Weights and graph.
     pub bytes: u64,
     pub nodes: usize,
+}
+
+/// What the graphs of a model add to stages.
+#[derive(Clone, Debug)]
+pub(crate) struct Sizes {
+    pub embed: GraphSize,
+    pub blocks: Vec<GraphSize>,
+    pub last: GraphSize,
 }
 
 /// What bounds a stage.
@@ -83,47 +107,71 @@ pub(crate) struct Plan {
 
 impl Limits {
     /// # Errors
-    /// `Usage` for limits that do not fit the model: no blocks a stage, more than it has, or a block above `bytes`.
-    pub(crate) fn new(choice: StagesChoice, bytes: Option<u64>, blocks: &[BlockSize]) -> Result<Self> {
-        if let StagesChoice::Blocks(count) = choice
-            && !(1..=blocks.len()).contains(&count)
+    /// `Usage` for limits that do not fit the model: no blocks a stage, more than it has, or a graph above `bytes`.
+    pub(crate) fn new(choice: StagesChoice, bytes: Option<u64>, sizes: &Sizes) -> Result<Self> {
+        let count = sizes.blocks.len();
+        if let StagesChoice::Blocks(asked) = choice
+            && !(1..=count).contains(&asked)
         {
             return Err(Error::usage(format!(
-                "--stages is {count}; this model has 1 to {} blocks a stage (`fused` takes as many as possible)",
-                blocks.len()
+                "--stages is {asked}; this model has 1 to {count} blocks a stage (`fused` takes as many as possible)"
             ))
             .about("stages"));
         }
-        if let Some(limit) = bytes
-            && let Some((index, block)) = blocks.iter().enumerate().find(|(_, block)| block.bytes > limit)
-        {
-            return Err(Error::usage(format!(
-                "block {index} alone has {} bytes of weights and graph, --stage-bytes allows {limit}; allow more, or \
-                 export the model with smaller weights",
-                block.bytes
+        let limits = Self { choice, bytes };
+        let ends = [("embed".to_owned(), sizes.embed), ("the final graph".to_owned(), sizes.last)];
+        let mut graphs =
+            sizes.blocks.iter().enumerate().map(|(index, size)| (format!("block {index}"), *size)).chain(ends);
+        match (graphs.find(|(_, size)| !limits.allows_bytes(&[*size])), bytes) {
+            (Some((name, size)), Some(limit)) => Err(Error::usage(format!(
+                "{name} alone has {} bytes of weights and graph, --stage-bytes allows {limit}; allow more, or export the \
+                 model with smaller weights",
+                size.bytes
             ))
-            .about("stage-bytes"));
+            .about("stage-bytes")),
+            _ => Ok(limits),
         }
-        Ok(Self { choice, bytes })
     }
 
-    fn allows(self, blocks: &[BlockSize]) -> bool {
+    fn allows_bytes(self, graphs: &[GraphSize]) -> bool {
+        let bytes = graphs.iter().fold(0, |sum: u64, graph| sum.saturating_add(graph.bytes));
+        self.bytes.is_none_or(|limit| bytes <= limit)
+    }
+
+    fn allows(self, blocks: &[GraphSize]) -> bool {
         let nodes = blocks.iter().fold(0, |sum: usize, block| sum.saturating_add(block.nodes));
-        let bytes = blocks.iter().fold(0, |sum: u64, block| sum.saturating_add(block.bytes));
         let of_choice = match self.choice {
             StagesChoice::Auto => nodes <= AUTO_NODES,
             StagesChoice::PerBlock => false,
             StagesChoice::Fused => true,
             StagesChoice::Blocks(count) => blocks.len() <= count,
         };
-        blocks.len() == 1 || (of_choice && self.bytes.is_none_or(|limit| bytes <= limit))
+        blocks.len() == 1 || (of_choice && self.allows_bytes(blocks))
+    }
+}
+
+impl Stage {
+    fn of_blocks(blocks: Range<usize>) -> Self {
+        Self { embed: false, blocks, last: false }
+    }
+
+    /// Such as `embed and blocks 0..4`.
+    pub(crate) fn name(&self) -> String {
+        let blocks = match self.blocks.len() {
+            0 => None,
+            1 => Some(format!("block {}", self.blocks.start)),
+            _ => Some(format!("blocks {:?}", self.blocks)),
+        };
+        let parts = [self.embed.then(|| "embed".to_owned()), blocks, self.last.then(|| "final".to_owned())];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
     }
 }
 
 impl Plan {
-    /// The stages of a policy that asks for these `ranges`, which follow each other without gaps.
-    pub(crate) fn new(blocks: &[BlockSize], limits: Limits, ranges: &[Range<usize>]) -> Self {
-        let mut cuts: BTreeSet<usize> = ranges.iter().flat_map(|range| [range.start, range.end]).collect();
+    /// The stages for what a policy wants to see.
+    pub(crate) fn new(sizes: &Sizes, limits: Limits, seen: &Cuts) -> Self {
+        let blocks = &sizes.blocks;
+        let mut cuts: BTreeSet<usize> = seen.ranges.iter().flat_map(|range| [range.start, range.end]).collect();
         let mut start = 0;
         for end in 1..=blocks.len() {
             if end == blocks.len() || !limits.allows(&blocks[start..end + 1]) {
@@ -132,7 +180,20 @@ impl Plan {
             }
         }
         let cuts: Vec<usize> = cuts.into_iter().collect();
-        Self { stages: cuts.windows(2).map(|pair| Stage { blocks: pair[0]..pair[1] }).collect() }
+        let mut stages: VecDeque<Stage> = cuts.windows(2).map(|pair| Stage::of_blocks(pair[0]..pair[1])).collect();
+        let joins = |is_seen: bool, stage: &Stage, end: GraphSize| {
+            let with_end: Vec<GraphSize> = blocks[stage.blocks.clone()].iter().copied().chain([end]).collect();
+            !is_seen && limits.choice != StagesChoice::PerBlock && limits.allows_bytes(&with_end)
+        };
+        match stages.front_mut() {
+            Some(first) if joins(seen.sees_start, first, sizes.embed) => first.embed = true,
+            _ => stages.push_front(Stage { embed: true, blocks: 0..0, last: false }),
+        }
+        match stages.back_mut() {
+            Some(end) if joins(seen.sees_end, end, sizes.last) => end.last = true,
+            _ => stages.push_back(Stage { embed: false, blocks: blocks.len()..blocks.len(), last: true }),
+        }
+        Self { stages: stages.into() }
     }
 
     /// Of stages that follow each other.
@@ -149,9 +210,27 @@ impl Plan {
         if blocks.is_empty() {
             return Some(0..0);
         }
-        let first = self.stages.iter().position(|stage| stage.blocks.start == blocks.start)?;
-        let last = self.stages.iter().position(|stage| stage.blocks.end == blocks.end)?;
-        Some(first..last + 1)
+        let has_blocks = |stage: &&Stage| !stage.blocks.is_empty();
+        let find = |wanted: fn(&Stage) -> usize, at: usize| {
+            self.stages.iter().position(|stage| has_blocks(&stage) && wanted(stage) == at)
+        };
+        Some(find(|stage| stage.blocks.start, blocks.start)?..find(|stage| stage.blocks.end, blocks.end)? + 1)
+    }
+
+    /// Whether all can be seen that a policy wants to see.
+    pub(crate) fn shows(&self, cuts: &Cuts) -> bool {
+        let seen = self.seen();
+        let count = self.stages.last().map_or(0, |stage| stage.blocks.end);
+        cuts.ranges.iter().all(|range| self.cover(range).is_some())
+            && (!cuts.sees_start || seen.contains(&0))
+            && (!cuts.sees_end || seen.contains(&count))
+    }
+
+    /// The cuts that lie between the first and the last stage, at which tensors hold the streams.
+    pub(crate) fn seen(&self) -> Range<usize> {
+        let first = self.stages.first().map_or(0, |stage| stage.blocks.end);
+        let last = self.stages.last().map_or(0, |stage| stage.blocks.start);
+        first..(last + 1).max(first)
     }
 }
 
@@ -159,36 +238,45 @@ impl Plan {
 mod tests {
     use super::*;
 
-    fn sizes(count: usize) -> Vec<BlockSize> {
-        vec![BlockSize { bytes: 100, nodes: 125 }; count]
+    fn sizes(count: usize) -> Sizes {
+        let block = GraphSize { bytes: 100, nodes: 125 };
+        let end = GraphSize { bytes: 50, nodes: 50 };
+        Sizes { embed: end, blocks: vec![block; count], last: end }
     }
 
-    /// Where the stages end if a policy looks at these cuts.
-    fn plan(blocks: usize, choice: StagesChoice, bytes: Option<u64>, cuts: &[usize]) -> Vec<usize> {
+    /// The stages if a policy looks at these cuts.
+    fn plan(blocks: usize, choice: StagesChoice, bytes: Option<u64>, cuts: &[usize]) -> Vec<String> {
         let sizes = sizes(blocks);
-        let all: Vec<usize> = [0].iter().chain(cuts).chain([&blocks]).copied().collect();
-        let ranges: Vec<Range<usize>> = all.windows(2).map(|pair| pair[0]..pair[1]).collect();
-        let plan = Plan::new(&sizes, Limits::new(choice, bytes, &sizes).unwrap(), &ranges);
-        plan.stages().iter().map(|stage| stage.blocks.end).collect()
+        let ends = [0, blocks];
+        let inner = cuts.iter().filter(|cut| !ends.contains(*cut));
+        let all: Vec<usize> = [0].iter().chain(inner).chain([&blocks]).copied().collect();
+        let ranges = all.windows(2).map(|pair| pair[0]..pair[1]).collect();
+        let cuts = Cuts { ranges, sees_start: cuts.contains(&0), sees_end: cuts.contains(&blocks) };
+        let plan = Plan::new(&sizes, Limits::new(choice, bytes, &sizes).unwrap(), &cuts);
+        assert!(plan.shows(&cuts));
+        plan.stages().iter().map(Stage::name).collect()
     }
 
     #[test]
     fn stages_end_at_cuts_and_limits() {
         use StagesChoice::{Auto, Blocks, Fused, PerBlock};
         for (blocks, choice, bytes, cuts, expected) in [
-            (4, PerBlock, None, vec![], vec![1, 2, 3, 4]),
-            (4, Fused, None, vec![], vec![4]),
-            (4, Fused, None, vec![1], vec![1, 4]),
-            (4, Fused, Some(200), vec![], vec![2, 4]),
-            (4, Fused, Some(399), vec![], vec![3, 4]),
-            (4, Blocks(3), None, vec![], vec![3, 4]),
-            (4, Blocks(3), Some(100), vec![], vec![1, 2, 3, 4]),
+            (2, PerBlock, None, vec![], vec!["embed", "block 0", "block 1", "final"]),
+            (4, Fused, None, vec![], vec!["embed and blocks 0..4 and final"]),
+            (4, Fused, None, vec![0, 4], vec!["embed", "blocks 0..4", "final"]),
+            (4, Fused, None, vec![1], vec!["embed and block 0", "blocks 1..4 and final"]),
+            (4, Fused, None, vec![0, 1], vec!["embed", "block 0", "blocks 1..4 and final"]),
+            (4, Fused, Some(250), vec![], vec!["embed and blocks 0..2", "blocks 2..4 and final"]),
+            (4, Fused, Some(249), vec![], vec!["embed", "blocks 0..2", "blocks 2..4", "final"]),
+            (4, Fused, Some(399), vec![], vec!["embed and blocks 0..3", "block 3 and final"]),
+            (4, Blocks(3), None, vec![], vec!["embed and blocks 0..3", "block 3 and final"]),
+            (2, Blocks(2), Some(100), vec![], vec!["embed", "block 0", "block 1", "final"]),
             // The grid stays where it is, so that policies share stages.
-            (9, Blocks(4), None, vec![1], vec![1, 4, 8, 9]),
-            (9, Blocks(4), None, vec![], vec![4, 8, 9]),
-            (20, Auto, None, vec![], vec![8, 16, 20]),
-            (20, Auto, None, vec![8, 18], vec![8, 16, 18, 20]),
-            (20, Auto, Some(700), vec![], vec![7, 14, 20]),
+            (9, Blocks(4), None, vec![1], vec!["embed and block 0", "blocks 1..4", "blocks 4..8", "block 8 and final"]),
+            (9, Blocks(4), None, vec![], vec!["embed and blocks 0..4", "blocks 4..8", "block 8 and final"]),
+            (20, Auto, None, vec![], vec!["embed and blocks 0..8", "blocks 8..16", "blocks 16..20 and final"]),
+            (10, Auto, None, vec![8, 10], vec!["embed and blocks 0..8", "blocks 8..10", "final"]),
+            (14, Auto, Some(700), vec![], vec!["embed", "blocks 0..7", "blocks 7..14", "final"]),
         ] {
             assert_eq!(plan(blocks, choice, bytes, &cuts), expected, "{choice:?} {bytes:?} {cuts:?}");
         }
@@ -197,7 +285,7 @@ mod tests {
     #[test]
     fn impossible_limits_are_refused() {
         let mut sizes = sizes(4);
-        sizes[2].bytes = 101;
+        sizes.blocks[2].bytes = 101;
         for (choice, bytes, words) in [
             (StagesChoice::Blocks(0), None, "--stages is 0; this model has 1 to 4 blocks"),
             (StagesChoice::Blocks(5), None, "--stages is 5"),
@@ -210,11 +298,18 @@ mod tests {
 
     #[test]
     fn covers_ranges_between_cuts_only() {
-        let plan = Plan { stages: vec![Stage { blocks: 0..1 }, Stage { blocks: 1..3 }, Stage { blocks: 3..4 }] };
+        let ends = Stage { embed: true, ..Stage::of_blocks(0..1) };
+        let plan = Plan::of(vec![
+            ends,
+            Stage::of_blocks(1..3),
+            Stage::of_blocks(3..4),
+            Stage { last: true, ..Stage::of_blocks(4..4) },
+        ]);
         for (blocks, expected) in [
             (0..4, Some(0..3)),
             (1..3, Some(1..2)),
             (0..3, Some(0..2)),
+            (3..4, Some(2..3)),
             (2..2, Some(0..0)),
             (2..5, None),
             (2..3, None),
@@ -222,5 +317,10 @@ mod tests {
         ] {
             assert_eq!(plan.cover(&blocks), expected, "{blocks:?}");
         }
+        assert_eq!(plan.seen(), 1..5);
+        let cuts = |sees_start, sees_end| Cuts { ranges: vec![0..3, 3..4], sees_start, sees_end };
+        assert!(plan.shows(&cuts(false, true)) && !plan.shows(&cuts(true, true)));
+        let one = Plan::of(vec![Stage { embed: true, blocks: 0..4, last: true }]);
+        assert!(one.seen().is_empty() && !one.shows(&cuts(false, false)));
     }
 }

@@ -140,7 +140,7 @@ fn engines_runtimes_and_numbers() {
     };
     let copy = Copy::tiny();
     copy.set("/dimensions/total/sum", json!(["image"]));
-    run(&copy, "--inputs in.safetensors").code(6).stderr("step 0: cond: embed.onnx");
+    run(&copy, "--inputs in.safetensors").code(6).stderr("step 0: cond: embed and blocks 0..");
 
     let mut tensors = tiny_inputs(false).tensors;
     tensors.insert("latents".into(), ArrayD::from_elem(tensors["latents"].raw_dim(), f32::MAX));

@@ -43,7 +43,7 @@ fn the_first_block_that_is_not_finite_is_named() {
             f16::NAN,
             "block 1, the first whose `encoder_hidden_states` holds",
         ),
-        ("x_embedder.bias", f16::NAN, "it comes from embed, whose `hidden_states` holds NaN"),
+        ("x_embedder.bias", f16::NAN, "it comes from embed, the first whose `hidden_states` holds NaN"),
         ("proj_out.bias", f16::NAN, "it comes from the final graph: all blocks give finite numbers"),
     ] {
         let copy = patched(parameter, number);
@@ -66,7 +66,10 @@ fn pictures_that_decide_for_themselves_are_looked_at_too() {
     let cache = "f1b0w2r0.9".parse().unwrap();
     let options = RequestOptions { cache, per_sample: true, ..Default::default() };
     let message = engine.request(&inputs, &options).unwrap().run(&mut ()).expect_err("it runs").to_string();
-    assert!(message.starts_with("step 0: cond: the prediction holds ") && message.contains("block 2"), "{message}");
+    assert!(
+        message.starts_with("step 0: cond: the prediction holds ") && message.contains("blocks 1..5 (one stage)"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -76,7 +79,12 @@ fn a_diff_that_is_not_finite_and_a_fused_stage_are_explained_too() {
     let message = fail(&copy, StagesChoice::PerBlock, "f1b0w0r0.9cf1", true);
     assert!(message.starts_with("step 0: uncond: ") && message.contains("block 0"), "{message}");
     let message = fail(&copy, StagesChoice::Fused, "none", false);
-    assert!(message.contains("blocks 0..12 (one stage), the first whose `hidden_states` holds NaN"), "{message}");
+    assert!(
+        message.contains("it comes from embed and blocks 0..12 and final (one stage), whose prediction"),
+        "{message}"
+    );
+    let message = fail(&copy, StagesChoice::Fused, "f2b2w0r0.9", false);
+    assert!(message.contains("it comes from blocks 0..2 (one stage), the first whose `hidden_states`"), "{message}");
 }
 
 #[test]

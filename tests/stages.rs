@@ -11,7 +11,7 @@ use dbcache_trt::cache::Branch;
 use dbcache_trt::{
     Engine, EngineInfo, EngineOptions, ErrorKind, Inputs, OtherPlan, RequestOptions, StageInfo, StagesChoice,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 const CHOICES: [StagesChoice; 5] =
     [StagesChoice::PerBlock, StagesChoice::Auto, StagesChoice::Fused, StagesChoice::Blocks(2), StagesChoice::Blocks(5)];
@@ -22,6 +22,10 @@ const TINY_POLICIES: [&str; 6] =
 
 fn engine(options: EngineOptions) -> Engine {
     Engine::load(data("tiny-flux"), &options).unwrap()
+}
+
+fn names(engine: &Engine) -> Vec<String> {
+    engine.stages().iter().map(StageInfo::name).collect()
 }
 
 fn options(cache: &str, steps: usize) -> RequestOptions {
@@ -41,7 +45,7 @@ fn facts(engine: &Engine, inputs: &Inputs, options: &RequestOptions) -> Facts {
 }
 
 fn tiny(engine: &Engine, cache: &str) -> Facts {
-    facts(engine, &tiny_inputs(true), &RequestOptions { true_cfg: Some(2.0), ..options(cache, 12) })
+    facts(engine, &tiny_inputs(true), &RequestOptions { true_cfg: Some(2.0), ..options(cache, 10) })
 }
 
 /// On the CPU provider a block computes the same bits wherever its stage ends.
@@ -57,7 +61,9 @@ fn every_division_decides_and_computes_the_same() {
             assert!(tiny(&engine(load), cache) == expected, "{cache} {stages}");
         }
     }
-    assert_eq!(per_block.stages(), (0..12).map(|block| block..block + 1).collect::<Vec<_>>());
+    let blocks = (0..12).map(|block| format!("block {block}"));
+    let all: Vec<String> = ["embed".to_owned()].into_iter().chain(blocks).chain(["final".to_owned()]).collect();
+    assert_eq!(names(&per_block), all);
 }
 
 #[test]
@@ -75,18 +81,21 @@ fn the_shipped_model_is_the_same_in_long_stages() {
 #[test]
 fn an_engine_loads_the_stages_that_a_policy_needs() {
     let fused = || engine(EngineOptions { stages: StagesChoice::Fused, ..EngineOptions::default() });
-    let expected: Vec<Facts> = TINY_POLICIES.iter().map(|cache| tiny(&fused(), cache)).collect();
+    let per_block = engine(EngineOptions { stages: StagesChoice::PerBlock, ..EngineOptions::default() });
+    let expected: Vec<Facts> = TINY_POLICIES.iter().map(|cache| tiny(&per_block, cache)).collect();
     let one = fused();
-    assert_eq!(one.stages(), [Range { start: 0, end: 12 }]);
-    for (cache, loaded) in [
-        ("f1b0w2r0.3", vec![0..12, 0..1, 1..12]),
-        ("f1b0w4r0.4_t1", vec![0..12, 0..1, 1..12]),
-        ("f3b4w2r0.3", vec![0..12, 0..1, 1..12, 0..3, 3..8, 8..12]),
-        ("none", vec![0..12, 0..1, 1..12, 0..3, 3..8, 8..12]),
+    assert_eq!(names(&one), ["embed and blocks 0..12 and final"]);
+    for (cache, fresh) in [
+        // Its diff needs the streams before the first block, and its residual those after the last one.
+        ("f1b0w2r0.3", vec!["embed", "block 0", "blocks 1..12", "final"]),
+        ("f1b0w4r0.4_t1", vec![]),
+        ("f1b0w2l0.3", vec!["embed and block 0"]),
+        ("f3b4w2r0.3", vec!["blocks 0..3", "blocks 3..8", "blocks 8..12 and final"]),
+        ("none", vec![]),
     ] {
-        let index = TINY_POLICIES.iter().position(|tag| *tag == cache).unwrap();
-        assert!(tiny(&one, cache) == expected[index], "{cache}");
-        assert_eq!(one.stages(), loaded, "{cache}");
+        let before = one.stages().len();
+        assert!(tiny(&one, cache) == tiny(&per_block, cache), "{cache}");
+        assert_eq!(names(&one)[before..], fresh, "{cache}");
     }
     let shared = fused();
     thread::scope(|scope| {
@@ -95,9 +104,9 @@ fn an_engine_loads_the_stages_that_a_policy_needs() {
             scope.spawn(move || assert!(tiny(shared, cache) == *expected, "{cache}"));
         }
     });
-    let mut loaded = shared.stages();
+    let mut loaded = names(&shared);
     let count = loaded.len();
-    loaded.sort_by_key(|blocks| (blocks.start, blocks.end));
+    loaded.sort();
     loaded.dedup();
     assert_eq!(loaded.len(), count, "a stage was loaded twice");
 }
@@ -114,10 +123,11 @@ fn an_engine_that_may_load_nothing_refuses_other_cuts() {
         ("f3b4w2r0.3", None),
         // All its stages together are all blocks.
         ("none", None),
-        ("f3b0w2r0.3", None),
-        ("f1b0", Some("the blocks 0 to 1")),
-        ("f3b5", Some("the blocks 3 to 7")),
-        ("prune_f3b4", Some("the blocks 3 to 4")),
+        ("f3b4w2r0.3_t1", None),
+        // What follows the last block is part of a stage.
+        ("f3b0w2r0.3", Some("the blocks 0 to 3, 3 to 12")),
+        ("f1b4", Some("the blocks 0 to 1, 1 to 8, 8 to 12, but the stages of this engine (embed; blocks 0..3; ")),
+        ("prune_f3b4", Some("3 to 4, 4 to 5")),
     ] {
         match (middle.request(&tiny_inputs(false), &options(cache, 12)), refused) {
             (Ok(_), None) => {}
@@ -140,23 +150,26 @@ fn an_engine_that_may_load_nothing_refuses_other_cuts() {
 fn a_limit_on_bytes_divides_or_refuses() {
     let with = |stages, stage_bytes| EngineOptions { stages, stage_bytes, ..EngineOptions::default() };
     let plan = |load: &EngineOptions| EngineInfo::stages(&data("tiny-flux"), load);
-    let blocks = plan(&with(StagesChoice::PerBlock, None)).unwrap();
-    let bytes = |range: Range<usize>| blocks[range].iter().map(StageInfo::bytes).sum::<u64>();
-    let largest = blocks.iter().map(StageInfo::bytes).max().unwrap();
-    let limit = bytes(0..3);
+    let graphs = plan(&with(StagesChoice::PerBlock, None)).unwrap();
+    let bytes = |range: Range<usize>| graphs[range].iter().map(StageInfo::bytes).sum::<u64>();
+    let largest = graphs.iter().map(StageInfo::bytes).max().unwrap();
+    let sessions = |stages: &[StageInfo]| stages.iter().map(StageInfo::name).collect::<Vec<_>>();
+    // Embed and the first three blocks.
+    let limit = bytes(0..4);
     for stages in [StagesChoice::Auto, StagesChoice::Fused, StagesChoice::Blocks(12)] {
         let limited = plan(&with(stages, Some(limit))).unwrap();
-        assert_eq!(limited[0].blocks, 0..3, "{stages}");
+        assert_eq!(sessions(&limited)[0], "embed and blocks 0..3", "{stages}");
         assert!(limited.iter().all(|stage| stage.bytes() <= limit), "{stages}");
-        assert_eq!(limited.iter().map(StageInfo::bytes).sum::<u64>(), bytes(0..12));
-        let loaded = engine(with(stages, Some(limit)));
-        assert_eq!(loaded.stages(), limited.iter().map(|stage| stage.blocks.clone()).collect::<Vec<_>>());
-        assert_eq!(plan(&with(stages, Some(limit - 1))).unwrap()[0].blocks, 0..2, "{stages}");
+        assert_eq!(limited.iter().map(StageInfo::bytes).sum::<u64>(), bytes(0..14));
+        assert_eq!(engine(with(stages, Some(limit))).stages(), limited);
+        assert_eq!(sessions(&plan(&with(stages, Some(limit - 1))).unwrap())[..2], ["embed", "blocks 0..3"], "{stages}");
+        let fewer = plan(&with(stages, Some(bytes(1..4) - 1))).unwrap();
+        assert!(sessions(&fewer)[0].contains("blocks 0..2") || sessions(&fewer)[1] == "blocks 0..2", "{stages}");
         let tight = plan(&with(stages, Some(largest - 1))).unwrap_err();
         let words = format!("alone has {largest} bytes of weights and graph, --stage-bytes allows {}", largest - 1);
         assert!(tight.kind() == ErrorKind::Usage && tight.to_string().contains(&words), "{tight}");
     }
-    assert_eq!(plan(&with(StagesChoice::PerBlock, Some(largest))).unwrap(), blocks);
+    assert_eq!(plan(&with(StagesChoice::PerBlock, Some(largest))).unwrap(), graphs);
 }
 
 #[test]
@@ -167,19 +180,26 @@ fn the_command_plans_as_it_loads() {
         let all = format!("inspect {} {options}", tiny.display());
         shell.run(&all.split_whitespace().collect::<Vec<_>>()).code(0)
     };
-    let stages = |options: &str| -> Vec<String> {
+    let stages = |options: &str| -> String {
         let said = inspect(&format!("--json {options}")).json();
-        said["stages"].as_array().unwrap().iter().map(|stage| stage["blocks"].to_string()).collect()
+        let one = |stage: &Value| {
+            let end = |key: &str, text: &'static str| if stage[key] == json!(true) { text } else { "" };
+            format!("{}{}{}", end("embed", "e"), stage["blocks"], end("final", "f"))
+        };
+        said["stages"].as_array().unwrap().iter().map(one).collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(stages("--stages fused"), ["[0,12]"]);
-    assert_eq!(stages("--stages 5"), ["[0,5]", "[5,10]", "[10,12]"]);
-    assert_eq!(stages("--cache f1b0 --stages 5"), ["[0,1]", "[1,5]", "[5,10]", "[10,12]"]);
-    assert_eq!(stages("--cache f1b0 --stages fused"), ["[0,1]", "[1,12]"]);
-    assert_eq!(stages("--stages per-block").len(), 12);
-    assert_eq!(stages("--stage-bytes 1M --stages fused"), ["[0,3]", "[3,9]", "[9,12]"]);
+    assert_eq!(stages("--stages fused"), "e[0,12]f");
+    assert_eq!(stages("--stages 5"), "e[0,5] [5,10] [10,12]f");
+    assert_eq!(stages("--cache f1b1 --stages 5"), "e[0,0] [0,1] [1,5] [5,10] [10,11] [11,12]f");
+    assert_eq!(stages("--cache f1b0 --stages fused"), "e[0,0] [0,1] [1,12] [12,12]f");
+    assert_eq!(stages("--stages per-block").split(' ').count(), 14);
+    assert_eq!(stages("--stage-bytes 1M --stages fused"), "e[0,0] [0,3] [3,9] [9,12]f");
     assert_eq!(inspect("--json").json()["stages"], json!(null));
     let text = inspect("--cache f3b4 --stages fused");
-    text.stdout("stages      3 sessions").stdout("blocks 0 to 2: ").stdout("blocks 8 to 11: ");
+    text.stdout("stages      4 sessions")
+        .stdout("  embed: ")
+        .stdout("  blocks 0..3: ")
+        .stdout("blocks 8..12 and final: ");
     shell.tiny("--steps 2 --cache f1b0w0r0.9 --stages 5 --stage-bytes 1M --save-latents a").code(0);
     shell.tiny("--steps 2 --cache f1b0w0r0.9 --stages per-block --check-outputs a --tolerance 0").code(0);
     let few = shell.tiny("--stage-bytes 4K --stages fused").code(2);

@@ -59,7 +59,7 @@ impl EngineBuild {
         if options.engine_cache.folder()?.is_none() {
             return Err(Error::option("engine-cache", "is `none`: there is no place for what would be compiled"));
         }
-        let ranges = prepare::ranges(&options.cache, directory.blocks.len())?;
+        let cuts = prepare::cuts(&options.cache, directory.blocks.len())?;
         let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let open = |device: &Device| Loader::new(&directory, options, device, weights);
@@ -72,7 +72,7 @@ impl EngineBuild {
             ));
         }
         let limits = (options.stages, options.stage_bytes);
-        let plan = Stages::new(&directory, limits, options.other_plan)?.plan(&directory, &ranges);
+        let plan = Stages::new(&directory, limits, options.other_plan)?.plan(&directory, &cuts);
         let stage = |stage| Ok(StageGraph::new(&directory, stage)?.graph.into_owned());
         let stages = plan.stages().iter().map(stage).collect::<Result<Vec<_>>>()?;
         let mut build = Self { directory, device, loader, stages, planned: Vec::new(), refused };
@@ -80,7 +80,7 @@ impl EngineBuild {
         Ok(build)
     }
 
-    /// The engines, in the order of the model: the head's graphs, the stages, what comes after them.
+    /// The engines, in the order of the model: text, the stages, decode.
     pub fn engines(&self) -> &[PlannedEngine] {
         &self.planned
     }
@@ -129,9 +129,7 @@ impl EngineBuild {
     }
 
     fn graphs(&self) -> Vec<&Graph> {
-        let directory = &self.directory;
-        let before = directory.text.iter().chain([&directory.embed]);
-        before.chain(&self.stages).chain([&directory.last]).chain(&directory.decode).collect()
+        self.directory.text.iter().chain(&self.stages).chain(&self.directory.decode).collect()
     }
 
     fn look(&self) -> Result<Vec<PlannedEngine>> {

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::model::join::{Part, boundary, join};
-use crate::plan::{BlockSize, Limits, Plan, Stage, StagesChoice};
+use crate::model::manifest::GraphSpec;
+use crate::plan::{Cuts, GraphSize, Limits, Plan, Sizes, Stage, StagesChoice};
 use crate::runtime::device::Device;
 use crate::runtime::session::Session;
 
@@ -81,9 +82,9 @@ impl Stages {
         Ok(Self { limits, other, loaded: Mutex::default(), loading: Mutex::default() })
     }
 
-    /// The plan for a policy that asks for these ranges; nothing is loaded.
-    pub(crate) fn plan(&self, directory: &EngineDirectory, ranges: &[Range<usize>]) -> Plan {
-        Plan::new(&sizes(directory), self.limits, ranges)
+    /// The plan for a policy that wants to see these cuts; nothing is loaded.
+    pub(crate) fn plan(&self, directory: &EngineDirectory, cuts: &Cuts) -> Plan {
+        Plan::new(&sizes(directory), self.limits, cuts)
     }
 
     /// The same with its sessions, of which those that are missing are loaded, whatever `other` says.
@@ -94,9 +95,9 @@ impl Stages {
         &self,
         directory: &EngineDirectory,
         (device, loader): (&Device, &Loader),
-        ranges: &[Range<usize>],
+        cuts: &Cuts,
     ) -> Result<LoadedPlan> {
-        let plan = self.plan(directory, ranges);
+        let plan = self.plan(directory, cuts);
         if let Some(stages) = self.find(&plan) {
             return Ok(LoadedPlan { plan, stages });
         }
@@ -125,28 +126,31 @@ impl Stages {
         &self,
         directory: &EngineDirectory,
         on: (&Device, &Loader),
-        ranges: &[Range<usize>],
+        cuts: &Cuts,
     ) -> Result<LoadedPlan> {
         if self.other == OtherPlan::Load {
-            return self.load(directory, on, ranges);
+            return self.load(directory, on, cuts);
         }
         let stages = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let plan = Plan::of(stages.iter().map(|loaded| loaded.stage.clone()).collect());
-        match ranges.iter().find(|range| plan.cover(range).is_none()) {
-            None => Ok(LoadedPlan { plan, stages }),
-            Some(range) => Err(Error::usage(format!(
-                "the cache asks for the blocks {} to {}, but the stages of this engine do not begin and end there, and \
-                 it may load no others; load the engine for this cache, or with one block a stage (--stages per-block)",
-                range.start, range.end
-            ))
-            .about("cache")),
+        if plan.shows(cuts) {
+            return Ok(LoadedPlan { plan, stages });
         }
+        let asked: Vec<String> = cuts.ranges.iter().map(|range| format!("{} to {}", range.start, range.end)).collect();
+        let loaded: Vec<String> = plan.stages().iter().map(Stage::name).collect();
+        Err(Error::usage(format!(
+            "the cache asks for the blocks {}, but the stages of this engine ({}) do not begin and end there, and it may \
+             load no others; load the engine for this cache, or with one block a stage (--stages per-block)",
+            asked.join(", "),
+            loaded.join("; ")
+        ))
+        .about("cache"))
     }
 
-    /// Blocks of the stages that are loaded, in the order in which they were.
-    pub(crate) fn loaded(&self) -> Vec<Range<usize>> {
+    /// The stages that are loaded, in the order in which they were.
+    pub(crate) fn loaded(&self) -> Vec<Stage> {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.iter().map(|loaded| loaded.stage.blocks.clone()).collect()
+        loaded.iter().map(|loaded| loaded.stage.clone()).collect()
     }
 
     fn find(&self, plan: &Plan) -> Option<Vec<Arc<LoadedStage>>> {
@@ -156,13 +160,17 @@ impl Stages {
     }
 }
 
-/// What each block adds to a stage.
-pub(crate) fn sizes(directory: &EngineDirectory) -> Vec<BlockSize> {
-    let size = |graph: &Graph| BlockSize { bytes: graph.weight_bytes + graph.bytes.len() as u64, nodes: graph.nodes };
-    directory.blocks.iter().map(size).collect()
+/// What each graph adds to a stage.
+pub(crate) fn sizes(directory: &EngineDirectory) -> Sizes {
+    let size = |graph: &Graph| GraphSize { bytes: graph.weight_bytes + graph.bytes.len() as u64, nodes: graph.nodes };
+    Sizes {
+        embed: size(&directory.embed),
+        blocks: directory.blocks.iter().map(size).collect(),
+        last: size(&directory.last),
+    }
 }
 
-/// The graph of one stage: a block's own, or several joined.
+/// The graph of one stage: a graph of the directory, or several joined.
 pub(super) struct StageGraph<'d> {
     pub graph: Cow<'d, Graph>,
     inputs: Vec<String>,
@@ -172,18 +180,29 @@ pub(super) struct StageGraph<'d> {
 impl<'d> StageGraph<'d> {
     pub(super) fn new(directory: &'d EngineDirectory, stage: &Stage) -> Result<Self> {
         let manifest = &directory.manifest;
-        let parts: Vec<Part<'d>> = stage
-            .blocks
-            .clone()
-            .map(|block| {
-                let kind = &manifest.block_kinds[&manifest.blocks[block].kind]; // Manifest::parse has checked the kind.
-                Part { graph: &directory.blocks[block], inputs: &kind.inputs, outputs: &kind.outputs }
-            })
-            .collect();
-        let (inputs, outputs) = boundary(&parts);
+        let mut parts: Vec<Part<'d>> = Vec::new();
+        if stage.embed {
+            let GraphSpec { inputs, outputs, .. } = &manifest.embed;
+            parts.push(Part { graph: &directory.embed, inputs, outputs });
+        }
+        parts.extend(stage.blocks.clone().map(|block| {
+            let kind = &manifest.block_kinds[&manifest.blocks[block].kind]; // Manifest::parse has checked the kind.
+            Part { graph: &directory.blocks[block], inputs: &kind.inputs, outputs: &kind.outputs }
+        }));
+        if stage.last {
+            let GraphSpec { inputs, outputs, .. } = &manifest.last;
+            parts.push(Part { graph: &directory.last, inputs, outputs });
+        }
+        let (inputs, mut outputs) = boundary(&parts);
         let graph = match parts.as_slice() {
             [part] => Cow::Borrowed(part.graph),
-            parts => Cow::Owned(join(&format!("blocks {:?}", stage.blocks), parts)?),
+            parts => {
+                // After the final graph nobody takes the streams, nor what embed made for the blocks.
+                if stage.last {
+                    outputs.retain(|tensor| manifest.last.outputs.contains(tensor));
+                }
+                Cow::Owned(join(&stage.name(), parts, &outputs)?)
+            }
         };
         Ok(Self { graph, inputs, outputs })
     }

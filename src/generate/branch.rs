@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::chain::Named;
+use super::chain::{Chain, Named};
 use super::samples::BranchSamples;
 use super::unit::Unit;
 use crate::cache::{Branch, CachePolicy};
@@ -17,9 +17,9 @@ use crate::runtime::tensor::{BufferId, Buffers};
 pub(crate) struct BranchState {
     pub branch: Branch,
     pub policy: Box<dyn CachePolicy>,
-    pub embed: Op,
-    pub last: Op,
-    /// What `last` gives.
+    /// Embed, the blocks and the final graph.
+    pub chain: Chain,
+    /// What the final graph gives.
     pub prediction: BufferId,
     /// In the order of the blocks.
     pub units: Vec<Unit>,

@@ -9,48 +9,53 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::cancel::CancelToken;
-use crate::engine::{Loaded, LoadedPlan};
-use crate::error::Result;
+use crate::engine::{LoadedPlan, LoadedStage};
+use crate::error::{Error, Result};
 use crate::model::graph::output_port;
-use crate::model::manifest::Extents;
+use crate::model::manifest::{Extents, Manifest};
+use crate::plan::Stage;
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers};
 
 /// The tensors that cross graph boundaries, by the manifest's names.
 pub(crate) type Named = BTreeMap<String, BufferId>;
 
-/// All blocks, ready to run in ranges.
-pub(crate) struct Chain {
-    plan: Arc<LoadedPlan>,
-    /// The index of its first stage in the plan.
-    first: usize,
-    stages: Vec<Op>,
-    /// For each cut and each stream: where the stream's value is. Empty for cuts outside of its blocks.
+/// The tensors in which the streams lie between stages.
+pub(crate) struct Streams {
+    /// For each cut and each stream. Empty for cuts that are not seen.
     cuts: Vec<Vec<BufferId>>,
     /// Bytes of the tensors that would not be there without pinned cuts.
     pub pinned_bytes: u64,
 }
 
+/// All stages of a plan for one branch, ready to run in ranges of blocks; or those of some blocks.
+pub(crate) struct Chain {
+    plan: Arc<LoadedPlan>,
+    /// The index of its first stage in the plan.
+    first: usize,
+    stages: Vec<Op>,
+    streams: Arc<Streams>,
+}
+
 /// A stage whose output holds NaN or infinity.
 pub(crate) struct NotFinite {
-    pub blocks: Range<usize>,
-    /// Index of the stream.
-    pub stream: usize,
+    pub stage: Stage,
+    pub tensor: String,
     pub number: f32,
 }
 
-/// For each cut, which of a stream's tensors holds its value: they are counted from 0.
-pub(crate) fn places(blocks: usize, pinned: &[usize], writes: impl Fn(usize) -> bool) -> Vec<usize> {
+/// For each cut that is seen, which of a stream's tensors holds its value: they are counted from 0.
+pub(crate) fn places(seen: &Range<usize>, pinned: &[usize], writes: impl Fn(usize) -> bool) -> Vec<usize> {
     let mut shared: Vec<usize> = Vec::new();
-    let mut places: Vec<usize> = Vec::with_capacity(blocks + 1);
+    let mut places: Vec<usize> = Vec::with_capacity(seen.len());
     let mut count = 0;
-    for cut in 0..=blocks {
+    for cut in seen.clone() {
         let current = places.last().copied();
         if let Some(current) = current.filter(|_| !writes(cut - 1)) {
             places.push(current);
             continue;
         }
-        let end = (cut..blocks).find(|block| writes(*block)).unwrap_or(blocks);
+        let end = (cut..seen.end - 1).find(|block| writes(*block)).unwrap_or(seen.end - 1);
         let is_pinned = pinned.iter().any(|pin| (cut..=end).contains(pin));
         let free = shared.iter().copied().find(|place| Some(*place) != current).filter(|_| !is_pinned);
         places.push(free.unwrap_or_else(|| {
@@ -65,114 +70,165 @@ pub(crate) fn places(blocks: usize, pinned: &[usize], writes: impl Fn(usize) -> 
 }
 
 /// How many tensors a stream needs more because of pinned cuts.
-pub(crate) fn extra_places(blocks: usize, pinned: &[usize], writes: impl Fn(usize) -> bool) -> u64 {
-    let count = |pinned: &[usize]| places(blocks, pinned, &writes).into_iter().max().map_or(0, |last| last as u64 + 1);
+pub(crate) fn extra_places(seen: &Range<usize>, pinned: &[usize], writes: impl Fn(usize) -> bool) -> u64 {
+    let count = |pinned: &[usize]| places(seen, pinned, &writes).into_iter().max().map_or(0, |last| last as u64 + 1);
     count(pinned).saturating_sub(count(&[]))
 }
 
-impl Chain {
-    /// Allocates the streams' buffers and binds every block. `named` holds the tensors that are no streams.
-    pub(crate) fn bind(
-        engine: &Loaded,
-        plan: &Arc<LoadedPlan>,
-        extents: &Extents,
+impl Streams {
+    /// Allocates them for the cuts `seen`. Values at pinned cuts outlive the blocks after them.
+    pub(crate) fn allocate(
+        manifest: &Manifest,
+        plan: &LoadedPlan,
+        (extents, seen): (&Extents, Range<usize>),
         pinned: &[usize],
-        named: &Named,
         buffers: &mut Buffers,
-    ) -> Result<Self> {
-        let blocks = 0..engine.directory.manifest.blocks.len();
-        Self::bind_blocks(engine, plan, (extents, blocks), pinned, named, buffers)
-    }
-
-    /// The same for a range of blocks.
-    pub(crate) fn bind_blocks(
-        engine: &Loaded,
-        plan: &Arc<LoadedPlan>,
-        (extents, blocks): (&Extents, Range<usize>),
-        pinned: &[usize],
-        named: &Named,
-        buffers: &mut Buffers,
-    ) -> Result<Self> {
-        let manifest = &engine.directory.manifest;
-        // Inside a stage nothing can be seen: its last block writes for all of them.
-        let writes = |stream: &str, block: usize| {
-            let ended = plan.stages.iter().find(|loaded| loaded.stage.blocks.end == block + 1);
-            ended.is_some_and(|loaded| loaded.outputs.iter().any(|output| output == stream))
-        };
-        let (first, count) = (blocks.start, blocks.len());
-        let pinned: Vec<usize> = pinned.iter().filter_map(|pin| pin.checked_sub(first)).collect();
+    ) -> Result<Arc<Self>> {
         let mut cuts = vec![Vec::with_capacity(manifest.streams.len()); manifest.blocks.len() + 1];
         let mut pinned_bytes = 0;
         for stream in &manifest.streams {
             let (dtype, shape) = (manifest.tensor(stream)?.dtype, manifest.shape(stream, extents)?);
-            let writes = |block: usize| writes(stream, first + block);
+            // Inside a stage nothing can be seen: its last block writes for all of them.
+            let writes = |block: usize| {
+                let ends = |stage: &Stage| stage.blocks.end == block + 1 && !stage.blocks.is_empty();
+                let ended = plan.stages.iter().find(|loaded| ends(&loaded.stage));
+                ended.is_some_and(|loaded| loaded.outputs.contains(stream))
+            };
             let mut tensors: Vec<BufferId> = Vec::new();
-            for (at_cut, place) in cuts[first..].iter_mut().zip(places(count, &pinned, writes)) {
+            for (at_cut, place) in cuts[seen.clone()].iter_mut().zip(places(&seen, pinned, writes)) {
                 if place == tensors.len() {
                     tensors.push(buffers.add(dtype, &shape)?);
                 }
                 at_cut.push(tensors[place]);
             }
-            let extra = extra_places(count, &pinned, writes);
+            let extra = extra_places(&seen, pinned, writes);
             pinned_bytes += extra * tensors.first().map_or(0, |tensor| buffers.bytes(*tensor));
         }
-        let stages = plan.cover(&blocks)?;
-        let mut chain = Self { plan: Arc::clone(plan), first: stages.start, stages: Vec::new(), cuts, pinned_bytes };
-        for loaded in &plan.stages[stages] {
-            let stage = &loaded.stage;
+        Ok(Arc::new(Self { cuts, pinned_bytes }))
+    }
+
+    /// Where the streams are at a cut; nowhere if it is not seen.
+    pub(crate) fn at_cut(&self, cut: usize) -> &[BufferId] {
+        &self.cuts[cut]
+    }
+}
+
+impl Chain {
+    /// Binds all stages. `named` holds the tensors that are no streams.
+    pub(crate) fn bind(
+        manifest: &Manifest,
+        plan: &Arc<LoadedPlan>,
+        streams: &Arc<Streams>,
+        named: &Named,
+        buffers: &mut Buffers,
+    ) -> Result<Self> {
+        Self::bind_stages(manifest, (plan, 0..plan.stages.len()), streams, named, buffers)
+    }
+
+    /// Binds the stages of some blocks, at whose ends the streams are seen.
+    pub(crate) fn bind_blocks(
+        manifest: &Manifest,
+        (plan, blocks): (&Arc<LoadedPlan>, &Range<usize>),
+        streams: &Arc<Streams>,
+        named: &Named,
+        buffers: &mut Buffers,
+    ) -> Result<Self> {
+        Self::bind_stages(manifest, (plan, plan.cover(blocks)?), streams, named, buffers)
+    }
+
+    fn bind_stages(
+        manifest: &Manifest,
+        (plan, stages): (&Arc<LoadedPlan>, Range<usize>),
+        streams: &Arc<Streams>,
+        named: &Named,
+        buffers: &mut Buffers,
+    ) -> Result<Self> {
+        let first = stages.start;
+        let mut ops = Vec::new();
+        for LoadedStage { stage, session, inputs, outputs } in plan.stages[stages].iter().map(Arc::as_ref) {
             let place = |tensor: &String, cut: usize| match manifest.streams.iter().position(|s| s == tensor) {
-                Some(stream) => Some(chain.cuts[cut][stream]),
+                Some(stream) => streams.at_cut(cut).get(stream).copied(),
                 None => named.get(tensor).copied(),
             };
-            let inputs: Vec<(String, BufferId)> = loaded
-                .inputs
-                .iter()
-                .filter_map(|tensor| Some((tensor.clone(), place(tensor, stage.blocks.start)?)))
-                .collect();
-            let outputs: Vec<(String, BufferId)> = loaded
-                .outputs
-                .iter()
-                .filter_map(|tensor| Some((output_port(tensor, &loaded.inputs), place(tensor, stage.blocks.end)?)))
-                .collect();
-            let op = Op::bind(&loaded.session, buffers, &inputs, &outputs)?;
-            chain.stages.push(op);
+            let missing = |tensor: &String| Error::internal(format!("no tensor for `{tensor}` of {}", stage.name()));
+            let at_start = |tensor: &String| {
+                Ok((tensor.clone(), place(tensor, stage.blocks.start).ok_or_else(|| missing(tensor))?))
+            };
+            let at_end = |tensor: &String| {
+                Ok((output_port(tensor, inputs), place(tensor, stage.blocks.end).ok_or_else(|| missing(tensor))?))
+            };
+            let ins = inputs.iter().map(at_start).collect::<Result<Vec<_>>>()?;
+            let outs = outputs.iter().map(at_end).collect::<Result<Vec<_>>>()?;
+            ops.push(Op::bind(session, buffers, &ins, &outs)?);
         }
-        Ok(chain)
+        Ok(Self { plan: Arc::clone(plan), first, stages: ops, streams: Arc::clone(streams) })
     }
 
     pub(crate) fn plan(&self) -> &Arc<LoadedPlan> {
         &self.plan
     }
 
-    /// Where the streams are at a cut.
+    /// Where the streams are at a cut; nowhere if it is not seen.
     pub(crate) fn at_cut(&self, cut: usize) -> &[BufferId] {
-        &self.cuts[cut]
+        self.streams.at_cut(cut)
     }
 
-    /// Runs a range of blocks, stage by stage; gives the number of blocks that ran.
+    /// Runs the embed graph, where it is a stage of its own.
+    ///
+    /// # Errors
+    /// `Runtime`.
+    pub(crate) fn embed(&self) -> Result<()> {
+        self.run_end(0, |stage| stage.embed)
+    }
+
+    /// Runs the final graph, where it is a stage of its own.
+    ///
+    /// # Errors
+    /// `Runtime`.
+    pub(crate) fn last(&self) -> Result<()> {
+        self.run_end(self.plan.stages.len() - 1, |stage| stage.last)
+    }
+
+    fn run_end(&self, index: usize, is_end: fn(&Stage) -> bool) -> Result<()> {
+        let stage = &self.plan.stages[index].stage;
+        if is_end(stage) && stage.blocks.is_empty() { self.run_stage(index) } else { Ok(()) }
+    }
+
+    fn run_stage(&self, index: usize) -> Result<()> {
+        self.stages[index - self.first].run()
+    }
+
+    /// Runs a range of blocks, stage by stage, with the ends that are part of their stages; gives the number of blocks
+    /// that ran.
     ///
     /// # Errors
     /// `Cancelled` between two stages, `Runtime`.
     pub(crate) fn run(&self, blocks: Range<usize>, cancel: &CancelToken) -> Result<usize> {
         for stage in self.plan.cover(&blocks)? {
             cancel.check()?;
-            let at = || format!("blocks {:?}", self.plan.stages[stage].stage.blocks);
-            self.stages[stage - self.first].run().map_err(|error| error.at(at()))?;
+            self.run_stage(stage)?;
         }
         Ok(blocks.len())
     }
 
-    /// Runs all stages again, one after the other; gives the first whose output is not finite.
+    /// Runs all stages again, one after the other; gives the first whose output is not finite: a stream, or one of the
+    /// `others` that embed gives.
     ///
     /// # Errors
     /// `Runtime`.
-    pub(crate) fn first_not_finite(&self, buffers: &Buffers) -> Result<Option<NotFinite>> {
+    pub(crate) fn first_not_finite(
+        &self,
+        manifest: &Manifest,
+        others: &Named,
+        buffers: &Buffers,
+    ) -> Result<Option<NotFinite>> {
         for (loaded, op) in self.plan.stages[self.first..].iter().zip(&self.stages) {
-            let stage = &loaded.stage;
             op.run()?;
-            for (stream, id) in self.at_cut(stage.blocks.end).iter().enumerate() {
+            let stage = &loaded.stage;
+            let streams = manifest.streams.iter().zip(self.at_cut(stage.blocks.end)).filter(|_| !stage.last);
+            for (tensor, id) in streams.chain(others.iter().filter(|(tensor, _)| loaded.outputs.contains(tensor))) {
                 if let Some(number) = buffers.first_not_finite(*id)? {
-                    return Ok(Some(NotFinite { blocks: stage.blocks.clone(), stream, number }));
+                    return Ok(Some(NotFinite { stage: stage.clone(), tensor: tensor.clone(), number }));
                 }
             }
         }

@@ -78,9 +78,10 @@ fn predict(
     let pinned = prepare::pinned(cache, &cache.blocks_split(run.n_blocks)?);
     let extra = streams.iter().map(|stream| {
         // Inside a stage nothing can be seen: its last block writes for all of them.
-        let stage = |block| plan.stages().iter().find(|stage| stage.blocks.end == block + 1);
+        let stage =
+            |block| plan.stages().iter().find(|stage| stage.blocks.end == block + 1 && !stage.blocks.is_empty());
         let writes = |block| stage(block).is_some_and(|stage| stream.is_written[stage.blocks.clone()].contains(&true));
-        let places = extra_places(run.n_blocks, &pinned, writes);
+        let places = extra_places(&plan.seen(), &pinned, writes);
         places.saturating_mul(stream.bytes)
     });
     let branches = run.branches as u64;

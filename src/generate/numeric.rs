@@ -1,5 +1,6 @@
 //! NaN and infinity: found where a step ends, explained by the first graph that gives them.
 
+use super::chain::NotFinite;
 use super::request::Request;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -35,25 +36,26 @@ impl Request {
     }
 
     fn origin(&self, index: usize) -> Result<String> {
-        let Self { branches, chain, buffers, embedded, engine, .. } = self;
+        let Self { branches, buffers, named, engine, .. } = self;
         let (state, manifest) = (&branches[index], &engine.directory.manifest);
-        state.embed.run()?;
-        for (tensor, id) in embedded {
-            if let Some(number) = buffers.first_not_finite(*id)? {
-                return Ok(format!("it comes from embed, whose `{tensor}` holds {number}; {REMEDY}"));
-            }
+        if let Some(found) = state.chain.first_not_finite(manifest, named, buffers)? {
+            let NotFinite { stage, tensor, number } = found;
+            let is_one = stage.blocks.len() + usize::from(stage.embed) + usize::from(stage.last) == 1;
+            let name = if is_one { stage.name() } else { format!("{} (one stage)", stage.name()) };
+            return Ok(format!("it comes from {name}, the first whose `{tensor}` holds {number}; {REMEDY}"));
         }
-        if let Some(found) = chain.first_not_finite(buffers)? {
-            let (stream, number) = (&manifest.streams[found.stream], found.number);
-            let blocks = match found.blocks.len() {
-                1 => format!("block {}", found.blocks.start),
-                _ => format!("blocks {:?} (one stage)", found.blocks),
-            };
-            return Ok(format!("it comes from {blocks}, the first whose `{stream}` holds {number}; {REMEDY}"));
-        }
-        state.last.run()?;
         Ok(match buffers.first_not_finite(state.prediction)? {
-            Some(_) => format!("it comes from the final graph: all blocks give finite numbers; {REMEDY}"),
+            Some(_) => {
+                let stage = state.chain.plan().stages.last().map(|loaded| &loaded.stage);
+                match stage.filter(|stage| !stage.blocks.is_empty()) {
+                    None => format!("it comes from the final graph: all blocks give finite numbers; {REMEDY}"),
+                    Some(stage) => format!(
+                        "it comes from {} (one stage), whose prediction is not finite; --stages per-block tells which; \
+                         {REMEDY}",
+                        stage.name()
+                    ),
+                }
+            }
             None => {
                 "it comes from what the cache compares or puts in the place of blocks: with all blocks computed the \
                      prediction is finite; try a lower threshold, or another calibrator"

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use ndarray::ArrayD;
 
-use super::branch::{BranchState, bind_graph};
-use super::chain::{Chain, Named};
+use super::branch::BranchState;
+use super::chain::{Chain, Named, Streams};
 use super::denoiser::GuidanceBy;
 use super::inputs::{Inputs, LATENTS, NEGATIVE, SIGMAS};
 use super::latents::Grid;
@@ -17,11 +17,12 @@ use super::request::{Part, Request, RequestOptions, elapsed_ms};
 use super::samples::{self, BranchSamples, Samples};
 use super::scheduler::Schedule;
 use super::unit::{Unit, UnitSpec};
-use crate::cache::{BlocksSplit, Branch, PolicyConfig, RunShape, StreamKind};
+use crate::cache::{BlocksSplit, Branch, DiffTensor, PolicyConfig, RunShape, StreamKind};
 use crate::engine::Loaded;
 use crate::error::{Error, Result};
 use crate::model::graph::ports;
 use crate::model::manifest::{Axis, DType, Extents, GuidanceKind, Manifest, Source};
+use crate::plan::Cuts;
 use crate::runtime::tensor::{BufferId, Buffers, Place};
 use crate::trace::{Timings, Warning};
 
@@ -57,13 +58,13 @@ pub(super) fn request(
     samples::check(options, manifest, batch)?;
     let split = options.cache.blocks_split(blocks)?;
     let parts = parts(&options.cache, &split, blocks);
-    let ranges = ranges(&options.cache, blocks)?;
+    let cuts = cuts(&options.cache, blocks)?;
     if let Some(limit) = options.cache_memory {
         let given = given.iter().map(|(dim, (extent, _))| (dim.clone(), *extent)).collect();
         let extents = memory::extents(manifest, &grid, batch, given)?;
-        memory::check(manifest, (&engine.plan(&ranges), options), run, &extents, limit)?;
+        memory::check(manifest, (&engine.plan(&cuts), options), run, &extents, limit)?;
     }
-    let plan = engine.load_plan(&ranges)?;
+    let plan = engine.load_plan(&cuts)?;
     let of_provider = engine.provider_warnings().map(Warning::Provider);
     let of_cache = options.cache.warnings(run).into_iter().map(Warning::Setting);
     let mut warnings: Vec<Warning> = of_provider.chain(of_cache).collect();
@@ -90,10 +91,8 @@ pub(super) fn request(
     for tensor in manifest.embed.outputs.iter().filter(|tensor| !manifest.streams.contains(tensor)) {
         add(manifest, tensor, &extents, &mut named, &mut buffers)?;
     }
-    let chain = Chain::bind(&engine, &plan, &extents, &pinned(&options.cache, &split), &named, &mut buffers)?;
-    let at_start = manifest.streams.iter().cloned().zip(chain.at_cut(0).iter().copied());
-    let others = named.iter().filter(|(tensor, _)| manifest.embed.outputs.contains(tensor));
-    let embedded = at_start.chain(others.map(|(tensor, id)| (tensor.clone(), *id))).collect();
+    let (seen, pinned) = (plan.plan.seen(), pinned(&options.cache, &split));
+    let streams = Streams::allocate(manifest, &plan, (&extents, seen), &pinned, &mut buffers)?;
 
     let samples = || Samples::new(&engine, &plan, &extents, (&named, &split.middle), &mut buffers);
     let samples = options.per_sample.then(samples).transpose()?;
@@ -106,14 +105,9 @@ pub(super) fn request(
     for (branch, policy) in options.cache.policies(run)? {
         let mut tensors = named.clone();
         tensors.extend(texts.remove(&branch).unwrap_or_default());
-        let at_start = chain.at_cut(0).iter().copied();
-        tensors.extend(manifest.streams.iter().cloned().zip(at_start));
-        let embed = bind_graph(&engine.embed, &manifest.embed, &tensors, &mut buffers)?;
-        let at_end = chain.at_cut(blocks).iter().copied();
-        tensors.extend(manifest.streams.iter().cloned().zip(at_end));
         let prediction = add(manifest, prediction, &extents, &mut tensors, &mut buffers)?;
         predictions.insert(branch, prediction);
-        let last = bind_graph(&engine.last, &manifest.last, &tensors, &mut buffers)?;
+        let chain = Chain::bind(manifest, &plan, &streams, &tensors, &mut buffers)?;
         let mut units = Vec::new();
         for part in &parts {
             if let Part::Unit { blocks, block } = part {
@@ -139,7 +133,7 @@ pub(super) fn request(
             }
             None => None,
         };
-        branches.push(BranchState { branch, policy, embed, last, prediction, units, samples: of_branch });
+        branches.push(BranchState { branch, policy, chain, prediction, units, samples: of_branch });
     }
 
     let latents = named[manifest.input_from(Source::Latents).unwrap_or_default()]; // Checked by Manifest::parse.
@@ -166,8 +160,8 @@ pub(super) fn request(
         extents,
         schedule,
         parts,
-        chain,
-        embedded,
+        streams,
+        named,
         branches,
         samples,
         latents,
@@ -188,10 +182,15 @@ pub(super) fn request(
     })
 }
 
-/// The cuts whose streams must outlive the blocks after them: what the middle starts from, and what the diff of the head
-/// compares.
+/// The cuts whose streams must outlive the blocks after them: what the middle starts from, and what its residual or that of
+/// the head is formed with.
 pub(super) fn pinned(cache: &PolicyConfig, split: &BlocksSplit) -> Vec<usize> {
-    if cache.reuses_middle() { vec![split.head.start, split.head.end] } else { Vec::new() }
+    let of_head = cache.diff_options().is_some_and(|diff| diff.tensor == DiffTensor::HeadResidual);
+    match (cache.reuses_middle(), of_head) {
+        (false, _) => Vec::new(),
+        (true, false) => vec![split.head.end],
+        (true, true) => vec![split.head.start, split.head.end],
+    }
 }
 
 /// Refuses what this model makes meaningless.
@@ -207,14 +206,18 @@ fn check_effects(manifest: &Manifest, options: &RequestOptions) -> Result<()> {
     }
 }
 
-/// The ranges of blocks that a policy asks for, in order: the stages of its plan end where they do.
+/// What a policy wants to see: the stages of its plan end where its ranges do.
 ///
 /// # Errors
 /// `Usage` for a policy that does not fit a model of so many blocks.
-pub(crate) fn ranges(cache: &PolicyConfig, blocks: usize) -> Result<Vec<Range<usize>>> {
+pub(crate) fn cuts(cache: &PolicyConfig, blocks: usize) -> Result<Cuts> {
     let split = cache.blocks_split(blocks).map_err(|error| error.about("cache"))?;
-    let parts = parts(cache, &split, blocks);
-    Ok(parts.iter().map(|part| part.blocks().clone()).filter(|range| !range.is_empty()).collect())
+    let (parts, pinned) = (parts(cache, &split, blocks), pinned(cache, &split));
+    Ok(Cuts {
+        ranges: parts.iter().map(|part| part.blocks().clone()).filter(|range| !range.is_empty()).collect(),
+        sees_start: pinned.contains(&0) || parts.first().is_some_and(Part::is_unit),
+        sees_end: pinned.contains(&blocks) || parts.last().is_some_and(Part::is_unit),
+    })
 }
 
 /// The blocks in order: those that always run, and those that are decided on.

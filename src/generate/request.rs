@@ -22,7 +22,7 @@ use ndarray::ArrayD;
 use super::branch::BranchState;
 use super::cache_dtype::CacheDType;
 use super::cancel::CancelToken;
-use super::chain::Chain;
+use super::chain::{Named, Streams};
 use super::decode::Decoder;
 use super::denoiser::GuidanceBy;
 use super::image::Image;
@@ -92,7 +92,7 @@ pub(super) enum Part {
 }
 
 impl Part {
-    fn is_unit(&self) -> bool {
+    pub(super) fn is_unit(&self) -> bool {
         matches!(self, Self::Unit { .. })
     }
 
@@ -112,9 +112,10 @@ pub struct Request {
     pub(super) extents: Extents,
     pub(super) schedule: Schedule,
     pub(super) parts: Vec<Part>,
-    pub(super) chain: Chain,
-    /// What the embed graph gives, by name.
-    pub(super) embedded: Vec<(String, BufferId)>,
+    /// Shared by the branches, one of which runs at a time.
+    pub(super) streams: Arc<Streams>,
+    /// The tensors that all branches share and that are no streams, by name.
+    pub(super) named: Named,
     pub(super) branches: Vec<BranchState>,
     pub(super) samples: Option<Samples>,
     pub(super) latents: BufferId,
@@ -160,7 +161,7 @@ impl Request {
     /// Bytes that the policy keeps on the device at the moment. Calibrators allocate when they first keep something.
     /// The tensors through which a part of a batch flows (`per_sample`) are no cache, and not counted.
     pub fn cache_bytes(&self) -> CacheBytes {
-        let mut bytes = CacheBytes { streams: self.chain.pinned_bytes, ..CacheBytes::default() };
+        let mut bytes = CacheBytes { streams: self.streams.pinned_bytes, ..CacheBytes::default() };
         let units = self.branches.iter().flat_map(|branch| &branch.units);
         units.for_each(|unit| unit.count(&mut bytes, &self.buffers));
         bytes
@@ -324,13 +325,13 @@ impl Request {
 
     /// One branch of one step: from latents to its prediction.
     fn denoise(&mut self, index: usize, step: usize, shared_diff: Option<f32>) -> Result<StepRecord> {
-        let Self { options, buffers, parts, chain, branches, timings, schedule, .. } = self;
+        let Self { options, buffers, parts, branches, timings, schedule, .. } = self;
         let (steps, cancel) = (schedule.steps(), &options.cancel);
         let state = &mut branches[index];
         let mut clock = Clock::start();
 
         cancel.check()?;
-        state.embed.run()?;
+        state.chain.embed()?;
         timings.embed_ms += clock.lap();
         let at = DecisionPoint { step, steps, branch: state.branch, block: None };
         let mut record = StepRecord {
@@ -356,7 +357,7 @@ impl Request {
         for part in parts.iter() {
             match (part, part.is_unit().then(|| units.next()).flatten()) {
                 (Part::Run(blocks), _) => {
-                    record.blocks_run += chain.run(blocks.clone(), cancel)?;
+                    record.blocks_run += state.chain.run(blocks.clone(), cancel)?;
                     timings.blocks_ms += clock.lap();
                 }
                 (Part::Unit { block, .. }, Some(unit)) => {
@@ -370,7 +371,7 @@ impl Request {
                                 unit.keep_compared(buffers)?;
                             }
                             timings.cache_ms += clock.lap();
-                            record.blocks_run += chain.run(unit.blocks.clone(), cancel)?;
+                            record.blocks_run += state.chain.run(unit.blocks.clone(), cancel)?;
                             timings.blocks_ms += clock.lap();
                             if keeps {
                                 unit.keep(state.policy.calibrator_step(at), &options.cache, buffers)?;
@@ -390,7 +391,7 @@ impl Request {
                 (Part::Unit { .. }, None) => return Err(Error::internal("a branch lacks a unit")),
             }
         }
-        state.last.run()?;
+        state.chain.last()?;
         if let Some(number) = buffers.first_not_finite(state.prediction)? {
             return Err(numeric::prediction(number));
         }

@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::cancel::CancelToken;
-use super::chain::{Chain, Named};
+use super::chain::{Chain, Named, Streams};
 use super::numeric;
 use super::request::{Clock, Part, Request, RequestOptions};
 use super::unit::{Unit, relative};
@@ -197,7 +197,9 @@ impl PartOfBatch {
             };
             named.insert(tensor, some);
         }
-        let chain = Chain::bind_blocks(engine, whole.plan(), (&extents, middle.clone()), &[], &named, buffers)?;
+        let seen = middle.start..middle.end + 1;
+        let streams = Streams::allocate(manifest, whole.plan(), (&extents, seen), &[], buffers)?;
+        let chain = Chain::bind_blocks(manifest, (whole.plan(), middle), &streams, &named, buffers)?;
         let streams = whole.at_cut(middle.start).iter().zip(chain.at_cut(middle.start));
         pairs.extend(streams.map(|(all, some)| (*all, *some, 0)));
         let mut gather = Vec::new();
@@ -247,7 +249,7 @@ pub(super) fn denoise(
     step: usize,
     shared: &[Option<f32>],
 ) -> Result<Vec<StepRecord>> {
-    let Request { engine, options, buffers, parts, chain, branches, timings, schedule, samples, .. } = request;
+    let Request { engine, options, buffers, parts, branches, timings, schedule, samples, .. } = request;
     let (steps, cancel) = (schedule.steps(), &options.cancel);
     let state = &mut branches[index];
     let (Some(samples), Some(own)) = (samples, &mut state.samples) else {
@@ -256,7 +258,7 @@ pub(super) fn denoise(
     let mut clock = Clock::start();
 
     cancel.check()?;
-    state.embed.run()?;
+    state.chain.embed()?;
     timings.embed_ms += clock.lap();
     let at = DecisionPoint { step, steps, branch: state.branch, block: None };
     let mut decided = vec![Decided { decision: Reason::None.into(), diff: None, threshold: None }; samples.batch];
@@ -265,7 +267,7 @@ pub(super) fn denoise(
     for part in parts.iter() {
         let unit = match part {
             Part::Run(blocks) => {
-                always_run += chain.run(blocks.clone(), cancel)?;
+                always_run += state.chain.run(blocks.clone(), cancel)?;
                 timings.blocks_ms += clock.lap();
                 continue;
             }
@@ -286,12 +288,12 @@ pub(super) fn denoise(
         match items.len() {
             0 => unit.apply(step, buffers)?,
             all if all == samples.batch => {
-                chain.run(unit.blocks.clone(), cancel)?;
+                state.chain.run(unit.blocks.clone(), cancel)?;
                 timings.blocks_ms += clock.lap();
             }
             // With the moves of their rows, which are small beside the blocks.
             _ => {
-                samples.run(engine, &items, (chain, unit, &mut own.join), (buffers, cancel))?;
+                samples.run(engine, &items, (&state.chain, unit, &mut own.join), (buffers, cancel))?;
                 timings.blocks_ms += clock.lap();
             }
         }
@@ -300,7 +302,7 @@ pub(super) fn denoise(
         }
         timings.cache_ms += clock.lap();
     }
-    state.last.run()?;
+    state.chain.last()?;
     if let Some(number) = buffers.first_not_finite(state.prediction)? {
         return Err(numeric::prediction(number));
     }

@@ -231,7 +231,8 @@ impl Compare {
         // A single block compares its input, so all that it sees is at one cut.
         let (before, after) = match options.tensor {
             DiffTensor::BlockInput => (around.start, around.start),
-            DiffTensor::HeadResidual | DiffTensor::HeadOutput => (around.start, around.end),
+            DiffTensor::HeadOutput => (around.end, around.end),
+            DiffTensor::HeadResidual => (around.start, around.end),
         };
         let manifest = &engine.directory.manifest;
         let streams = if options.tensor == DiffTensor::BlockInput && options.compare_all_streams {

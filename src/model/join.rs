@@ -32,12 +32,13 @@ pub(crate) fn boundary(parts: &[Part<'_>]) -> (Vec<String>, Vec<String>) {
     (inputs, outputs)
 }
 
-/// One graph that does what the parts do one after the other; its ports are those of [`boundary`].
+/// One graph that does what the parts do one after the other; its ports are those of [`boundary`], but for outputs that
+/// are not `wanted`.
 ///
 /// # Errors
 /// `EngineDirectory` if the parts refer to weights in several folders, which ONNX Runtime cannot load as one model.
-pub(crate) fn join(name: &str, parts: &[Part<'_>]) -> Result<Graph> {
-    let (inputs, outputs) = boundary(parts);
+pub(crate) fn join(name: &str, parts: &[Part<'_>], wanted: &[String]) -> Result<Graph> {
+    let (inputs, _) = boundary(parts);
     let mut joined = Graph { file: name.to_owned(), ..Graph::default() };
     let mut graph = GraphProto { name: Some(name.to_owned()), ..GraphProto::default() };
     let mut model = ModelProto::default();
@@ -48,7 +49,9 @@ pub(crate) fn join(name: &str, parts: &[Part<'_>]) -> Result<Graph> {
         let own = decoded.graph.take().unwrap_or_default();
         model = decoded;
         // The last part that writes a tensor writes the stage's output.
-        let writes_last = |tensor: &String| !parts[index + 1..].iter().any(|later| later.outputs.contains(tensor));
+        let writes_last = |tensor: &String| {
+            wanted.contains(tensor) && !parts[index + 1..].iter().any(|later| later.outputs.contains(tensor))
+        };
         let given: BTreeMap<String, String> = part
             .outputs
             .iter()
@@ -84,7 +87,7 @@ pub(crate) fn join(name: &str, parts: &[Part<'_>]) -> Result<Graph> {
         graph.value_info.extend(own.value_info.into_iter().map(renamed_port));
         for port in own.input {
             let tensor = port.name.clone().unwrap_or_default();
-            if current.get(&tensor) == Some(&tensor) && seen_inputs.insert(tensor) {
+            if inputs.contains(&tensor) && current.get(&tensor) == Some(&tensor) && seen_inputs.insert(tensor) {
                 graph.input.push(port);
             }
         }
@@ -99,7 +102,7 @@ pub(crate) fn join(name: &str, parts: &[Part<'_>]) -> Result<Graph> {
         }
         joined.absorb(part.graph)?;
     }
-    debug_assert_eq!(graph.output.len(), outputs.len());
+    debug_assert_eq!(graph.output.len(), wanted.len());
     model.graph = Some(graph);
     joined.bytes = model.encode_to_vec();
     Ok(joined)
