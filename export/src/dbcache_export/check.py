@@ -6,7 +6,7 @@ computes no bfloat16 on a CPU; such graphs are checked in float32, which shows w
 
 from __future__ import annotations
 
-__all__ = ["Report", "bytes_needed", "check"]
+__all__ = ["Report", "bytes_needed", "check", "example_inputs"]
 
 import json
 from collections.abc import Iterator, Mapping
@@ -95,7 +95,7 @@ def _check_transformer(plan: Plan, compute: DType, sessions: _Sessions, report: 
     reference = plan.reference()
     tolerance = GRAPH_TOLERANCE[compute]
     last = len(plan.blocks) - 1
-    for case in _cases(plan):
+    for case in example_inputs(plan):
         embedded = sessions.run(plan.embed, case)
         final_inputs: Tensors = {}
 
@@ -123,7 +123,7 @@ def _check_transformer(plan: Plan, compute: DType, sessions: _Sessions, report: 
         report.add("chain", plan.final.file, CHAIN_TOLERANCE[compute], sessions.run(plan.final, flowing), expected)
 
 
-def _cases(plan: Plan) -> Iterator[Tensors]:
+def example_inputs(plan: Plan) -> Iterator[Tensors]:
     """Random inputs of the transformer: two picture sizes (the smallest and an oblong one), batches of one and two."""
     cell = plan.latents["downscale"] * plan.latents["patch"]
     low, high, step = (plan.size[name] // cell for name in ("min", "max", "multiple_of"))

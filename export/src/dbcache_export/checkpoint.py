@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Checkpoint", "Parameter", "Shard", "read"]
+__all__ = ["Checkpoint", "Parameter", "Shard", "files", "read"]
 
 import hashlib
 import json
@@ -92,11 +92,11 @@ def read(folder: Path, component: str) -> Checkpoint:
     Raises:
         ExportError: A file is missing or damaged, two shards disagree, or there is more than one checkpoint.
     """
-    files, index = _files(folder)
+    names, index = files(folder)
     shards: list[Shard] = []
     parameters: dict[str, Parameter] = {}
-    for number, file in enumerate(files, 1):
-        suffix = "" if len(files) == 1 else f"-{number:05}-of-{len(files):05}"
+    for number, file in enumerate(names, 1):
+        suffix = "" if len(names) == 1 else f"-{number:05}-of-{len(names):05}"
         shard, tensors = _read_shard(folder / file, f"{component}{suffix}.safetensors")
         shards.append(shard)
         for parameter in tensors:
@@ -114,7 +114,7 @@ def read(folder: Path, component: str) -> Checkpoint:
     return Checkpoint(folder, tuple(shards), parameters)
 
 
-def _files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
+def files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
     """Names of the shards in order, and the index if there is one."""
     indices = sorted(folder.glob("*.safetensors.index.json"))
     found = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -127,12 +127,12 @@ def _files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
         return found, None
     try:
         index = json.loads(indices[0].read_text("utf-8"))["weight_map"]
-        files = sorted(set(index.values()))
+        named = sorted(set(index.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{indices[0]} is not an index of shards ({error})", "repair the checkpoint") from error
-    if any(Path(file).name != file for file in files):
+    if any(Path(file).name != file for file in named):
         raise ExportError(f"{indices[0]} names files outside its folder", "repair the checkpoint")
-    return files, index
+    return named, index
 
 
 def _read_shard(path: Path, name: str) -> tuple[Shard, list[Parameter]]:

@@ -6,6 +6,7 @@ __all__ = ["main", "parse"]
 
 import argparse
 import logging
+import math
 import os
 import re
 import signal
@@ -102,6 +103,14 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Path, Options, bool]:
         type=int,
         help="pixels per latent cell, for folders without a VAE (default: 8)",
     )
+    add(
+        "--lora",
+        metavar="FILE:WEIGHT",
+        type=_lora,
+        action="append",
+        default=[],
+        help="merge an adapter into the transformer, this strongly (repeatable)",
+    )
     add("--overwrite", action="store_true", help="replace an engine directory; documents in it are kept")
     add("--debug", action="store_true", help="show warnings and tracebacks")
     add("--version", action="version", version=f"dbcache-export {__version__}")
@@ -122,6 +131,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Path, Options, bool]:
         attribution=given.attribution,
         size=given.size,
         downscale=given.downscale,
+        lora=tuple(given.lora),
     )
     return given.model, given.engine, options, given.debug
 
@@ -141,6 +151,19 @@ def _size(text: str) -> tuple[int, int]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 1024x1024")
     return int(found[1]), int(found[2])
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    file, _, weight = text.rpartition(":")
+    try:
+        strength = float(weight)
+    except ValueError:
+        strength = math.nan
+    if not file or not math.isfinite(strength) or strength == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no file with a weight other than 0, as a.safetensors:0.8")
+    if not Path(file).is_file():
+        raise argparse.ArgumentTypeError(f"{file} is not a file")
+    return Path(file), strength
 
 
 def _fail(message: str) -> int:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from dbcache_export.bind import bind, refuse_unused
 from dbcache_export.check import Report, bytes_needed, check
 from dbcache_export.content import ContentHashes
 from dbcache_export.errors import ExportError
+from dbcache_export.lora import merged
 from dbcache_export.manifest import Written, manifest, write_file
 from dbcache_export.place import place
 from dbcache_export.spec import Graph, Options, Plan, Template
@@ -56,9 +57,12 @@ def export(model: Path, engine: Path, options: Options, progress: Callable[[str]
     Raises:
         ExportError: For whatever the user can act on; nothing is left at `engine` then.
     """
-    with _new_directory(engine, overwrite=options.overwrite) as partial:
+    with _new_directory(engine, overwrite=options.overwrite) as partial, ExitStack() as undo:
         progress("reading headers")
         fake = FakeTensorMode()
+        own = None
+        if options.lora:
+            own = model = undo.enter_context(merged(model, options.lora, partial.parent))
         plan = families.plan(model, options, fake)
         shards = [shard for checkpoint in plan.checkpoints.values() for shard in checkpoint.shards]
         with ContentHashes([shard.path for shard in shards] if options.content_hash else []) as hashes:
@@ -72,7 +76,7 @@ def export(model: Path, engine: Path, options: Options, progress: Callable[[str]
                     "header_sha256": shard.header_sha256,
                     "sha256": hashes[shard.path] if options.content_hash else None,
                 }
-                for shard, fields in place(plan.checkpoints.values(), partial, pack=options.pack)
+                for shard, fields in place(plan.checkpoints.values(), partial, pack=options.pack, own=own)
             ]
         write_file(partial, "manifest.json", manifest(plan, options, graphs, tokenizers, weights))
         for document in plan.documents:

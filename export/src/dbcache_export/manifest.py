@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dbcache_export import __version__
+from dbcache_export.lora import provenance
 from dbcache_export.spec import Graph, Options, Plan
 
 #: Packages whose versions decide what the graphs look like.
@@ -57,7 +58,9 @@ def manifest(
         "name": plan.name,
         "description": plan.description,
         "license": {"name": options.license, "attribution": options.attribution},
-        "exported_with": {"dbcache-export": __version__} | {tool: version(tool) for tool in _TOOLS},
+        "exported_with": {"dbcache-export": __version__}
+        | {tool: version(tool) for tool in _TOOLS}
+        | provenance(options.lora),
         "opset": options.opset,
         "compute_dtype": options.compute,
         "dimensions": plan.dimensions,

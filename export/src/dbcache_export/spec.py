@@ -58,6 +58,7 @@ class Options:
     size: tuple[int, int] | None = None  # width, height
     frames: int | None = None
     downscale: int | None = None
+    lora: tuple[tuple[Path, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 __all__ = ["Decoder", "decoder"]
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage, Flux2Pipeline
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint
-from dbcache_export.errors import ExportError
+from dbcache_export.errors import ExportError, listed
 from dbcache_export.folder import read_json
 from dbcache_export.spec import DTYPES, Case, DType, Graph, Options, Template, Tensor
 from dbcache_export.template import fake_module
@@ -34,14 +34,20 @@ class Decoder:
 
 
 def decoder(folder: Path, options: Options, fake: FakeTensorMode) -> Decoder:
-    """The decoding half of the AutoencoderKL in `folder`.
+    """The decoding half of the autoencoder in `folder`.
 
     Raises:
-        ExportError: It is of another class.
+        ExportError: It is of an unknown class.
     """
     config = read_json(folder / "config.json")
-    if config.get("_class_name") != "AutoencoderKL":
-        raise ExportError(f"{folder}: {config.get('_class_name')} is not supported", "supported: AutoencoderKL")
+    name = str(config.get("_class_name"))
+    if name not in _CLASSES:
+        raise ExportError(f"{folder}: {name} is not supported", f"supported: {listed(_CLASSES)}")
+    return _CLASSES[name](folder, config, options, fake)
+
+
+def _kl(folder: Path, config: Mapping[str, Any], options: Options, fake: FakeTensorMode) -> Decoder:
+    """An AutoencoderKL, of pictures."""
     # A model that asks for float32 overflows in float16 but not in bfloat16.
     dtype: DType = "f32" if options.compute == "f16" and config.get("force_upcast", True) else options.compute
     arguments = {name: value for name, value in config.items() if not name.startswith("_")}
@@ -92,3 +98,125 @@ def _cases(folder: Path) -> Iterator[Case]:
         with torch.no_grad():
             image = model.decode(latents / scale + (shift or 0.0), return_dict=False)[0]
         yield {"image_latents": latents}, {"image": image.clamp(-1, 1)}
+
+
+def _qwen(folder: Path, config: Mapping[str, Any], options: Options, fake: FakeTensorMode) -> Decoder:
+    """An AutoencoderKLQwenImage: made for videos, here for one frame, which the convolutions over time never see."""
+    dtype = options.compute
+    arguments = {name: value for name, value in config.items() if not name.startswith("_")}
+    module = fake_module(fake, dtype, lambda: _DecodeFrame(AutoencoderKLQwenImage(**arguments), DTYPES[dtype][0]))
+    assert isinstance(module, _DecodeFrame)
+    channels = len(module.mean)
+    tensors = {
+        "image_latents": Tensor("f32", ("batch", channels, "latent_height", "latent_width")),
+        "image": Tensor("f32", ("batch", 3, "height", "width")),
+    }
+    inputs, outputs = ({name: tensors[name]} for name in tensors)
+    graph = Graph("decode.onnx", Template("decode", module, inputs, outputs), "vae", cases=lambda: _qwen_cases(folder))
+    ignored = ("encoder.", "quant_conv.", *module.over_time)
+    return Decoder(graph, tensors, checkpoint.read(folder, "vae"), ignored, channels, module.downscale)
+
+
+class _DecodeFrame(nn.Module):
+    """Undoes the scaling of latents, then decodes them as the first frame of a video."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.over_time = [
+            f"decoder.{name}." for name, _ in model.decoder.named_modules() if name.endswith(".time_conv")
+        ]
+        for name in self.over_time:
+            model.get_submodule(name.rpartition(".time_conv")[0]).time_conv = nn.Identity()
+        self.post_quant_conv = model.post_quant_conv
+        self.decoder = model.decoder
+        self.mean: list[float] = model.config.latents_mean
+        self.deviation: list[float] = model.config.latents_std
+        self.downscale: int = model.spatial_compression_ratio
+        model.clear_cache()
+        self.caches: int = model._conv_num + len(self.over_time)
+        self.dtype = dtype
+
+    def forward(self, image_latents: torch.Tensor) -> torch.Tensor:
+        """[batch, channels, latent_height, latent_width] to [batch, 3, height, width], both float32, -1 … 1."""
+        mean, deviation = (
+            torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.mean, self.deviation)
+        )
+        frame = (image_latents * deviation + mean).to(self.dtype)[:, :, None]
+        image: torch.Tensor = self.decoder(self.post_quant_conv(frame), feat_cache=[None] * self.caches, feat_idx=[0])
+        return image[:, :, 0].float().clamp(-1, 1)
+
+
+def _qwen_cases(folder: Path) -> Iterator[Case]:
+    """What diffusers' pipeline does with latents."""
+    model: Any = AutoencoderKLQwenImage.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    mean, deviation = (
+        torch.tensor(values)[None, :, None, None] for values in (model.config.latents_mean, model.config.latents_std)
+    )
+    for batch, height, width in ((1, 8, 8), (2, 10, 14)):
+        random = torch.Generator().manual_seed(batch)
+        latents = torch.randn(batch, mean.shape[1], height, width, generator=random)
+        with torch.no_grad():
+            image = model.decode((latents / (1 / deviation) + mean)[:, :, None], return_dict=False)[0][:, :, 0]
+        yield {"image_latents": latents}, {"image": image}
+
+
+def _flux2(folder: Path, config: Mapping[str, Any], options: Options, fake: FakeTensorMode) -> Decoder:
+    """An AutoencoderKLFlux2: a latent cell has the channels of two by two cells of the autoencoder's own."""
+    dtype = options.compute
+    arguments = {name: value for name, value in config.items() if not name.startswith("_")}
+    if list(arguments.get("patch_size", (2, 2))) != [2, 2]:
+        raise ExportError(f"{folder}: patch_size is {arguments['patch_size']}", "only 2 by 2 is supported")
+    module = fake_module(fake, dtype, lambda: _DecodeFlux2(AutoencoderKLFlux2(**arguments), DTYPES[dtype][0]))
+    channels = 4 * config.get("latent_channels", 32)
+    tensors = {
+        "image_latents": Tensor("f32", ("batch", channels, "latent_height", "latent_width")),
+        "image": Tensor("f32", ("batch", 3, "height", "width")),
+    }
+    inputs, outputs = ({name: tensors[name]} for name in tensors)
+    graph = Graph("decode.onnx", Template("decode", module, inputs, outputs), "vae", cases=lambda: _flux2_cases(folder))
+    downscale = 2 * 2 ** (len(config.get("block_out_channels", [64])) - 1)
+    ignored = ("encoder.", "quant_conv.", "bn.num_batches_tracked")
+    return Decoder(graph, tensors, checkpoint.read(folder, "vae"), ignored, channels, downscale)
+
+
+class _DecodeFlux2(nn.Module):
+    """Undoes the normalisation of latents by their measured mean and variance, then decodes."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.bn = model.bn
+        self.post_quant_conv = model.post_quant_conv
+        self.decoder = model.decoder
+        self.epsilon: float = model.config.batch_norm_eps
+        self.dtype = dtype
+
+    def forward(self, image_latents: torch.Tensor) -> torch.Tensor:
+        """[batch, channels, latent_height, latent_width] to [batch, 3, height, width], both float32, -1 … 1."""
+        mean, variance = (value.float()[:, None, None] for value in (self.bn.running_mean, self.bn.running_var))
+        latents = image_latents * (variance + self.epsilon).sqrt() + mean
+        cells = nn.functional.pixel_shuffle(latents, 2).to(self.dtype)
+        if self.post_quant_conv is not None:
+            cells = self.post_quant_conv(cells)
+        image: torch.Tensor = self.decoder(cells)
+        return image.float().clamp(-1, 1)
+
+
+def _flux2_cases(folder: Path) -> Iterator[Case]:
+    """What diffusers' pipeline does with latents."""
+    model: Any = AutoencoderKLFlux2.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    mean = model.bn.running_mean.view(1, -1, 1, 1)
+    deviation = torch.sqrt(model.bn.running_var.view(1, -1, 1, 1) + model.config.batch_norm_eps)
+    for batch, height, width in ((1, 4, 4), (2, 5, 7)):
+        random = torch.Generator().manual_seed(batch)
+        latents = torch.randn(batch, mean.shape[1], height, width, generator=random)
+        with torch.no_grad():
+            cells = Flux2Pipeline._unpatchify_latents(latents * deviation + mean)
+            image = model.decode(cells, return_dict=False)[0]
+        yield {"image_latents": latents}, {"image": image.clamp(-1, 1)}
+
+
+_CLASSES: Mapping[str, Callable[[Path, Mapping[str, Any], Options, FakeTensorMode], Decoder]] = {
+    "AutoencoderKL": _kl,
+    "AutoencoderKLFlux2": _flux2,
+    "AutoencoderKLQwenImage": _qwen,
+}

@@ -15,10 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from dbcache_export import checkpoint, spec
+from dbcache_export.errors import ExportError
 from dbcache_export.families.parts import Transformer, configuration, picture_plan, templates, under
 from dbcache_export.families.patches import embed_patches, pack, projected, sinusoidal_positions, to_packed, unpack
 from dbcache_export.families.watched import Watched
-from dbcache_export.scheduler import scheduler
+from dbcache_export.guidance import fused
+from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
 
@@ -26,17 +28,23 @@ _CONTEXT = ("timestep_sinusoids", "label")
 
 
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
-    """The plan of a DiT pipeline or transformer."""
-    inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    """The plan of a DiT pipeline.
+
+    Raises:
+        ExportError: There is no scheduler.
+    """
+    inner = folder / "transformer"
+    if not (folder / "scheduler").is_dir():
+        raise ExportError(f"{folder} has no scheduler", "give the folder of the whole pipeline")
     return picture_plan(
         folder,
         options,
         fake,
         transformer(inner, options, fake),
         scheduler=scheduler(folder),
-        guidance={"kind": "classifier_free", "default": 4.0},
+        guidance=fused(4.0, "cond"),
         steps=50,
-        prediction={"kind": "epsilon"},
+        prediction=prediction(folder),
     )
 
 
@@ -86,7 +94,11 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
             projected,
         ),
         blocks=tuple(
-            spec.Block("block", Graph(f"block_{i:03}.onnx", block, "transformer", under(f"transformer_blocks.{i}.")))
+            spec.Block(
+                "block",
+                Graph(f"block_{i:03}.onnx", block, "transformer", under(f"transformer_blocks.{i}.")),
+                group="transformer_blocks",
+            )
             for i in range(layers)
         ),
         final=Graph(

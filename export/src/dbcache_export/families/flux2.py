@@ -40,11 +40,21 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         options,
         fake,
         parts,
-        scheduler=scheduler(folder),
-        guidance={"kind": "embedded", "default": 4.0} if embeds_guidance else {"kind": "none", "default": 1.0},
+        scheduler=_scheduler(folder),
+        guidance={"kind": "embedded", "default": 4.0} if embeds_guidance else {"kind": "none"},
         steps=50 if embeds_guidance else 4,
         prediction={"kind": "velocity"},
     )
+
+
+def _scheduler(folder: Path) -> dict[str, Any]:
+    """The pipeline shifts sigmas by tokens and steps, between two lines that were fitted for 10 and 200 steps."""
+    found = scheduler(folder)
+    if found["shift"]["kind"] == "dynamic":
+        lines = [[8.73809524e-05, 1.89833333, 10], [0.00016927, 0.45666666, 200]]
+        shift = {"kind": "dynamic_steps", "lines": lines, "max_tokens": 4300}
+        found["shift"] = shift | {"time_shift": found["shift"]["time_shift"]}
+    return found
 
 
 def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:
@@ -92,7 +102,7 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
     )
     kinds = [(double, "transformer_blocks", config["num_layers"])]
     kinds += [(single, "single_transformer_blocks", config["num_single_layers"])]
-    places = [(kind, f"{group}.{i}.") for kind, group, count in kinds for i in range(count)]
+    places = [(kind, group, i) for kind, group, count in kinds for i in range(count)]
     return Transformer(
         description=(
             f"FLUX.2 transformer: {config['num_layers']} double and {config['num_single_layers']} single blocks, "
@@ -109,9 +119,12 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
         ),
         blocks=tuple(
             spec.Block(
-                kind.name, Graph(f"block_{i:03}.onnx", kind, "transformer", under(prefix)), kind.name == "single"
+                kind.name,
+                Graph(f"block_{i:03}.onnx", kind, "transformer", under(f"{group}.{place}.")),
+                joins_streams=kind.name == "single",
+                group=group,
             )
-            for i, (kind, prefix) in enumerate(places)
+            for i, (kind, group, place) in enumerate(places)
         ),
         final=Graph(
             "final.onnx", template("final", _Final(model), ("hidden_states", "temb"), ("prediction",)), "transformer"

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["Transformer", "configuration", "dimensions", "padded", "picture_plan", "size", "templates", "under"]
+__all__ = [
+    "Texts",
+    "Transformer",
+    "configuration",
+    "dimensions",
+    "padded",
+    "picture_plan",
+    "size",
+    "templates",
+    "under",
+    "whole",
+]
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +26,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint, spec, vae
+from dbcache_export.encoders import Encoder
 from dbcache_export.errors import ExportError
 from dbcache_export.folder import documents, model_name, read_json
 from dbcache_export.spec import Graph, Options, Plan, Template, Tensor
@@ -61,6 +73,21 @@ class Transformer:
     examples: Mapping[str, Callable[[Sequence[int], torch.Generator], torch.Tensor]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Texts:
+    """The text encoders' share of a Plan.
+
+    Attributes:
+        text: As in the Plan.
+        encoders: Whose parameters the graphs use.
+        tensors: What graphs hand to later graphs.
+    """
+
+    text: spec.Text
+    encoders: Sequence[Encoder]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 def configuration(folder: Path, model: type, fixed: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """The arguments of the model's constructor, complete.
 
@@ -84,6 +111,23 @@ def configuration(folder: Path, model: type, fixed: Mapping[str, Sequence[Any]])
             f"only plain {model.__name__} models are supported",
         )
     return config
+
+
+def whole(folder: Path, names: Sequence[str]) -> list[Path] | None:
+    """The folders of a pipeline's text parts; None where it has none of them.
+
+    Raises:
+        ExportError: Some are missing.
+    """
+    parts = [folder / name for name in names]
+    missing = [part.name for part in parts if not part.is_dir()]
+    if len(missing) == len(parts):
+        return None
+    if missing:
+        raise ExportError(
+            f"{folder} lacks {', '.join(missing)}", "complete the pipeline, or give its transformer folder"
+        )
+    return parts
 
 
 def templates(tensors: Mapping[str, Tensor]) -> Callable[[str, nn.Module, Sequence[str], Sequence[str]], Template]:
@@ -164,8 +208,9 @@ def picture_plan(
     guidance: Mapping[str, Any],
     steps: int,
     prediction: Mapping[str, Any],
+    texts: Texts | None = None,
 ) -> Plan:
-    """The plan of a pipeline in `folder`, or of its transformer alone, without text encoders.
+    """The plan of a pipeline in `folder`, or of its transformer alone.
 
     Raises:
         ExportError: The autoencoder does not fit the transformer, or an option has no effect.
@@ -180,24 +225,30 @@ def picture_plan(
         raise ExportError(f"--downscale {options.downscale}, but the VAE's is {decoder.downscale}", "leave it out")
     downscale = decoder.downscale if decoder else options.downscale or parts.downscale
     sizes = size(options, downscale, parts.patch, parts.cells, parts.max_cells, parts.multiple)
+    encoders = texts.encoders if texts else ()
     return Plan(
         name=options.name or model_name(folder),
         description=f"{parts.description}, {parts.checkpoint.values() / 1e6:.3g} M parameters",
         dimensions=dimensions(sizes, downscale, parts.patch, _MAX_BATCH, parts.text, decodes=decoder is not None),
-        tensors=parts.tensors | (decoder.tensors if decoder else {}),
+        tensors=parts.tensors | (decoder.tensors if decoder else {}) | dict(texts.tensors if texts else {}),
         inputs=parts.inputs,
         streams=parts.streams,
         embed=parts.embed,
         blocks=parts.blocks,
         final=parts.final,
         prediction=prediction,
-        latents={"channels": parts.channels, "downscale": downscale, "patch": parts.patch},
+        latents={"layout": "tokens", "channels": parts.channels, "downscale": downscale, "patch": parts.patch},
         size=sizes,
         scheduler=scheduler,
         guidance=guidance,
         steps=steps,
-        checkpoints={"transformer": parts.checkpoint} | ({"vae": decoder.checkpoint} if decoder else {}),
-        ignored={"transformer": parts.ignored} | ({"vae": decoder.ignored} if decoder else {}),
+        checkpoints={"transformer": parts.checkpoint}
+        | {encoder.graph.component or "": encoder.checkpoint for encoder in encoders}
+        | ({"vae": decoder.checkpoint} if decoder else {}),
+        ignored={"transformer": parts.ignored}
+        | {encoder.graph.component or "": encoder.ignored for encoder in encoders}
+        | ({"vae": decoder.ignored} if decoder else {}),
+        text=texts.text if texts else None,
         reference=parts.reference,
         decode=decoder.graph if decoder else None,
         documents=documents(folder),

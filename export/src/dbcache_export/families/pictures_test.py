@@ -7,7 +7,7 @@ import pytest
 from dbcache_export.check import CHAIN_TOLERANCE, EMBED_TOLERANCE, GRAPH_TOLERANCE
 from dbcache_export.engine import export
 from dbcache_export.spec import Options
-from dbcache_export.tiny.pictures import write_transformer
+from dbcache_export.tiny.pictures import write_pipeline
 
 #: Family: its kinds of blocks.
 KINDS = {
@@ -24,7 +24,7 @@ KINDS = {
 
 @pytest.mark.parametrize("family", KINDS)
 def test_a_transformer_computes_what_diffusers_computes(family: str, tmp_path: Path) -> None:
-    write_transformer(family, tmp_path / "model")
+    write_pipeline(family, tmp_path / "model")
     options = Options(check=True, size=(128, 128) if family != "z_image" else None)
     report = export(tmp_path / "model", tmp_path / "engine", options, lambda _: None).report
     assert report is not None

@@ -15,35 +15,69 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint, spec
+from dbcache_export.encoders import t5, tokenizer
 from dbcache_export.errors import ExportError
-from dbcache_export.families.parts import Transformer, configuration, padded, picture_plan, templates, under
+from dbcache_export.families.parts import (
+    Texts,
+    Transformer,
+    configuration,
+    padded,
+    picture_plan,
+    templates,
+    under,
+    whole,
+)
 from dbcache_export.families.patches import embed_patches, pack, projected, sinusoidal_positions, to_packed, unpack
 from dbcache_export.families.rotary import mix
 from dbcache_export.families.watched import Watched
-from dbcache_export.scheduler import scheduler
+from dbcache_export.folder import read_json
+from dbcache_export.guidance import fused
+from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
 
-#: PixArt-Σ's; PixArt-α was trained with 120.
-_MAX_TEXT = 300
+#: Tokens of PixArt-Σ, and of PixArt-α.
+_MAX_TEXT, _ALPHA_TEXT = 300, 120
 #: Added to the scores of padding; finite, as in diffusers.
 _MASKED = -10000.0
 _CONTEXT = ("encoder_hidden_states", "encoder_attention_bias", "modulation")
 
 
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
-    """The plan of a PixArt pipeline or transformer."""
-    inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    """The plan of a PixArt pipeline.
+
+    Raises:
+        ExportError: There is no scheduler.
+    """
+    inner = folder / "transformer"
+    if not (folder / "scheduler").is_dir():
+        raise ExportError(f"{folder} has no scheduler", "give the folder of the whole pipeline")
+    parts = transformer(inner, options, fake)
     return picture_plan(
         folder,
         options,
         fake,
-        transformer(inner, options, fake),
+        parts,
+        texts=_text(folder, parts.tensors, options, fake),
         scheduler=scheduler(folder),
-        guidance={"kind": "classifier_free", "default": 4.5},
+        guidance=fused(4.5, "uncond"),
         steps=20,
-        prediction={"kind": "epsilon"},
+        prediction=prediction(folder),
     )
+
+
+def _text(folder: Path, tensors: Mapping[str, spec.Tensor], options: Options, fake: FakeTensorMode) -> Texts | None:
+    """T5, which does not look at padding; prompts are read in lower case, as in diffusers' pipeline."""
+    parts = whole(folder, ("text_encoder", "tokenizer"))
+    if parts is None:
+        return None
+    index = folder / "model_index.json"
+    alpha = index.is_file() and read_json(index).get("_class_name") == "PixArtAlphaPipeline"
+    outputs = ("prompt_embeds", "prompt_attention_mask")
+    encoder = t5(parts[0], "text_000.onnx", tensors["prompt_embeds"], options, fake, outputs)
+    tokenizers = {"t5": tokenizer(parts[1], _ALPHA_TEXT if alpha else _MAX_TEXT, lower=True)}
+    graph = (encoder.graph, {"input_ids": ("t5", "ids"), "attention_mask": ("t5", "mask")})
+    return Texts(spec.Text(tokenizers, [graph], unconditional=""), [encoder])
 
 
 def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:
@@ -110,7 +144,11 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
             projected,
         ),
         blocks=tuple(
-            spec.Block("block", Graph(f"block_{i:03}.onnx", block, "transformer", under(f"transformer_blocks.{i}.")))
+            spec.Block(
+                "block",
+                Graph(f"block_{i:03}.onnx", block, "transformer", under(f"transformer_blocks.{i}.")),
+                group="transformer_blocks",
+            )
             for i in range(layers)
         ),
         final=Graph(

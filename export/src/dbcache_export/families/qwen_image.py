@@ -14,9 +14,21 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint, spec
-from dbcache_export.families.parts import Transformer, configuration, padded, picture_plan, templates, under
+from dbcache_export.encoders import qwen, tokenizer
+from dbcache_export.errors import ExportError
+from dbcache_export.families.parts import (
+    Texts,
+    Transformer,
+    configuration,
+    padded,
+    picture_plan,
+    templates,
+    under,
+    whole,
+)
 from dbcache_export.families.rotary import angles, mix, rotate, tables
 from dbcache_export.families.watched import Watched
+from dbcache_export.guidance import separate
 from dbcache_export.scheduler import scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
@@ -30,21 +42,44 @@ _DEFAULT_CELLS = 128
 #: The positions in diffusers' tables: half of them to each side of the middle.
 _MAX_CELLS = 4096
 _MAX_TEXT = 1024
+#: The chat template of diffusers' pipeline, whose first 34 tokens are those in front of the prompt.
+_PREFIX = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+)
+_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
+_DROP = 34
 
 
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
     """The plan of a Qwen-Image pipeline or transformer."""
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    parts = transformer(inner, options, fake)
     return picture_plan(
         folder,
         options,
         fake,
-        transformer(inner, options, fake),
+        parts,
+        texts=_text(folder, options, fake),
         scheduler=scheduler(folder),
-        guidance={"kind": "classifier_free", "default": 4.0},
+        guidance=separate(4.0, "renormalised"),
         steps=50,
         prediction={"kind": "velocity"},
     )
+
+
+def _text(folder: Path, options: Options, fake: FakeTensorMode) -> Texts | None:
+    """Qwen2.5-VL, asked to describe a picture; what it makes of the instruction in front of the prompt is left out."""
+    parts = whole(folder, ("text_encoder", "tokenizer"))
+    if parts is None:
+        return None
+    encoder = qwen(parts[0], "text_000.onnx", "qwen", _DROP, options, fake, ("prompt_embeds", "prompt_embeds_mask"))
+    template: dict[str, Any] = {"prefix": _PREFIX, "suffix": _SUFFIX, "drop": _DROP, "padding": "longest"}
+    tokenizers = {"qwen": tokenizer(parts[1], _MAX_TEXT + _DROP, **template)}
+    if tokenizers["qwen"].pad_side != "right":
+        raise ExportError(f"{parts[1]} pads on the left", "set padding_side to right, as Qwen-Image has it")
+    graph = (encoder.graph, {"input_ids": ("qwen", "ids"), "attention_mask": ("qwen", "mask")})
+    return Texts(spec.Text(tokenizers, [graph], unconditional=" "), [encoder])
 
 
 def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:
@@ -94,7 +129,11 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
         streams=_STREAMS,
         embed=Graph("embed.onnx", template("embed", embed, tuple(inputs), (*_STREAMS, *_CONTEXT)), "transformer"),
         blocks=tuple(
-            spec.Block("block", Graph(f"block_{i:03}.onnx", block, "transformer", under(f"transformer_blocks.{i}.")))
+            spec.Block(
+                "block",
+                Graph(f"block_{i:03}.onnx", block, "transformer", under(f"transformer_blocks.{i}.")),
+                group="transformer_blocks",
+            )
             for i in range(layers)
         ),
         final=Graph(

@@ -21,7 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dbcache_export import checkpoint, spec
 from dbcache_export.families.parts import Transformer, configuration, picture_plan, templates, under
 from dbcache_export.families.patches import embed_patches, pack, to_packed, unpack
+from dbcache_export.families.sd3_text import sd3_text
 from dbcache_export.families.watched import Watched
+from dbcache_export.guidance import fused
 from dbcache_export.scheduler import scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
@@ -34,13 +36,15 @@ _MAX_TEXT = 589
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
     """The plan of a Stable Diffusion 3 pipeline or transformer."""
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    parts = transformer(inner, options, fake)
     return picture_plan(
         folder,
         options,
         fake,
-        transformer(inner, options, fake),
-        scheduler=scheduler(folder),
-        guidance={"kind": "classifier_free", "default": 7.0},
+        parts,
+        texts=sd3_text(folder, parts.tensors, options, fake),
+        scheduler=scheduler(folder, sigmas=None),
+        guidance=fused(7.0, "uncond"),
         steps=28,
         prediction={"kind": "velocity"},
     )
@@ -86,7 +90,7 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
             kinds[dual, last] = template(name, module, (*_STREAMS, "temb"), _STREAMS[: 1 if last else 2])
         kind = kinds[dual, last]
         graph = Graph(f"block_{i:03}.onnx", kind, "transformer", under(f"transformer_blocks.{i}."))
-        blocks.append(spec.Block(kind.name, graph))
+        blocks.append(spec.Block(kind.name, graph, group="transformer_blocks"))
     return Transformer(
         description=f"Stable Diffusion 3 transformer: {layers} joint blocks, width {width}",
         checkpoint=checkpoint.read(folder, "transformer"),

@@ -22,6 +22,7 @@ from dbcache_export.families.parts import Transformer, configuration, padded, pi
 from dbcache_export.families.patches import pack, to_packed, unpack
 from dbcache_export.families.rotary import angles, attend, tables
 from dbcache_export.families.watched import Watched
+from dbcache_export.guidance import fused
 from dbcache_export.scheduler import scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
@@ -46,7 +47,7 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         fake,
         transformer(inner, options, fake),
         scheduler=scheduler(folder),
-        guidance={"kind": "classifier_free", "default": 5.0},
+        guidance=fused(5.0, "cond", "difference"),
         steps=50,
         prediction={"kind": "velocity"},
     )
@@ -107,7 +108,7 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
             "transformer",
         ),
         blocks=tuple(
-            spec.Block("block", Graph(f"block_{i:03}.onnx", kind, "transformer", under(f"layers.{i}.")))
+            spec.Block("block", Graph(f"block_{i:03}.onnx", kind, "transformer", under(f"layers.{i}.")), group="layers")
             for i in range(layers)
         ),
         final=Graph("final.onnx", final, "transformer"),

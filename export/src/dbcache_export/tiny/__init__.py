@@ -29,7 +29,7 @@ def randomise(model: torch.nn.Module) -> None:
             parameter.copy_(values)
 
 
-def save(model: Any, folder: Path) -> None:
-    """Randomises a diffusers or transformers model and writes it."""
+def save(model: Any, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Randomises a diffusers or transformers model and writes it as `dtype`."""
     randomise(model)
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)

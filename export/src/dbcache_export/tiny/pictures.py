@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["TRANSFORMERS", "write_transformer"]
+__all__ = ["SCHEDULERS", "TRANSFORMERS", "write_pipeline"]
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 
 from dbcache_export.tiny import save
 
-_HEADS: Mapping[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 16}
+_HEADS: Mapping[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8}
 
 #: Family: (class of diffusers, arguments).
 TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -25,7 +26,7 @@ TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "out_channels": 4,
             "num_layers": 4,
             "joint_attention_dim": 24,
-            "caption_projection_dim": 32,
+            "caption_projection_dim": 16,
             "pooled_projection_dim": 20,
             "pos_embed_max_size": 24,
         },
@@ -39,7 +40,7 @@ TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "out_channels": 4,
             "num_layers": 6,
             "joint_attention_dim": 24,
-            "caption_projection_dim": 32,
+            "caption_projection_dim": 16,
             "pooled_projection_dim": 20,
             "pos_embed_max_size": 24,
             "dual_attention_layers": [0, 1, 2],
@@ -54,7 +55,7 @@ TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "in_channels": 4,
             "out_channels": 8,
             "num_layers": 6,
-            "cross_attention_dim": 32,
+            "cross_attention_dim": 16,
             "caption_channels": 24,
             "interpolation_scale": 2,
         },
@@ -80,8 +81,8 @@ TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "sample_size": 8,
             "in_channels": 4,
             "out_channels": 8,
-            "num_layers": 6,
-            "num_embeds_ada_norm": 10,
+            "num_layers": 4,
+            "num_embeds_ada_norm": 1000,
         },
     ),
     "qwen_image": (
@@ -92,7 +93,7 @@ TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "out_channels": 4,
             "num_layers": 6,
             "joint_attention_dim": 24,
-            "axes_dims_rope": [4, 6, 6],
+            "axes_dims_rope": [4, 2, 2],
         },
     ),
     "flux2": (
@@ -104,27 +105,45 @@ TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "num_single_layers": 4,
             "joint_attention_dim": 24,
             "timestep_guidance_channels": 32,
-            "axes_dims_rope": [4, 4, 4, 4],
+            "axes_dims_rope": [2, 2, 2, 2],
         },
     ),
     "z_image": (
         "ZImageTransformer2DModel",
         {
             "in_channels": 4,
-            "dim": 48,
-            "n_layers": 6,
+            "dim": 12,
+            "n_layers": 4,
             "n_refiner_layers": 1,
-            "n_heads": 3,
-            "n_kv_heads": 3,
+            "n_heads": 2,
+            "n_kv_heads": 2,
             "cap_feat_dim": 24,
-            "axes_dims": [4, 6, 6],
+            "axes_dims": [2, 2, 2],
             "axes_lens": [96, 32, 32],
         },
     ),
 }
 
 
-def write_transformer(family: str, folder: Path) -> None:
-    """Writes the transformer of a family with random weights."""
+#: Family: (class of diffusers, arguments), as in the pipelines that people use.
+SCHEDULERS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "sd3": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    "sd35": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    "pixart": ("DPMSolverMultistepScheduler", {}),
+    "pixart_sized": ("DPMSolverMultistepScheduler", {}),
+    "dit": ("DDIMScheduler", {"clip_sample": False}),
+    "qwen_image": (
+        "FlowMatchEulerDiscreteScheduler",
+        {"use_dynamic_shifting": True, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02},
+    ),
+    "flux2": ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
+    "z_image": ("FlowMatchEulerDiscreteScheduler", {"shift": 6.0}),
+}
+
+
+def write_pipeline(family: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Writes transformer, with random weights, and scheduler of a family."""
     name, arguments = TRANSFORMERS[family]
-    save(getattr(diffusers, name)(**arguments), folder)
+    save(getattr(diffusers, name)(**arguments), folder / "transformer", dtype)
+    name, arguments = SCHEDULERS[family]
+    getattr(diffusers, name)(**arguments).save_pretrained(folder / "scheduler")

@@ -1,0 +1,174 @@
+"""Small text encoders with their tokenizers, and small autoencoders, as the folders of a pipeline."""
+
+from __future__ import annotations
+
+__all__ = ["write_clip", "write_flux2_vae", "write_kl", "write_qwen", "write_qwen_vae", "write_t5", "write_texts"]
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    T5Config,
+    T5EncoderModel,
+)
+
+from dbcache_export.tiny import save
+
+_LETTERS = ["a", "b", "c", "a</w>", "b</w>", "c</w>", "ab", "ab</w>", "<|startoftext|>", "<|endoftext|>"]
+
+
+def write_texts(family: str, folder: Path) -> None:
+    """The text encoders and the autoencoder of a family in `tiny.pictures`."""
+    if family in ("sd3", "sd35"):
+        write_clip(folder, "", 10, projection=8)
+        write_clip(folder, "_2", 12, projection=12)
+        if family == "sd3":
+            write_t5(folder, "_3", 24)
+        write_kl(folder)
+    elif family == "pixart":
+        write_t5(folder, "", 24)
+        write_kl(folder)
+    elif family == "qwen_image":
+        write_qwen(folder, 24)
+        write_qwen_vae(folder)
+    elif family == "flux2":
+        write_flux2_vae(folder)
+    else:
+        write_kl(folder)
+
+
+def write_clip(folder: Path, number: str, width: int, projection: int | None = None) -> None:
+    """CLIP with a byte-pair tokenizer over three letters."""
+    ids = {token: i for i, token in enumerate(_LETTERS)}
+    # As in published models: ids of the ends in config.json that are not those of the vocabulary.
+    config = CLIPTextConfig(
+        vocab_size=len(ids),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=projection or width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+    save((CLIPTextModelWithProjection if projection else CLIPTextModel)(config), folder / f"text_encoder{number}")
+    target = folder / f"tokenizer{number}"
+    target.mkdir(parents=True)
+    (target / "vocab.json").write_text(json.dumps(ids))
+    (target / "merges.txt").write_text("#version: 0.2\na b\na b</w>\n")
+    ends = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    settings = {
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 77,
+        "tokenizer_class": "CLIPTokenizer",
+        "do_lower_case": True,
+    }
+    (target / "tokenizer_config.json").write_text(json.dumps(ends | settings))
+
+
+def write_t5(folder: Path, number: str, width: int) -> None:
+    """T5 with a tokenizer of three words."""
+    config = T5Config(
+        vocab_size=16,
+        d_model=width,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=20,
+        tie_word_embeddings=False,  # of the output layer; the encoder shares its table all the same
+    )
+    save(T5EncoderModel(config), folder / f"text_encoder{number}")
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁red", -1.0), ("▁apple", -1.0), ("▁cat", -1.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    _save_tokenizer(tokenizer, names, folder / f"tokenizer{number}")
+
+
+def write_qwen(folder: Path, width: int) -> None:
+    """Qwen2.5-VL with its visual half, and a tokenizer of single letters."""
+    letters = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(letters),
+            "hidden_size": width,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 2, 2]},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "out_hidden_size": width,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "fullatt_block_indexes": [0],
+        },
+    )
+    save(Qwen2_5_VLForConditionalGeneration(config), folder / "text_encoder")
+    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    names = {"pad_token": "<|endoftext|>", "unk_token": "<unk>"}
+    ends = {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}
+    _save_tokenizer(tokenizer, names | ends, folder / "tokenizer", 2048)
+
+
+def write_kl(folder: Path) -> None:
+    """An autoencoder of pictures that makes a cell of eight by eight pixels."""
+    model = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.36,
+        shift_factor=0.12,
+    )
+    save(model, folder / "vae")
+
+
+def write_qwen_vae(folder: Path) -> None:
+    """Qwen-Image's autoencoder, with four channels."""
+    model = AutoencoderKLQwenImage(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 2, 2],
+        num_res_blocks=1,
+        latents_mean=[-0.7, 0.2, 0.5, -0.1],
+        latents_std=[2.8, 1.4, 2.3, 0.6],
+    )
+    save(model, folder / "vae")
+
+
+def write_flux2_vae(folder: Path) -> None:
+    """FLUX.2's autoencoder, with four channels of its own."""
+    model = AutoencoderKLFlux2(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=4)
+    random = torch.Generator().manual_seed(0)
+    model.bn.running_mean.copy_(torch.randn(16, generator=random))
+    model.bn.running_var.copy_(0.5 + torch.rand(16, generator=random))
+    save(model, folder / "vae")
+
+
+def _save_tokenizer(tokenizer: Tokenizer, names: Mapping[str, Any], folder: Path, length: int = 512) -> None:
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, **names)
+    fast.save_pretrained(folder)
