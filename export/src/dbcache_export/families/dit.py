@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from dbcache_export import checkpoint, spec
 from dbcache_export.errors import ExportError
+from dbcache_export.families.literal import literal_timesteps
 from dbcache_export.families.parts import Transformer, configuration, picture_plan, templates, under
 from dbcache_export.families.patches import embed_patches, pack, projected, sinusoidal_positions, to_packed, unpack
 from dbcache_export.families.watched import Watched
@@ -128,6 +129,7 @@ class _Embed(nn.Module):
         self.width: int = model.inner_dim
         self.base: int = model.pos_embed.base_size
         self.dtype = dtype
+        literal_timesteps(self)
 
     def forward(
         self, latents: Tensor, timestep: Tensor, class_labels: Tensor, img_ids: Tensor

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint, spec
+from dbcache_export.families.literal import literal_timesteps
 from dbcache_export.families.parts import Transformer, configuration, picture_plan, templates, under
 from dbcache_export.families.watched import Watched
 from dbcache_export.scheduler import scheduler
@@ -151,6 +152,7 @@ class _Embed(nn.Module):
         self.context_embedder = model.context_embedder
         self.pos_embed = model.pos_embed
         self.dtype = dtype
+        literal_timesteps(self)
 
     def forward(
         self,

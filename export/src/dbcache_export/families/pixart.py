@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dbcache_export import checkpoint, spec
 from dbcache_export.encoders import t5, tokenizer
 from dbcache_export.errors import ExportError
+from dbcache_export.families.literal import literal_timesteps
 from dbcache_export.families.parts import (
     Texts,
     Transformer,
@@ -177,6 +178,7 @@ class _Embed(nn.Module):
         self.base: int = model.pos_embed.base_size
         self.scale: float = model.pos_embed.interpolation_scale
         self.dtype = dtype
+        literal_timesteps(self)
 
     def forward(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["plan", "transformer"]
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dbcache_export import checkpoint, spec
 from dbcache_export.encoders import qwen, tokenizer
 from dbcache_export.errors import ExportError
+from dbcache_export.families.literal import Literal, literal_timesteps
 from dbcache_export.families.parts import (
     Texts,
     Transformer,
@@ -26,7 +28,7 @@ from dbcache_export.families.parts import (
     under,
     whole,
 )
-from dbcache_export.families.rotary import angles, mix, rotate, tables
+from dbcache_export.families.rotary import mix, rotate, tables
 from dbcache_export.families.watched import Watched
 from dbcache_export.guidance import separate
 from dbcache_export.scheduler import scheduler
@@ -158,8 +160,12 @@ class _Embed(nn.Module):
         self.txt_norm = model.txt_norm
         self.txt_in = model.txt_in
         self.time_text_embed = model.time_text_embed
-        self.axes = axes
+        self.frequencies = [
+            Literal(partial(lambda axis: 1.0 / _THETA ** (torch.arange(0, axis, 2).float() / axis), axis))
+            for axis in axes
+        ]
         self.dtype = dtype
+        literal_timesteps(self)
 
     def forward(
         self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor, prompt_embeds_mask: Tensor, img_ids: Tensor
@@ -173,7 +179,7 @@ class _Embed(nn.Module):
         places = img_ids - torch.cat((torch.zeros_like(below[:1]), sides - below))
         text = torch.arange(prompt_embeds.shape[1]) + below.amax(0)
         positions = torch.cat((text[:, None].expand(-1, 3).float(), places))
-        angle = torch.cat([angles(positions[:, i], axis, _THETA, torch.float32) for i, axis in enumerate(self.axes)], 1)
+        angle = torch.cat([positions[:, i, None] * each.tensor() for i, each in enumerate(self.frequencies)], 1)
         cos, sin = tables(angle)
         seen = torch.cat((prompt_embeds_mask, torch.ones_like(latents[..., 0])), 1) > 0
         bias = torch.where(seen, 0.0, torch.finfo(self.dtype).min / 2).to(self.dtype)

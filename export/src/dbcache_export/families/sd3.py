@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint, spec
+from dbcache_export.families.literal import literal_timesteps
 from dbcache_export.families.parts import Transformer, configuration, picture_plan, templates, under
 from dbcache_export.families.patches import embed_patches, pack, to_packed, unpack
 from dbcache_export.families.sd3_text import sd3_text
@@ -140,6 +141,7 @@ class _Embed(nn.Module):
         self.time_text_embed = model.time_text_embed
         self.context_embedder = model.context_embedder
         self.dtype = dtype
+        literal_timesteps(self)
 
     def forward(
         self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor, pooled_projections: Tensor, img_ids: Tensor

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["plan", "transformer"]
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint, spec
+from dbcache_export.families.literal import Literal
 from dbcache_export.families.parts import Transformer, configuration, padded, picture_plan, templates, under
 from dbcache_export.families.patches import pack, to_packed, unpack
 from dbcache_export.families.rotary import angles, attend, tables
@@ -106,6 +108,7 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
             "embed.onnx",
             template("embed", _Embed(model, config, dtype), tuple(inputs), (*_STREAMS, *_CONTEXT)),
             "transformer",
+            lambda name: name.replace("t_mlp.", "t_embedder.mlp."),
         ),
         blocks=tuple(
             spec.Block("block", Graph(f"block_{i:03}.onnx", kind, "transformer", under(f"layers.{i}.")), group="layers")
@@ -134,7 +137,9 @@ class _Embed(nn.Module):
         self.context_refiner = model.context_refiner
         self.cap_embedder = model.cap_embedder
         self.cap_pad_token = model.cap_pad_token
-        self.t_embedder = model.t_embedder
+        self.t_mlp = model.t_embedder.mlp
+        half = model.t_embedder.frequency_embedding_size // 2
+        self.frequencies = Literal(lambda: torch.exp(-math.log(10000) * torch.arange(half).float() / half))
         self.config = {name: config[name] for name in ("t_scale", "axes_dims", "rope_theta")}
         self.dtype = dtype
 
@@ -144,7 +149,8 @@ class _Embed(nn.Module):
         """A text's last 32 tokens are filled up with a token for padding; what is behind them is not looked at."""
         batch, words = prompt_embeds_mask.shape
         tokens = latents.shape[1]
-        adaln_input = self.t_embedder((1 - timestep) * self.config["t_scale"]).to(self.dtype)
+        turns = ((1 - timestep) * self.config["t_scale"])[:, None] * self.frequencies.tensor()
+        adaln_input = self.t_mlp(torch.cat((turns.cos(), turns.sin()), 1).to(self.dtype))
 
         places = torch.arange(words, dtype=torch.float32)[None].expand(batch, -1)
         filled = (prompt_embeds_mask.sum(1, keepdim=True) / SEQ_MULTI_OF).ceil() * SEQ_MULTI_OF
