@@ -113,6 +113,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Path, Options, bool]:
     )
     add("--overwrite", action="store_true", help="replace an engine directory; documents in it are kept")
     add("--debug", action="store_true", help="show warnings and tracebacks")
+    add("--list", action=_List, nargs=0, help="show the families of models that can be exported, and what was checked")
     add("--version", action="version", version=f"dbcache-export {__version__}")
     given = parser.parse_args(arguments)
     if given.downscale is not None and given.downscale < 1:
@@ -144,6 +145,17 @@ class _Parser(argparse.ArgumentParser):
         remedy = "" if ";" in message else "; see dbcache-export --help"
         print(f"error: {message}{remedy}", file=sys.stderr)
         sys.exit(USAGE)
+
+
+class _List(argparse.Action):
+    """Prints the families and ends the process."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Imports diffusers: seconds."""
+        from dbcache_export.families.catalogue import table
+
+        print(table())
+        parser.exit()
 
 
 def _size(text: str) -> tuple[int, int]:

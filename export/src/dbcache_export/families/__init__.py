@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["plan"]
+__all__ = ["CLASSES", "plan"]
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dbcache_export.errors import ExportError, listed
+from dbcache_export.errors import ExportError
 from dbcache_export.families import (
     cogvideox,
     dit,
@@ -25,10 +26,12 @@ from dbcache_export.families import (
     wan,
     z_image,
 )
+from dbcache_export.families.catalogue import closest
 from dbcache_export.folder import read_json
 from dbcache_export.spec import Options, Plan
 
-_FAMILIES: dict[str, Callable[[Path, Options, FakeTensorMode], Plan]] = {
+#: By the class of the transformer.
+CLASSES: dict[str, Callable[[Path, Options, FakeTensorMode], Plan]] = {
     "FluxTransformer2DModel": flux.plan,
     "Flux2Transformer2DModel": flux2.plan,
     "SD3Transformer2DModel": sd3.plan,
@@ -50,18 +53,22 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
     Raises:
         ExportError: The folder holds no model, or one of an unknown class.
     """
-    name = _class_name(folder)
-    if name not in _FAMILIES:
-        raise ExportError(f"{folder}: the model class {name} is not supported", f"supported: {listed(_FAMILIES)}")
+    config = _config(folder)
+    name = str(config.get("_class_name"))
+    if name not in CLASSES:
+        raise ExportError(
+            f"{folder}: the model class {name} is not supported; {closest(name, config)}",
+            "dbcache-export --list shows the families",
+        )
     if emoji.recognises(folder):
         return emoji.plan(folder, options, fake)
-    return _FAMILIES[name](folder, options, fake)
+    return CLASSES[name](folder, options, fake)
 
 
-def _class_name(folder: Path) -> str:
+def _config(folder: Path) -> dict[str, Any]:
     for config in (folder / "transformer" / "config.json", folder / "config.json"):
         if config.is_file():
-            return str(read_json(config).get("_class_name"))
+            return read_json(config)
     raise ExportError(
         f"{folder} has neither transformer/config.json nor config.json",
         "give the folder of a diffusers pipeline or of its transformer",
