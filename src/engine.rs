@@ -29,10 +29,11 @@ pub use crate::plan::StagesChoice;
 use crate::plan::{Cuts, Plan};
 pub use crate::runtime::compiler::EngineCounts;
 use crate::runtime::device::Device;
+use crate::runtime::guidance::{Guide, GuideSpec, Stack};
 use crate::runtime::items::{Gather, Items};
 use crate::runtime::library::{self, LibraryInfo, LibraryOptions, Work};
 use crate::runtime::measure::{Measure, Over, StreamType};
-use crate::runtime::ops::{Arithmetic, LatentArithmetic};
+use crate::runtime::ops::Arithmetic;
 use crate::runtime::provider::{ProviderKind, ProviderSpec, Providers};
 use crate::runtime::session::{Session, WeightsMode};
 use crate::runtime::sums::Sums;
@@ -142,7 +143,6 @@ pub(crate) struct Loaded {
     stages: Stages,
     pub text: Option<TextEncoder>,
     pub decode: Option<Arc<Session>>,
-    pub latents: LatentArithmetic,
     pub device: Arc<Device>,
     /// Providers that were asked for before the one that is used, and why they are not.
     pub refused: Vec<String>,
@@ -154,6 +154,8 @@ pub(crate) struct Loaded {
     measures: Cached<(Vec<StreamType>, DiffOptions, Over), Measure>,
     gathers: Cached<(DType, usize, usize), Gather>,
     items: Cached<(DType, DType, usize), Items>,
+    guides: Cached<GuideSpec, Guide>,
+    stacks: Cached<(DType, usize), Stack>,
 }
 
 impl Engine {
@@ -195,7 +197,6 @@ impl Engine {
             Some(spec) => Some(TextEncoder::load(&directory, spec, text_sessions)?),
             None => None,
         };
-        let latents = LatentArithmetic::load(&device)?;
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
         tracing::info!(load_ms, ?weights, "engine loaded");
         Ok(Self(Arc::new(Loaded {
@@ -204,7 +205,6 @@ impl Engine {
             stages,
             text,
             decode,
-            latents,
             device,
             refused,
             weights,
@@ -215,6 +215,8 @@ impl Engine {
             measures: Mutex::default(),
             gathers: Mutex::default(),
             items: Mutex::default(),
+            guides: Mutex::default(),
+            stacks: Mutex::default(),
         })))
     }
 
@@ -331,6 +333,16 @@ impl Loaded {
     pub(crate) fn items(&self, dtype: DType, kept: DType, rank: usize) -> Result<Arc<Items>> {
         cached(&self.items, (dtype, kept, rank), || Items::load(&self.device, dtype, kept, rank))
     }
+
+    /// Guidance of one kind; loaded once.
+    pub(crate) fn guide(&self, spec: GuideSpec) -> Result<Arc<Guide>> {
+        cached(&self.guides, spec, || Guide::load(&self.device, spec))
+    }
+
+    /// Two tensors of one kind, one above the other; loaded once.
+    pub(crate) fn stack(&self, dtype: DType, rank: usize) -> Result<Arc<Stack>> {
+        cached(&self.stacks, (dtype, rank), || Stack::load(&self.device, dtype, rank))
+    }
 }
 
 /// Small graphs by what they are for: few enough for a list.
@@ -386,7 +398,8 @@ const LARGE_WORK: u64 = 200_000_000;
 fn work(directory: &EngineDirectory) -> Work {
     let manifest = &directory.manifest;
     let cell = manifest.latents.downscale * manifest.latents.patch;
-    let tokens: u64 = manifest.size.default.iter().map(|side| side / cell).product();
+    let frames = manifest.video.map_or(1, |video| (video.frames.default - 1) / video.temporal_downscale + 1);
+    let tokens: u64 = frames * manifest.size.default.iter().map(|side| side / cell).product::<u64>();
     let largest = directory.blocks.iter().map(|block| block.parameters).max().unwrap_or_default();
     let operations = largest.saturating_mul(2).saturating_mul(tokens);
     if operations < LARGE_WORK { Work::Small } else { Work::Large }

@@ -18,7 +18,7 @@ use crate::generate::text::TextEncoder;
 use crate::generate::{memory, prepare};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
-use crate::model::manifest::{Dimension, GuidanceKind, Manifest};
+use crate::model::manifest::{Dimension, GuidanceSpec, Manifest};
 use crate::plan::{Limits, Plan, Stage};
 use crate::trace::CacheBytes;
 
@@ -206,10 +206,10 @@ impl EngineInfo {
             }
         }
         let in_weights: usize = directory.weights.values().map(|file| file.parameters().count()).sum();
-        let guidance = match manifest.guidance.kind {
-            GuidanceKind::None => "none",
-            GuidanceKind::Embedded => "embedded",
-            GuidanceKind::ClassifierFree => "classifier_free",
+        let guidance = match manifest.guidance {
+            GuidanceSpec::None {} => "none",
+            GuidanceSpec::Embedded { .. } => "embedded",
+            GuidanceSpec::ClassifierFree { .. } => "classifier_free",
         };
         Self {
             name: manifest.name.clone(),
@@ -230,7 +230,7 @@ impl EngineInfo {
             default_steps: manifest.defaults.steps,
             default_size: manifest.size.default,
             size_limits: [manifest.size.min, manifest.size.max, manifest.size.multiple_of],
-            guidance: (guidance.to_owned(), manifest.guidance.default),
+            guidance: (guidance.to_owned(), manifest.guidance.default_scale()),
             takes_prompt: manifest.text.is_some(),
             makes_pictures: manifest.decode.is_some(),
             dimensions: manifest

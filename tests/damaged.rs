@@ -92,7 +92,8 @@ fn check_link(cases: &mut Cases, name: &str) {
 fn manifests() {
     let mut cases = Cases::default();
     for (name, pointer, value, words) in [
-        ("version 2", "/format_version", json!(2), "format version 2"),
+        ("version 2", "/format_version", json!(2), "missing field"),
+        ("version 3", "/format_version", json!(3), "format version 3"),
         ("version text", "/format_version", json!("1"), "does not parse"),
         ("negative version", "/format_version", json!(-1), "does not parse"),
         ("opset", "/opset", json!(21), "expected 20 or 23"),

@@ -37,7 +37,9 @@ pub struct dbcache_picture {
 
 impl dbcache_result {
     pub(crate) fn new(output: Output, inputs: Inputs) -> Self {
-        let Output { latents, images, trace } = output;
+        let Output { latents, mut images, videos, trace } = output;
+        // The frames of videos are pictures, one video after the other.
+        images.extend(videos.into_iter().flat_map(|video| video.frames));
         Self { latents: dbcache_tensor::new(latents), images, trace, inputs, trace_text: OnceLock::new() }
     }
 

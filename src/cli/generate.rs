@@ -73,7 +73,10 @@ struct Done {
 }
 
 fn write_pictures(args: &GenerateArgs, inputs: &Inputs, output: Output) -> anyhow::Result<Done> {
-    let Output { latents, images, trace } = output;
+    let Output { latents, images, videos, trace } = output;
+    if !videos.is_empty() {
+        anyhow::bail!(usage("videos cannot be written yet; use --save-latents"));
+    }
     let mut files = Vec::new();
     for (k, image) in images.iter().enumerate() {
         let seed = trace.seed.wrapping_add(k as u64);

@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::generate::request::RequestOptions;
 use crate::generate::{memory, prepare};
 use crate::model::graph::Graph;
 use crate::model::manifest::{Dimension, Extents, Manifest};
@@ -50,7 +51,8 @@ impl Profile {
         let usual = if is_within { default } else { largest };
         let mut extremes = Extremes::new();
         for (place, size) in [smallest, usual, largest].into_iter().enumerate() {
-            let grid = prepare::grid(manifest, Some(size)).map_err(|error| error.about("profile"))?;
+            let options = RequestOptions { size: Some(size), ..RequestOptions::default() };
+            let grid = prepare::grid(manifest, &options).map_err(|error| error.about("profile"))?;
             let [least, most] = self.dimensions.get(BATCH).copied().unwrap_or([1; 2]);
             let batch = if place == 0 { least } else { most };
             let mut extents = grid.extents(batch as usize);

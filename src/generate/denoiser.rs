@@ -104,7 +104,7 @@ impl Denoiser {
                 self.request.prediction
             }
             Some(_) => {
-                self.request.write_sigma(step)?;
+                self.request.write_time(step)?;
                 let Self { request, cond_diffs, records, .. } = self;
                 request.predict_branch(index, step, cond_diffs, records, &mut ()).at(format_args!("step {step}"))?;
                 request.branches[index].prediction
@@ -133,8 +133,8 @@ impl Denoiser {
     pub fn output(&mut self, latents: &ArrayD<f32>) -> Result<Output> {
         self.request.check_shape(latents)?;
         let start = std::time::Instant::now();
-        let images = self.request.decode(latents)?;
+        let decoded = self.request.decode(latents)?;
         self.request.timings.decode_ms = elapsed_ms(start);
-        Ok(Output { latents: latents.clone(), images, trace: self.trace() })
+        Ok(self.request.output(latents.clone(), decoded, self.records.clone()))
     }
 }

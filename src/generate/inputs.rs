@@ -17,6 +17,8 @@ const MAX_INPUTS: u64 = 4 << 30;
 pub(super) const LATENTS: &str = "latents";
 /// The noise levels: `[steps + 1]`.
 pub(super) const SIGMAS: &str = "sigmas";
+/// The noise that a stochastic scheduler adds: `[steps, …]`, each of the latents' shape.
+pub(super) const NOISE: &str = "noise";
 /// In front of the name of a text input: its value for the uncond branch.
 pub(super) const NEGATIVE: &str = "negative_";
 
@@ -27,8 +29,10 @@ pub struct Inputs {
     pub prompt: Option<String>,
     /// What to keep away from, for classifier-free guidance.
     pub negative_prompt: Option<String>,
-    /// Tensors that replace what the engine would compute: text inputs by the manifest's names (with `negative_` in
-    /// front for the uncond branch), `latents` `[batch, tokens, features]`, `sigmas` `[steps + 1]`. f32.
+    /// Tensors that replace what the engine would compute, or that only the caller has: text inputs and such as class
+    /// labels by the manifest's names (with `negative_` in front for the uncond branch); `latents`, as the transformer takes
+    /// them; `sigmas` `[steps + 1]`; `noise` `[steps, …]` for schedulers that add some. Whole numbers where the model takes
+    /// integers.
     pub tensors: BTreeMap<String, ArrayD<f32>>,
 }
 
@@ -42,12 +46,19 @@ impl Inputs {
     pub(super) fn check(&self, manifest: &Manifest, is_guided: bool) -> Result<()> {
         let text: Vec<&String> =
             manifest.inputs.iter().filter(|(_, input)| input.from == Source::Text).map(|(name, _)| name).collect();
+        let given: Vec<&String> = manifest
+            .inputs
+            .iter()
+            .filter(|(_, input)| matches!(input.from, Source::Given { .. }))
+            .map(|(name, _)| name)
+            .collect();
         for (name, tensor) in &self.tensors {
             if let Some(number) = tensor.iter().find(|number| !number.is_finite()) {
                 return Err(Error::input(format!("input `{name}` holds {number}; expected finite numbers")).about(name));
             }
             let plain = name.strip_prefix(NEGATIVE).unwrap_or(name);
-            if name == LATENTS || name == SIGMAS || text.iter().any(|known| *known == plain) {
+            let others = [LATENTS, SIGMAS, NOISE];
+            if others.contains(&name.as_str()) || text.iter().chain(&given).any(|known| *known == plain) {
                 if plain != name && !is_guided {
                     return Err(Error::usage(format!(
                         "input `{name}` has no effect: this generation has no uncond branch; give a --guidance other than 1 to a \
@@ -56,7 +67,8 @@ impl Inputs {
                 }
                 continue;
             }
-            let known: Vec<&str> = text.iter().map(|name| name.as_str()).chain([LATENTS, SIGMAS]).collect();
+            let known: Vec<&str> =
+                text.iter().chain(&given).map(|name| name.as_str()).chain(others.into_iter().take(2)).collect();
             return Err(Error::input(format!(
                 "this engine has no input tensor `{name}`; it takes {} (and `{NEGATIVE}…` for the uncond branch)",
                 known.join(", ")
@@ -108,8 +120,8 @@ impl Inputs {
         for (name, tensor) in &self.tensors {
             let plain = name.strip_prefix(NEGATIVE).unwrap_or(name);
             let spec = match plain {
-                SIGMAS => continue,
-                LATENTS => manifest.input_from(Source::Latents).map(|name| manifest.tensor(name)),
+                SIGMAS | NOISE => continue,
+                LATENTS => manifest.input_from(&Source::Latents).map(|name| manifest.tensor(name)),
                 name => Some(manifest.tensor(name)),
             };
             let Some(spec) = spec else { continue };

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use super::cache_dtype::CacheDType;
 use super::chain::extra_places;
+use super::guidance::Guidance;
 use super::inputs::Inputs;
 use super::latents::Grid;
 use super::prepare;
 use super::request::RequestOptions;
 use crate::cache::{RunShape, StreamKind, StreamLayout};
 use crate::error::{Error, Result};
-use crate::model::manifest::{Axis, Dimension, Extents, Manifest, Source};
+use crate::model::manifest::{Axis, Dimension, Extents, Manifest, Padding};
 use crate::plan::Plan;
 use crate::trace::CacheBytes;
 
@@ -24,9 +25,9 @@ pub(crate) fn of_options(
     options: &RequestOptions,
     text_length: Option<u64>,
 ) -> Result<CacheBytes> {
-    let guidance = prepare::Guidance::new(manifest, options)?;
+    let guidance = Guidance::new(manifest, options)?;
     let batch = prepare::batch(options.batch, &Default::default())?;
-    let grid = prepare::grid(manifest, options.size)?;
+    let grid = prepare::grid(manifest, options)?;
     let steps = prepare::schedule(manifest, &Inputs::default(), options.steps, &grid)?.steps();
     let run = RunShape { n_blocks: manifest.blocks.len(), steps, branches: guidance.branches().len() };
     options.cache.validate(run).map_err(|error| error.about("cache"))?;
@@ -39,7 +40,7 @@ pub(crate) fn of_options(
         }
         given.extend(text_dimensions(manifest).into_iter().map(|dim| (dim, length)));
     }
-    predict(manifest, (plan, options), run, &extents(manifest, &grid, batch, given)?)
+    predict(manifest, (plan, options), run, &extents(manifest, &grid, guidance.rows(batch), given)?)
 }
 
 /// Refuses a policy that would keep more than `limit` bytes.
@@ -144,7 +145,7 @@ pub(crate) fn free_dimensions(manifest: &Manifest, of_size: &Extents) -> BTreeMa
 
 /// The dimensions of the text inputs that are not the batch.
 fn text_dimensions(manifest: &Manifest) -> Vec<String> {
-    let text = manifest.inputs.iter().filter(|(_, input)| input.from == Source::Text);
+    let text = manifest.inputs.iter().filter(|(_, input)| input.from.differs_by_branch());
     let axes = text.filter_map(|(name, _)| manifest.tensors.get(name)).flat_map(|tensor| &tensor.shape);
     axes.filter_map(|axis| match axis {
         Axis::Named(dim) if dim != "batch" => Some(dim.clone()),
@@ -153,19 +154,19 @@ fn text_dimensions(manifest: &Manifest) -> Vec<String> {
     .collect()
 }
 
-/// The dimensions that the text graphs fix: each gives as many tokens as its tokenizer.
+/// The dimensions that the text graphs fix: each gives as many tokens as its tokenizer, unless that depends on the prompt.
 fn text_extents(manifest: &Manifest) -> Extents {
     let mut extents = Extents::new();
     let Some(text) = &manifest.text else { return extents };
     for graph in &text.graphs {
-        let tokenizer = graph.inputs.values().next().and_then(|input| text.tokenizers.get(&input.tokenizer));
-        let Some(tokenizer) = tokenizer else { continue };
+        let tokenizer = graph.tokenizer().and_then(|name| text.tokenizers.get(name));
+        let Some(tokenizer) = tokenizer.filter(|tokenizer| tokenizer.padding == Padding::Length) else { continue };
         for tensor in graph.outputs.iter().filter_map(|output| manifest.tensors.get(output)) {
             for axis in &tensor.shape {
                 if let Axis::Named(dim) = axis
                     && dim != "batch"
                 {
-                    extents.insert(dim.clone(), tokenizer.length);
+                    extents.insert(dim.clone(), tokenizer.length - tokenizer.drop);
                 }
             }
         }

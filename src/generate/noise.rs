@@ -18,10 +18,19 @@ use rand_mt::Mt;
 /// Values that PyTorch draws together: `BLOCK / 2` radii and as many angles.
 const BLOCK: usize = 16;
 
-/// `count` standard normal values. Only the low 32 bits of the seed count, as in PyTorch.
-pub fn standard_normal(seed: u64, count: usize) -> Vec<f32> {
-    let mut random = Mt::new(seed as u32);
-    if count < BLOCK { draw_pairs(&mut random, count) } else { draw_blocks(&mut random, count) }
+/// A generator that goes on where it stopped.
+pub(crate) struct Generator(Mt);
+
+impl Generator {
+    /// Only the low 32 bits of the seed count.
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(Mt::new(seed as u32))
+    }
+
+    /// The next `count` standard normal values.
+    pub(crate) fn normal(&mut self, count: usize) -> Vec<f32> {
+        if count < BLOCK { draw_pairs(&mut self.0, count) } else { draw_blocks(&mut self.0, count) }
+    }
 }
 
 fn draw_blocks(random: &mut Mt, count: usize) -> Vec<f32> {
@@ -89,7 +98,7 @@ mod tests {
     fn check_draw(draw: &Value) {
         let number = |name: &str| draw[name].as_u64().unwrap();
         let (seed, size) = (number("seed"), number("size") as usize);
-        let values = standard_normal(seed, size);
+        let values = Generator::new(seed).normal(size);
         assert_eq!(values.len(), size);
         let tolerance = if size < BLOCK { PAIR_TOLERANCE } else { BLOCK_TOLERANCE };
         let compare = |ours: &[f32], theirs: &Value| {
@@ -117,10 +126,10 @@ mod tests {
     #[test]
     fn any_count_is_possible() {
         for count in 0..50 {
-            let values = standard_normal(3, count);
+            let values = Generator::new(3).normal(count);
             assert_eq!(values.len(), count);
             assert!(values.iter().all(|value| value.is_finite()));
         }
-        assert_eq!(standard_normal(7, 100), standard_normal(7 + (1 << 40), 100));
+        assert_eq!(Generator::new(7).normal(100), Generator::new(7 + (1 << 40)).normal(100));
     }
 }

@@ -5,33 +5,33 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ndarray::ArrayD;
-
 use super::branch::BranchState;
 use super::chain::{Chain, Named, Streams};
+use super::combine::Combine;
+use super::conditioning::{self, numbers};
 use super::denoiser::GuidanceBy;
-use super::inputs::{Inputs, LATENTS, NEGATIVE, SIGMAS};
+use super::guidance::Guidance;
+use super::inputs::{Inputs, LATENTS, NOISE, SIGMAS};
 use super::latents::Grid;
 use super::memory;
+use super::noise::Generator;
 use super::request::{Part, Request, RequestOptions, elapsed_ms};
+use super::sampler::{NoiseSource, Sampler};
 use super::samples::{self, BranchSamples, Samples};
 use super::scheduler::Schedule;
 use super::unit::{Unit, UnitSpec};
 use crate::cache::{BlocksSplit, Branch, DiffTensor, PolicyConfig, RunShape, StreamKind};
 use crate::engine::Loaded;
 use crate::error::{Error, Result};
-use crate::model::graph::ports;
-use crate::model::manifest::{Axis, DType, Extents, GuidanceKind, Manifest, Source};
+use crate::model::manifest::{Axis, Extents, Manifest, SchedulerSpec, Source};
 use crate::plan::Cuts;
-use crate::runtime::tensor::{BufferId, Buffers, Place};
+use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{Timings, Warning};
 
+/// Frames per second that no video has.
+const MAX_FPS: f64 = 1000.0;
 /// More pictures in one request than any machine holds.
 const MAX_BATCH: usize = 4096;
-
-/// Beyond this a guidance scale is a typing error: published pipelines use 1 to 20, and latents of unit size overflow
-/// nothing below it.
-const MAX_GUIDANCE: f32 = 1000.0;
 
 pub(super) fn request(
     engine: Arc<Loaded>,
@@ -44,10 +44,12 @@ pub(super) fn request(
     inputs.check(manifest, guidance.cfg.is_some())?;
     let given = inputs.extents(manifest)?;
     let batch = batch(options.batch, &given)?;
-    let grid = grid(manifest, options.size)?;
-    let smallest = if options.per_sample { 1 } else { batch };
-    for batch in [smallest, batch] {
-        engine.loader.check_extents(&grid.extents(batch))?;
+    let rows = guidance.rows(batch);
+    let grid = grid(manifest, options)?;
+    let fps = fps(manifest, options)?;
+    let smallest = if options.per_sample { 1 } else { rows };
+    for rows in [smallest, rows] {
+        engine.loader.check_extents(&grid.extents(rows))?;
     }
     let schedule = schedule(manifest, inputs, options.steps, &grid)?;
     let blocks = manifest.blocks.len();
@@ -56,12 +58,19 @@ pub(super) fn request(
     options.cache_dtype.check(manifest, &options.cache)?;
     check_effects(manifest, options)?;
     samples::check(options, manifest, batch)?;
+    if options.per_sample && guidance.is_fused() {
+        return Err(Error::option(
+            "per-sample",
+            "does not go with this model's guidance, whose two branches are one batch; leave it out, or give a \
+             --guidance of 1",
+        ));
+    }
     let split = options.cache.blocks_split(blocks)?;
     let parts = parts(&options.cache, &split, blocks);
     let cuts = cuts(&options.cache, blocks)?;
     if let Some(limit) = options.cache_memory {
         let given = given.iter().map(|(dim, (extent, _))| (dim.clone(), *extent)).collect();
-        let extents = memory::extents(manifest, &grid, batch, given)?;
+        let extents = memory::extents(manifest, &grid, rows, given)?;
         memory::check(manifest, (&engine.plan(&cuts), options), run, &extents, limit)?;
     }
     let plan = engine.load_plan(&cuts)?;
@@ -75,19 +84,17 @@ pub(super) fn request(
     let mut buffers = Buffers::new(&engine.device)?;
     let mut timings = Timings::default();
     let start = Instant::now();
-    let mut texts: HashMap<Branch, Named> = HashMap::new();
-    for branch in guidance.branches() {
-        texts.insert(branch, text(&engine, inputs, branch, batch, &mut buffers)?);
-        if let (Some(prompt), Some(encoder)) = (prompt(&engine, inputs, branch), &engine.text) {
+    let mut texts = conditioning::texts(&engine, inputs, &guidance, batch, &mut buffers)?;
+    for branch in guidance.texts() {
+        if let (Some(prompt), Some(encoder)) = (conditioning::prompt(&engine, inputs, branch), &engine.text) {
             warnings.extend(encoder.warnings(prompt)?.into_iter().map(Warning::Setting));
         }
     }
     timings.text_ms = elapsed_ms(start);
-    let extents = extents(manifest, &grid, batch, given, &texts, &buffers)?;
+    let extents = conditioning::extents(manifest, &grid, rows, given, &texts, &buffers)?;
     engine.loader.check_extents(&extents)?;
 
-    let mut named = Named::new();
-    shared_inputs(manifest, &grid, &extents, guidance.embedded, &mut named, &mut buffers)?;
+    let mut named = conditioning::shared(manifest, &grid, &extents, (guidance.embedded, fps), &mut buffers)?;
     for tensor in manifest.embed.outputs.iter().filter(|tensor| !manifest.streams.contains(tensor)) {
         add(manifest, tensor, &extents, &mut named, &mut buffers)?;
     }
@@ -136,23 +143,26 @@ pub(super) fn request(
         branches.push(BranchState { branch, policy, chain, prediction, units, samples: of_branch });
     }
 
-    let latents = named[manifest.input_from(Source::Latents).unwrap_or_default()]; // Checked by Manifest::parse.
-    let sigma = named[manifest.input_from(Source::Sigma).unwrap_or_default()];
+    let input = |source: Source| manifest.input_from(&source).and_then(|name| named.get(name)).copied();
+    let model_latents = input(Source::Latents).ok_or_else(|| Error::internal("no latents"))?; // Manifest::parse has checked.
+    let combine = if by == GuidanceBy::Library { guidance.cfg } else { None };
+    let combine =
+        combine.map(|cfg| Combine::bind(&engine, cfg, &predictions, model_latents, &grid, batch, &mut buffers));
+    let combine = combine.transpose()?;
+    let (latents, prediction) = match &combine {
+        Some(combine) => (combine.latents, combine.prediction),
+        None => (model_latents, predictions[&Branch::Cond]),
+    };
+    let mut generators: Vec<Generator> =
+        (0..batch).map(|k| Generator::new(options.seed.wrapping_add(k as u64))).collect();
     match inputs.tensors.get(LATENTS) {
         Some(tensor) => buffers.write(latents, &numbers(tensor))?,
-        None => buffers.write(latents, &grid.noise(options.seed, batch))?,
+        None => buffers.write(latents, &grid.noise(&mut generators))?,
     }
-    let (keep, take) = (buffers.add_at(Place::Host, DType::F32, &[1])?, buffers.add_at(Place::Host, DType::F32, &[1])?);
-    let cond = predictions[&Branch::Cond];
-    let guide = match (predictions.get(&Branch::Uncond), guidance.cfg) {
-        (Some(uncond), Some(scale)) if by == GuidanceBy::Library => {
-            let scale_id = buffers.add_at(Place::Host, DType::F32, &[1])?;
-            buffers.write(scale_id, &[scale])?;
-            Some(engine.latents.bind_guide(&mut buffers, cond, *uncond, scale_id, cond)?)
-        }
-        _ => None,
-    };
-    let update = engine.latents.bind_update(&mut buffers, latents, cond, keep, take)?;
+    let noise = noise(inputs, &schedule, generators, buffers.shape(latents))?;
+    let sampler = Sampler::bind(&engine, &schedule, (latents, prediction), noise, &mut buffers)?;
+    let (sigma, timestep) = (input(Source::Sigma), input(Source::Timestep));
+    let extents = Extents::from_iter([extents, grid.extents(batch)].into_iter().flatten());
     Ok(Request {
         options: options.clone(),
         buffers,
@@ -165,16 +175,17 @@ pub(super) fn request(
         branches,
         samples,
         latents,
-        prediction: cond,
+        prediction,
         decoder: None,
         done: 0,
+        pictures: batch,
+        fps: manifest.video.map(|_| fps),
         sigma,
-        keep,
-        take,
-        guide,
-        update,
+        timestep,
+        combine,
+        sampler,
         guidance: guidance.embedded,
-        cfg: guidance.cfg.filter(|_| by == GuidanceBy::Library),
+        cfg: guidance.cfg.filter(|_| by == GuidanceBy::Library).map(|cfg| cfg.scale),
         warnings,
         timings,
         read_bytes: None,
@@ -244,60 +255,6 @@ fn parts(cache: &PolicyConfig, split: &BlocksSplit, blocks: usize) -> Vec<Part> 
     parts
 }
 
-/// The scale that the model takes as an input, and the one that two branches are combined with.
-pub(super) struct Guidance {
-    embedded: Option<f32>,
-    cfg: Option<f32>,
-}
-
-impl Guidance {
-    /// With a scale to combine the branches by, or with both branches for a host that combines them.
-    fn by(by: GuidanceBy, manifest: &Manifest, options: &RequestOptions) -> Result<Self> {
-        if by == GuidanceBy::Library {
-            return Self::new(manifest, options);
-        }
-        let is_classifier_free = manifest.guidance.kind == GuidanceKind::ClassifierFree;
-        let idle = if is_classifier_free { ("guidance", options.guidance) } else { ("true-cfg", options.true_cfg) };
-        if let (name, Some(_)) = idle {
-            return Err(Error::option(name, "has no effect: the host combines the branches; leave it out"));
-        }
-        let scale = (!is_classifier_free).then_some(options.guidance).flatten();
-        // Any scale but 1 asks for both branches; it is not used.
-        let both = if is_classifier_free { (Some(0.0), None) } else { (scale, Some(0.0)) };
-        Self::new(manifest, &RequestOptions { guidance: both.0, true_cfg: both.1, ..options.clone() })
-    }
-
-    pub(super) fn new(manifest: &Manifest, options: &RequestOptions) -> Result<Self> {
-        for (name, scale) in [("guidance", options.guidance), ("true-cfg", options.true_cfg)] {
-            if let Some(scale) = scale
-                && !(-MAX_GUIDANCE..=MAX_GUIDANCE).contains(&scale)
-            {
-                let expected = format_args!("is {scale}; expected a number from -{MAX_GUIDANCE} to {MAX_GUIDANCE}");
-                return Err(Error::option(name, expected));
-            }
-        }
-        let kind = manifest.guidance.kind;
-        if kind == GuidanceKind::None && options.guidance.is_some() {
-            return Err(Error::option("guidance", "has no effect: this model has no guidance; leave it out"));
-        }
-        if kind == GuidanceKind::ClassifierFree && options.true_cfg.is_some() {
-            return Err(Error::option(
-                "true-cfg",
-                "has no effect: the guidance of this model is classifier-free; use --guidance",
-            ));
-        }
-        let scale = options.guidance.unwrap_or(manifest.guidance.default as f32);
-        let cfg = if kind == GuidanceKind::ClassifierFree { Some(scale) } else { options.true_cfg };
-        let embedded = (kind == GuidanceKind::Embedded).then_some(scale);
-        // With a scale of 1 the uncond branch cancels out.
-        Ok(Self { embedded, cfg: cfg.filter(|scale| *scale != 1.0) })
-    }
-
-    pub(super) fn branches(&self) -> Vec<Branch> {
-        if self.cfg.is_some() { vec![Branch::Cond, Branch::Uncond] } else { vec![Branch::Cond] }
-    }
-}
-
 pub(super) fn batch(asked: Option<usize>, given: &BTreeMap<String, (u64, String)>) -> Result<usize> {
     let by_tensor = given.get("batch").map(|(extent, by)| (*extent as usize, by));
     let batch = match (asked, by_tensor) {
@@ -314,9 +271,9 @@ pub(super) fn batch(asked: Option<usize>, given: &BTreeMap<String, (u64, String)
     Ok(batch)
 }
 
-pub(crate) fn grid(manifest: &Manifest, asked: Option<(u64, u64)>) -> Result<Grid> {
+pub(crate) fn grid(manifest: &Manifest, options: &RequestOptions) -> Result<Grid> {
     let size = manifest.size;
-    let (width, height) = asked.unwrap_or((size.default[0], size.default[1]));
+    let (width, height) = options.size.unwrap_or((size.default[0], size.default[1]));
     for side in [width, height] {
         if !(size.min..=size.max).contains(&side) || side % size.multiple_of != 0 {
             return Err(Error::input(format!(
@@ -326,16 +283,47 @@ pub(crate) fn grid(manifest: &Manifest, asked: Option<(u64, u64)>) -> Result<Gri
             .about("size"));
         }
     }
-    Ok(Grid::new(manifest.latents, width, height))
+    let Some(video) = manifest.video else {
+        return match options.frames {
+            Some(_) => {
+                Err(Error::option("frames", "has no effect: this model makes pictures, not video; leave it out"))
+            }
+            None => Ok(Grid::new(manifest.latents, None, width, height)),
+        };
+    };
+    let (range, step) = (video.frames, video.temporal_downscale);
+    let frames = options.frames.unwrap_or(range.default);
+    if !(range.min..=range.max).contains(&frames) || !(frames - 1).is_multiple_of(step) {
+        return Err(Error::input(format!(
+            "--frames is {frames}; this model makes {} to {} frames, a multiple of {step} and one more",
+            range.min, range.max
+        ))
+        .about("frames"));
+    }
+    Ok(Grid::new(manifest.latents, Some((video, frames)), width, height))
+}
+
+/// Frames per second of a video; of no meaning for pictures.
+fn fps(manifest: &Manifest, options: &RequestOptions) -> Result<f64> {
+    match (manifest.video, options.fps) {
+        (None, Some(_)) => {
+            Err(Error::option("fps", "has no effect: this model makes pictures, not video; leave it out"))
+        }
+        (_, Some(fps)) if !(fps > 0.0 && fps <= MAX_FPS) => {
+            Err(Error::option("fps", format_args!("is {fps}; expected a number above 0 and up to {MAX_FPS}")))
+        }
+        (video, fps) => Ok(fps.or(video.map(|video| video.fps)).unwrap_or(1.0)),
+    }
 }
 
 pub(super) fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize>, grid: &Grid) -> Result<Schedule> {
+    let inverted = matches!(manifest.scheduler, SchedulerSpec::FlowMatchEuler { inverted: true, .. });
     let Some(tensor) = inputs.tensors.get(SIGMAS) else {
         let steps = asked.unwrap_or(manifest.defaults.steps as usize);
-        let schedule = Schedule::new(manifest.scheduler, steps, grid.tokens() as u64)?;
+        let schedule = Schedule::new(&manifest.scheduler, manifest.prediction, steps, grid.tokens() as u64)?;
+        let levels: Vec<f32> = schedule.sigmas.iter().map(|s| if inverted { 1.0 - s } else { *s }).collect();
         // A shift that fits one picture size can be impossible for another.
-        let falls = schedule.sigmas.windows(2).all(|pair| pair[0] >= pair[1]);
-        if !falls || !(0.0..=1.0).contains(&schedule.sigmas[0]) {
+        if levels.windows(2).any(|pair| pair[0] < pair[1]) || !(0.0..=1.0).contains(&levels[0]) {
             return Err(Error::directory(format!(
                 "the scheduler's sigmas do not fall from 1 to 0 at this size: {:?} …",
                 &schedule.sigmas[..2]
@@ -343,6 +331,11 @@ pub(super) fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize
         }
         return Ok(schedule);
     };
+    if inverted || !matches!(manifest.scheduler, SchedulerSpec::FlowMatchEuler { .. }) {
+        return Err(Error::input(format!(
+            "input `{SIGMAS}` does not fit this model's scheduler, which has its own; leave it out and give --steps"
+        )));
+    }
     let sigmas = numbers(tensor);
     let steps = sigmas.len().saturating_sub(1);
     if let Some(asked) = asked
@@ -359,110 +352,26 @@ pub(super) fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize
             "input `{SIGMAS}` must be one row of at least two numbers that fall to 0 or more"
         )));
     }
-    Ok(Schedule { sigmas })
+    Ok(Schedule::euler(sigmas, manifest.prediction))
 }
 
-/// What the text graphs read for one branch.
-fn prompt<'a>(engine: &'a Loaded, inputs: &'a Inputs, branch: Branch) -> Option<&'a str> {
-    match branch {
-        Branch::Cond => inputs.prompt.as_deref(),
-        Branch::Uncond => {
-            inputs.negative_prompt.as_deref().or_else(|| engine.text.as_ref().map(|text| text.unconditional()))
-        }
+/// The noise that a stochastic scheduler adds: what is given, else what the pictures' generators give next.
+fn noise(inputs: &Inputs, schedule: &Schedule, generators: Vec<Generator>, latents: &[i64]) -> Result<NoiseSource> {
+    let Some(tensor) = inputs.tensors.get(NOISE) else { return Ok(NoiseSource::Drawn(generators)) };
+    if !schedule.is_stochastic() {
+        return Err(Error::usage(format!(
+            "input `{NOISE}` has no effect: this model's scheduler adds none; leave it out"
+        )));
     }
-}
-
-/// The text inputs of one branch: tensors that were given, else what the text graphs make of the prompt.
-fn text(engine: &Loaded, inputs: &Inputs, branch: Branch, batch: usize, buffers: &mut Buffers) -> Result<Named> {
-    let manifest = &engine.directory.manifest;
-    let mut named = Named::new();
-    if let (Some(prompt), Some(encoder)) = (prompt(engine, inputs, branch), &engine.text) {
-        let names: Vec<String> = encoder.outputs().map(str::to_owned).collect();
-        let (_, ports) = ports(manifest, &[], &names)?;
-        named.extend(encoder.encode(&vec![prompt.to_owned(); batch], &ports, buffers)?);
+    let expected: Vec<usize> =
+        [schedule.steps()].into_iter().chain(latents.iter().map(|extent| *extent as usize)).collect();
+    if tensor.shape() != expected {
+        return Err(Error::input(format!(
+            "input `{NOISE}` has the shape {:?}; expected that of the latents for each step, {expected:?}",
+            tensor.shape()
+        )));
     }
-    for (name, _) in manifest.inputs.iter().filter(|(_, input)| input.from == Source::Text) {
-        let key = if branch == Branch::Uncond { format!("{NEGATIVE}{name}") } else { name.clone() };
-        if let Some(tensor) = inputs.tensors.get(&key) {
-            let shape: Vec<i64> = tensor.shape().iter().map(|extent| *extent as i64).collect();
-            let dtype = manifest.tensor(name)?.dtype;
-            if dtype == DType::I64 {
-                return Err(Error::input(format!(
-                    "`{name}` holds integers, which only a prompt can give; leave it out"
-                )));
-            }
-            let id = buffers.add(dtype, &shape)?;
-            buffers.write(id, &numbers(tensor))?;
-            named.insert(name.clone(), id);
-        }
-        if !named.contains_key(name) {
-            return Err(Error::input(format!("no `{key}`; give it with --inputs")));
-        }
-    }
-    Ok(named)
-}
-
-/// All dimensions of the request: from the picture's size, the batch, and the text.
-fn extents(
-    manifest: &Manifest,
-    grid: &Grid,
-    batch: usize,
-    given: BTreeMap<String, (u64, String)>,
-    texts: &HashMap<Branch, Named>,
-    buffers: &Buffers,
-) -> Result<Extents> {
-    let mut extents = grid.extents(batch);
-    for (dim, (extent, by)) in given {
-        match extents.get(&dim) {
-            Some(known) if *known != extent => {
-                return Err(Error::input(format!(
-                    "input `{by}` has {extent} along `{dim}`, but the picture's size makes it {known}; give the --size that fits"
-                )));
-            }
-            _ => extents.insert(dim, extent),
-        };
-    }
-    for named in texts.values() {
-        for (name, id) in named {
-            for (axis, extent) in manifest.tensor(name)?.shape.iter().zip(buffers.shape(*id)) {
-                if let Axis::Named(dim) = axis {
-                    let extent = *extent as u64;
-                    if let Some(known) = extents.insert(dim.clone(), extent)
-                        && known != extent
-                    {
-                        return Err(Error::input(format!(
-                            "`{name}` has {extent} along `{dim}` where another tensor has {known}"
-                        )));
-                    }
-                }
-            }
-        }
-    }
-    manifest.complete(extents)
-}
-
-/// The inputs of embed that both branches share, with the values that never change already written.
-fn shared_inputs(
-    manifest: &Manifest,
-    grid: &Grid,
-    extents: &Extents,
-    guidance: Option<f32>,
-    named: &mut Named,
-    buffers: &mut Buffers,
-) -> Result<()> {
-    for (name, input) in manifest.inputs.iter().filter(|(_, input)| input.from != Source::Text) {
-        let id = add(manifest, name, extents, named, buffers)?;
-        match input.from {
-            Source::Guidance => {
-                let batch = buffers.shape(id).iter().product::<i64>() as usize;
-                buffers.write(id, &vec![guidance.unwrap_or_default(); batch])?;
-            }
-            Source::Grid => buffers.write(id, &grid.positions())?,
-            // Tensors begin as zeros; latents and sigma are written later.
-            Source::Zeros | Source::Latents | Source::Sigma | Source::Text => {}
-        }
-    }
-    Ok(())
+    Ok(NoiseSource::Given(numbers(tensor)))
 }
 
 fn add(
@@ -475,8 +384,4 @@ fn add(
     let id = buffers.add(manifest.tensor(tensor)?.dtype, &manifest.shape(tensor, extents)?)?;
     named.insert(tensor.to_owned(), id);
     Ok(id)
-}
-
-fn numbers(tensor: &ArrayD<f32>) -> Vec<f32> {
-    tensor.iter().copied().collect()
 }

@@ -23,7 +23,8 @@ use super::branch::BranchState;
 use super::cache_dtype::CacheDType;
 use super::cancel::CancelToken;
 use super::chain::{Named, Streams};
-use super::decode::Decoder;
+use super::combine::Combine;
+use super::decode::{Decoded, Decoder};
 use super::denoiser::GuidanceBy;
 use super::image::Image;
 pub use super::inputs::Inputs;
@@ -31,14 +32,15 @@ use super::latents::Grid;
 use super::numeric;
 use super::observer::{Observer, Phase, Progress};
 use super::prepare;
+use super::sampler::Sampler;
 use super::samples::{self, Samples};
 use super::scheduler::Schedule;
 use super::unit::Unit;
+use super::video::Video;
 use crate::cache::{Action, Branch, CachePolicy, DecisionPoint, Gate, PolicyConfig, Reason};
 use crate::engine::Loaded;
 use crate::error::{At, Error, Result};
 use crate::model::manifest::Extents;
-use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{BlockRecord, CacheBytes, StepRecord, Timings, Trace, Warning};
 
@@ -56,8 +58,15 @@ pub struct RequestOptions {
     /// Scale of classifier-free guidance for a model that does not have it by itself: a second run a step with the
     /// negative prompt, as diffusers' `true_cfg_scale`.
     pub true_cfg: Option<f32>,
+    /// How far classifier-free guidance is drawn back to the spread of the cond prediction, 0 … 1, as diffusers'
+    /// `guidance_rescale`.
+    pub guidance_rescale: Option<f32>,
     /// `(width, height)` in pixels.
     pub size: Option<(u64, u64)>,
+    /// Frames of a video.
+    pub frames: Option<u64>,
+    /// Frames per second of a video.
+    pub fps: Option<f64>,
     /// Pictures. Default: 1, or what the input tensors say. A batch decides together, on the mean over its pictures.
     pub batch: Option<usize>,
     /// Each picture of a batch decides for itself, as if it were alone; those that skip leave the batch for the middle
@@ -75,10 +84,12 @@ pub struct RequestOptions {
 /// What a generation gives.
 #[derive(Debug)]
 pub struct Output {
-    /// Final latents, packed: `[batch, tokens, features]`, f32.
+    /// Final latents as the transformer has them, such as `[batch, tokens, features]`, f32.
     pub latents: ArrayD<f32>,
-    /// One picture per seed; empty for an engine without a decode graph.
+    /// One picture per seed; empty for an engine without a decode graph, or of videos.
     pub images: Vec<Image>,
+    /// One video per seed; empty for an engine without a decode graph, or of pictures.
+    pub videos: Vec<Video>,
     /// What happened.
     pub trace: Trace,
 }
@@ -125,11 +136,15 @@ pub struct Request {
     pub(super) prediction: BufferId,
     /// Steps that a host has already taken by itself.
     pub(super) done: usize,
-    pub(super) sigma: BufferId,
-    pub(super) keep: BufferId,
-    pub(super) take: BufferId,
-    pub(super) guide: Option<Op>,
-    pub(super) update: Op,
+    /// How many it makes.
+    pub(super) pictures: usize,
+    /// Of videos.
+    pub(super) fps: Option<f64>,
+    /// What the model is told of the step.
+    pub(super) sigma: Option<BufferId>,
+    pub(super) timestep: Option<BufferId>,
+    pub(super) combine: Option<Combine>,
+    pub(super) sampler: Sampler,
     pub(super) guidance: Option<f32>,
     pub(super) cfg: Option<f32>,
     pub(super) warnings: Vec<Warning>,
@@ -155,7 +170,7 @@ impl Request {
 
     /// Pictures that it will make.
     pub fn batch(&self) -> usize {
-        self.buffers.shape(self.sigma)[0] as usize
+        self.pictures
     }
 
     /// Bytes that the policy keeps on the device at the moment. Calibrators allocate when they first keep something.
@@ -178,7 +193,7 @@ impl Request {
         self.buffers.bytes_by_memory()
     }
 
-    /// The latents as they are: before the first step the noise, `[batch, tokens, features]`.
+    /// The latents as they are: before the first step the noise, such as `[batch, tokens, features]`.
     ///
     /// # Errors
     /// `Runtime` when they cannot be read from the device.
@@ -215,10 +230,19 @@ impl Request {
         tell(observer, Phase::Decode, steps)?;
         self.options.cancel.check()?;
         let start = Instant::now();
-        let images = self.decode(&latents)?;
+        let decoded = self.decode(&latents)?;
         self.timings.decode_ms = elapsed_ms(start);
         self.options.cancel.check()?;
-        Ok(Output { latents, images, trace: self.trace(records) })
+        Ok(self.output(latents, decoded, records))
+    }
+
+    pub(super) fn output(&self, latents: ArrayD<f32>, decoded: Decoded, records: Vec<StepRecord>) -> Output {
+        let (images, videos) = match decoded {
+            Decoded::Nothing => (Vec::new(), Vec::new()),
+            Decoded::Images(images) => (images, Vec::new()),
+            Decoded::Videos(videos) => (Vec::new(), videos),
+        };
+        Output { latents, images, videos, trace: self.trace(records) }
     }
 
     /// What happened, with the warnings that follow from it.
@@ -258,10 +282,7 @@ impl Request {
             self.preview(step, observer)?;
         }
         let start = Instant::now();
-        let update = self.schedule.update(step, self.engine.directory.manifest.prediction);
-        self.buffers.write(self.keep, &[update.keep])?;
-        self.buffers.write(self.take, &[update.take])?;
-        self.update.run()?;
+        self.sampler.step(step, &self.schedule.updates[step], &mut self.buffers)?;
         if let Some(number) = self.buffers.first_not_finite(self.latents)? {
             return Err(numeric::latents(number));
         }
@@ -276,22 +297,31 @@ impl Request {
         records: &mut Vec<StepRecord>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        self.write_sigma(step)?;
+        self.write_time(step)?;
+        if let Some(combine) = &self.combine {
+            combine.begin()?;
+        }
         let mut cond_diffs = Vec::new();
         for index in 0..self.branches.len() {
             self.predict_branch(index, step, &mut cond_diffs, records, observer)?;
         }
         let start = Instant::now();
-        if let Some(guide) = &self.guide {
-            guide.run()?;
+        if let Some(combine) = &self.combine {
+            combine.end(self.schedule.timesteps[step], self.schedule.steps(), &mut self.buffers)?;
         }
         self.timings.update_ms += elapsed_ms(start);
         Ok(())
     }
 
-    pub(super) fn write_sigma(&mut self, step: usize) -> Result<()> {
-        let sigma = self.schedule.sigmas[step];
-        self.buffers.write(self.sigma, &vec![sigma; self.batch()])
+    /// Tells the model which step it is.
+    pub(super) fn write_time(&mut self, step: usize) -> Result<()> {
+        for (id, value) in [(self.sigma, self.schedule.sigmas[step]), (self.timestep, self.schedule.timesteps[step])] {
+            if let Some(id) = id {
+                let rows = self.buffers.shape(id)[0] as usize;
+                self.buffers.write(id, &vec![value; rows])?;
+            }
+        }
+        Ok(())
     }
 
     /// One branch of one step, and what it tells the one after it: the diffs of the cond branch.

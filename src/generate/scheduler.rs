@@ -1,137 +1,121 @@
-//! Sigmas and update coefficients: a scheduler is a table, computed before the first step.
+//! A scheduler is a table, computed before the first step: noise levels, timesteps, and how each step makes the next
+//! latents of what there is.
+//!
+//! Every scheduler's step is linear in the latents x, the prediction, the tensors that it keeps of earlier steps, and
+//! noise. So each is written as arithmetic on [`Terms`], weights of these tensors, in f64; the device only ever computes
+//! weighted sums ([`super::sampler`]).
+
+mod diffusion;
+mod flow;
+mod multistep;
+mod terms;
+
+pub(crate) use terms::Terms;
 
 use crate::error::{Error, Result};
-use crate::model::manifest::{Prediction, SchedulerSpec, Shift, TimeShift};
+use crate::model::manifest::{Noise, Prediction, SchedulerSpec};
 
 /// Longest schedule; diffusion models use 4 to 100 steps.
 const MAX_STEPS: usize = 10_000;
+/// Flow matching calls sigma 1 the timestep 1000.
+const FLOW_TIMESTEPS: f32 = 1000.0;
 
-/// One generation's noise levels.
+/// One generation's noise levels and updates.
 #[derive(Clone, Debug)]
 pub(crate) struct Schedule {
-    /// `steps + 1` noise levels, from 1 (noise) to 0 (picture), dimensionless.
+    /// `steps + 1` noise levels, from 1 (noise) to 0 (picture), dimensionless; from 0 to 1 where the manifest says
+    /// `inverted`. Where the sample shrinks as noise grows: the noise's share, sqrt(1 - a).
     pub sigmas: Vec<f32>,
+    /// What the model is told of each step.
+    pub timesteps: Vec<f32>,
+    pub updates: Vec<Update>,
+    /// How many tensors are kept from step to step.
+    pub kept: usize,
 }
 
-/// latents ← keep · latents + take · prediction
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What one step makes: the next latents, and each tensor that is kept.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Update {
-    pub keep: f32,
-    pub take: f32,
+    pub latents: Terms,
+    pub kept: Vec<Terms>,
+    /// The picture that the prediction implies, for previews.
+    pub sample: Terms,
+    /// How often the original draws noise in this step; only the last draw counts.
+    pub draws: usize,
 }
 
 impl Schedule {
     /// The schedule of `spec`; `image_tokens` matters for a dynamic shift only.
     ///
     /// # Errors
-    /// `Usage` when the number of steps is 0 or absurd.
-    pub(crate) fn new(spec: SchedulerSpec, steps: usize, image_tokens: u64) -> Result<Self> {
-        if !(1..=MAX_STEPS).contains(&steps) {
-            return Err(Error::option("steps", format_args!("is {steps}; expected 1 to {MAX_STEPS}")));
+    /// `Usage` when the number of steps is 0, absurd, or more than the model was trained with.
+    pub(crate) fn new(spec: &SchedulerSpec, prediction: Prediction, steps: usize, image_tokens: u64) -> Result<Self> {
+        let trained = match spec {
+            SchedulerSpec::FlowMatchEuler { .. } => MAX_STEPS,
+            SchedulerSpec::Ddim { betas, .. } | SchedulerSpec::DpmSde { betas, .. } => betas.train_steps as usize,
+            SchedulerSpec::DpmSolver { noise, .. } | SchedulerSpec::Unipc { noise, .. } => match noise {
+                Noise::Betas(betas) => betas.train_steps as usize - 1,
+                Noise::Flow { .. } => MAX_STEPS,
+            },
+        };
+        if !(1..=trained.min(MAX_STEPS)).contains(&steps) {
+            let most = trained.min(MAX_STEPS);
+            return Err(Error::option("steps", format_args!("is {steps}; expected 1 to {most}")));
         }
-        let SchedulerSpec::FlowMatchEuler { shift, shift_terminal } = spec;
-        let base = |i: usize| 1.0 - (1.0 - 1.0 / steps as f64) * i as f64 / (steps.max(2) - 1) as f64;
-        let mut sigmas: Vec<f64> = (0..steps).map(|i| shifted(shift, base(i), image_tokens)).collect();
-        if let (Some(terminal), Some(last)) = (shift_terminal, sigmas.last().copied()) {
-            let scale = (1.0 - last) / (1.0 - terminal);
-            if scale > 0.0 {
-                sigmas.iter_mut().for_each(|sigma| *sigma = 1.0 - (1.0 - *sigma) / scale);
+        match spec {
+            SchedulerSpec::FlowMatchEuler { sigmas, shift, shift_terminal, inverted } => {
+                let sigmas = flow::sigmas(*sigmas, shift, *shift_terminal, *inverted, steps, image_tokens);
+                Ok(Self::euler(sigmas, prediction))
+            }
+            SchedulerSpec::Ddim { betas, spacing, offset, last_alpha } => {
+                diffusion::Grid::new(betas, *spacing, *offset, *last_alpha, steps)?.ddim(prediction)
+            }
+            SchedulerSpec::DpmSde { betas, spacing, offset, last_alpha } => {
+                diffusion::Grid::new(betas, *spacing, *offset, *last_alpha, steps)?.dpm_sde(prediction)
+            }
+            SchedulerSpec::DpmSolver { noise, spacing, offset, karras, last_sigma, .. }
+            | SchedulerSpec::Unipc { noise, spacing, offset, karras, last_sigma, .. } => {
+                let is_unipc = matches!(spec, SchedulerSpec::Unipc { .. });
+                multistep::Levels::new(noise, *spacing, *offset, *karras, *last_sigma, is_unipc, steps)?
+                    .schedule(spec, prediction)
             }
         }
-        sigmas.push(0.0);
-        Ok(Self { sigmas: sigmas.into_iter().map(|sigma| sigma as f32).collect() })
+    }
+
+    /// Euler's method along given sigmas: x ← x + (next − now) · velocity, written over what the model predicts.
+    pub(crate) fn euler(sigmas: Vec<f32>, prediction: Prediction) -> Self {
+        let last = sigmas.last().copied().unwrap_or_default();
+        let updates = sigmas.windows(2).map(|pair| flow::euler([pair[0], pair[1]], last, prediction)).collect();
+        let timesteps = sigmas.iter().take(sigmas.len().saturating_sub(1)).map(|sigma| sigma * FLOW_TIMESTEPS);
+        Self { timesteps: timesteps.collect(), updates, kept: 0, sigmas }
+    }
+
+    /// Another noise level for a step, as a host of flow matching sets it.
+    pub(crate) fn set_sigma(&mut self, step: usize, sigma: f32) {
+        self.sigmas[step] = sigma;
+        self.timesteps[step] = sigma * FLOW_TIMESTEPS;
     }
 
     pub(crate) fn steps(&self) -> usize {
-        self.sigmas.len() - 1
+        self.timesteps.len()
     }
 
-    /// Euler: x ← x + (sigma[i+1] − sigma[i]) · velocity, written over what the model predicts.
-    pub(crate) fn update(&self, step: usize, prediction: Prediction) -> Update {
-        between(f64::from(self.sigmas[step]), f64::from(self.sigmas[step + 1]), prediction)
-    }
-
-    /// The same in one stride to the end: to the picture that the prediction of a step implies.
-    pub(crate) fn to_picture(&self, step: usize, prediction: Prediction) -> Update {
-        between(f64::from(self.sigmas[step]), 0.0, prediction)
+    /// Whether any step needs noise.
+    pub(crate) fn is_stochastic(&self) -> bool {
+        self.updates.iter().any(|update| update.draws > 0)
     }
 }
 
-fn between(now: f64, next: f64, prediction: Prediction) -> Update {
+/// x0 of x = alpha · x0 + sigma · noise, by what the model predicts.
+fn sample(prediction: Prediction, alpha: f64, sigma: f64) -> Terms {
+    let (x, output) = (Terms::latents(), Terms::prediction());
     match prediction {
-        Prediction::Velocity {} => Update { keep: 1.0, take: (next - now) as f32 },
-        Prediction::Sample { min_sigma } => {
-            let part = (next - now) / now.max(min_sigma);
-            Update { keep: (1.0 + part) as f32, take: -part as f32 }
-        }
-    }
-}
-
-fn shifted(shift: Shift, sigma: f64, image_tokens: u64) -> f64 {
-    match shift {
-        Shift::None {} => sigma,
-        Shift::Static { shift } => shift * sigma / (1.0 + (shift - 1.0) * sigma),
-        Shift::Dynamic { base_tokens, max_tokens, base_shift, max_shift, time_shift } => {
-            let slope = (max_shift - base_shift) / (max_tokens as f64 - base_tokens as f64);
-            let mu = base_shift + slope * (image_tokens as f64 - base_tokens as f64);
-            let mu = if time_shift == TimeShift::Exponential { mu.exp() } else { mu };
-            mu / (mu + (1.0 / sigma - 1.0))
-        }
+        Prediction::Velocity {} => x - output * sigma,
+        Prediction::Sample { .. } => output,
+        Prediction::Epsilon {} => (x - output * sigma) * (1.0 / alpha),
+        Prediction::Change {} => x * alpha - output * sigma,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// diffusers computes sigmas in f32.
-    const TOLERANCE: f32 = 2e-6;
-
-    #[derive(serde::Deserialize)]
-    struct File {
-        cases: Vec<Case>,
-    }
-
-    #[derive(serde::Deserialize)]
-    struct Case {
-        steps: usize,
-        image_tokens: u64,
-        scheduler: SchedulerSpec,
-        sigmas: Vec<f32>,
-    }
-
-    #[test]
-    fn sigmas_equal_those_of_diffusers() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/reference/sigmas.json");
-        let file: File = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-        assert!(file.cases.len() >= 20);
-        for case in file.cases {
-            let schedule = Schedule::new(case.scheduler, case.steps, case.image_tokens).unwrap();
-            assert_eq!(schedule.sigmas.len(), case.sigmas.len());
-            for (ours, theirs) in schedule.sigmas.iter().zip(&case.sigmas) {
-                assert!((ours - theirs).abs() <= TOLERANCE, "{:?}: {ours} {theirs}", case.scheduler);
-            }
-        }
-    }
-
-    #[test]
-    fn a_sample_prediction_moves_like_its_velocity() {
-        let spec = SchedulerSpec::FlowMatchEuler { shift: Shift::None {}, shift_terminal: None };
-        let schedule = Schedule::new(spec, 28, 64).unwrap();
-        for step in 0..28 {
-            let (now, next) = (schedule.sigmas[step], schedule.sigmas[step + 1]);
-            let (x, x0) = (0.7_f32, -0.3_f32);
-            let expected = x + (next - now) * (x - x0) / now.max(0.02);
-            let update = schedule.update(step, Prediction::Sample { min_sigma: 0.02 });
-            assert!((update.keep * x + update.take * x0 - expected).abs() < 1e-6);
-        }
-    }
-
-    #[test]
-    fn absurd_step_counts_are_refused() {
-        let spec = SchedulerSpec::FlowMatchEuler { shift: Shift::None {}, shift_terminal: None };
-        for steps in [0, MAX_STEPS + 1, usize::MAX] {
-            assert!(Schedule::new(spec, steps, 64).is_err(), "{steps}");
-        }
-    }
-}
+mod tests;

@@ -29,6 +29,12 @@ impl Request {
     /// Takes a host's latents and noise level for the step that comes, and gives the latents as a list.
     pub(super) fn accept(&mut self, latents: &ArrayD<f32>, sigma: f32) -> Result<Vec<f32>> {
         let step = self.done;
+        let prediction = self.engine.directory.manifest.prediction;
+        if !matches!(prediction, Prediction::Velocity {} | Prediction::Sample { .. }) {
+            return Err(Error::usage(
+                "this model predicts no velocity, so that a host cannot own its loop; let the engine run all steps",
+            ));
+        }
         if step >= self.steps() {
             return Err(Error::usage(format!(
                 "all {step} steps of the request are done; ask for more with its `steps`"
@@ -40,7 +46,7 @@ impl Request {
         }
         let before: Vec<f32> = latents.iter().copied().collect();
         self.buffers.write(self.latents, &before)?;
-        self.schedule.sigmas[step] = sigma;
+        self.schedule.set_sigma(step, sigma);
         Ok(before)
     }
 

@@ -8,7 +8,9 @@ use tokenizers::Tokenizer;
 use crate::error::{At, Error, Result};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Port;
-use crate::model::manifest::{Axis, DType, FileRef, TextSpec, TokenField, TokenizerSpec};
+use crate::model::manifest::{
+    Axis, DType, FileRef, PadSide, Padding, TextInputSpec, TextSpec, TokenField, TokenizerSpec,
+};
 use crate::nearest::edit_distance;
 use crate::runtime::session::Session;
 use crate::runtime::tensor::{BufferId, Buffers, Place};
@@ -29,11 +31,22 @@ pub(crate) struct TextEncoder {
     graphs: Vec<Arc<Session>>,
 }
 
-/// Token ids and mask of one prompt, padded to the tokenizer's length.
+/// Token ids and mask of one prompt.
 struct Tokens {
     ids: Vec<i64>,
     mask: Vec<i64>,
     is_cut: bool,
+}
+
+impl Tokens {
+    fn padded(mut self, spec: &TokenizerSpec, length: usize) -> Self {
+        let count = length.saturating_sub(self.ids.len());
+        for (row, value) in [(&mut self.ids, i64::from(spec.pad_id)), (&mut self.mask, 0)] {
+            let at = if spec.pad_side == PadSide::Left { 0 } else { row.len() };
+            row.splice(at..at, std::iter::repeat_n(value, count));
+        }
+        self
+    }
 }
 
 impl TextEncoder {
@@ -96,7 +109,26 @@ impl TextEncoder {
         Ok(warnings)
     }
 
-    /// Runs the text graphs over one prompt per picture; gives each text input of the model: its name and tensor.
+    /// How many tokens each tokenizer gives for prompts that are to have one length.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub(crate) fn lengths(&self, prompts: &[&str]) -> Result<BTreeMap<String, usize>> {
+        let mut lengths = BTreeMap::new();
+        for (name, spec) in &self.spec.tokenizers {
+            let mut length = spec.length as usize;
+            if spec.padding == Padding::Longest {
+                let counts = prompts.iter().map(|prompt| Ok(self.tokens(name, prompt)?.ids.len()));
+                // What the graphs leave out is there in any case, and a model is never given no text at all.
+                let most = counts.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or_default();
+                length = most.max(spec.drop as usize + 1);
+            }
+            lengths.insert(name.clone(), length);
+        }
+        Ok(lengths)
+    }
+
+    /// Runs the text graphs over one prompt per picture, padded to `lengths`; gives each output: its name and tensor.
     ///
     /// # Errors
     /// `Input` for a word that the model does not know.
@@ -104,29 +136,41 @@ impl TextEncoder {
         &self,
         prompts: &[String],
         ports: &[Port],
+        lengths: &BTreeMap<String, usize>,
         buffers: &mut Buffers,
     ) -> Result<Vec<(String, BufferId)>> {
         let batch = prompts.len() as i64;
         let mut tokens: BTreeMap<&str, Vec<Tokens>> = BTreeMap::new();
         for name in self.tokenizers.keys() {
-            tokens.insert(name, prompts.iter().map(|prompt| self.tokens(name, prompt)).collect::<Result<_>>()?);
+            let spec = &self.spec.tokenizers[name];
+            let length = lengths.get(name).copied().unwrap_or(spec.length as usize);
+            let padded = |prompt: &String| Ok(self.tokens(name, prompt)?.padded(spec, length));
+            tokens.insert(name, prompts.iter().map(padded).collect::<Result<_>>()?);
         }
-        let mut encoded = Vec::new();
+        let mut encoded: Vec<(String, BufferId)> = Vec::new();
         for (graph, session) in self.spec.graphs.iter().zip(&self.graphs) {
             let mut inputs = Vec::new();
             for (port, input) in &graph.inputs {
-                let rows = tokens.get(input.tokenizer.as_str()).map(Vec::as_slice).unwrap_or_default();
-                let numbers: Vec<i64> = rows
-                    .iter()
-                    .flat_map(|row| if input.field == TokenField::Ids { &row.ids } else { &row.mask })
-                    .copied()
-                    .collect();
-                let id = buffers.add_at(Place::Host, DType::I64, &[batch, numbers.len() as i64 / batch])?;
-                buffers.write_ids(id, &numbers)?;
+                let id = match input {
+                    TextInputSpec::Tensor { tensor } => {
+                        let known = encoded.iter().find(|(name, _)| name == tensor);
+                        known.ok_or_else(|| Error::internal(format!("no text tensor `{tensor}`")))?.1
+                    }
+                    TextInputSpec::Tokens { tokenizer, field } => {
+                        let rows = tokens.get(tokenizer.as_str()).map(Vec::as_slice).unwrap_or_default();
+                        let field = |row: &Tokens| if *field == TokenField::Ids { &row.ids } else { &row.mask }.clone();
+                        let numbers: Vec<i64> = rows.iter().flat_map(field).collect();
+                        let id = buffers.add_at(Place::Host, DType::I64, &[batch, numbers.len() as i64 / batch])?;
+                        buffers.write_ids(id, &numbers)?;
+                        id
+                    }
+                };
                 inputs.push((port.clone(), id));
             }
-            let tokenizer = graph.inputs.values().next().and_then(|input| self.spec.tokenizers.get(&input.tokenizer));
-            let length = tokenizer.map_or(0, |tokenizer| tokenizer.length as i64);
+            let length = graph.tokenizer().map_or(0, |name| {
+                let drop = self.spec.tokenizers[name].drop as usize; // Manifest::parse has checked the name.
+                lengths.get(name).copied().unwrap_or_default().saturating_sub(drop) as i64
+            });
             let mut outputs = Vec::new();
             for name in &graph.outputs {
                 let Some(port) = ports.iter().find(|port| port.name == *name) else { continue };
@@ -145,13 +189,14 @@ impl TextEncoder {
         if prompt.len() > MAX_PROMPT {
             return Err(Error::input(format!("the prompt has {} bytes; at most {MAX_PROMPT} are read", prompt.len())));
         }
+        let text = format!("{}{prompt}{}", spec.prefix, spec.suffix);
         let encoding = tokenizer
-            .encode(prompt, true)
+            .encode(text.as_str(), true)
             .map_err(|error| Error::input(format!("the prompt {prompt:?} cannot be tokenized: {error}")))?;
         let ids = encoding.get_ids();
         if let Some(position) = ids.iter().position(|id| Some(*id) == spec.unknown_id) {
             let (start, end) = encoding.get_offsets().get(position).copied().unwrap_or_default();
-            return Err(self.unknown_word(prompt.get(start..end).unwrap_or(prompt)));
+            return Err(self.unknown_word(text.get(start..end).unwrap_or(prompt)));
         }
         let length = spec.length as usize;
         // A tokenizer may cut by itself, before the token that ends a text.
@@ -160,11 +205,8 @@ impl TextEncoder {
             let words = prompt.split_whitespace().count();
             return Err(Error::input(format!("the prompt has {words} words; the model takes at most {length}")));
         }
-        let kept = ids.len().min(length);
-        let mut row: Vec<i64> = ids[..kept].iter().map(|id| i64::from(*id)).collect();
-        row.resize(length, i64::from(spec.pad_id));
-        let mask = (0..length).map(|i| i64::from(i < kept)).collect();
-        Ok(Tokens { ids: row, mask, is_cut })
+        let ids: Vec<i64> = ids.iter().take(length).map(|id| i64::from(*id)).collect();
+        Ok(Tokens { mask: vec![1; ids.len()], ids, is_cut })
     }
 
     fn unknown_word(&self, word: &str) -> Error {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::graph::{Graph, Port, Weights, ports};
-use super::manifest::{FileRef, GraphSpec, Manifest, TextInputSpec};
+use super::manifest::{FileRef, GraphSpec, Manifest, Padding, TextInputSpec};
 use super::weights::{WeightsFile, hash_bytes};
 use crate::error::{At, Error, Result};
 use crate::model::manifest::{Axis, DType};
@@ -76,12 +76,24 @@ impl EngineDirectory {
         let mut text = Vec::new();
         if let Some(spec) = &manifest.text {
             for graph in &spec.graphs {
-                let ids = |(port, input): (&String, &TextInputSpec)| {
-                    let length = spec.tokenizers[&input.tokenizer].length; // Checked by Manifest::parse as well.
-                    let shape = vec![Axis::Named("batch".into()), Axis::Fixed(length)];
-                    Port { name: port.clone(), dtype: DType::I64, shape }
+                let port = |(port, input): (&String, &TextInputSpec)| {
+                    let (dtype, shape) = match input {
+                        TextInputSpec::Tokens { tokenizer: name, .. } => {
+                            let tokenizer = &spec.tokenizers[name]; // Checked by Manifest::parse as well.
+                            let tokens = match tokenizer.padding {
+                                Padding::Length => Axis::Fixed(tokenizer.length),
+                                Padding::Longest => Axis::Named(name.clone()),
+                            };
+                            (DType::I64, vec![Axis::Named("batch".into()), tokens])
+                        }
+                        TextInputSpec::Tensor { tensor } => {
+                            let tensor = manifest.tensor(tensor)?;
+                            (tensor.dtype, tensor.shape.clone())
+                        }
+                    };
+                    Ok(Port { name: port.clone(), dtype, shape })
                 };
-                let ins: Vec<Port> = graph.inputs.iter().map(ids).collect();
+                let ins: Vec<Port> = graph.inputs.iter().map(port).collect::<Result<_>>()?;
                 let (_, outs) = ports(&manifest, &[], &graph.outputs)?;
                 text.push(load(FileRef { file: &graph.file, bytes: graph.bytes, sha256: &graph.sha256 }, &ins, &outs)?);
             }

@@ -3,14 +3,21 @@
 //! models/README.md describes each field, [`super::rules`] holds what they must satisfy among themselves. Files are not
 //! touched here; [`super::directory`] compares them with this.
 
+mod format1;
+mod sampling;
+mod text;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use sampling::*;
+pub(crate) use text::*;
+
 use crate::error::{Error, Result};
 
-/// The only format that this engine reads.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+/// The newest format that this engine reads, which the exporter writes.
+pub(crate) const FORMAT_VERSION: u32 = 2;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,10 +36,13 @@ pub(crate) struct Manifest {
     pub embed: GraphSpec,
     pub block_kinds: BTreeMap<String, BlockKind>,
     pub blocks: Vec<BlockSpec>,
+    pub lists: Vec<ListSpec>,
     #[serde(rename = "final")]
     pub last: GraphSpec,
     pub prediction: Prediction,
     pub latents: LatentsSpec,
+    #[serde(deserialize_with = "given")]
+    pub video: Option<VideoSpec>,
     pub size: SizeSpec,
     pub scheduler: SchedulerSpec,
     pub guidance: GuidanceSpec,
@@ -119,15 +129,42 @@ pub(crate) enum Per {
     Step,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// Where the value of an input comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Source {
+    /// The latents of this step.
     Latents,
+    /// The noise level of this step.
     Sigma,
+    /// The scheduler's own timestep.
+    Timestep,
+    /// The guidance scale.
     Guidance,
+    /// A text graph, or a tensor that the user gives.
     Text,
+    /// A tensor that only the user can give, filled with `unconditional` for the uncond branch.
+    Given {
+        #[serde(deserialize_with = "given")]
+        unconditional: Option<f64>,
+    },
+    /// (latent frame, row, column) of each token.
     Grid,
+    /// Latent frames, rows and columns of tokens.
+    GridSize,
+    /// Height and width in pixels.
+    Size,
+    /// Frames per second.
+    Fps,
     Zeros,
+    Constant(f64),
+}
+
+impl Source {
+    /// Whether the two branches of classifier-free guidance may have different values.
+    pub(crate) fn differs_by_branch(&self) -> bool {
+        matches!(self, Self::Text | Self::Given { .. })
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -165,117 +202,12 @@ pub(crate) struct BlockSpec {
     pub sha256: String,
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-pub(crate) enum Prediction {
-    Velocity {},
-    /// The clean sample x0; velocity = (x - x0) / max(sigma, min_sigma).
-    Sample {
-        min_sigma: f64,
-    },
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+/// Consecutive blocks that the model itself keeps in one list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct LatentsSpec {
-    pub channels: u64,
-    pub downscale: u64,
-    pub patch: u64,
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct SizeSpec {
-    /// `[width, height]` in pixels.
-    pub default: [u64; 2],
-    pub min: u64,
-    pub max: u64,
-    pub multiple_of: u64,
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub(crate) enum SchedulerSpec {
-    FlowMatchEuler {
-        shift: Shift,
-        #[serde(deserialize_with = "given")]
-        shift_terminal: Option<f64>,
-    },
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-pub(crate) enum Shift {
-    None {},
-    Static { shift: f64 },
-    Dynamic { base_tokens: u64, max_tokens: u64, base_shift: f64, max_shift: f64, time_shift: TimeShift },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum TimeShift {
-    Exponential,
-    Linear,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum GuidanceKind {
-    None,
-    Embedded,
-    ClassifierFree,
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct GuidanceSpec {
-    pub kind: GuidanceKind,
-    pub default: f64,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TextSpec {
-    pub tokenizers: BTreeMap<String, TokenizerSpec>,
-    pub graphs: Vec<TextGraphSpec>,
-    /// The prompt of the uncond branch when the user gives none.
-    pub unconditional: String,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TokenizerSpec {
-    pub file: String,
-    pub bytes: u64,
-    pub sha256: String,
-    pub length: u64,
-    pub pad_id: u32,
-    #[serde(deserialize_with = "given")]
-    pub unknown_id: Option<u32>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TextGraphSpec {
-    pub file: String,
-    pub bytes: u64,
-    pub sha256: String,
-    pub inputs: BTreeMap<String, TextInputSpec>,
-    pub outputs: Vec<String>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TextInputSpec {
-    pub tokenizer: String,
-    pub field: TokenField,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum TokenField {
-    Ids,
-    Mask,
+pub(crate) struct ListSpec {
+    pub name: String,
+    pub blocks: usize,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -318,13 +250,16 @@ impl Manifest {
         }
         let damaged = |e: serde_json::Error| Error::directory("does not parse; export the model again").with_source(e);
         let Version { format_version } = serde_json::from_slice(json).map_err(damaged)?;
-        if format_version != FORMAT_VERSION {
-            return Err(Error::directory(format!(
-                "has format version {format_version}, but this engine reads version {FORMAT_VERSION}; \
-                 use the dbcache-trt that exported it, or export the model again"
-            )));
-        }
-        let manifest: Self = serde_json::from_slice(json).map_err(damaged)?;
+        let manifest: Self = match format_version {
+            1 => serde_json::from_slice::<format1::Format1>(json).map_err(damaged)?.into(),
+            FORMAT_VERSION => serde_json::from_slice(json).map_err(damaged)?,
+            _ => {
+                return Err(Error::directory(format!(
+                    "has format version {format_version}, but this engine reads versions 1 and {FORMAT_VERSION}; \
+                     use the dbcache-trt that exported it, or export the model again"
+                )));
+            }
+        };
         manifest.check()?;
         Ok(manifest)
     }
@@ -354,8 +289,8 @@ impl Manifest {
     }
 
     /// The input with this source, if there is one.
-    pub(crate) fn input_from(&self, source: Source) -> Option<&str> {
-        self.inputs.iter().find(|(_, input)| input.from == source).map(|(name, _)| name.as_str())
+    pub(crate) fn input_from(&self, source: &Source) -> Option<&str> {
+        self.inputs.iter().find(|(_, input)| input.from == *source).map(|(name, _)| name.as_str())
     }
 
     /// Adds the `sum` dimensions, and checks each extent against its range.

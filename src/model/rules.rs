@@ -1,20 +1,29 @@
 //! What the fields of a manifest must satisfy among themselves, so that whatever follows can rely on it.
 
+mod sampling;
+mod text;
+
 use std::collections::BTreeSet;
 
-use super::manifest::{
-    Axis, DType, Dimension, GraphSpec, GuidanceKind, LatentsSpec, Manifest, Per, Prediction, SchedulerSpec, Shift,
-    SizeSpec, Source, TimeShift,
-};
+use super::manifest::{Axis, DType, Dimension, GuidanceSpec, Manifest, Per, Source};
 use crate::error::{At, Error, Result};
 
 const MAX_BLOCKS: usize = 10_000;
 /// No axis, picture side or count of a sane model is longer.
 const MAX_EXTENT: u64 = 1 << 24;
-/// A larger shift turns every sigma into 1, or overflows.
-const MAX_SHIFT: f64 = 100.0;
-/// The dimensions that follow from the picture's size and the number of pictures.
-const PICTURE: [&str; 6] = ["batch", "image", "latent_height", "latent_width", "height", "width"];
+/// The dimensions that follow from the size of picture or video, and from how many there are.
+const PICTURE: [&str; 10] = [
+    "batch",
+    "image",
+    "rows",
+    "columns",
+    "latent_frames",
+    "latent_height",
+    "latent_width",
+    "frames",
+    "height",
+    "width",
+];
 
 impl Manifest {
     /// # Errors
@@ -32,6 +41,7 @@ impl Manifest {
         self.check_result()?;
         self.check_picture()?;
         self.check_decode()?;
+        self.check_guidance()?;
         self.check_scheduler()?;
         self.check_text()?;
         self.check_files()
@@ -86,7 +96,7 @@ impl Manifest {
 
     /// The dimensions that have an extent in every request: from the picture, from text inputs, and sums of these.
     fn known_dimensions(&self) -> BTreeSet<&str> {
-        let texts = self.inputs.iter().filter(|(_, input)| input.from == Source::Text);
+        let texts = self.inputs.iter().filter(|(_, input)| input.from.differs_by_branch());
         let axes = texts.filter_map(|(name, _)| self.tensors.get(name)).flat_map(|tensor| &tensor.shape);
         let named = axes.filter_map(|axis| if let Axis::Named(dim) = axis { Some(dim.as_str()) } else { None });
         let mut known: BTreeSet<&str> = named.chain(PICTURE).filter(|dim| self.dimensions.contains_key(*dim)).collect();
@@ -104,7 +114,7 @@ impl Manifest {
         for (name, input) in &self.inputs {
             let spec = self.tensor(name).map_err(|e| e.at(format!("input `{name}`")))?;
             let per = match input.from {
-                Source::Latents | Source::Sigma => Per::Step,
+                Source::Latents | Source::Sigma | Source::Timestep => Per::Step,
                 _ => Per::Request,
             };
             if input.per != per {
@@ -112,30 +122,42 @@ impl Manifest {
             }
             let named = |name: &str| Axis::Named(name.to_owned());
             let shape = match input.from {
-                Source::Sigma | Source::Guidance => vec![named("batch")],
-                Source::Grid => vec![named("image"), Axis::Fixed(3)],
-                // The shape of latents follows from `latents`; text and zeros have any.
-                Source::Latents | Source::Text | Source::Zeros => spec.shape.clone(),
+                Source::Sigma | Source::Timestep | Source::Guidance => Some(vec![named("batch")]),
+                Source::Grid => Some(vec![named("image"), Axis::Fixed(3)]),
+                Source::GridSize => Some(vec![Axis::Fixed(3)]),
+                Source::Size => Some(vec![named("batch"), Axis::Fixed(2)]),
+                Source::Fps => Some(vec![Axis::Fixed(1)]),
+                // The shape of latents follows from `latents`.
+                Source::Latents => Some(spec.shape.clone()),
+                Source::Text | Source::Given { .. } | Source::Zeros | Source::Constant(_) => None,
             };
-            let is_free = matches!(input.from, Source::Text | Source::Zeros);
-            if shape != spec.shape || (!is_free && spec.dtype != DType::F32) {
+            if shape.is_some_and(|shape| shape != spec.shape || spec.dtype != DType::F32) {
                 return fail(format!("input `{name}` has a dtype or shape that does not fit its `from`"));
             }
-        }
-        let mut single = BTreeSet::new();
-        for input in self.inputs.values().filter(|i| !matches!(i.from, Source::Text | Source::Zeros | Source::Grid)) {
-            if !single.insert(input.from as u8) {
-                return fail(format!("two inputs come from `{:?}`", input.from).to_lowercase());
+            if let Source::Constant(value) | Source::Given { unconditional: Some(value) } = input.from
+                && (!(value as f32).is_finite() || (spec.dtype == DType::I64 && value.fract() != 0.0))
+            {
+                return fail(format!("input `{name}` is filled with {value:e}, which its dtype does not hold"));
             }
         }
-        if self.input_from(Source::Latents).is_none() {
+        let single = [Source::Latents, Source::Sigma, Source::Timestep, Source::Guidance];
+        for source in single {
+            if self.inputs.values().filter(|input| input.from == source).count() > 1 {
+                return fail(format!("two inputs come from `{source:?}`").to_lowercase());
+            }
+        }
+        if self.input_from(&Source::Latents).is_none() {
             return fail("no input comes from `latents`");
         }
-        if self.input_from(Source::Sigma).is_none() {
-            return fail("no input comes from `sigma`");
+        if self.input_from(&Source::Sigma).or(self.input_from(&Source::Timestep)).is_none() {
+            return fail("no input comes from `sigma` or `timestep`");
         }
-        if (self.guidance.kind == GuidanceKind::Embedded) != self.input_from(Source::Guidance).is_some() {
+        let embeds = matches!(self.guidance, GuidanceSpec::Embedded { .. });
+        if embeds != self.input_from(&Source::Guidance).is_some() {
             return fail("`guidance.kind` is `embedded` exactly if an input comes from `guidance`");
+        }
+        if self.video.is_none() && self.input_from(&Source::Fps).is_some() {
+            return fail("an input comes from `fps`, but `video` is null");
         }
         Ok(())
     }
@@ -151,8 +173,9 @@ impl Manifest {
             }
         };
         takes("`embed`", &self.embed.inputs, &known)?;
-        if let Some(unused) = self.inputs.keys().find(|name| !self.embed.inputs.contains(name)) {
-            return fail(format!("input `{unused}` is not taken by `embed`"));
+        let is_taken = |name: &String| self.embed.inputs.contains(name) || self.last.inputs.contains(name);
+        if let Some(unused) = self.inputs.keys().find(|name| !is_taken(name)) {
+            return fail(format!("input `{unused}` is not taken by `embed` or `final`"));
         }
         check_unique("`embed`", &self.embed.outputs)?;
         for output in &self.embed.outputs {
@@ -176,7 +199,7 @@ impl Manifest {
             }
         }
         // The blocks are bound once for both branches, whose texts differ.
-        let is_text = |name: &str| self.inputs.get(name).is_some_and(|input| input.from == Source::Text);
+        let is_text = |name: &str| self.inputs.get(name).is_some_and(|input| input.from.differs_by_branch());
         let shared: BTreeSet<&str> = known.iter().copied().filter(|name| !is_text(name)).collect();
         for (kind, ports) in &self.block_kinds {
             let graph = format!("block kind `{kind}`");
@@ -203,177 +226,11 @@ impl Manifest {
                 return fail(format!("block {index} is of the unknown kind `{}`", block.kind));
             }
         }
+        let listed = self.lists.iter().fold(0_usize, |sum, list| sum.saturating_add(list.blocks));
+        if listed != self.blocks.len() || self.lists.iter().any(|list| list.blocks == 0) {
+            return fail(format!("`lists` hold {listed} blocks, none of them empty; there are {}", self.blocks.len()));
+        }
         takes("`final`", &self.last.inputs, &known)?;
-        Ok(())
-    }
-
-    /// `final` gives what the scheduler takes.
-    fn check_result(&self) -> Result<()> {
-        let [prediction] = self.last.outputs.as_slice() else {
-            return fail(format!("`final` has {} outputs; expected one, the prediction", self.last.outputs.len()));
-        };
-        let latents = self.input_from(Source::Latents).unwrap_or_default();
-        let (prediction_spec, latents_spec) = (self.tensor(prediction)?, self.tensor(latents)?);
-        if prediction_spec.shape != latents_spec.shape {
-            return fail(format!("`{prediction}` and `{latents}` differ in shape"));
-        }
-        if prediction_spec.dtype != DType::F32 {
-            return fail(format!("`{prediction}` must be f32, as latents are"));
-        }
-        Ok(())
-    }
-
-    fn check_picture(&self) -> Result<()> {
-        let LatentsSpec { channels, downscale, patch } = self.latents;
-        let cell = downscale.saturating_mul(patch);
-        if channels == 0 || channels > 65_536 || cell == 0 || cell > 65_536 {
-            return fail("`latents` has a number outside 1 to 65536");
-        }
-        let SizeSpec { default, min, max, multiple_of } = self.size;
-        if multiple_of == 0 || multiple_of % cell != 0 {
-            return fail(format!(
-                "`size.multiple_of` is {multiple_of}; expected a multiple of downscale x patch = {cell}"
-            ));
-        }
-        if min == 0 || min > max || max > 65_536 {
-            return fail(format!("`size` has the range {min} to {max}; expected 1 <= min <= max <= 65536"));
-        }
-        for side in default {
-            if side % multiple_of != 0 || side < min || side > max {
-                return fail(format!("`size.default` has a side of {side}, which its own limits forbid"));
-            }
-        }
-        let [width, height] = default;
-        let extents = [
-            ("image", (width / cell) * (height / cell)),
-            ("latent_height", height / downscale),
-            ("latent_width", width / downscale),
-            ("height", height),
-            ("width", width),
-        ];
-        for (name, extent) in extents {
-            if let Some(Dimension::Range { min, max }) = self.dimensions.get(name)
-                && !(min..=max).contains(&&extent)
-            {
-                return fail(format!("`size.default` makes dimension `{name}` {extent}; its range is {min} to {max}"));
-            }
-        }
-        let features = channels.saturating_mul(patch).saturating_mul(patch);
-        let name = self.input_from(Source::Latents).unwrap_or_default();
-        let shape = &self.tensor(name)?.shape;
-        let expected = [Axis::Named("batch".into()), Axis::Named("image".into()), Axis::Fixed(features)];
-        if shape[..] != expected {
-            return fail(format!("`{name}` must have the shape [batch, image, {features}] that `latents` says"));
-        }
-        if !(1..=10_000).contains(&self.defaults.steps) {
-            return fail(format!("`defaults.steps` is {}; expected 1 to 10000", self.defaults.steps));
-        }
-        if let Prediction::Sample { min_sigma } = self.prediction
-            && !(min_sigma > 0.0 && min_sigma < 1.0)
-        {
-            return fail(format!("`prediction.min_sigma` is {min_sigma}; expected a number between 0 and 1"));
-        }
-        if !(self.guidance.default as f32).is_finite() {
-            return fail(format!("`guidance.default` is {:e}; expected a finite f32", self.guidance.default));
-        }
-        Ok(())
-    }
-
-    /// The decoder takes latents and gives pixels, both of the picture's size.
-    fn check_decode(&self) -> Result<()> {
-        let Some(GraphSpec { inputs, outputs, .. }) = &self.decode else { return Ok(()) };
-        if inputs != &["image_latents"] || outputs != &["image"] {
-            return fail(format!("`decode` takes {inputs:?} and gives {outputs:?}; expected image_latents and image"));
-        }
-        for (name, channels, sides) in [
-            ("image_latents", self.latents.channels, ["latent_height", "latent_width"]),
-            ("image", 3, ["height", "width"]),
-        ] {
-            let spec = self.tensor(name).at("`decode`")?;
-            let [height, width] = sides.map(|side| Axis::Named(side.to_owned()));
-            if spec.shape != [Axis::Named("batch".into()), Axis::Fixed(channels), height, width]
-                || spec.dtype == DType::I64
-            {
-                let sides = sides.join(", ");
-                return fail(format!("`decode`: `{name}` must be floats of the shape [batch, {channels}, {sides}]"));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_scheduler(&self) -> Result<()> {
-        let SchedulerSpec::FlowMatchEuler { shift, shift_terminal } = self.scheduler;
-        let is_shift = |shift: f64| shift.abs() <= MAX_SHIFT;
-        let fine = match shift {
-            Shift::None {} => true,
-            Shift::Static { shift } => is_shift(shift) && shift > 0.0,
-            Shift::Dynamic { base_tokens, max_tokens, base_shift, max_shift, time_shift } => {
-                let is_positive = time_shift == TimeShift::Exponential || (base_shift > 0.0 && max_shift > 0.0);
-                base_tokens < max_tokens && is_shift(base_shift) && is_shift(max_shift) && is_positive
-            }
-        };
-        if !fine || shift_terminal.is_some_and(|s| !(0.0..1.0).contains(&s)) {
-            return fail("`scheduler` has an impossible number");
-        }
-        Ok(())
-    }
-
-    fn check_text(&self) -> Result<()> {
-        let Some(text) = &self.text else { return Ok(()) };
-        for (name, tokenizer) in &text.tokenizers {
-            if !(1..=1 << 16).contains(&tokenizer.length) {
-                return fail(format!("tokenizer `{name}` has the length {}; expected 1 to 65536", tokenizer.length));
-            }
-        }
-        if text.graphs.is_empty() {
-            return fail("`text` has no graphs, so that prompts would have no effect");
-        }
-        let mut given = BTreeSet::new();
-        for graph in &text.graphs {
-            if graph.inputs.is_empty() || graph.outputs.is_empty() {
-                return fail(format!("`text`: {} takes or gives nothing", graph.file));
-            }
-            for (port, input) in &graph.inputs {
-                if !text.tokenizers.contains_key(&input.tokenizer) {
-                    return fail(format!("text input `{port}` names the unknown tokenizer `{}`", input.tokenizer));
-                }
-            }
-            for output in &graph.outputs {
-                if self.inputs.get(output).is_none_or(|input| input.from != Source::Text) {
-                    return fail(format!("text output `{output}` is not an input that comes from `text`"));
-                }
-                if !given.insert(output) {
-                    return fail(format!("two text graphs give `{output}`"));
-                }
-            }
-        }
-        match self.inputs.iter().find(|(name, input)| input.from == Source::Text && !given.contains(name)) {
-            Some((name, _)) => fail(format!("no text graph gives `{name}`")),
-            None => Ok(()),
-        }
-    }
-
-    fn check_files(&self) -> Result<()> {
-        let mut seen = BTreeSet::new();
-        for file in self.files() {
-            check_plain_name(file.file)?;
-            check_hash(file.file, file.sha256)?;
-            if !seen.insert(file.file) {
-                return fail(format!("file `{}` is named twice", file.file));
-            }
-        }
-        let mut names = BTreeSet::new();
-        for weights in &self.weights {
-            check_plain_name(&weights.name)?;
-            check_plain_name(&weights.file)?;
-            check_hash(&weights.name, &weights.header_sha256)?;
-            if let Some(hash) = &weights.sha256 {
-                check_hash(&weights.name, hash)?;
-            }
-            if !names.insert(&weights.name) {
-                return fail(format!("weights `{}` are named twice", weights.name));
-            }
-        }
         Ok(())
     }
 }
@@ -389,20 +246,4 @@ fn check_unique(graph: &str, tensors: &[String]) -> Result<()> {
 
 fn fail<T>(message: impl Into<String>) -> Result<T> {
     Err(Error::directory(message.into()))
-}
-
-/// No separators, no `..`, no drive letters, nothing hidden, nothing absurdly long.
-fn check_plain_name(name: &str) -> Result<()> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
-    if name.is_empty() || name.len() > 200 || name.starts_with('.') || !name.chars().all(plain) {
-        return fail(format!("{name:?} is not a plain file name (letters, digits, `.`, `_`, `-`, `+`)"));
-    }
-    Ok(())
-}
-
-fn check_hash(name: &str, hash: &str) -> Result<()> {
-    if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-        return fail(format!("the hash of `{name}` is not a lower-case SHA-256"));
-    }
-    Ok(())
 }

@@ -3,6 +3,7 @@
 pub(crate) mod compiler;
 pub(crate) mod device;
 pub(crate) mod engine_cache;
+pub(crate) mod guidance;
 pub(crate) mod host;
 pub(crate) mod items;
 #[expect(unsafe_code, reason = "the library's version is only to be had through a raw call")]

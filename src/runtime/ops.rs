@@ -11,7 +11,7 @@ use super::tensor::{BufferId, Buffers};
 use crate::error::Result;
 use crate::model::graph::element_type;
 use crate::model::manifest::DType;
-use crate::model::onnx::{GraphProto, NodeProto, TensorProto, build, element};
+use crate::model::onnx::{GraphProto, NodeProto, TensorProto, build};
 
 /// Any opset from 13 on has these operators in the same form.
 const OPSET: i64 = 20;
@@ -22,12 +22,6 @@ pub(crate) struct Arithmetic {
     add: Arc<Session>,
     keep: Arc<Session>,
     put: Arc<Session>,
-}
-
-/// The graphs over latents (f32, rank 3).
-pub(crate) struct LatentArithmetic {
-    update: Arc<Session>,
-    guide: Arc<Session>,
 }
 
 impl Arithmetic {
@@ -89,53 +83,6 @@ impl Arithmetic {
     }
 }
 
-impl LatentArithmetic {
-    pub(crate) fn load(device: &Device) -> Result<Self> {
-        let axes: Vec<String> = (0..3).map(|axis| format!("d{axis}")).collect();
-        let f32_ports = |names: &[&'static str]| names.iter().map(|n| (*n, element::FLOAT)).collect::<Vec<_>>();
-        let update = vec![
-            build::node("Mul", &["latents", "keep"], "kept"),
-            build::node("Mul", &["prediction", "take"], "taken"),
-            build::node("Add", &["kept", "taken"], "out"),
-        ];
-        let guide = vec![
-            build::node("Sub", &["cond", "uncond"], "direction"),
-            build::node("Mul", &["direction", "scale"], "scaled"),
-            build::node("Add", &["uncond", "scaled"], "out"),
-        ];
-        let tensors = f32_ports(&["out"]);
-        let update =
-            graph("update", update, &f32_ports(&["latents", "prediction"]), &tensors, &axes, &["keep", "take"]);
-        let guide = graph("guide", guide, &f32_ports(&["cond", "uncond"]), &tensors, &axes, &["scale"]);
-        Ok(Self { update: load(device, "update", update)?, guide: load(device, "guide", guide)? })
-    }
-
-    /// latents = keep * latents + take * prediction, in place; `keep` and `take` are f32 `[1]`.
-    pub(crate) fn bind_update(
-        &self,
-        buffers: &mut Buffers,
-        latents: BufferId,
-        prediction: BufferId,
-        keep: BufferId,
-        take: BufferId,
-    ) -> Result<Op> {
-        let inputs = [("latents", latents), ("prediction", prediction), ("keep", keep), ("take", take)];
-        Op::bind(&self.update, buffers, &inputs, &[("out", latents)])
-    }
-
-    /// out = uncond + scale * (cond - uncond); `scale` is f32 `[1]`.
-    pub(crate) fn bind_guide(
-        &self,
-        buffers: &mut Buffers,
-        cond: BufferId,
-        uncond: BufferId,
-        scale: BufferId,
-        out: BufferId,
-    ) -> Result<Op> {
-        Op::bind(&self.guide, buffers, &[("cond", cond), ("uncond", uncond), ("scale", scale)], &[("out", out)])
-    }
-}
-
 /// A graph with its buffers.
 pub(crate) struct Op {
     session: Arc<Session>,
@@ -155,21 +102,6 @@ impl Op {
     pub(crate) fn run(&self) -> Result<()> {
         self.session.run(&self.binding)
     }
-}
-
-fn graph(
-    name: &str,
-    nodes: Vec<NodeProto>,
-    inputs: &[(&str, i32)],
-    outputs: &[(&str, i32)],
-    axes: &[String],
-    scalars: &[&str],
-) -> Vec<u8> {
-    let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
-    let mut input: Vec<_> = inputs.iter().map(|(name, element)| build::port(name, *element, &axes)).collect();
-    input.extend(scalars.iter().map(|name| build::port(name, element::FLOAT, &["1"])));
-    let output = outputs.iter().map(|(name, element)| build::port(name, *element, &axes)).collect();
-    encode(GraphProto { name: Some(name.into()), node: nodes, input, output, ..GraphProto::default() })
 }
 
 /// The largest finite f16.

@@ -1,0 +1,216 @@
+//! The tensors that embed takes besides latents and time: texts of each branch, and what the size and the manifest say.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ndarray::ArrayD;
+
+use super::chain::Named;
+use super::guidance::{Cfg, Guidance};
+use super::inputs::{Inputs, NEGATIVE};
+use super::latents::Grid;
+use crate::cache::Branch;
+use crate::engine::Loaded;
+use crate::error::{Error, Result};
+use crate::model::graph::ports;
+use crate::model::manifest::{Axis, DType, Extents, Manifest, Source};
+use crate::runtime::tensor::{BufferId, Buffers};
+
+/// What the text graphs read for one branch.
+pub(super) fn prompt<'a>(engine: &'a Loaded, inputs: &'a Inputs, branch: Branch) -> Option<&'a str> {
+    match branch {
+        Branch::Cond => inputs.prompt.as_deref(),
+        Branch::Uncond => {
+            inputs.negative_prompt.as_deref().or_else(|| engine.text.as_ref().map(|text| text.unconditional()))
+        }
+    }
+}
+
+/// The inputs of every branch that differ from branch to branch, by branch: those of a fused batch are one.
+pub(super) fn texts(
+    engine: &Loaded,
+    inputs: &Inputs,
+    guidance: &Guidance,
+    batch: usize,
+    buffers: &mut Buffers,
+) -> Result<HashMap<Branch, Named>> {
+    let branches = guidance.texts();
+    let mut lengths = BTreeMap::new();
+    if let Some(encoder) = &engine.text {
+        let prompts: Vec<&str> = branches.iter().filter_map(|branch| prompt(engine, inputs, *branch)).collect();
+        lengths = encoder.lengths(&prompts)?;
+    }
+    let mut texts: HashMap<Branch, Named> = HashMap::new();
+    for branch in branches {
+        let named = text(engine, inputs, branch, &lengths, batch, texts.get(&Branch::Cond), buffers)?;
+        texts.insert(branch, named);
+    }
+    match guidance.cfg {
+        Some(cfg) if guidance.is_fused() => {
+            let stacked = stacked(engine, &texts, cfg, buffers)?;
+            Ok(HashMap::from([(Branch::Cond, stacked)]))
+        }
+        _ => Ok(texts),
+    }
+}
+
+/// The text inputs of one branch: tensors that were given, else what the text graphs make of the prompt.
+fn text(
+    engine: &Loaded,
+    inputs: &Inputs,
+    branch: Branch,
+    lengths: &BTreeMap<String, usize>,
+    batch: usize,
+    cond: Option<&Named>,
+    buffers: &mut Buffers,
+) -> Result<Named> {
+    let manifest = &engine.directory.manifest;
+    let mut named = Named::new();
+    if let (Some(prompt), Some(encoder)) = (prompt(engine, inputs, branch), &engine.text) {
+        let names: Vec<String> = encoder.outputs().map(str::to_owned).collect();
+        let (_, ports) = ports(manifest, &[], &names)?;
+        named.extend(encoder.encode(&vec![prompt.to_owned(); batch], &ports, lengths, buffers)?);
+        named.retain(|name, _| manifest.inputs.contains_key(name));
+    }
+    for (name, input) in manifest.inputs.iter().filter(|(_, input)| input.from.differs_by_branch()) {
+        let key = if branch == Branch::Uncond { format!("{NEGATIVE}{name}") } else { name.clone() };
+        if let Some(tensor) = inputs.tensors.get(&key) {
+            let shape: Vec<i64> = tensor.shape().iter().map(|extent| *extent as i64).collect();
+            let id = buffers.add(manifest.tensor(name)?.dtype, &shape)?;
+            write(&key, id, &numbers(tensor), buffers)?;
+            named.insert(name.clone(), id);
+        } else if let (Source::Given { unconditional: Some(value) }, Some(cond)) = (&input.from, cond)
+            && let Some(cond) = cond.get(name)
+        {
+            let (dtype, shape) = (buffers.dtype(*cond), buffers.shape(*cond).to_vec());
+            let id = buffers.add(dtype, &shape)?;
+            fill(id, *value, buffers)?;
+            named.insert(name.clone(), id);
+        }
+        if !named.contains_key(name) {
+            return Err(Error::input(format!("no `{key}`; give it with --inputs")));
+        }
+    }
+    Ok(named)
+}
+
+/// The texts of both branches, one above the other where they have a batch.
+fn stacked(engine: &Loaded, texts: &HashMap<Branch, Named>, cfg: Cfg, buffers: &mut Buffers) -> Result<Named> {
+    let manifest = &engine.directory.manifest;
+    let (cond, uncond) = (&texts[&Branch::Cond], &texts[&Branch::Uncond]); // Guidance::texts gives both.
+    let mut named = Named::new();
+    for (name, cond) in cond {
+        let Some(uncond) = uncond.get(name) else { return Err(Error::internal(format!("no uncond `{name}`"))) };
+        let has_batch = manifest.tensor(name)?.shape.first() == Some(&Axis::Named("batch".into()));
+        let mut shape = buffers.shape(*cond).to_vec();
+        if shape[1..] != buffers.shape(*uncond)[1..] {
+            return Err(Error::input(format!(
+                "`{name}` has the shape {shape:?}, but {:?} for the uncond branch; both branches run as one batch, so \
+                 that texts of one length are needed",
+                buffers.shape(*uncond)
+            )));
+        }
+        let mut id = *cond;
+        if has_batch {
+            shape[0] *= 2;
+            id = buffers.add(buffers.dtype(*cond), &shape)?;
+            let (first, second) = if cfg.cond_first { (*cond, *uncond) } else { (*uncond, *cond) };
+            engine.stack(buffers.dtype(id), shape.len())?.bind(buffers, first, second, id)?.run()?;
+        }
+        named.insert(name.clone(), id);
+    }
+    Ok(named)
+}
+
+/// All dimensions of the transformer's graphs: from size, rows of the batch, and the text.
+pub(super) fn extents(
+    manifest: &Manifest,
+    grid: &Grid,
+    rows: usize,
+    given: BTreeMap<String, (u64, String)>,
+    texts: &HashMap<Branch, Named>,
+    buffers: &Buffers,
+) -> Result<Extents> {
+    let mut extents = grid.extents(rows);
+    for (dim, (extent, by)) in given.into_iter().filter(|(dim, _)| dim != "batch") {
+        match extents.get(&dim) {
+            Some(known) if *known != extent => {
+                return Err(Error::input(format!(
+                    "input `{by}` has {extent} along `{dim}`, but the picture's size makes it {known}; give the --size that fits"
+                )));
+            }
+            _ => extents.insert(dim, extent),
+        };
+    }
+    for named in texts.values() {
+        for (name, id) in named {
+            for (axis, extent) in manifest.tensor(name)?.shape.iter().zip(buffers.shape(*id)) {
+                if let Axis::Named(dim) = axis {
+                    let extent = *extent as u64;
+                    if let Some(known) = extents.insert(dim.clone(), extent)
+                        && known != extent
+                    {
+                        return Err(Error::input(format!(
+                            "`{name}` has {extent} along `{dim}` where another tensor has {known}"
+                        )));
+                    }
+                }
+            }
+        }
+    }
+    manifest.complete(extents)
+}
+
+/// The inputs of embed that all branches share, with the values that never change already written.
+pub(super) fn shared(
+    manifest: &Manifest,
+    grid: &Grid,
+    extents: &Extents,
+    (guidance, fps): (Option<f32>, f64),
+    buffers: &mut Buffers,
+) -> Result<Named> {
+    let mut named = Named::new();
+    for (name, input) in manifest.inputs.iter().filter(|(_, input)| !input.from.differs_by_branch()) {
+        let id = buffers.add(manifest.tensor(name)?.dtype, &manifest.shape(name, extents)?)?;
+        named.insert(name.to_owned(), id);
+        match input.from {
+            Source::Guidance => fill(id, f64::from(guidance.unwrap_or_default()), buffers)?,
+            Source::Fps => fill(id, fps, buffers)?,
+            Source::Constant(value) => fill(id, value, buffers)?,
+            Source::Grid => buffers.write(id, &grid.positions())?,
+            Source::GridSize => buffers.write(id, &grid.counts())?,
+            Source::Size => {
+                let rows = buffers.shape(id).first().copied().unwrap_or_default() as usize;
+                let side = |name: &str| extents.get(name).copied().unwrap_or_default() as f32;
+                buffers.write(id, &[side("height"), side("width")].repeat(rows))?;
+            }
+            // Tensors begin as zeros; what changes from step to step is written later.
+            Source::Zeros | Source::Latents | Source::Sigma | Source::Timestep => {}
+            Source::Text | Source::Given { .. } => {}
+        }
+    }
+    Ok(named)
+}
+
+fn fill(id: BufferId, value: f64, buffers: &mut Buffers) -> Result<()> {
+    let count = buffers.shape(id).iter().product::<i64>() as usize;
+    if buffers.dtype(id) == DType::I64 {
+        return buffers.write_ids(id, &vec![value as i64; count]);
+    }
+    buffers.write(id, &vec![value as f32; count])
+}
+
+/// Writes numbers that a user gives; integers must be whole.
+fn write(name: &str, id: BufferId, numbers: &[f32], buffers: &mut Buffers) -> Result<()> {
+    if buffers.dtype(id) != DType::I64 {
+        return buffers.write(id, numbers);
+    }
+    if let Some(number) = numbers.iter().find(|number| number.fract() != 0.0) {
+        return Err(Error::input(format!("input `{name}` holds {number}; the model takes whole numbers there")));
+    }
+    let ids: Vec<i64> = numbers.iter().map(|number| *number as i64).collect();
+    buffers.write_ids(id, &ids)
+}
+
+pub(super) fn numbers(tensor: &ArrayD<f32>) -> Vec<f32> {
+    tensor.iter().copied().collect()
+}

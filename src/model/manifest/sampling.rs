@@ -1,0 +1,299 @@
+//! The fields that say how latents are made into pictures or video: sizes, prediction, scheduler, guidance.
+
+use serde::{Deserialize, Serialize};
+
+use super::given;
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Prediction {
+    Velocity {},
+    /// The clean sample x0; velocity = (x - x0) / max(sigma, min_sigma).
+    Sample {
+        min_sigma: f64,
+    },
+    /// The noise: x = sqrt(a) x0 + sqrt(1 - a) noise.
+    Epsilon {},
+    /// sqrt(a) noise - sqrt(1 - a) x0.
+    #[serde(rename = "v_prediction")]
+    Change {},
+}
+
+/// The order of the axes of the latents, as the transformer takes and gives them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Layout {
+    /// `[batch, tokens, features]`.
+    Tokens,
+    /// `[batch, channels, height, width]`.
+    Bchw,
+    /// `[batch, channels, frames, height, width]`.
+    Bcfhw,
+    /// `[batch, frames, channels, height, width]`.
+    Bfchw,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LatentsSpec {
+    pub layout: Layout,
+    pub channels: u64,
+    /// Pixels per latent cell along each side.
+    pub downscale: u64,
+    /// Latent cells per token along each side.
+    pub patch: u64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VideoSpec {
+    pub frames: FramesSpec,
+    /// Frames per latent frame, after the first, which has a latent frame of its own.
+    pub temporal_downscale: u64,
+    /// Frames per second when none are asked for.
+    pub fps: f64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FramesSpec {
+    pub default: u64,
+    pub min: u64,
+    pub max: u64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SizeSpec {
+    /// `[width, height]` in pixels.
+    pub default: [u64; 2],
+    pub min: u64,
+    pub max: u64,
+    pub multiple_of: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum SchedulerSpec {
+    FlowMatchEuler {
+        sigmas: BaseSigmas,
+        shift: Shift,
+        #[serde(deserialize_with = "given")]
+        shift_terminal: Option<f64>,
+        /// Sigma counts from 0 (noise) to 1 (picture).
+        inverted: bool,
+    },
+    /// Deterministic DDIM.
+    Ddim { betas: Betas, spacing: Spacing, offset: u64, last_alpha: LastAlpha },
+    /// DPM-Solver++ SDE of second order, on DDIM's grid of timesteps.
+    DpmSde { betas: Betas, spacing: Spacing, offset: u64, last_alpha: LastAlpha },
+    /// DPM-Solver++, multistep.
+    DpmSolver {
+        noise: Noise,
+        spacing: Spacing,
+        offset: u64,
+        karras: bool,
+        order: u8,
+        solver: DpmSolverKind,
+        lower_order_final: bool,
+        euler_at_final: bool,
+        last_sigma: LastSigma,
+    },
+    /// UniPC in its x0 form, multistep with a corrector.
+    Unipc {
+        noise: Noise,
+        spacing: Spacing,
+        offset: u64,
+        karras: bool,
+        order: u8,
+        solver: UnipcKind,
+        lower_order_final: bool,
+        last_sigma: LastSigma,
+        /// Steps after which the corrector does not run.
+        disable_corrector: Vec<u64>,
+    },
+}
+
+/// Sigmas before any shift.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum BaseSigmas {
+    /// Evenly from 1 to `last`, or to 1 / steps.
+    Linear {
+        #[serde(deserialize_with = "given")]
+        last: Option<f64>,
+    },
+    /// The first half evenly over `threshold`, the other half along a parabola.
+    LinearQuadratic { threshold: f64 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Shift {
+    None {},
+    Static {
+        shift: f64,
+    },
+    Dynamic {
+        base_tokens: u64,
+        max_tokens: u64,
+        base_shift: f64,
+        max_shift: f64,
+        time_shift: TimeShift,
+    },
+    /// mu is linear in the tokens on two lines `[slope, offset, steps]`, and linear in the steps between these; beyond
+    /// `max_tokens` it lies on the second line.
+    DynamicSteps {
+        lines: [[f64; 3]; 2],
+        max_tokens: u64,
+        time_shift: TimeShift,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum TimeShift {
+    Exponential,
+    Linear,
+}
+
+/// How much noise each timestep of the training has.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Noise {
+    Betas(Betas),
+    /// x = (1 - sigma) x0 + sigma noise, with shifted sigmas.
+    Flow {
+        shift: f64,
+        train_steps: u64,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Betas {
+    pub schedule: BetaSchedule,
+    pub start: f64,
+    pub end: f64,
+    pub train_steps: u64,
+    /// a ← a / (snr_shift + (1 - snr_shift) a).
+    pub snr_shift: f64,
+    /// The last timestep of the training is all noise.
+    pub zero_snr: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum BetaSchedule {
+    Linear,
+    /// Linear in the square root.
+    ScaledLinear,
+    SquaredcosCapV2,
+}
+
+/// Which timesteps of the training a run uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Spacing {
+    Linspace,
+    Leading,
+    Trailing,
+}
+
+/// The share of the sample after the last step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LastAlpha {
+    One,
+    First,
+}
+
+/// The noise after the last step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LastSigma {
+    Zero,
+    Min,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DpmSolverKind {
+    Midpoint,
+    Heun,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum UnipcKind {
+    Bh1,
+    Bh2,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum GuidanceSpec {
+    None {},
+    /// The scale is an input of the model.
+    Embedded {
+        default: f64,
+    },
+    ClassifierFree {
+        default: f64,
+        mode: CfgMode,
+        order: [CfgBranch; 2],
+        formula: CfgFormula,
+        /// Default of the option; 0 leaves the prediction as it is.
+        rescale: f64,
+        scale: ScaleCurve,
+    },
+}
+
+impl GuidanceSpec {
+    /// The scale when none is asked for.
+    pub(crate) fn default_scale(&self) -> f64 {
+        match self {
+            Self::None {} => 1.0,
+            Self::Embedded { default } | Self::ClassifierFree { default, .. } => *default,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CfgMode {
+    /// Two runs a step, each of which decides for itself.
+    Separate,
+    /// One run over a batch that is twice as long, with one decision.
+    Fused,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CfgBranch {
+    Cond,
+    Uncond,
+}
+
+/// What is made of both predictions, c and u, with the scale s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CfgFormula {
+    /// u + s (c - u).
+    Standard,
+    /// c + s (c - u).
+    Difference,
+    /// Standard, then scaled to the length of c along the last axis.
+    Renormalised,
+    /// k u + s (c - k u), k = <c, u> / <u, u> for each picture.
+    ZeroStar,
+}
+
+/// The guidance scale over the steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ScaleCurve {
+    Constant,
+    /// 1 + s (1 - cos(pi ((steps - timestep) / steps)^5)) / 2.
+    Cosine,
+}

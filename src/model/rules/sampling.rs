@@ -1,0 +1,265 @@
+//! What the fields about latents, sizes, scheduler and guidance must satisfy.
+
+use super::{MAX_EXTENT, fail};
+use crate::error::{At, Result};
+use crate::model::manifest::{
+    Axis, BaseSigmas, Betas, CfgBranch, CfgMode, DType, Dimension, GraphSpec, GuidanceSpec, LastSigma, LatentsSpec,
+    Layout, Manifest, Noise, Prediction, SchedulerSpec, Shift, SizeSpec, Source, TimeShift, UnipcKind, VideoSpec,
+};
+
+/// A larger shift turns every sigma into 1, or overflows.
+const MAX_SHIFT: f64 = 100.0;
+/// Schedulers that count more timesteps have never been trained.
+const MAX_TRAIN_STEPS: u64 = 100_000;
+const MAX_FPS: f64 = 1000.0;
+
+impl Manifest {
+    /// `final` gives what the scheduler takes.
+    pub(super) fn check_result(&self) -> Result<()> {
+        let [prediction] = self.last.outputs.as_slice() else {
+            return fail(format!("`final` has {} outputs; expected one, the prediction", self.last.outputs.len()));
+        };
+        let latents = self.input_from(&Source::Latents).unwrap_or_default();
+        let (prediction_spec, latents_spec) = (self.tensor(prediction)?, self.tensor(latents)?);
+        if prediction_spec.shape != latents_spec.shape {
+            return fail(format!("`{prediction}` and `{latents}` differ in shape"));
+        }
+        if prediction_spec.dtype != DType::F32 {
+            return fail(format!("`{prediction}` must be f32, as latents are"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_picture(&self) -> Result<()> {
+        let LatentsSpec { layout, channels, downscale, patch } = self.latents;
+        let cell = downscale.saturating_mul(patch);
+        if channels == 0 || channels > 65_536 || cell == 0 || cell > 65_536 {
+            return fail("`latents` has a number outside 1 to 65536");
+        }
+        let SizeSpec { default, min, max, multiple_of } = self.size;
+        if multiple_of == 0 || multiple_of % cell != 0 {
+            return fail(format!(
+                "`size.multiple_of` is {multiple_of}; expected a multiple of downscale x patch = {cell}"
+            ));
+        }
+        if min == 0 || min > max || max > 65_536 {
+            return fail(format!("`size` has the range {min} to {max}; expected 1 <= min <= max <= 65536"));
+        }
+        for side in default {
+            if side % multiple_of != 0 || side < min || side > max {
+                return fail(format!("`size.default` has a side of {side}, which its own limits forbid"));
+            }
+        }
+        let frames = self.check_video()?;
+        let [width, height] = default;
+        let (rows, columns) = (height / cell, width / cell);
+        let extents = [
+            ("image", frames * rows * columns),
+            ("rows", rows),
+            ("columns", columns),
+            ("latent_height", height / downscale),
+            ("latent_width", width / downscale),
+            ("latent_frames", frames),
+            ("height", height),
+            ("width", width),
+        ];
+        for (name, extent) in extents {
+            if let Some(Dimension::Range { min, max }) = self.dimensions.get(name)
+                && !(min..=max).contains(&&extent)
+            {
+                return fail(format!("`size.default` makes dimension `{name}` {extent}; its range is {min} to {max}"));
+            }
+        }
+        let features = channels.saturating_mul(patch).saturating_mul(patch);
+        let axes: &[&str] = match layout {
+            Layout::Tokens => &["batch", "image", "features"],
+            Layout::Bchw => &["batch", "channels", "latent_height", "latent_width"],
+            Layout::Bcfhw => &["batch", "channels", "latent_frames", "latent_height", "latent_width"],
+            Layout::Bfchw => &["batch", "latent_frames", "channels", "latent_height", "latent_width"],
+        };
+        let expected: Vec<Axis> = axes
+            .iter()
+            .map(|axis| match *axis {
+                "features" => Axis::Fixed(features),
+                "channels" => Axis::Fixed(channels),
+                name => Axis::Named(name.to_owned()),
+            })
+            .collect();
+        let name = self.input_from(&Source::Latents).unwrap_or_default();
+        if self.tensor(name)?.shape != expected {
+            let expected: Vec<String> = expected.iter().map(Axis::to_string).collect();
+            return fail(format!("`{name}` must have the shape [{}] that `latents` says", expected.join(", ")));
+        }
+        if !(1..=10_000).contains(&self.defaults.steps) {
+            return fail(format!("`defaults.steps` is {}; expected 1 to 10000", self.defaults.steps));
+        }
+        Ok(())
+    }
+
+    /// Gives the latent frames of the default size; 1 for pictures.
+    fn check_video(&self) -> Result<u64> {
+        let has_frames = matches!(self.latents.layout, Layout::Bcfhw | Layout::Bfchw);
+        let Some(VideoSpec { frames, temporal_downscale, fps }) = self.video else {
+            return if has_frames { fail("`latents.layout` has frames, but `video` is null") } else { Ok(1) };
+        };
+        if self.latents.layout == Layout::Bchw {
+            return fail("`video` is given, but `latents.layout` is `bchw`, which has no frames");
+        }
+        if !((1..=65_536).contains(&temporal_downscale) && fps > 0.0 && fps <= MAX_FPS) {
+            return fail(format!("`video` has an impossible number; fps lie above 0 and up to {MAX_FPS}"));
+        }
+        let fits = |count: u64| count >= 1 && (count - 1).is_multiple_of(temporal_downscale) && count <= MAX_EXTENT;
+        if ![frames.default, frames.min, frames.max].into_iter().all(fits)
+            || !(frames.min..=frames.max).contains(&frames.default)
+        {
+            return fail(format!(
+                "`video.frames` is {} to {} with {} by default; expected min <= default <= max, each a multiple of \
+                 {temporal_downscale} plus 1",
+                frames.min, frames.max, frames.default
+            ));
+        }
+        if let Some(Dimension::Range { min, max }) = self.dimensions.get("frames")
+            && !(min..=max).contains(&&frames.default)
+        {
+            return fail(format!(
+                "`video.frames` makes dimension `frames` {}; its range is {min} to {max}",
+                frames.default
+            ));
+        }
+        Ok((frames.default - 1) / temporal_downscale + 1)
+    }
+
+    /// The decoder takes latents and gives pixels, both of the picture's size.
+    pub(super) fn check_decode(&self) -> Result<()> {
+        let Some(GraphSpec { inputs, outputs, .. }) = &self.decode else { return Ok(()) };
+        if inputs != &["image_latents"] || outputs != &["image"] {
+            return fail(format!("`decode` takes {inputs:?} and gives {outputs:?}; expected image_latents and image"));
+        }
+        let frames = |name: &'static str| self.video.is_some().then_some(name);
+        for (name, channels, frames, sides) in [
+            ("image_latents", self.latents.channels, frames("latent_frames"), ["latent_height", "latent_width"]),
+            ("image", 3, frames("frames"), ["height", "width"]),
+        ] {
+            let spec = self.tensor(name).at("`decode`")?;
+            let named = |name: &str| Axis::Named(name.to_owned());
+            let mut shape = vec![named("batch"), Axis::Fixed(channels)];
+            shape.extend(frames.into_iter().chain(sides).map(named));
+            if spec.shape != shape || spec.dtype == DType::I64 {
+                let shape: Vec<String> = shape.iter().map(Axis::to_string).collect();
+                return fail(format!("`decode`: `{name}` must be floats of the shape [{}]", shape.join(", ")));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_guidance(&self) -> Result<()> {
+        let default = self.guidance.default_scale();
+        if !(default as f32).is_finite() {
+            return fail(format!("`guidance.default` is {default:e}; expected a finite f32"));
+        }
+        if let GuidanceSpec::ClassifierFree { mode, order, rescale, .. } = self.guidance {
+            if !(0.0..=1.0).contains(&rescale) {
+                return fail(format!("`guidance.rescale` is {rescale}; expected 0 to 1"));
+            }
+            if order[0] == order[1] {
+                return fail("`guidance.order` names one branch twice");
+            }
+            if mode == CfgMode::Separate && order[0] == CfgBranch::Uncond {
+                return fail("`guidance.order` begins with `uncond`, which only the mode `fused` may");
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_scheduler(&self) -> Result<()> {
+        if let Prediction::Sample { min_sigma } = self.prediction
+            && !(min_sigma > 0.0 && min_sigma < 1.0)
+        {
+            return fail(format!("`prediction.min_sigma` is {min_sigma}; expected a number between 0 and 1"));
+        }
+        let fine = match &self.scheduler {
+            SchedulerSpec::FlowMatchEuler { sigmas, shift, shift_terminal, .. } => {
+                let is_base = match *sigmas {
+                    BaseSigmas::Linear { last } => last.is_none_or(|last| last > 0.0 && last < 1.0),
+                    BaseSigmas::LinearQuadratic { threshold } => threshold > 0.0 && threshold < 0.5,
+                };
+                is_base && is_shift(shift) && shift_terminal.is_none_or(|s| (0.0..1.0).contains(&s))
+            }
+            SchedulerSpec::Ddim { betas, offset, .. } | SchedulerSpec::DpmSde { betas, offset, .. } => {
+                are_betas(betas) && *offset < betas.train_steps
+            }
+            SchedulerSpec::DpmSolver { noise, offset, order, karras, .. }
+            | SchedulerSpec::Unipc { noise, offset, order, karras, .. } => {
+                let is_noise = match noise {
+                    Noise::Betas(betas) => are_betas(betas) && *offset < betas.train_steps,
+                    Noise::Flow { shift, train_steps } => {
+                        *shift > 0.0 && *shift <= MAX_SHIFT && (2..=MAX_TRAIN_STEPS).contains(train_steps) && !karras
+                    }
+                };
+                is_noise && (1..=3).contains(order)
+            }
+        };
+        if !fine {
+            return fail("`scheduler` has an impossible number");
+        }
+        // Where no noise is left, the last step of UniPC is exact in the first order, and its other forms divide by zero.
+        if let SchedulerSpec::Unipc { solver, lower_order_final, last_sigma: LastSigma::Zero, .. } = &self.scheduler
+            && (*solver == UnipcKind::Bh1 || !lower_order_final)
+        {
+            return fail("`scheduler.last_sigma` is `zero`, which needs `bh2` and `lower_order_final`");
+        }
+        // All noise and no signal: the noise says nothing about the sample.
+        if let SchedulerSpec::Ddim { betas, .. } | SchedulerSpec::DpmSde { betas, .. } = &self.scheduler
+            && betas.zero_snr
+            && matches!(self.prediction, Prediction::Epsilon {})
+        {
+            return fail("`scheduler.betas.zero_snr` does not go with a prediction of `epsilon`");
+        }
+        let is_flow = match &self.scheduler {
+            SchedulerSpec::FlowMatchEuler { .. } => true,
+            SchedulerSpec::DpmSolver { noise, .. } | SchedulerSpec::Unipc { noise, .. } => {
+                matches!(noise, Noise::Flow { .. })
+            }
+            SchedulerSpec::Ddim { .. } | SchedulerSpec::DpmSde { .. } => false,
+        };
+        let fits = match self.prediction {
+            Prediction::Velocity {} => is_flow,
+            Prediction::Sample { .. } => {
+                matches!(self.scheduler, SchedulerSpec::FlowMatchEuler { inverted: false, .. })
+            }
+            Prediction::Epsilon {} | Prediction::Change {} => !is_flow,
+        };
+        if !fits {
+            return fail("`prediction.kind` does not go with this scheduler");
+        }
+        Ok(())
+    }
+}
+
+fn is_shift(shift: &Shift) -> bool {
+    let is_small = |shift: f64| shift.abs() <= MAX_SHIFT;
+    match *shift {
+        Shift::None {} => true,
+        Shift::Static { shift } => is_small(shift) && shift > 0.0,
+        Shift::Dynamic { base_tokens, max_tokens, base_shift, max_shift, time_shift } => {
+            let is_positive = time_shift == TimeShift::Exponential || (base_shift > 0.0 && max_shift > 0.0);
+            base_tokens < max_tokens && is_small(base_shift) && is_small(max_shift) && is_positive
+        }
+        Shift::DynamicSteps { lines, max_tokens, .. } => {
+            let are_small = lines.iter().all(|[slope, offset, steps]| {
+                (0.0..1.0).contains(slope) && is_small(*offset) && (1.0..=10_000.0).contains(steps)
+            });
+            are_small && lines[0][2] < lines[1][2] && (1..=MAX_EXTENT).contains(&max_tokens)
+        }
+    }
+}
+
+fn are_betas(betas: &Betas) -> bool {
+    let Betas { start, end, train_steps, snr_shift, .. } = *betas;
+    start > 0.0
+        && start <= end
+        && end < 1.0
+        && (2..=MAX_TRAIN_STEPS).contains(&train_steps)
+        && snr_shift > 0.0
+        && snr_shift <= MAX_SHIFT
+}
