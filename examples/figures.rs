@@ -103,7 +103,7 @@ fn cache_table(engine: &Engine, outputs: &[Vec<Output>]) -> anyhow::Result<Strin
     );
     for (index, tag) in TAGS.iter().enumerate() {
         let trace = &outputs[index][0].trace;
-        let all = trace.blocks * trace.records.len();
+        let all = trace.blocks_uncached();
         let promised = all as f64 / trace.blocks_run() as f64;
         let ratios: Vec<f64> = times[0].iter().zip(&times[index]).map(|(uncached, cached)| uncached / cached).collect();
         let measured = Spread::of(&ratios).median;
@@ -137,7 +137,7 @@ fn seed_table(engine: &Engine) -> anyhow::Result<String> {
         for (index, (_, tag, _)) in SEED.iter().enumerate() {
             let trace = run(engine, tag, PROMPTS[0])?.trace;
             ratios[index].push(uncached / trace.timings.steps_ms);
-            saved[index] = 1.0 - trace.blocks_run() as f64 / (trace.blocks * trace.records.len()) as f64;
+            saved[index] = 1.0 - trace.blocks_run() as f64 / trace.blocks_uncached() as f64;
         }
     }
     let mut text = String::from(

@@ -20,7 +20,7 @@ use crate::cache::{DiffOptions, PolicyConfig};
 use crate::error::{Error, Result};
 use crate::generate::request::{Inputs, Request, RequestOptions};
 use crate::generate::text::TextEncoder;
-use crate::generate::{memory, prepare};
+use crate::generate::{lists, memory};
 use crate::info::{EngineInfo, StageInfo};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
@@ -175,7 +175,7 @@ impl Engine {
                 )));
             }
         }
-        let cuts = prepare::cuts(&options.cache, directory.blocks.len())?;
+        let cuts = lists::cuts(&directory.manifest, &options.cache)?;
         let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let graphs: Vec<&Graph> = directory.text.iter().chain(&directory.decode).collect();
@@ -240,7 +240,7 @@ impl Engine {
     /// # Errors
     /// As [`request`](Self::request); `Usage` for a `text_length` that a tokenizer fixes.
     pub fn cache_bytes(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<CacheBytes> {
-        let cuts = prepare::cuts(&options.cache, self.0.directory.blocks.len())?;
+        let cuts = lists::cuts(&self.0.directory.manifest, &options.cache)?;
         memory::of_options(&self.0.directory.manifest, &self.0.plan(&cuts), options, text_length)
     }
 

@@ -15,7 +15,7 @@ use crate::engine::{EngineOptions, sizes};
 use crate::error::Result;
 use crate::generate::request::RequestOptions;
 use crate::generate::text::TextEncoder;
-use crate::generate::{memory, prepare};
+use crate::generate::{lists, memory};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::model::manifest::{Dimension, GuidanceSpec, Manifest};
@@ -80,7 +80,7 @@ impl fmt::Display for StageInfo {
 fn planned(directory: &EngineDirectory, load: &EngineOptions, cache: &PolicyConfig) -> Result<Plan> {
     let sizes = sizes(directory);
     let limits = Limits::new(load.stages, load.stage_bytes, &sizes)?;
-    Ok(Plan::new(&sizes, limits, &prepare::cuts(cache, sizes.blocks.len())?))
+    Ok(Plan::new(&sizes, limits, &lists::cuts(&directory.manifest, cache)?))
 }
 
 /// The facts of an engine directory. [`EngineInfo::open`] loads no library and runs nothing.

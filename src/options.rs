@@ -75,8 +75,14 @@ const TABLE: &[Entry] = &[
     }),
     request("per-sample", |options, text| plain(&mut options.request.per_sample, text)),
     request("steps", |options, text| some(&mut options.request.steps, text)),
-    request("guidance", |options, text| some(&mut options.request.guidance, text)),
-    request("true-cfg", |options, text| some(&mut options.request.true_cfg, text)),
+    request("guidance", |options, text| {
+        options.request.guidance = Some(parse_scale(text).map_err(|problem| bad(text, problem))?);
+        Ok(())
+    }),
+    request("true-cfg", |options, text| {
+        options.request.true_cfg = Some(parse_scale(text).map_err(|problem| bad(text, problem))?);
+        Ok(())
+    }),
     request("size", |options, text| {
         options.request.size = Some(parse_size(text).map_err(|problem| bad(text, problem))?);
         Ok(())
@@ -211,6 +217,18 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let bytes = if digits.bytes().all(|digit| digit.is_ascii_digit()) { digits.parse::<u64>().ok() } else { None };
     let bytes = bytes.and_then(|bytes| bytes.checked_mul(1 << shift));
     bytes.ok_or_else(|| "expected bytes, such as 1048576, 512K, 64M or 2G".to_owned())
+}
+
+/// Beyond this a scale of guidance is a typing error: published pipelines use 1 to 20.
+const MAX_SCALE: f32 = 1000.0;
+
+/// A scale of guidance, dimensionless.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_scale(text: &str) -> Result<f32, String> {
+    let scale = text.parse().ok().filter(|scale| (-MAX_SCALE..=MAX_SCALE).contains(scale));
+    scale.ok_or_else(|| format!("expected a number from -{MAX_SCALE} to {MAX_SCALE}"))
 }
 
 /// `(width, height)` in pixels, from such a text as `1024x768`.

@@ -27,6 +27,8 @@ pub struct StepRecord {
     pub steps: usize,
     /// The guidance branch.
     pub branch: Branch,
+    /// The list of blocks that was decided on, from 0; none where all blocks are one list.
+    pub list: Option<usize>,
     /// The picture of the batch that decided, from 0; none where the batch decides as one.
     pub sample: Option<usize>,
     /// Noise level of the step, 1 … 0, dimensionless.
@@ -169,9 +171,11 @@ pub struct Trace {
     pub guidance: Option<f32>,
     /// The scale of classifier-free guidance, where two branches ran.
     pub cfg: Option<f32>,
-    /// Blocks of the model.
-    pub blocks: usize,
-    /// One per step and branch (and picture, if each decides for itself), in the order in which they ran.
+    /// Blocks of each list that was decided on by itself; one entry where all blocks of the model were decided on
+    /// together.
+    pub lists: Vec<usize>,
+    /// One per step and branch (and list of blocks and picture, if each decides for itself), in the order in which they
+    /// ran.
     pub records: Vec<StepRecord>,
     /// Wall time by part.
     pub timings: Timings,
@@ -237,22 +241,35 @@ impl fmt::Display for Warning {
 }
 
 impl Trace {
-    /// `C`, `S` or `P` for each step of a branch; empty for a branch that did not run. If each picture decides for
-    /// itself, a string for each, with spaces between.
+    /// Blocks of the model.
+    pub fn blocks(&self) -> usize {
+        self.lists.iter().sum()
+    }
+
+    /// Blocks that would have run without a cache, in all records together.
+    pub fn blocks_uncached(&self) -> usize {
+        let of_record = |record: &StepRecord| self.lists.get(record.list.unwrap_or_default()).copied();
+        self.records.iter().filter_map(of_record).sum()
+    }
+
+    /// `C`, `S` or `P` for each step of a branch; empty for a branch that did not run. If each list of blocks or each
+    /// picture decides for itself, a string for each, with spaces between.
     pub fn decisions(&self, branch: Branch) -> String {
         self.decisions_each(branch).join(" ")
     }
 
-    /// The same as a list: one string, or one for each picture that decides for itself; none for a branch that did not
-    /// run.
+    /// The same as a list: one string, or one for each picture that decides for itself, of each list of blocks in turn;
+    /// none for a branch that did not run.
     pub fn decisions_each(&self, branch: Branch) -> Vec<String> {
-        let mut each = Vec::new();
+        self.deciders(branch).into_values().collect()
+    }
+
+    /// By list of blocks and picture.
+    fn deciders(&self, branch: Branch) -> BTreeMap<(Option<usize>, Option<usize>), String> {
+        let mut each = BTreeMap::new();
         for record in self.branch(branch) {
-            let sample = record.sample.unwrap_or_default();
-            if each.len() <= sample {
-                each.resize(sample + 1, String::new());
-            }
-            each[sample].push(record.letter());
+            let decisions: &mut String = each.entry((record.list, record.sample)).or_default();
+            decisions.push(record.letter());
         }
         each
     }
@@ -267,7 +284,7 @@ impl Trace {
         self.records.iter().any(|record| record.sample.is_some())
     }
 
-    /// Steps (counted per branch) of which blocks did not run.
+    /// Steps (counted per branch, list of blocks and picture) of which blocks did not run.
     pub fn skipped(&self) -> usize {
         self.records.iter().filter(|record| record.letter() != 'C').count()
     }
@@ -332,6 +349,7 @@ impl Trace {
             json!({
                 "step": record.step,
                 "branch": record.branch.as_str(),
+                "list": record.list,
                 "sample": record.sample,
                 "sigma": record.sigma,
                 "action": record.letter().to_string(),
@@ -357,7 +375,8 @@ impl Trace {
             "height": self.height,
             "guidance": self.guidance,
             "cfg": self.cfg,
-            "blocks": self.blocks,
+            "blocks": self.blocks(),
+            "lists": self.lists,
             "decisions": {
                 "cond": self.decisions(Branch::Cond),
                 "uncond": self.decisions(Branch::Uncond),
@@ -396,12 +415,13 @@ impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let trace = self.0;
         let (runs, skipped) = (trace.records.len(), trace.skipped());
-        let all_blocks = runs * trace.blocks;
+        let all_blocks = trace.blocks_uncached();
         writeln!(f, "cache    {}", trace.cache)?;
         for branch in [Branch::Cond, Branch::Uncond] {
-            let each = trace.decisions_each(branch);
-            for (sample, decisions) in each.iter().enumerate() {
-                let name = if each.len() > 1 { format!("{branch} {sample}") } else { branch.to_string() };
+            for ((list, sample), decisions) in trace.deciders(branch) {
+                let list = list.map_or(String::new(), |list| format!(" list {list}"));
+                let sample = sample.map_or(String::new(), |sample| format!(" {sample}"));
+                let name = format!("{branch}{list}{sample}");
                 writeln!(f, "{name:<8} {decisions}")?;
             }
         }

@@ -20,13 +20,14 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("prunelim.l1", "has no option l1_hidden_states_diff_threshold"),
     ("scm.dynamic_short", "12 digits, the run has 28 steps"),
     ("scm.static_short", "12 digits, the run has 28 steps"),
-    ("split.two_lists", "two block lists"),
 ];
 
 /// The model of the recorded runs has so many blocks.
 const BLOCKS: usize = 12;
+/// Recorded runs, each list of blocks that was decided on by itself as one.
+const CASES: usize = 118;
 
-/// A recorded run.
+/// A recorded run, or one list of its blocks.
 struct Case {
     name: String,
     json: Value,
@@ -41,6 +42,26 @@ struct Recorded<'a> {
 }
 
 impl Case {
+    /// A run with lists of blocks as one case for each.
+    fn of_lists(self) -> Result<Vec<Self>> {
+        let lists = self.json["config"]["block_lists"].as_array().cloned().unwrap_or_default();
+        if lists.len() < 2 {
+            return Ok(vec![self]);
+        }
+        let list = |(index, blocks): (usize, &Value)| {
+            let mut json = self.json.clone();
+            json["config"]["block_lists"] = json!([blocks]);
+            json["branches"] = json!({ "cond": self.json["branches"][format!("list{index}.cond")] });
+            ensure!(!json["branches"]["cond"].is_null(), "{} has two branches", self.name);
+            Ok(Self { name: format!("{}.{index}", self.name), json })
+        };
+        lists.iter().enumerate().map(list).collect()
+    }
+
+    fn blocks(&self) -> usize {
+        self.json["config"]["block_lists"][0].as_u64().map_or(BLOCKS, |blocks| blocks as usize)
+    }
+
     fn steps(&self) -> Result<usize> {
         let steps = self.json["steps"].as_u64().context("steps")?;
         Ok(usize::try_from(steps)?)
@@ -48,7 +69,7 @@ impl Case {
 
     fn run(&self) -> Result<RunShape> {
         let branches = if self.has_branch(Branch::Uncond) { 2 } else { 1 };
-        Ok(RunShape { n_blocks: BLOCKS, steps: self.steps()?, branches })
+        Ok(RunShape { n_blocks: self.blocks(), steps: self.steps()?, branches })
     }
 
     fn generations(&self) -> usize {
@@ -58,8 +79,6 @@ impl Case {
     /// The policy of the run, or why there is none.
     fn policy(&self) -> Result<PolicyConfig> {
         let config = &self.json["config"];
-        let lists = config["block_lists"].as_array().map_or(1, Vec::len);
-        ensure!(lists == 1, "two block lists are not supported");
         let renews = config["refresh_between"] == true;
         ensure!(self.generations() == 1 || renews, "one cache for two generations is refused by design");
         let mut options = Map::new();
@@ -124,7 +143,7 @@ impl Case {
         }
         let Some(ran) = record["bn_run"].get(step) else { return Ok(Vec::new()) };
         let (ran, tail): (Vec<usize>, _) =
-            (serde_json::from_value(ran.clone())?, self.policy()?.blocks_split(BLOCKS)?.tail);
+            (serde_json::from_value(ran.clone())?, self.policy()?.blocks_split(self.blocks())?.tail);
         Ok(tail.clone().filter(|block| !ran.contains(&(block - tail.start))).collect())
     }
 
@@ -135,7 +154,7 @@ impl Case {
             let skipped = (0..run.steps).map(|step| self.skipped_blocks(branch, step)).collect::<Result<Vec<_>>>()?;
             branches.push(RecordedBranch::new(branch, letters, &skipped)?);
         }
-        Ok(Recording { n_blocks: run.n_blocks, branches })
+        Ok(Recording::joined(run.n_blocks, branches))
     }
 
     fn has_branch(&self, branch: Branch) -> bool {
@@ -153,11 +172,11 @@ fn cases() -> Result<Vec<Case>> {
         let json: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
         if json.get("branches").is_some() {
             let name = json["name"].as_str().context("a case has a name")?.to_owned();
-            cases.push(Case { name, json });
+            cases.extend(Case { name, json }.of_lists()?);
         }
     }
     cases.sort_by(|a, b| a.name.cmp(&b.name));
-    ensure!(cases.len() == 117, "{} cases instead of 117", cases.len());
+    ensure!(cases.len() == CASES, "{} cases instead of {CASES}", cases.len());
     Ok(cases)
 }
 
@@ -168,7 +187,7 @@ fn is_unsupported(name: &str) -> bool {
 /// Decides all steps again by the recorded diffs.
 fn replay(case: &Case, config: &PolicyConfig) -> Result<()> {
     let steps = case.steps()?;
-    let singles = config.single_blocks(BLOCKS);
+    let singles = config.single_blocks(case.blocks());
     for generation in 0..case.generations() {
         let mut branches = config.policies(case.run()?)?;
         for step in 0..steps {
@@ -293,8 +312,8 @@ fn check_tail(
 ) -> Result<()> {
     let record = &case.json["branches"][at.branch.as_str()];
     let Some(compared) = record.get("bn_diffs") else { return Ok(()) };
-    let tail = config.blocks_split(BLOCKS)?.tail;
-    let blocks = config.single_blocks(BLOCKS).into_iter().map(|block| (block, block - tail.start));
+    let tail = config.blocks_split(case.blocks())?.tail;
+    let blocks = config.single_blocks(case.blocks()).into_iter().map(|block| (block, block - tail.start));
     let (skipped, _) = check_blocks(policy, at, blocks, &compared[index])?;
     let run: Vec<usize> = (0..tail.len()).filter(|block| !skipped.contains(block)).collect();
     ensure!(json!(run) == record["bn_run"][index], "tail blocks {run:?} run, recorded {}", record["bn_run"][index]);
@@ -309,7 +328,7 @@ fn recorded_runs_are_decided_again_in_the_same_way() -> Result<()> {
         replay(case, &config).with_context(|| case.name.clone())?;
         replayed += 1;
     }
-    ensure!(replayed + UNSUPPORTED.len() == 117, "replayed {replayed}");
+    ensure!(replayed + UNSUPPORTED.len() == CASES, "replayed {replayed}");
     Ok(())
 }
 
@@ -330,7 +349,7 @@ fn recordings_are_replayed_without_a_diff() -> Result<()> {
                 let recorded = case.recorded(*branch, step)?;
                 ensure!(skips(policy.gate(at))? == (recorded.letter == 'S'), "{}, step {step}", case.name);
                 let mut skipped = Vec::new();
-                for block in config.single_blocks(BLOCKS) {
+                for block in config.single_blocks(case.blocks()) {
                     if skips(policy.gate(DecisionPoint { block: Some(block), ..at }))? {
                         skipped.push(block);
                     }
@@ -380,7 +399,7 @@ fn ratios_of_the_reference_are_pruned_blocks_over_all() -> Result<()> {
         let steps = case.steps()?;
         let pruned =
             (0..steps).map(|step| Ok(case.skipped_blocks(Branch::Cond, step)?.len())).sum::<Result<usize>>()?;
-        let here = format!("{:.2}", 100.0 * pruned as f64 / (steps * BLOCKS) as f64);
+        let here = format!("{:.2}", 100.0 * pruned as f64 / (steps * case.blocks()) as f64);
         ensure!(here.parse::<f64>()? == percent.parse::<f64>()?, "{}: {here} instead of {percent}", case.name);
         found += 1;
     }
@@ -455,6 +474,7 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("enable_alter_cache", "f1b0w3r0.1", "f1b0w3r0.1al1"),
     ("alter_residual_diff_threshold", "f1b0w3r0.1al1", "f1b0w3r0.1al1at0.1"),
     ("enable_encoder_residual", "f1b5w3r0.2", "f1b5w3r0.2er0"),
+    ("separate_block_lists", "f1b0w3r0.1", "f1b0w3r0.1sl1"),
     ("calibrator_type", "f1b0w4r0.1", "f1b0w4r0.1_t1"),
     ("calibrator_type", "f1b0w4r0.1_t1", "f1b0w4r0.1_foca"),
     ("calibrator_type", "f1b0w4r0.1_foca", "f1b0w4r0.1_dmd4"),
@@ -491,6 +511,7 @@ const PRUNE_PAIRS: &[(&str, &str, &str)] = &[
     ("dynamic_prune_threshold_diffs", "prune_f0b0w3r0.05dt1", "prune_f0b0w3r0.05dt1dn0"),
     ("residual_cache_update_interval", "prune_f0b0w3r0.1", "prune_f0b0w3r0.1ui3"),
     ("compare_all_streams", "prune_f0b0w3r0.07", "prune_f0b0w3r0.07as1"),
+    ("separate_block_lists", "prune_f1b0w3r0.1", "prune_f1b0w3r0.1sl1"),
     ("important_condition_threshold", "prune_f0b0w3r0.1", "prune_f0b0w3r0.1ic0.1"),
     ("downsample_factor", "prune_f0b0w3r0.1", "prune_f0b0w3r0.1ds4"),
     ("calibrator_type", "prune_f0b0w4r0.1", "prune_f0b0w4r0.1_t1"),
@@ -560,8 +581,9 @@ mod toy {
     use super::*;
 
     const BLOCKS: usize = 8;
+    /// Blocks of its two lists, where those are decided on one by one.
+    const LISTS: [usize; 2] = [3, 5];
     const STEPS: usize = 28;
-    const RUN: RunShape = RunShape { n_blocks: BLOCKS, steps: STEPS, branches: 2 };
     const TOKENS: usize = 6;
     const TEXT_TOKENS: usize = 2;
     const CHANNELS: usize = 8;
@@ -656,9 +678,12 @@ mod toy {
         }
     }
 
-    /// One branch.
+    /// One list of blocks in one branch.
     struct State {
         branch: Branch,
+        /// Its first block in the model.
+        start: usize,
+        n_blocks: usize,
         policy: Box<dyn CachePolicy>,
         middle: Unit,
         blocks: Vec<Unit>,
@@ -667,25 +692,44 @@ mod toy {
     }
 
     pub fn generate(config: &PolicyConfig) -> Result<Outcome> {
-        let state = |(branch, policy)| State {
-            branch,
-            policy,
-            middle: Unit::new(None),
-            blocks: (0..BLOCKS).map(|block| Unit::new(Some(block))).collect(),
-            diff: None,
-            decisions: String::new(),
-        };
-        let mut branches: Vec<State> = config.policies(RUN)?.into_iter().map(state).collect();
+        let lists = if config.separates_lists() { LISTS.to_vec() } else { vec![BLOCKS] };
+        let mut branches: Vec<(Branch, Vec<State>)> = Vec::new();
+        let mut start = 0;
+        for (config, n_blocks) in config.of_lists(lists.len())?.into_iter().zip(lists) {
+            for (branch, policy) in config.policies(RunShape { n_blocks, steps: STEPS, branches: 2 })? {
+                let state = State {
+                    branch,
+                    start,
+                    n_blocks,
+                    policy,
+                    middle: Unit::new(None),
+                    blocks: (0..n_blocks).map(|block| Unit::new(Some(block))).collect(),
+                    diff: None,
+                    decisions: String::new(),
+                };
+                match branches.iter_mut().find(|(of, _)| *of == branch) {
+                    Some((_, lists)) => lists.push(state),
+                    None => branches.push((branch, vec![state])),
+                }
+            }
+            start += n_blocks;
+        }
         let mut latents: Stream = (0..TOKENS).map(|t| std::array::from_fn(|c| wave(t as f64, c as f64))).collect();
         for step in 0..STEPS {
             let mut velocity = [Stream::new(), Stream::new()];
-            let mut cond_diff = None;
-            for state in &mut branches {
-                let is_uncond = state.branch == Branch::Uncond;
-                let shared = cond_diff.filter(|_| is_uncond && config.shares_cond_diff());
-                velocity[is_uncond as usize] = state.transformer(config, step, shared, &latents)?;
+            let mut cond_diffs = Vec::new();
+            for (branch, lists) in &mut branches {
+                let is_uncond = *branch == Branch::Uncond;
+                let mut streams = embed(*branch, &latents);
+                for (index, state) in lists.iter_mut().enumerate() {
+                    let shared = cond_diffs.get(index).copied().flatten();
+                    let shared = shared.filter(|_| is_uncond && config.shares_cond_diff());
+                    streams = state.transformer(config, step, shared, streams)?;
+                }
+                let [image, _] = streams;
+                velocity[is_uncond as usize] = image;
                 if !is_uncond {
-                    cond_diff = state.diff;
+                    cond_diffs = lists.iter().map(|state| state.diff).collect();
                 }
             }
             let guided = |t: usize, c: usize| 1.5 * velocity[0][t][c] - 0.5 * velocity[1][t][c];
@@ -695,8 +739,16 @@ mod toy {
                 }
             }
         }
-        let decisions = branches.into_iter().map(|state| format!("{} {} ", state.branch, state.decisions)).collect();
+        let states = branches.into_iter().flat_map(|(_, lists)| lists);
+        let decisions = states.map(|state| format!("{} {} ", state.branch, state.decisions)).collect();
         Ok(Outcome { decisions, latents })
+    }
+
+    /// Image and text before the blocks.
+    fn embed(branch: Branch, latents: &Stream) -> Streams {
+        let prompt = if branch == Branch::Cond { 0.3 } else { -0.4 };
+        let text = (0..TEXT_TOKENS).map(|t| std::array::from_fn(|c| prompt * wave(c as f64, t as f64 + 3.0))).collect();
+        [latents.clone(), text]
     }
 
     impl State {
@@ -706,13 +758,9 @@ mod toy {
             config: &PolicyConfig,
             step: usize,
             shared: Option<f32>,
-            latents: &Stream,
-        ) -> Result<Stream> {
-            let prompt = if self.branch == Branch::Cond { 0.3 } else { -0.4 };
-            let text =
-                (0..TEXT_TOKENS).map(|t| std::array::from_fn(|c| prompt * wave(c as f64, t as f64 + 3.0))).collect();
-            let before: Streams = [latents.clone(), text];
-            let split = config.blocks_split(BLOCKS)?;
+            before: Streams,
+        ) -> Result<Streams> {
+            let split = config.blocks_split(self.n_blocks)?;
             let at = DecisionPoint { step, steps: STEPS, branch: self.branch, block: None };
             let mut streams = self.run_blocks(config, at, split.head.clone(), before.clone())?;
             let compared = config.diff_options().map(|options| match options.tensor {
@@ -743,8 +791,7 @@ mod toy {
                     streams = output;
                 }
             }
-            let [image, _] = self.run_blocks(config, at, split.tail.clone(), streams)?;
-            Ok(image)
+            self.run_blocks(config, at, split.tail.clone(), streams)
         }
 
         fn run_blocks(
@@ -754,10 +801,10 @@ mod toy {
             blocks: std::ops::Range<usize>,
             mut streams: Streams,
         ) -> Result<Streams> {
-            let singles = config.single_blocks(BLOCKS);
+            let singles = config.single_blocks(self.n_blocks);
             for i in blocks {
                 if !singles.contains(&i) {
-                    streams = block(i, at, &streams);
+                    streams = block(self.start + i, at, &streams);
                     continue;
                 }
                 let at = DecisionPoint { block: Some(i), ..at };
@@ -773,7 +820,7 @@ mod toy {
                 match decision.action {
                     Action::Skip => self.blocks[i].reuse(config, step, &mut streams),
                     Action::Compute => {
-                        let output = block(i, at, &streams);
+                        let output = block(self.start + i, at, &streams);
                         if self.policy.keeps(at) {
                             self.blocks[i].keep(config, step, &streams, &output);
                             self.blocks[i].compared = config

@@ -63,6 +63,10 @@ fn what_is_predicted_is_kept_and_is_what_memory_grows_by() {
         ("f1b4w8r0.9mc2ds2_id0_t1", false, 1),
         ("f1b0w2r0.9al1", false, 1),
         ("prune_f1b1w2r0.3", false, 1),
+        ("f1b1w2r0.9sl1", false, 1),
+        ("f2b0w8r0.9mc2sl1_t1", true, 2),
+        ("f1b3w2r0.9mc3sl1_id0nt0.5", false, 1),
+        ("prune_f1b1w2r0.3sl1", true, 1),
         ("prune_f1b1np3w2r0.3", true, 1),
         ("prune_f0b0w2r0.3ds4", false, 2),
         (

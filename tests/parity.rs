@@ -2,7 +2,7 @@
 //! final latents; for policies that decide per block also each block's decision, diff and threshold.
 //!
 //! `tests/data/oracle` holds what cache-dit did on the model of `tests/data/tiny-flux` (random weights, made so that
-//! decisions vary). The case that this engine cannot run is listed by name in [`NOT_YET`]; every other case must run.
+//! decisions vary). Every case must run: no list of exceptions.
 
 mod common;
 
@@ -24,9 +24,6 @@ const LATENT_RELATIVE_L1: f64 = 1e-4;
 /// DMD inverts small singular values, which amplifies rounding.
 const DMD_LATENT_RELATIVE_L1: f64 = 1e-3;
 
-/// Cases that cannot be run, with the reason.
-const NOT_YET: &[(&str, &str)] = &[("split.two_lists", "separate decisions per block list")];
-
 /// Cached against uncached pictures of the shipped model, in dB: the worst of the recorded cases has 37.
 const PSNR_FLOOR: f64 = 33.0;
 /// The same for DBPrune, whose one recorded case skips 38 % of all blocks.
@@ -46,25 +43,18 @@ impl Oracle {
         Self { engine, folder, tensors }
     }
 
-    /// Replays every case of an index; gives how many ran, and how many are listed in [`NOT_YET`].
-    fn replay(&self, index: &str) -> (usize, usize) {
-        let (mut run, mut listed) = (0, 0);
+    /// Replays every case of an index; gives how many there are.
+    fn replay(&self, index: &str) -> usize {
+        let mut run = 0;
         for entry in json(&format!("{}/{index}", self.folder))["configs"].as_array().unwrap() {
             let name = entry["name"].as_str().unwrap();
             let case = json(&format!("{}/{name}.json", self.folder));
-            let is_listed = NOT_YET.iter().any(|(listed, _)| *listed == name);
-            match policy(&case) {
-                Ok(policy) if !is_listed => {
-                    check(self, name, &case, &policy);
-                    run += 1;
-                }
-                Ok(_) => panic!("{name} is listed in NOT_YET, but its options are understood"),
-                Err(error) if !is_listed => panic!("{name}: {error}"),
-                Err(_) => listed += 1,
-            }
+            let policy = policy(&case).unwrap_or_else(|error| panic!("{name}: {error}"));
+            check(self, name, &case, &policy);
+            run += 1;
         }
-        println!("{}/{index}: {run} traces reproduced, {listed} not yet", self.folder);
-        (run, listed)
+        println!("{}/{index}: {run} traces reproduced", self.folder);
+        run
     }
 }
 
@@ -74,15 +64,15 @@ fn every_trace_of_the_reference() {
     for arithmetic in [ArithmeticChoice::Auto, ArithmeticChoice::Graphs] {
         let files = ["oracle.safetensors", "legacy.safetensors"];
         let oracle = Oracle::load(data("tiny-flux"), "oracle", &files, arithmetic);
-        assert_eq!(oracle.replay("index.json"), (93, 1), "{arithmetic:?}");
-        assert_eq!(oracle.replay("legacy_index.json"), (23, 0), "{arithmetic:?}");
+        assert_eq!(oracle.replay("index.json"), 94, "{arithmetic:?}");
+        assert_eq!(oracle.replay("legacy_index.json"), 23, "{arithmetic:?}");
     }
 }
 
 #[test]
 fn the_shipped_model_decides_as_in_the_reference() {
     let oracle = Oracle::load(emoji(), "reference/emoji", &["emoji.safetensors"], ArithmeticChoice::Auto);
-    assert_eq!(oracle.replay("index.json"), (20, 0));
+    assert_eq!(oracle.replay("index.json"), 20);
 }
 
 /// The options of a case as a policy: the defaults of the release that was recorded, then what was given.
@@ -124,8 +114,8 @@ fn policy(case: &Value) -> Result<PolicyConfig, String> {
             options.insert("residual_diff_threshold".into(), l1);
         }
     }
-    if config["block_lists"].as_array().is_some_and(|lists| lists.len() > 1) {
-        return Err("two block lists".into());
+    if has_lists(case) {
+        options.insert("separate_block_lists".into(), value!(true));
     }
     // A step past the end of a mask counts as 0 in the reference; here masks have one digit a step.
     if let Some(Value::Array(mask)) = options.get_mut("steps_computation_mask") {
@@ -137,6 +127,11 @@ fn policy(case: &Value) -> Result<PolicyConfig, String> {
         options.insert("force_refresh_step_hint".into(), value!(steps.as_u64().unwrap() + 1));
     }
     serde_json::to_string(&options).unwrap().parse().map_err(|error: dbcache_trt::Error| error.to_string())
+}
+
+/// Each list of blocks was decided on by itself.
+fn has_lists(case: &Value) -> bool {
+    case["config"]["block_lists"].as_array().is_some_and(|lists| lists.len() > 1)
 }
 
 /// Two generations that share one cache.
@@ -181,16 +176,22 @@ fn check(oracle: &Oracle, name: &str, case: &Value, policy: &PolicyConfig) {
     let steps = case["steps"].as_u64().unwrap() as usize;
     for generation in 0..generations {
         let output = generate(oracle, case, policy, steps, generation);
-        for (branch, key) in [(Branch::Cond, "cond"), (Branch::Uncond, "uncond")] {
-            let recorded = &case["branches"][key];
+        let branches = [(Branch::Cond, "cond"), (Branch::Uncond, "uncond")];
+        let lists = case["config"]["block_lists"].as_array().filter(|_| has_lists(case));
+        let lists: Vec<Option<usize>> = lists.map_or(vec![None], |lists| (0..lists.len()).map(Some).collect());
+        for (list, (branch, key)) in lists.iter().flat_map(|list| branches.map(|branch| (*list, branch))) {
+            let key = list.map_or(key.to_owned(), |list| format!("list{list}.{key}"));
+            let records: Vec<_> = output.trace.branch(branch).filter(|record| record.list == list).collect();
+            let recorded = &case["branches"][&key];
             if recorded.is_null() {
-                assert_eq!(output.trace.decisions(branch), "", "{name} {key}");
+                assert_eq!(records.len(), 0, "{name} {key}");
                 continue;
             }
             let part = generation * steps..(generation + 1) * steps;
             let decisions = &recorded["decisions"].as_str().unwrap()[part.clone()];
-            assert_eq!(output.trace.decisions(branch), decisions, "{name} {key}");
-            for (record, step) in output.trace.branch(branch).zip(part) {
+            let ours: String = records.iter().map(|record| record.letter()).collect();
+            assert_eq!(ours, decisions, "{name} {key}");
+            for (record, step) in records.into_iter().zip(part) {
                 check_step(record, recorded, step, &format!("{name} {key} step {step}"));
             }
         }

@@ -43,11 +43,14 @@ fn picture(latents: &ArrayD<f32>, index: usize) -> ArrayD<f32> {
     latents.slice_axis(Axis(0), (index..index + 1).into()).into_owned()
 }
 
-/// How many pictures computed at each step of a branch.
+/// How many pictures computed at each step of a branch, in each list of blocks.
 fn computed(trace: &Trace, branch: Branch) -> Vec<usize> {
     let each = trace.decisions_each(branch);
-    let steps = each.first().map_or(0, String::len);
-    (0..steps).map(|step| each.iter().filter(|decisions| decisions.as_bytes()[step] == b'C').count()).collect()
+    let of_list = |list: &[String]| {
+        let count = |step: usize| list.iter().filter(|decisions| decisions.as_bytes()[step] == b'C').count();
+        (0..list[0].len()).map(count).collect::<Vec<_>>()
+    };
+    each.chunks(PICTURES).flat_map(of_list).collect()
 }
 
 /// Runs the batch per sample, and each picture alone; gives the batch and the decisions of the single runs.
@@ -114,6 +117,7 @@ fn pictures_decide_differently_and_as_if_alone() {
         ("f1b0w4r0.15", Some(2.0)),
         ("f1b0w4r0.15cds0", Some(2.0)),
         ("f1b0w4r0.15cf1", Some(2.0)),
+        ("f1b0w4r0.1sl1", Some(2.0)),
     ] {
         let singles = if true_cfg.is_some() { &singles } else { &unguided };
         let batch = joined(singles);
@@ -200,7 +204,7 @@ fn traces_are_read_back_and_compared_by_picture() {
         ("/records/1/sample", json!("1"), "`records[1].sample` is \"1\"; expected a whole number"),
         ("/records/0/sample", json!(null), "`records[1].step` is 0; expected 1"),
         ("/records/3/step", json!(1), "`records[3].step` is 1; expected 0"),
-        ("/batch", json!(5), "expected as many for each of 5 pictures"),
+        ("/batch", json!(5), "expected as many for each of 1 lists of blocks and 5 pictures"),
         ("/batch", json!(0), "`records[1].step` is 0; expected 1"),
     ] {
         let mut bad = good.clone();

@@ -39,6 +39,9 @@ fn a_replay_repeats_the_run_to_the_bit_without_a_diff() {
         ("prune_f1b0w2r0.3", false, "CP"),
         ("prune_f1b1w4r0.4ui2_t1", true, "CP"),
         ("f1b0w2r0.9cf1", true, "CS"),
+        ("f1b0w2r0.3mc2sl1", true, "CS"),
+        ("f1b2w4r0.9mc2sl1_id0nt0.5_t1", false, "CS"),
+        ("prune_f1b1w4r0.4ui2sl1_t1", true, "CP"),
     ] {
         let original = run(&engine, tag.parse().unwrap(), is_guided);
         let decisions = original.trace.decisions(Branch::Cond);
@@ -104,7 +107,7 @@ fn a_damaged_trace_is_refused_by_its_field() {
     for (pointer, value, words) in [
         ("/version", json!(2), "version 2, this program reads version 1"),
         ("/blocks", json!("12"), "`trace.blocks` is \"12\"; expected a whole number"),
-        ("/blocks", json!(3), "expected below 3, the `blocks` of the trace"),
+        ("/blocks", json!(3), "expected positive numbers of blocks that add up to 3"),
         ("/cache", json!("f1b0"), "`trace.cache` is \"f1b0\"; expected"),
         ("/cache_options/Fn_compute_blocks", json!(-1), "`cache_options` are damaged"),
         ("/cache_options/cache_type", json!("replay"), "`cache_options` are damaged"),

@@ -101,6 +101,10 @@ pub struct DbCacheConfig {
     /// Whether a skipped middle corrects the text stream, too. `false`: there it stays what the head made of it, and
     /// nothing is kept of it, as FBCache of 0.1.0 does with TaylorSeer.
     pub enable_encoder_residual: bool,
+    /// Whether each of the model's own lists of blocks (in FLUX.1 the double and the single blocks) is decided on by
+    /// itself: with a head, a middle and a tail, counters and limits of its own, all by these options, and block numbers
+    /// that count from its start. `false`: all blocks are one list.
+    pub separate_block_lists: bool,
     /// Forecasts the residuals of the middle on skipped steps; `None` = the last ones are repeated.
     pub calibrator: Option<CalibratorConfig>,
 }
@@ -130,6 +134,7 @@ impl Default for DbCacheConfig {
             enable_alter_cache: false,
             alter_residual_diff_threshold: None,
             enable_encoder_residual: true,
+            separate_block_lists: false,
             calibrator: None,
         }
     }

@@ -84,6 +84,10 @@ pub struct DbPruneConfig {
     /// Whether a block that joins all streams to one list of tokens is compared by all of them, as in 0.1.0, and not by
     /// the image stream alone, as in 1.5.3.
     pub compare_all_streams: bool,
+    /// Whether each of the model's own lists of blocks (in FLUX.1 the double and the single blocks) is decided on by
+    /// itself: with a head, a middle and a tail, counters and limits of its own, all by these options, and block numbers
+    /// that count from its start. `false`: all blocks are one list.
+    pub separate_block_lists: bool,
     /// Forecasts the residuals of pruned blocks, one state for each block and stream; `None` = the last ones are
     /// repeated. It cannot forecast hidden states here: the reference then replaces the text stream by a residual.
     pub calibrator: Option<CalibratorConfig>,
@@ -114,6 +118,7 @@ impl Default for DbPruneConfig {
             important_condition_threshold: None,
             downsample_factor: 1,
             compare_all_streams: false,
+            separate_block_lists: false,
             calibrator: None,
         }
     }

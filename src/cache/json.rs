@@ -72,6 +72,7 @@ fn cache_json(config: &DbCacheConfig) -> Value {
         enable_alter_cache,
         alter_residual_diff_threshold,
         enable_encoder_residual,
+        separate_block_lists,
         calibrator,
     } = config;
     json!({
@@ -99,6 +100,7 @@ fn cache_json(config: &DbCacheConfig) -> Value {
         "enable_alter_cache": enable_alter_cache,
         "alter_residual_diff_threshold": alter_residual_diff_threshold,
         "enable_encoder_residual": enable_encoder_residual,
+        "separate_block_lists": separate_block_lists,
         "calibrator": calibrator::to_json(calibrator.as_ref(), true),
     })
 }
@@ -128,6 +130,7 @@ fn prune_json(config: &DbPruneConfig) -> Value {
         important_condition_threshold,
         downsample_factor,
         compare_all_streams,
+        separate_block_lists,
         calibrator,
     } = config;
     json!({
@@ -155,6 +158,7 @@ fn prune_json(config: &DbPruneConfig) -> Value {
         "important_condition_threshold": important_condition_threshold.unwrap_or(0.0),
         "downsample_factor": downsample_factor,
         "compare_all_streams": compare_all_streams,
+        "separate_block_lists": separate_block_lists,
         "calibrator": calibrator::to_json(calibrator.as_ref(), false),
     })
 }
@@ -279,6 +283,7 @@ fn option(key: &str, value: &Value, set: &mut PolicyOverrides, limits: &mut Limi
         "enable_alter_cache" => set.enable_alter_cache = Some(switch(key, value)?),
         "alter_residual_diff_threshold" => set.alter_residual_diff_threshold = Some(OrNone(Some(number()?))),
         "enable_encoder_residual" => set.enable_encoder_residual = Some(switch(key, value)?),
+        "separate_block_lists" => set.separate_block_lists = Some(switch(key, value)?),
         "force_reduce_calibrator_vram" => limits.reduces_calibrator_vram = switch(key, value)?,
         _ if is_off(value) && is_old_switch(key) => {}
         _ if calibrator::option(key, value, set)? => {}

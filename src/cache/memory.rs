@@ -1,5 +1,7 @@
 //! How many tensors a policy makes the loop keep, and how many bytes that is: known before anything is allocated.
 
+use std::ops::Range;
+
 use super::calibrator::StreamKind;
 use super::{DiffOptions, DiffTensor, PolicyConfig, RunShape};
 
@@ -16,6 +18,14 @@ pub struct StreamLayout {
     pub is_written: Vec<bool>,
     /// For each block, whether the stream is a part of its input that its kernels join with the first one.
     pub is_joined: Vec<bool>,
+}
+
+impl StreamLayout {
+    /// The same of some of the blocks.
+    pub fn of_blocks(&self, blocks: &Range<usize>) -> Self {
+        let part = |all: &[bool]| all.get(blocks.clone()).unwrap_or_default().to_vec();
+        Self { is_written: part(&self.is_written), is_joined: part(&self.is_joined), ..self.clone() }
+    }
 }
 
 /// What is kept between steps for one guidance branch, at most.
@@ -153,7 +163,7 @@ mod tests {
         let alone = config.kept_tensors(RUN, &streams()[..1]);
         assert_eq!(alone.residuals, Tensors { count: 1, bytes: 1000 });
         let branches = vec![RecordedBranch::new(Branch::Cond, "C", &[])?];
-        let replay = PolicyConfig::replay(config, Recording { n_blocks: 12, branches });
+        let replay = PolicyConfig::replay(config, Recording::joined(12, branches));
         assert_eq!(replay.kept_tensors(RUN, &streams()).compare, Tensors::default());
         assert_eq!(replay.kept_tensors(RUN, &streams()).residuals.count, 2);
         Ok(())

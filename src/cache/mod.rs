@@ -11,6 +11,9 @@
 //! A *unit* is the middle (`block: None`, if the policy [`reuses_middle`](PolicyConfig::reuses_middle)) or one of the
 //! [`single_blocks`](PolicyConfig::single_blocks). For each branch, in [`branch_order`](PolicyConfig::branch_order):
 //!
+//! (Where the policy [`separates_lists`](PolicyConfig::separates_lists), all of this is done for each list of blocks
+//! in turn, with a policy [of the list](PolicyConfig::of_lists).)
+//!
 //! 1. Run the head; ask [`gate`](CachePolicy::gate) with no block on every step, even if no middle is reused.
 //! 2. Before each single block, wherever it lies, ask [`gate`](CachePolicy::gate) with that block.
 //! 3. On [`NeedsDiff`](Gate::NeedsDiff) compare as [`diff_options`](PolicyConfig::diff_options) (no block) or
@@ -66,7 +69,7 @@ pub use mask::{MaskPreset, StepsMask, StepsPolicy};
 pub use memory::{KeptTensors, StreamLayout, Tensors};
 pub use overrides::{BlockIds, OrNone, PolicyOverrides};
 pub use policy::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, Reason};
-pub use replay::{RecordedBranch, RecordedStep, Recording};
+pub use replay::{RecordedBranch, RecordedList, RecordedStep, Recording};
 
 use crate::error::{Error, Result};
 
@@ -130,7 +133,8 @@ impl PolicyConfig {
                 Self::DbCache(config) => Box::new(dbcache::DbCache::new(config, run)?),
                 Self::DbPrune(config) => Box::new(dbprune::DbPrune::new(config, run, cond_diffs.clone())?),
                 Self::Replay { config, recording } => {
-                    let recorded = recording.find(branch).ok_or_else(|| Error::internal("a branch is not recorded"))?;
+                    let recorded =
+                        recording.list()?.find(branch).ok_or_else(|| Error::internal("a branch is not recorded"))?;
                     Box::new(replay::Replay::new(config, recorded, run)?)
                 }
             };
@@ -149,6 +153,36 @@ impl PolicyConfig {
     /// [`validate`](Self::validate).
     pub fn replay(config: PolicyConfig, recording: Recording) -> Self {
         Self::Replay { config: Box::new(config), recording }
+    }
+
+    /// Whether each list of blocks is decided on by itself; see [`DbCacheConfig::separate_block_lists`].
+    pub fn separates_lists(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::DbCache(config) => config.separate_block_lists,
+            Self::DbPrune(config) => config.separate_block_lists,
+            Self::Replay { config, .. } => config.separates_lists(),
+        }
+    }
+
+    /// One policy for each of `count` lists of blocks: all alike, but a replay repeats in each what was decided there.
+    /// Each counts blocks from the start of its list, and must be given a [`RunShape`] of it.
+    ///
+    /// # Errors
+    /// `Usage` for a recording of another number of lists.
+    pub fn of_lists(&self, count: usize) -> Result<Vec<Self>> {
+        let Self::Replay { config, recording } = self else { return Ok(vec![self.clone(); count]) };
+        if recording.lists.len() != count {
+            return Err(Error::usage(format!(
+                "the recording decides on {} lists of blocks, this run on {count}; replay it on the engine that made it",
+                recording.lists.len()
+            )));
+        }
+        let of_list = |list: &RecordedList| Self::Replay {
+            config: config.clone(),
+            recording: Recording { lists: vec![list.clone()] },
+        };
+        Ok(recording.lists.iter().map(of_list).collect())
     }
 
     /// Refuses options that are impossible, or that do not fit the model or the run.
@@ -176,7 +210,7 @@ impl PolicyConfig {
             Self::None => Ok(()),
             Self::DbCache(config) => config.check_run(run),
             Self::DbPrune(config) => config.check_run(run),
-            Self::Replay { config, recording } => recording.check(config, run),
+            Self::Replay { config, recording } => recording.list()?.check(config, run),
         }
     }
 

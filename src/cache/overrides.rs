@@ -47,6 +47,7 @@ pub struct PolicyOverrides {
     pub enable_alter_cache: Option<bool>,
     pub alter_residual_diff_threshold: Option<OrNone<f64>>,
     pub enable_encoder_residual: Option<bool>,
+    pub separate_block_lists: Option<bool>,
     /// `none` = no calibrator. The options below need one; they are explained at [`CalibratorConfig`].
     pub calibrator_type: Option<OrNone<CalibratorType>>,
     pub enable_calibrator: Option<bool>,
@@ -130,7 +131,7 @@ where
 
 impl PolicyOverrides {
     /// The names of all options, in the order of the fields, spelled as in cache-dit.
-    pub const NAMES: [&'static str; 40] = [
+    pub const NAMES: [&'static str; 41] = [
         "Fn_compute_blocks",
         "Bn_compute_blocks",
         "residual_diff_threshold",
@@ -161,6 +162,7 @@ impl PolicyOverrides {
         "enable_alter_cache",
         "alter_residual_diff_threshold",
         "enable_encoder_residual",
+        "separate_block_lists",
         "calibrator_type",
         "enable_calibrator",
         "enable_encoder_calibrator",
@@ -207,6 +209,7 @@ impl PolicyOverrides {
             enable_alter_cache,
             alter_residual_diff_threshold,
             enable_encoder_residual,
+            separate_block_lists,
             calibrator_type,
             enable_calibrator,
             enable_encoder_calibrator,
@@ -249,6 +252,7 @@ impl PolicyOverrides {
             enable_alter_cache.is_some(),
             alter_residual_diff_threshold.is_some(),
             enable_encoder_residual.is_some(),
+            separate_block_lists.is_some(),
             calibrator_type.is_some(),
             enable_calibrator.is_some(),
             enable_encoder_calibrator.is_some(),
@@ -291,6 +295,7 @@ impl PolicyOverrides {
         set(&mut config.enable_alter_cache, &self.enable_alter_cache);
         set_or_none(&mut config.alter_residual_diff_threshold, &self.alter_residual_diff_threshold);
         set(&mut config.enable_encoder_residual, &self.enable_encoder_residual);
+        set(&mut config.separate_block_lists, &self.separate_block_lists);
         self.first_given(&[
             "non_prune_block_ids",
             "max_pruned_steps",
@@ -327,6 +332,7 @@ impl PolicyOverrides {
         set_or_none(&mut config.dynamic_prune_threshold_diffs, &self.dynamic_prune_threshold_diffs);
         set(&mut config.residual_cache_update_interval, &self.residual_cache_update_interval);
         set(&mut config.compare_all_streams, &self.compare_all_streams);
+        set(&mut config.separate_block_lists, &self.separate_block_lists);
         set_or_none(&mut config.important_condition_threshold, &self.important());
         set(&mut config.downsample_factor, &self.downsample_factor);
         self.first_given(&[
@@ -431,6 +437,7 @@ mod tests {
             non_compute_blocks_diff_threshold: Some("0.0625".parse()?),
             enable_alter_cache: Some(false),
             enable_encoder_residual: Some(true),
+            separate_block_lists: Some(true),
             calibrator_type: Some("DMD".parse()?),
             enable_calibrator: Some(false),
             enable_encoder_calibrator: Some(true),
@@ -449,7 +456,7 @@ mod tests {
         let config = PolicyConfig::from_tag("dbcache")?.with(&all)?;
         assert_eq!(
             config.to_string(),
-            "f2b3w4i5r0.25m6mc7a0.5l0.75ic0.125ds8cf1cds0_id0.2nt0.0625_fr9:repeat_scm:fast:static\
+            "f2b3w4i5r0.25m6mc7a0.5l0.75ic0.125ds8cf1cds0sl1_id0.2nt0.0625_fr9:repeat_scm:fast:static\
              _dmd5:reference_ch0_hs1_dk2_dg0"
         );
         // `none` switches an option off, and what is not given stays.
@@ -464,7 +471,7 @@ mod tests {
             calibrator_type: Some("none".parse()?),
             ..Default::default()
         };
-        assert_eq!(config.with(&off)?.to_string(), "f2b3w4i5r0.25ds8cf1cds0_id0.2nt0.0625_scm:fast:static");
+        assert_eq!(config.with(&off)?.to_string(), "f2b3w4i5r0.25ds8cf1cds0sl1_id0.2nt0.0625_scm:fast:static");
         Ok(())
     }
 

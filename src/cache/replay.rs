@@ -9,7 +9,14 @@ use crate::error::{Error, Result};
 /// The decisions of a run, as a trace holds them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recording {
-    /// Blocks of the model that was run.
+    /// Of each list of blocks that was decided on by itself; one where all blocks were decided on together.
+    pub lists: Vec<RecordedList>,
+}
+
+/// The decisions on one list of blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedList {
+    /// Blocks of the list.
     pub n_blocks: usize,
     /// One for each guidance branch that was run, in any order.
     pub branches: Vec<RecordedBranch>,
@@ -30,7 +37,7 @@ pub struct RecordedStep {
     /// Whether the middle blocks ran. Always `Compute` for policies that decide per block.
     pub action: Action,
     /// Of the [`single_blocks`](PolicyConfig::single_blocks), those that were skipped, counted from the start of the
-    /// model, in rising order.
+    /// list, in rising order.
     pub skipped_blocks: Vec<usize>,
 }
 
@@ -68,6 +75,24 @@ impl RecordedBranch {
 }
 
 impl Recording {
+    /// Of a run that decided on all blocks together.
+    pub fn joined(n_blocks: usize, branches: Vec<RecordedBranch>) -> Self {
+        Self { lists: vec![RecordedList { n_blocks, branches }] }
+    }
+
+    /// The one list that it has, or is to have.
+    pub(super) fn list(&self) -> Result<&RecordedList> {
+        match self.lists.as_slice() {
+            [list] => Ok(list),
+            lists => Err(Error::usage(format!(
+                "the recording decides on {} lists of blocks; replay each on the list that it is of",
+                lists.len()
+            ))),
+        }
+    }
+}
+
+impl RecordedList {
     /// Refuses a recording that does not fit the run, or that `config` could not have made: the steps, branches and
     /// blocks must be the same, and nothing may be reused that was never kept.
     pub(super) fn check(&self, config: &PolicyConfig, run: RunShape) -> Result<()> {
@@ -209,7 +234,7 @@ mod tests {
     }
 
     fn recording(letters: &str, skipped: &[Vec<usize>]) -> Result<Recording> {
-        Ok(Recording { n_blocks: 12, branches: vec![RecordedBranch::new(Branch::Cond, letters, skipped)?] })
+        Ok(Recording::joined(12, vec![RecordedBranch::new(Branch::Cond, letters, skipped)?]))
     }
 
     #[test]

@@ -45,6 +45,7 @@ impl PolicyConfig {
     /// | `as` | `compare_all_streams`, 0 or 1 | | |
     /// | `al` | `enable_alter_cache`, 0 or 1 | `at` | `alter_residual_diff_threshold` |
     /// | `er` | `enable_encoder_residual`, 0 or 1 | `tf` | `taylorseer_first_step` |
+    /// | `sl` | `separate_block_lists`, 0 or 1 | | |
     /// | `t` | TaylorSeer, `taylorseer_order` | `foca` | FoCa |
     /// | `dmd` | DMD, `dmd_history`, `_fallback`: `dmd6:reference` | `hs` | `calibrator_cache_type`, 1 = hidden states |
     /// | `dk` | `dmd_rank` | `dg` | `dmd_ridge` |
@@ -185,6 +186,8 @@ mod tests {
             ("at0.2al1", "f8b8w8i1r0.12al1at0.2"),
             ("T1f1", "f1b8w8i1r0.12_t1"),
             ("er0T3tf2ce0", "f8b8w8i1r0.12er0_t3_tf2_ce0"),
+            ("sl1f4", "f4b8w8i1r0.12sl1"),
+            ("prune_sl1", "prune_f8b8w8i1r0.08sl1"),
             ("t1tf3", "f8b8w8i1r0.12_t1"),
             ("FoCa_ch0", "f8b8w8i1r0.12_foca_ch0"),
             ("t2ce0hs1_scm:fast", "f8b8w8i1r0.12_scm:fast_t2_ce0_hs1"),
@@ -353,7 +356,7 @@ mod tests {
             numbers in (number(), prop::collection::vec(prop::option::of(number()), 5)),
             mask in mask(),
             policies in policies(),
-            switches in any::<(bool, bool, bool, bool)>(),
+            switches in any::<(bool, bool, bool, bool, bool)>(),
             ids in prop::option::of(prop::collection::btree_set(0..99usize, 1..5)),
             calibrator in prop::option::of(any_calibrator()),
         ) -> PolicyConfig {
@@ -380,6 +383,7 @@ mod tests {
                 enable_alter_cache: switches.2,
                 alter_residual_diff_threshold: numbers.1[4].filter(|_| switches.2),
                 enable_encoder_residual: switches.3,
+                separate_block_lists: switches.4,
                 calibrator,
             })
         }
@@ -392,7 +396,7 @@ mod tests {
             numbers in (number(), number(), prop::option::of(number()), prop::option::of(number())),
             mask in mask(),
             policies in policies(),
-            switches in any::<(bool, bool, bool)>(),
+            switches in any::<(bool, bool, bool, bool)>(),
             ids in prop::collection::btree_set(0..99usize, 0..5),
             calibrator in prop::option::of(any_calibrator()),
         ) -> PolicyConfig {
@@ -419,6 +423,7 @@ mod tests {
                 important_condition_threshold: numbers.3,
                 downsample_factor: blocks.5,
                 compare_all_streams: switches.2,
+                separate_block_lists: switches.3,
                 calibrator: calibrator.map(|calibrator| CalibratorConfig {
                     calibrator_cache_type: CalibratorCacheType::Residual,
                     ..calibrator

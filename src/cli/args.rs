@@ -10,7 +10,7 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use dbcache_trt::cache::PolicyConfig;
-use dbcache_trt::options::{parse_bytes, parse_size, read_policy, read_replay};
+use dbcache_trt::options::{parse_bytes, parse_scale, parse_size, read_policy, read_replay};
 use dbcache_trt::setup::Via;
 use dbcache_trt::{
     ArithmeticChoice, CacheDType, EngineCache, EngineOptions, Error, ErrorKind, LibraryOptions, Profile, Providers,
@@ -102,10 +102,10 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
     /// Guidance scale [default: the engine's]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true)]
     pub guidance: Option<f32>,
     /// Classifier-free guidance for a model that does not have it by itself: two runs a step
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true)]
     pub true_cfg: Option<f32>,
     /// Picture size in pixels [default: the engine's]
     #[arg(long, value_name = "WxH", value_parser = parse_size)]
@@ -315,10 +315,10 @@ pub struct MemoryArgs {
     #[arg(long, value_name = "N", requires = "cache")]
     pub steps: Option<usize>,
     /// Guidance scale [default: the engine's]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, requires = "cache")]
+    #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true, requires = "cache")]
     pub guidance: Option<f32>,
     /// Classifier-free guidance for a model that does not have it by itself
-    #[arg(long, value_name = "X", allow_negative_numbers = true, requires = "cache")]
+    #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true, requires = "cache")]
     pub true_cfg: Option<f32>,
     /// In which dtype the cache keeps its tensors: stream, f16 or bf16 [default: that of the streams]
     #[arg(long, value_name = "DTYPE", requires = "cache")]

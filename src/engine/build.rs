@@ -8,7 +8,7 @@ use super::stages::{StageGraph, Stages};
 use super::{EngineOptions, StagesChoice, check_provider, choose_weights, work};
 use crate::cache::PolicyConfig;
 use crate::error::{Error, Result};
-use crate::generate::prepare;
+use crate::generate::lists;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::runtime::compiler::{Compiler, EngineCounts};
@@ -59,7 +59,7 @@ impl EngineBuild {
         if options.engine_cache.folder()?.is_none() {
             return Err(Error::option("engine-cache", "is `none`: there is no place for what would be compiled"));
         }
-        let cuts = prepare::cuts(&options.cache, directory.blocks.len())?;
+        let cuts = lists::cuts(&directory.manifest, &options.cache)?;
         let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let open = |device: &Device| Loader::new(&directory, options, device, weights);

@@ -16,11 +16,17 @@ use crate::runtime::tensor::{BufferId, Buffers};
 /// What one branch keeps between steps.
 pub(crate) struct BranchState {
     pub branch: Branch,
-    pub policy: Box<dyn CachePolicy>,
     /// Embed, the blocks and the final graph.
     pub chain: Chain,
     /// What the final graph gives.
     pub prediction: BufferId,
+    /// One for each list of blocks.
+    pub lists: Vec<ListState>,
+}
+
+/// What one branch keeps of one list of blocks.
+pub(crate) struct ListState {
+    pub policy: Box<dyn CachePolicy>,
     /// In the order of the blocks.
     pub units: Vec<Unit>,
     /// Where each picture decides for itself; then `policy` is not asked.

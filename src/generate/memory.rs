@@ -7,9 +7,10 @@ use super::chain::extra_places;
 use super::guidance::Guidance;
 use super::inputs::Inputs;
 use super::latents::Grid;
+use super::lists::{self, List};
 use super::prepare;
 use super::request::RequestOptions;
-use crate::cache::{RunShape, StreamKind, StreamLayout};
+use crate::cache::{KeptTensors, StreamKind, StreamLayout};
 use crate::error::{Error, Result};
 use crate::model::manifest::{Axis, Dimension, Extents, Manifest, Padding};
 use crate::plan::Plan;
@@ -29,8 +30,9 @@ pub(crate) fn of_options(
     let batch = prepare::batch(options.batch, &Default::default())?;
     let grid = prepare::grid(manifest, options)?;
     let steps = prepare::schedule(manifest, &Inputs::default(), options.steps, &grid)?.steps();
-    let run = RunShape { n_blocks: manifest.blocks.len(), steps, branches: guidance.branches().len() };
-    options.cache.validate(run).map_err(|error| error.about("cache"))?;
+    let lists = lists::lists(manifest, &options.cache).map_err(|error| error.about("cache"))?;
+    let run = (steps, guidance.branches().len());
+    lists::check(&lists, run.0, run.1).map_err(|error| error.about("cache"))?;
     let mut given = Extents::new();
     if let Some(length) = text_length {
         if let Some(fixed) = text_extents(manifest).values().next() {
@@ -40,22 +42,22 @@ pub(crate) fn of_options(
         }
         given.extend(text_dimensions(manifest).into_iter().map(|dim| (dim, length)));
     }
-    predict(manifest, (plan, options), run, &extents(manifest, &grid, guidance.rows(batch), given)?)
+    predict(manifest, (plan, options), (&lists, run), &extents(manifest, &grid, guidance.rows(batch), given)?)
 }
 
-/// Refuses a policy that would keep more than `limit` bytes.
+/// Refuses a policy that would keep more than `limit` bytes, on these lists of blocks in so many steps and branches.
 ///
 /// # Errors
 /// `Usage`.
 pub(super) fn check(
     manifest: &Manifest,
     (plan, options): (&Plan, &RequestOptions),
-    run: RunShape,
+    of_run: (&[List], (usize, usize)),
     extents: &Extents,
     limit: u64,
 ) -> Result<()> {
     let cache = &options.cache;
-    let bytes = predict(manifest, (plan, options), run, extents)?;
+    let bytes = predict(manifest, (plan, options), of_run, extents)?;
     if bytes.total() <= limit {
         return Ok(());
     }
@@ -70,13 +72,20 @@ pub(super) fn check(
 fn predict(
     manifest: &Manifest,
     (plan, options): (&Plan, &RequestOptions),
-    run: RunShape,
+    (lists, (steps, branches)): (&[List], (usize, usize)),
     extents: &Extents,
 ) -> Result<CacheBytes> {
-    let cache = &options.cache;
-    let kept = cache.kept_tensors(run, &layouts(manifest, extents, options.cache_dtype)?);
+    let of_cache = layouts(manifest, extents, options.cache_dtype)?;
+    let of_list = |list: &List| {
+        let layouts: Vec<StreamLayout> = of_cache.iter().map(|layout| layout.of_blocks(&list.blocks)).collect();
+        list.cache.kept_tensors(list.run(steps, branches), &layouts)
+    };
+    let kept: Vec<KeptTensors> = lists.iter().map(of_list).collect();
+    let bytes = |part: fn(&KeptTensors) -> u64| {
+        kept.iter().fold(0, |sum: u64, kept| sum.saturating_add(part(kept))).saturating_mul(branches as u64)
+    };
     let streams = layouts(manifest, extents, CacheDType::Stream)?;
-    let pinned = prepare::pinned(cache, &cache.blocks_split(run.n_blocks)?);
+    let pinned: Vec<usize> = lists.iter().flat_map(List::pinned).collect();
     let extra = streams.iter().map(|stream| {
         // Inside a stage nothing can be seen: its last block writes for all of them.
         let stage =
@@ -85,11 +94,10 @@ fn predict(
         let places = extra_places(&plan.seen(), &pinned, writes);
         places.saturating_mul(stream.bytes)
     });
-    let branches = run.branches as u64;
     Ok(CacheBytes {
-        residuals: kept.residuals.bytes.saturating_mul(branches),
-        calibrators: kept.calibrators.bytes.saturating_mul(branches),
-        compare: kept.compare.bytes.saturating_mul(branches),
+        residuals: bytes(|kept| kept.residuals.bytes),
+        calibrators: bytes(|kept| kept.calibrators.bytes),
+        compare: bytes(|kept| kept.compare.bytes),
         streams: extra.fold(0, u64::saturating_add),
     })
 }

@@ -13,6 +13,7 @@ mod guidance;
 pub(crate) mod image;
 pub(crate) mod inputs;
 mod latents;
+pub(crate) mod lists;
 pub(crate) mod memory;
 mod noise;
 mod numeric;

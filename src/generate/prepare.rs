@@ -1,11 +1,10 @@
 //! Makes a [`Request`]: everything that can be known before the first step is checked here, then allocated and bound.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::branch::BranchState;
+use super::branch::{BranchState, ListState};
 use super::chain::{Chain, Named, Streams};
 use super::combine::Combine;
 use super::conditioning::{self, numbers};
@@ -13,18 +12,18 @@ use super::denoiser::GuidanceBy;
 use super::guidance::Guidance;
 use super::inputs::{Inputs, LATENTS, NOISE, SIGMAS};
 use super::latents::Grid;
+use super::lists::{self, List, Part};
 use super::memory;
 use super::noise::Generator;
-use super::request::{Part, Request, RequestOptions, elapsed_ms};
+use super::request::{Request, RequestOptions, elapsed_ms};
 use super::sampler::{NoiseSource, Sampler};
 use super::samples::{self, BranchSamples, Samples};
 use super::scheduler::Schedule;
 use super::unit::{Unit, UnitSpec};
-use crate::cache::{BlocksSplit, Branch, DiffTensor, PolicyConfig, RunShape, StreamKind};
+use crate::cache::{Branch, StreamKind};
 use crate::engine::Loaded;
 use crate::error::{Error, Result};
 use crate::model::manifest::{Axis, Extents, Manifest, SchedulerSpec, Source};
-use crate::plan::Cuts;
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{Timings, Warning};
 
@@ -52,9 +51,9 @@ pub(super) fn request(
         engine.loader.check_extents(&grid.extents(rows))?;
     }
     let schedule = schedule(manifest, inputs, options.steps, &grid)?;
-    let blocks = manifest.blocks.len();
-    let run = RunShape { n_blocks: blocks, steps: schedule.steps(), branches: guidance.branches().len() };
-    options.cache.validate(run).map_err(|error| error.about("cache"))?;
+    let (steps, n_branches) = (schedule.steps(), guidance.branches().len());
+    let lists = lists::lists(manifest, &options.cache).map_err(|error| error.about("cache"))?;
+    lists::check(&lists, steps, n_branches).map_err(|error| error.about("cache"))?;
     options.cache_dtype.check(manifest, &options.cache)?;
     check_effects(manifest, options)?;
     samples::check(options, manifest, batch)?;
@@ -65,17 +64,15 @@ pub(super) fn request(
              --guidance of 1",
         ));
     }
-    let split = options.cache.blocks_split(blocks)?;
-    let parts = parts(&options.cache, &split, blocks);
-    let cuts = cuts(&options.cache, blocks)?;
+    let cuts = lists::cuts(manifest, &options.cache)?;
     if let Some(limit) = options.cache_memory {
         let given = given.iter().map(|(dim, (extent, _))| (dim.clone(), *extent)).collect();
         let extents = memory::extents(manifest, &grid, rows, given)?;
-        memory::check(manifest, (&engine.plan(&cuts), options), run, &extents, limit)?;
+        memory::check(manifest, (&engine.plan(&cuts), options), (&lists, (steps, n_branches)), &extents, limit)?;
     }
     let plan = engine.load_plan(&cuts)?;
     let of_provider = engine.provider_warnings().map(Warning::Provider);
-    let of_cache = options.cache.warnings(run).into_iter().map(Warning::Setting);
+    let of_cache = lists::warnings(&lists, steps, n_branches).into_iter().map(Warning::Setting);
     let mut warnings: Vec<Warning> = of_provider.chain(of_cache).collect();
     if manifest.streams.len() == 1 && !options.cache.corrects(None, StreamKind::Encoder) {
         warnings.push(Warning::Setting("enable_encoder_residual has no effect: the model has no text stream".into()));
@@ -98,49 +95,41 @@ pub(super) fn request(
     for tensor in manifest.embed.outputs.iter().filter(|tensor| !manifest.streams.contains(tensor)) {
         add(manifest, tensor, &extents, &mut named, &mut buffers)?;
     }
-    let (seen, pinned) = (plan.plan.seen(), pinned(&options.cache, &split));
+    let (seen, pinned) = (plan.plan.seen(), lists.iter().flat_map(List::pinned).collect::<Vec<_>>());
     let streams = Streams::allocate(manifest, &plan, (&extents, seen), &pinned, &mut buffers)?;
 
-    let samples = || Samples::new(&engine, &plan, &extents, (&named, &split.middle), &mut buffers);
-    let samples = options.per_sample.then(samples).transpose()?;
-    let of_samples = || samples::policies(&options.cache, run, batch);
-    let mut of_samples = options.per_sample.then(of_samples).transpose()?.unwrap_or_default();
+    let mut samples = Vec::new();
+    for list in lists.iter().filter(|_| options.per_sample) {
+        samples.push(Samples::new(&engine, &plan, &extents, (&named, &list.split.middle), &mut buffers)?);
+    }
+    let policies = |list: &List| list.cache.policies(list.run(steps, n_branches));
+    let mut policies = lists.iter().map(policies).collect::<Result<Vec<_>>>()?;
+    let order: Vec<Branch> = policies.iter().take(1).flatten().map(|(branch, _)| *branch).collect();
 
     let prediction = &manifest.last.outputs[0]; // Manifest::parse has checked that there is one.
     let mut branches = Vec::new();
     let mut predictions = HashMap::new();
-    for (branch, policy) in options.cache.policies(run)? {
+    for branch in order {
         let mut tensors = named.clone();
         tensors.extend(texts.remove(&branch).unwrap_or_default());
         let prediction = add(manifest, prediction, &extents, &mut tensors, &mut buffers)?;
         predictions.insert(branch, prediction);
         let chain = Chain::bind(manifest, &plan, &streams, &tensors, &mut buffers)?;
-        let mut units = Vec::new();
-        for part in &parts {
-            if let Part::Unit { blocks, block } = part {
-                let diff = match block {
-                    Some(_) => options.cache.block_diff_options().map(|diff| (diff, blocks.clone())),
-                    None => options.cache.diff_options().map(|diff| (diff, split.head.clone())),
-                };
-                let spec = UnitSpec {
-                    blocks: blocks.clone(),
-                    block: *block,
-                    diff,
-                    cache: &options.cache,
-                    cache_dtype: options.cache_dtype,
-                    keeps: samples.as_ref().map(|samples| samples.keeps),
-                };
-                units.push(Unit::bind(&engine, &chain, spec, &mut buffers)?);
-            }
+        let mut of_lists = Vec::new();
+        for (index, list) in lists.iter().enumerate() {
+            let units = units(&engine, &chain, list, options, samples.get(index), &mut buffers)?;
+            let of_samples = match samples.get(index) {
+                Some(samples) => {
+                    let policies = samples::policies(list, (steps, n_branches), branch, batch)?;
+                    Some(BranchSamples::bind(&engine, policies, &units, samples.keeps, &mut buffers)?)
+                }
+                None => None,
+            };
+            // All lists have the same branches in the same order.
+            let (_, policy) = policies[index].remove(0);
+            of_lists.push(ListState { policy, units, samples: of_samples });
         }
-        let of_branch = match &samples {
-            Some(samples) => {
-                let policies = of_samples.remove(&branch).unwrap_or_default();
-                Some(BranchSamples::bind(&engine, policies, &units, samples.keeps, &mut buffers)?)
-            }
-            None => None,
-        };
-        branches.push(BranchState { branch, policy, chain, prediction, units, samples: of_branch });
+        branches.push(BranchState { branch, chain, prediction, lists: of_lists });
     }
 
     let input = |source: Source| manifest.input_from(&source).and_then(|name| named.get(name)).copied();
@@ -169,7 +158,7 @@ pub(super) fn request(
         grid,
         extents,
         schedule,
-        parts,
+        lists,
         streams,
         named,
         branches,
@@ -193,15 +182,33 @@ pub(super) fn request(
     })
 }
 
-/// The cuts whose streams must outlive the blocks after them: what the middle starts from, and what its residual or that of
-/// the head is formed with.
-pub(super) fn pinned(cache: &PolicyConfig, split: &BlocksSplit) -> Vec<usize> {
-    let of_head = cache.diff_options().is_some_and(|diff| diff.tensor == DiffTensor::HeadResidual);
-    match (cache.reuses_middle(), of_head) {
-        (false, _) => Vec::new(),
-        (true, false) => vec![split.head.end],
-        (true, true) => vec![split.head.start, split.head.end],
+/// What is decided on in one list of blocks, in one branch.
+fn units(
+    engine: &Loaded,
+    chain: &Chain,
+    list: &List,
+    options: &RequestOptions,
+    samples: Option<&Samples>,
+    buffers: &mut Buffers,
+) -> Result<Vec<Unit>> {
+    let mut units = Vec::new();
+    for part in &list.parts {
+        let Part::Unit { blocks, block } = part else { continue };
+        let diff = match block {
+            Some(_) => list.cache.block_diff_options().map(|diff| (diff, blocks.clone())),
+            None => list.cache.diff_options().map(|diff| (diff, list.split.head.clone())),
+        };
+        let spec = UnitSpec {
+            blocks: blocks.clone(),
+            block: *block,
+            diff,
+            cache: &list.cache,
+            cache_dtype: options.cache_dtype,
+            keeps: samples.map(|samples| samples.keeps),
+        };
+        units.push(Unit::bind(engine, chain, spec, buffers)?);
     }
+    Ok(units)
 }
 
 /// Refuses what this model makes meaningless.
@@ -215,44 +222,6 @@ fn check_effects(manifest: &Manifest, options: &RequestOptions) -> Result<()> {
         ))),
         None => Ok(()),
     }
-}
-
-/// What a policy wants to see: the stages of its plan end where its ranges do.
-///
-/// # Errors
-/// `Usage` for a policy that does not fit a model of so many blocks.
-pub(crate) fn cuts(cache: &PolicyConfig, blocks: usize) -> Result<Cuts> {
-    let split = cache.blocks_split(blocks).map_err(|error| error.about("cache"))?;
-    let (parts, pinned) = (parts(cache, &split, blocks), pinned(cache, &split));
-    Ok(Cuts {
-        ranges: parts.iter().map(|part| part.blocks().clone()).filter(|range| !range.is_empty()).collect(),
-        sees_start: pinned.contains(&0) || parts.first().is_some_and(Part::is_unit),
-        sees_end: pinned.contains(&blocks) || parts.last().is_some_and(Part::is_unit),
-    })
-}
-
-/// The blocks in order: those that always run, and those that are decided on.
-fn parts(cache: &PolicyConfig, split: &BlocksSplit, blocks: usize) -> Vec<Part> {
-    let singles = cache.single_blocks(blocks);
-    let mut parts = Vec::new();
-    let mut next = 0;
-    let mut units: Vec<(Range<usize>, Option<usize>)> =
-        singles.into_iter().map(|block| (block..block + 1, Some(block))).collect();
-    if cache.reuses_middle() {
-        units.push((split.middle.clone(), None));
-    }
-    units.sort_by_key(|(range, block)| (range.start, block.is_some()));
-    for (range, block) in units {
-        if next < range.start {
-            parts.push(Part::Run(next..range.start));
-        }
-        next = range.end;
-        parts.push(Part::Unit { blocks: range, block });
-    }
-    if next < blocks {
-        parts.push(Part::Run(next..blocks));
-    }
-    parts
 }
 
 pub(super) fn batch(asked: Option<usize>, given: &BTreeMap<String, (u64, String)>) -> Result<usize> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for each step, for each branch:
-//!     embed, then the blocks in order:
+//!     embed, then the blocks in order (lists.rs: one list of blocks after the other, if each is decided on by itself):
 //!         those that always run: run
 //!         a unit (the middle of the step, or a single block): gate ─ decided ───────────────┐
 //!                                                                └─ needs a diff ─▶ judge ─▶ decision
@@ -13,22 +13,22 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use ndarray::ArrayD;
 
-use super::branch::BranchState;
+use super::branch::{BranchState, ListState};
 use super::cache_dtype::CacheDType;
 use super::cancel::CancelToken;
-use super::chain::{Named, Streams};
+use super::chain::{Chain, Named, Streams};
 use super::combine::Combine;
 use super::decode::{Decoded, Decoder};
 use super::denoiser::GuidanceBy;
 use super::image::Image;
 pub use super::inputs::Inputs;
 use super::latents::Grid;
+use super::lists::{List, Part};
 use super::numeric;
 use super::observer::{Observer, Phase, Progress};
 use super::prepare;
@@ -94,26 +94,6 @@ pub struct Output {
     pub trace: Trace,
 }
 
-/// Consecutive blocks, in the order in which they come.
-pub(super) enum Part {
-    /// They run on every step.
-    Run(Range<usize>),
-    /// They are decided on together: the middle of a step, or a single block.
-    Unit { blocks: Range<usize>, block: Option<usize> },
-}
-
-impl Part {
-    pub(super) fn is_unit(&self) -> bool {
-        matches!(self, Self::Unit { .. })
-    }
-
-    pub(super) fn blocks(&self) -> &Range<usize> {
-        match self {
-            Self::Run(blocks) | Self::Unit { blocks, .. } => blocks,
-        }
-    }
-}
-
 /// One generation, prepared: it owns every tensor that changes, so requests on one engine do not meet.
 pub struct Request {
     pub(super) engine: Arc<Loaded>,
@@ -122,13 +102,14 @@ pub struct Request {
     pub(super) grid: Grid,
     pub(super) extents: Extents,
     pub(super) schedule: Schedule,
-    pub(super) parts: Vec<Part>,
+    pub(super) lists: Vec<List>,
     /// Shared by the branches, one of which runs at a time.
     pub(super) streams: Arc<Streams>,
     /// The tensors that all branches share and that are no streams, by name.
     pub(super) named: Named,
     pub(super) branches: Vec<BranchState>,
-    pub(super) samples: Option<Samples>,
+    /// Where each picture decides for itself, of each list; else empty.
+    pub(super) samples: Vec<Samples>,
     pub(super) latents: BufferId,
     /// Bound when it is first needed.
     pub(super) decoder: Option<Decoder>,
@@ -163,9 +144,11 @@ impl Request {
         self.schedule.steps()
     }
 
-    /// Records that its trace will have: one per step and branch, and picture if each decides for itself.
+    /// Records that its trace will have: one per step and branch, and list of blocks and picture if each decides for
+    /// itself.
     pub fn records(&self) -> usize {
-        self.steps() * self.branches.len() * if self.samples.is_some() { self.batch() } else { 1 }
+        let pictures = if self.samples.is_empty() { 1 } else { self.batch() };
+        self.steps() * self.branches.len() * self.lists.len() * pictures
     }
 
     /// Pictures that it will make.
@@ -177,7 +160,7 @@ impl Request {
     /// The tensors through which a part of a batch flows (`per_sample`) are no cache, and not counted.
     pub fn cache_bytes(&self) -> CacheBytes {
         let mut bytes = CacheBytes { streams: self.streams.pinned_bytes, ..CacheBytes::default() };
-        let units = self.branches.iter().flat_map(|branch| &branch.units);
+        let units = self.branches.iter().flat_map(|branch| &branch.lists).flat_map(|list| &list.units);
         units.for_each(|unit| unit.count(&mut bytes, &self.buffers));
         bytes
     }
@@ -260,7 +243,7 @@ impl Request {
             height,
             guidance: self.guidance,
             cfg: self.cfg,
-            blocks: manifest.blocks.len(),
+            lists: self.lists.iter().map(|list| list.blocks.len()).collect(),
             records,
             timings: self.timings,
             cache_bytes: self.cache_bytes(),
@@ -336,11 +319,7 @@ impl Request {
         let branch = self.branches[index].branch;
         let is_shared = branch == Branch::Uncond && self.options.cache.shares_cond_diff();
         let shared: &[Option<f32>] = if is_shared { cond_diffs } else { &[] };
-        let decided = match self.samples {
-            Some(_) => samples::denoise(self, index, step, shared),
-            None => self.denoise(index, step, shared.first().copied().flatten()).map(|record| vec![record]),
-        };
-        let decided = decided.map_err(|error| self.explain(index, error)).at(branch)?;
+        let decided = self.denoise(index, step, shared).map_err(|error| self.explain(index, error)).at(branch)?;
         if branch == Branch::Cond {
             *cond_diffs = decided.iter().map(|record| record.diff).collect();
         }
@@ -353,82 +332,133 @@ impl Request {
         Ok(())
     }
 
-    /// One branch of one step: from latents to its prediction.
-    fn denoise(&mut self, index: usize, step: usize, shared_diff: Option<f32>) -> Result<StepRecord> {
-        let Self { options, buffers, parts, branches, timings, schedule, .. } = self;
-        let (steps, cancel) = (schedule.steps(), &options.cancel);
-        let state = &mut branches[index];
+    /// One branch of one step: from latents to its prediction. `shared` holds the diffs of another branch, one for each
+    /// record.
+    fn denoise(&mut self, index: usize, step: usize, shared: &[Option<f32>]) -> Result<Vec<StepRecord>> {
+        let Self { engine, options, buffers, lists, branches, timings, schedule, samples, .. } = self;
+        let BranchState { branch, chain, prediction, lists: own } = &mut branches[index];
+        let chain: &Chain = chain;
+        let at = DecisionPoint { step, steps: schedule.steps(), branch: *branch, block: None };
+        let pass = Pass { at, sigma: schedule.sigmas[step], chain, cancel: &options.cancel };
         let mut clock = Clock::start();
 
-        cancel.check()?;
-        state.chain.embed()?;
+        pass.cancel.check()?;
+        chain.embed()?;
         timings.embed_ms += clock.lap();
-        let at = DecisionPoint { step, steps, branch: state.branch, block: None };
-        let mut record = StepRecord {
+        let mut records: Vec<StepRecord> = Vec::new();
+        let mut samples = samples.iter_mut();
+        for (list, own) in lists.iter().zip(own) {
+            let shared = shared.get(records.len()..).unwrap_or_default();
+            let before = clock.total();
+            let mut decided = match samples.next() {
+                Some(samples) => {
+                    samples::run_list(&pass, list, own, (engine, samples), shared, buffers, (timings, &mut clock))?
+                }
+                None => {
+                    vec![run_list(&pass, list, own, shared.first().copied().flatten(), buffers, (timings, &mut clock))?]
+                }
+            };
+            // The first list's time begins with the embed graph.
+            let before = if records.is_empty() { 0.0 } else { before };
+            decided.iter_mut().for_each(|record| record.elapsed_ms = clock.total() - before);
+            records.append(&mut decided);
+        }
+        chain.last()?;
+        if let Some(number) = buffers.first_not_finite(*prediction)? {
+            return Err(numeric::prediction(number));
+        }
+        let final_ms = clock.lap();
+        timings.final_ms += final_ms;
+        let last = records.last().and_then(|record| record.list);
+        records.iter_mut().filter(|record| record.list == last).for_each(|record| record.elapsed_ms += final_ms);
+        Ok(records)
+    }
+}
+
+/// One branch of one step, as all its lists of blocks see it.
+pub(super) struct Pass<'a> {
+    pub at: DecisionPoint,
+    pub sigma: f32,
+    pub chain: &'a Chain,
+    pub cancel: &'a CancelToken,
+}
+
+impl Pass<'_> {
+    /// A record without what is decided.
+    pub(super) fn record(&self, list: &List) -> StepRecord {
+        let DecisionPoint { step, steps, branch, .. } = self.at;
+        StepRecord {
             step,
             steps,
-            branch: state.branch,
+            branch,
+            list: list.index,
             sample: None,
-            sigma: schedule.sigmas[step],
+            sigma: self.sigma,
             decision: Reason::None.into(),
             diff: None,
             threshold: None,
             blocks: Vec::new(),
             blocks_run: 0,
             elapsed_ms: 0.0,
-        };
-        // Without a middle the step as a whole decides nothing, but is still asked once.
-        if !parts.iter().any(|part| matches!(part, Part::Unit { block: None, .. }))
-            && let Gate::Decided(decision) = state.policy.gate(at)
-        {
-            record.decision = decision;
         }
-        let mut units = state.units.iter_mut();
-        for part in parts.iter() {
-            match (part, part.is_unit().then(|| units.next()).flatten()) {
-                (Part::Run(blocks), _) => {
-                    record.blocks_run += state.chain.run(blocks.clone(), cancel)?;
-                    timings.blocks_ms += clock.lap();
+    }
+}
+
+/// The blocks of one list, in one branch of one step.
+fn run_list(
+    pass: &Pass<'_>,
+    list: &List,
+    own: &mut ListState,
+    shared_diff: Option<f32>,
+    buffers: &mut Buffers,
+    (timings, clock): (&mut Timings, &mut Clock),
+) -> Result<StepRecord> {
+    let Pass { at, chain, cancel, .. } = *pass;
+    let ListState { policy, units, .. } = own;
+    let mut record = pass.record(list);
+    // Without a middle the step as a whole decides nothing, but is still asked once.
+    if !list.parts.iter().any(|part| matches!(part, Part::Unit { block: None, .. }))
+        && let Gate::Decided(decision) = policy.gate(at)
+    {
+        record.decision = decision;
+    }
+    let mut units = units.iter_mut();
+    for part in &list.parts {
+        let (block, unit) = match part {
+            Part::Run(blocks) => {
+                record.blocks_run += chain.run(blocks.clone(), cancel)?;
+                timings.blocks_ms += clock.lap();
+                continue;
+            }
+            Part::Unit { block, .. } => (*block, units.next().ok_or_else(|| Error::internal("a branch lacks a unit"))?),
+        };
+        let at = DecisionPoint { block, ..at };
+        let decided = decide(policy.as_mut(), at, unit, shared_diff.filter(|_| block.is_none()), buffers)?;
+        match decided.decision.action {
+            Action::Compute => {
+                let keeps = policy.keeps(at);
+                if keeps {
+                    unit.keep_compared(buffers)?;
                 }
-                (Part::Unit { block, .. }, Some(unit)) => {
-                    let at = DecisionPoint { block: *block, ..at };
-                    let shared = shared_diff.filter(|_| block.is_none());
-                    let decided = decide(state.policy.as_mut(), at, unit, shared, buffers)?;
-                    match decided.decision.action {
-                        Action::Compute => {
-                            let keeps = state.policy.keeps(at);
-                            if keeps {
-                                unit.keep_compared(buffers)?;
-                            }
-                            timings.cache_ms += clock.lap();
-                            record.blocks_run += state.chain.run(unit.blocks.clone(), cancel)?;
-                            timings.blocks_ms += clock.lap();
-                            if keeps {
-                                unit.keep(state.policy.calibrator_step(at), &options.cache, buffers)?;
-                            }
-                        }
-                        Action::Skip => unit.apply(state.policy.calibrator_step(at), buffers)?,
-                    }
-                    timings.cache_ms += clock.lap();
-                    match block {
-                        Some(_) => record.blocks.push(decided),
-                        None => {
-                            let BlockRecord { decision, diff, threshold, .. } = decided;
-                            (record.decision, record.diff, record.threshold) = (decision, diff, threshold);
-                        }
-                    }
+                timings.cache_ms += clock.lap();
+                record.blocks_run += chain.run(unit.blocks.clone(), cancel)?;
+                timings.blocks_ms += clock.lap();
+                if keeps {
+                    unit.keep(policy.calibrator_step(at), &list.cache, buffers)?;
                 }
-                (Part::Unit { .. }, None) => return Err(Error::internal("a branch lacks a unit")),
+            }
+            Action::Skip => unit.apply(policy.calibrator_step(at), buffers)?,
+        }
+        timings.cache_ms += clock.lap();
+        match block {
+            Some(_) => record.blocks.push(decided),
+            None => {
+                let BlockRecord { decision, diff, threshold, .. } = decided;
+                (record.decision, record.diff, record.threshold) = (decision, diff, threshold);
             }
         }
-        state.chain.last()?;
-        if let Some(number) = buffers.first_not_finite(state.prediction)? {
-            return Err(numeric::prediction(number));
-        }
-        timings.final_ms += clock.lap();
-        record.elapsed_ms = clock.total();
-        Ok(record)
     }
+    Ok(record)
 }
 
 /// Asks the policy about a unit, with a diff if it needs one.
@@ -439,7 +469,7 @@ fn decide(
     shared_diff: Option<f32>,
     buffers: &Buffers,
 ) -> Result<BlockRecord> {
-    let block = at.block.unwrap_or(unit.blocks.start);
+    let block = unit.blocks.start;
     match policy.gate(at) {
         Gate::Decided(decision) => Ok(BlockRecord { block, decision, diff: None, threshold: None }),
         Gate::NeedsDiff => {

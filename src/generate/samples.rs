@@ -10,26 +10,24 @@
 //!
 //! A batch of k has tensors of its own; they are allocated when the first k pictures compute alone.
 
-use std::collections::HashMap;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::branch::ListState;
 use super::cancel::CancelToken;
 use super::chain::{Chain, Named, Streams};
-use super::numeric;
-use super::request::{Clock, Part, Request, RequestOptions};
+use super::lists::{List, Part};
+use super::request::{Clock, Pass, RequestOptions};
 use super::unit::{Unit, relative};
-use crate::cache::{
-    Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, PolicyConfig, Reason, RunShape, StreamKind,
-};
+use crate::cache::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, PolicyConfig, Reason, StreamKind};
 use crate::engine::{Loaded, LoadedPlan};
 use crate::error::{At, Error, Result};
 use crate::model::manifest::{DType, Extents, Manifest};
 use crate::runtime::items::{Items, Joined};
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers, Place};
-use crate::trace::StepRecord;
+use crate::trace::{StepRecord, Timings};
 
 /// What all branches share.
 pub(super) struct Samples {
@@ -227,47 +225,43 @@ impl BranchSamples {
     }
 }
 
-/// Fresh policies of each branch, one for each picture.
+/// Fresh policies of a list in one branch, one for each picture.
 pub(super) fn policies(
-    cache: &PolicyConfig,
-    run: RunShape,
+    list: &List,
+    (steps, branches): (usize, usize),
+    branch: Branch,
     batch: usize,
-) -> Result<HashMap<Branch, Vec<Box<dyn CachePolicy>>>> {
-    let mut policies: HashMap<Branch, Vec<Box<dyn CachePolicy>>> = HashMap::new();
+) -> Result<Vec<Box<dyn CachePolicy>>> {
+    let mut policies = Vec::new();
     for _ in 0..batch {
-        for (branch, policy) in cache.policies(run)? {
-            policies.entry(branch).or_default().push(policy);
-        }
+        let of_branches = list.cache.policies(list.run(steps, branches))?;
+        policies.extend(of_branches.into_iter().filter(|(of, _)| *of == branch).map(|(_, policy)| policy));
     }
     Ok(policies)
 }
 
-/// One branch of one step, with a record for each picture. `shared` holds the diffs that another branch has taken.
-pub(super) fn denoise(
-    request: &mut Request,
-    index: usize,
-    step: usize,
+/// The blocks of one list in one branch of one step, with a record for each picture. `shared` holds the diffs that
+/// another branch has taken.
+pub(super) fn run_list(
+    pass: &Pass<'_>,
+    list: &List,
+    own: &mut ListState,
+    (engine, samples): (&Loaded, &mut Samples),
     shared: &[Option<f32>],
+    buffers: &mut Buffers,
+    (timings, clock): (&mut Timings, &mut Clock),
 ) -> Result<Vec<StepRecord>> {
-    let Request { engine, options, buffers, parts, branches, timings, schedule, samples, .. } = request;
-    let (steps, cancel) = (schedule.steps(), &options.cancel);
-    let state = &mut branches[index];
-    let (Some(samples), Some(own)) = (samples, &mut state.samples) else {
+    let Pass { at, chain, cancel, .. } = *pass;
+    let ListState { units, samples: Some(own), .. } = own else {
         return Err(Error::internal("a batch without its samples"));
     };
-    let mut clock = Clock::start();
-
-    cancel.check()?;
-    state.chain.embed()?;
-    timings.embed_ms += clock.lap();
-    let at = DecisionPoint { step, steps, branch: state.branch, block: None };
     let mut decided = vec![Decided { decision: Reason::None.into(), diff: None, threshold: None }; samples.batch];
     let (mut always_run, mut middle) = (0, 0);
-    let mut units = state.units.iter_mut();
-    for part in parts.iter() {
+    let mut units = units.iter_mut();
+    for part in &list.parts {
         let unit = match part {
             Part::Run(blocks) => {
-                always_run += state.chain.run(blocks.clone(), cancel)?;
+                always_run += chain.run(blocks.clone(), cancel)?;
                 timings.blocks_ms += clock.lap();
                 continue;
             }
@@ -286,14 +280,14 @@ pub(super) fn denoise(
         }
         timings.cache_ms += clock.lap();
         match items.len() {
-            0 => unit.apply(step, buffers)?,
+            0 => unit.apply(at.step, buffers)?,
             all if all == samples.batch => {
-                state.chain.run(unit.blocks.clone(), cancel)?;
+                chain.run(unit.blocks.clone(), cancel)?;
                 timings.blocks_ms += clock.lap();
             }
             // With the moves of their rows, which are small beside the blocks.
             _ => {
-                samples.run(engine, &items, (&state.chain, unit, &mut own.join), (buffers, cancel))?;
+                samples.run(engine, &items, (chain, unit, &mut own.join), (buffers, cancel))?;
                 timings.blocks_ms += clock.lap();
             }
         }
@@ -302,23 +296,13 @@ pub(super) fn denoise(
         }
         timings.cache_ms += clock.lap();
     }
-    state.chain.last()?;
-    if let Some(number) = buffers.first_not_finite(state.prediction)? {
-        return Err(numeric::prediction(number));
-    }
-    timings.final_ms += clock.lap();
     let record = |(sample, decided): (usize, Decided)| StepRecord {
-        step,
-        steps,
-        branch: state.branch,
         sample: Some(sample),
-        sigma: schedule.sigmas[step],
         decision: decided.decision,
         diff: decided.diff,
         threshold: decided.threshold,
-        blocks: Vec::new(),
         blocks_run: always_run + if decided.decision.action == Action::Compute { middle } else { 0 },
-        elapsed_ms: clock.total(),
+        ..pass.record(list)
     };
     Ok(decided.into_iter().enumerate().map(record).collect())
 }

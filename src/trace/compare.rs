@@ -42,6 +42,8 @@ pub struct Divergence {
     pub step: usize,
     /// The guidance branch.
     pub branch: Branch,
+    /// The list of blocks, where each decides for itself.
+    pub list: Option<usize>,
     /// The picture, where each decides for itself.
     pub sample: Option<usize>,
     /// The block, where a single block was decided otherwise; none where the step as a whole was.
@@ -70,6 +72,8 @@ pub struct LargestDiff {
     pub step: usize,
     /// The guidance branch.
     pub branch: Branch,
+    /// The list of blocks, where each decides for itself.
+    pub list: Option<usize>,
     /// The picture, where each decides for itself.
     pub sample: Option<usize>,
     /// The block, where it is the diff of a single block.
@@ -85,7 +89,7 @@ pub struct LargestDiff {
 pub fn compare(a: &Trace, b: &Trace) -> Comparison {
     let mut comparison = Comparison { settings: settings(a, b), ..Comparison::default() };
     let find = |trace: &'_ Trace, of: &StepRecord| {
-        let key = |record: &StepRecord| (record.step, record.branch, record.sample);
+        let key = |record: &StepRecord| (record.step, record.branch, record.list, record.sample);
         trace.records.iter().position(|record| key(record) == key(of))
     };
     for record in &a.records {
@@ -105,7 +109,8 @@ fn settings(a: &Trace, b: &Trace) -> Vec<Setting> {
             ("cache", trace.cache.to_string()),
             ("engine", trace.engine.clone()),
             ("engine_hash", trace.engine_hash.clone()),
-            ("blocks", trace.blocks.to_string()),
+            ("blocks", trace.blocks().to_string()),
+            ("lists", format!("{:?}", trace.lists)),
             ("seed", trace.seed.to_string()),
             ("steps", trace.records.first().map_or(0, |record| record.steps).to_string()),
             ("size", format!("{}x{}", trace.width, trace.height)),
@@ -160,16 +165,16 @@ impl Comparison {
     }
 
     fn part(&mut self, at: &StepRecord, block: Option<usize>, a: Option<Side>, b: Option<Side>) {
-        let StepRecord { step, branch, sample, .. } = *at;
-        self.first.get_or_insert(Divergence { step, branch, sample, block, a, b });
+        let StepRecord { step, branch, list, sample, .. } = *at;
+        self.first.get_or_insert(Divergence { step, branch, list, sample, block, a, b });
     }
 
     fn diffs(&mut self, at: &StepRecord, block: Option<usize>, a: Option<Side>, b: Option<Side>) {
         let (Some(a), Some(b)) = (a.and_then(|side| side.diff), b.and_then(|side| side.diff)) else { return };
         let largest = self.largest.map_or(-1.0, |largest| (largest.a - largest.b).abs());
         if (a - b).abs() > largest {
-            let StepRecord { step, branch, sample, .. } = *at;
-            self.largest = Some(LargestDiff { step, branch, sample, block, a, b });
+            let StepRecord { step, branch, list, sample, .. } = *at;
+            self.largest = Some(LargestDiff { step, branch, list, sample, block, a, b });
         }
     }
 
@@ -194,6 +199,7 @@ impl Comparison {
             "first": self.first.as_ref().map(|first| json!({
                 "step": first.step,
                 "branch": first.branch.as_str(),
+                "list": first.list,
                 "sample": first.sample,
                 "block": first.block,
                 "a": side(&first.a),
@@ -205,6 +211,7 @@ impl Comparison {
             "largest": self.largest.map(|largest| json!({
                 "step": largest.step,
                 "branch": largest.branch.as_str(),
+                "list": largest.list,
                 "sample": largest.sample,
                 "block": largest.block,
                 "a": largest.a,
@@ -220,11 +227,12 @@ fn is_other(a: Option<Side>, b: Option<Side>) -> bool {
     action(a) != action(b)
 }
 
-/// A step and branch, and a picture and a block if there is one.
-fn place(step: usize, branch: Branch, sample: Option<usize>, block: Option<usize>) -> String {
+/// A step and branch; a list of blocks, a picture and a block if there is one.
+fn place(step: usize, branch: Branch, (list, sample): (Option<usize>, Option<usize>), block: Option<usize>) -> String {
+    let list = list.map_or(String::new(), |list| format!(", block list {list}"));
     let sample = sample.map_or(String::new(), |sample| format!(", picture {sample}"));
     let block = block.map_or(String::new(), |block| format!(", block {block}"));
-    format!("step {step}, {branch}{sample}{block}")
+    format!("step {step}, {branch}{list}{sample}{block}")
 }
 
 impl fmt::Display for Side {
@@ -250,19 +258,19 @@ impl fmt::Display for Comparison {
         for Setting { name, a, b } in &self.settings {
             writeln!(f, "{name:<12} {a} | {b}")?;
         }
-        if let Some(LargestDiff { step, branch, sample, block, a, b }) = self.largest {
+        if let Some(LargestDiff { step, branch, list, sample, block, a, b }) = self.largest {
             let apart = (a - b).abs();
             writeln!(
                 f,
                 "diffs        at most {apart:.2e} apart ({}: {a:.6} | {b:.6})",
-                place(step, branch, sample, block)
+                place(step, branch, (list, sample), block)
             )?;
         }
-        let Some(Divergence { step, branch, sample, block, a, b }) = &self.first else {
+        let Some(Divergence { step, branch, list, sample, block, a, b }) = &self.first else {
             return write!(f, "decisions    equal on all {} steps", self.steps);
         };
         let side = |side: &Option<Side>| side.map_or("not decided".to_owned(), |side| side.to_string());
-        writeln!(f, "parts at     {}: {} | {}", place(*step, *branch, *sample, *block), side(a), side(b))?;
+        writeln!(f, "parts at     {}: {} | {}", place(*step, *branch, (*list, *sample), *block), side(a), side(b))?;
         write!(f, "decisions    {} of {} steps differ", self.differing_steps, self.steps)?;
         write!(f, ", and {} single blocks of the others", self.differing_blocks)
     }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{BlockRecord, CacheBytes, StepRecord, TRACE_VERSION, Timings, Trace, Warning};
 use crate::EngineCounts;
-use crate::cache::{Branch, Decision, PolicyConfig, Reason, RecordedBranch, Recording};
+use crate::cache::{Branch, Decision, PolicyConfig, Reason, RecordedBranch, RecordedList, Recording};
 use crate::error::{Error, Result};
 
 impl Trace {
@@ -22,7 +22,7 @@ impl Trace {
             )));
         }
         let fields = Fields::new("trace", json, &NAMES)?;
-        let blocks = fields.count("blocks")?;
+        let (blocks, lists) = lists(&fields)?;
         let mut records = fields
             .list("records")?
             .iter()
@@ -30,9 +30,9 @@ impl Trace {
             .map(|(index, record)| step_record(&format!("records[{index}]"), record, blocks))
             .collect::<Result<Vec<_>>>()?;
         let batch = fields.count("batch")?;
-        number_steps(&mut records, batch)?;
+        number_steps(&mut records, batch, &lists)?;
         let (config, is_replay) = policy(fields.value("cache_options"))?;
-        let cache = if is_replay { PolicyConfig::replay(config, recorded(blocks, &records)?) } else { config };
+        let cache = if is_replay { PolicyConfig::replay(config, recorded(&lists, &records)?) } else { config };
         if fields.text("cache")? != cache.to_string() {
             return Err(fields.damaged("cache", &format!("`{cache}`, as `cache_options` say")));
         }
@@ -56,7 +56,7 @@ impl Trace {
             height: fields.number("height")?,
             guidance: fields.real_or_null("guidance")?.map(|scale| scale as f32),
             cfg: fields.real_or_null("cfg")?.map(|scale| scale as f32),
-            blocks,
+            lists,
             timings: Timings {
                 text_ms: timings.real("text_ms")?,
                 embed_ms: timings.real("embed_ms")?,
@@ -117,7 +117,7 @@ pub fn recording(json: &Value) -> Result<(PolicyConfig, Recording)> {
             "holds {count} traces, of which a replay needs exactly one; record a run of one request (--count 1)"
         )));
     };
-    let recording = recorded(trace.blocks, &trace.records)?;
+    let recording = recorded(&trace.lists, &trace.records)?;
     let config = match trace.cache {
         PolicyConfig::Replay { config, .. } => *config,
         config => config,
@@ -125,7 +125,7 @@ pub fn recording(json: &Value) -> Result<(PolicyConfig, Recording)> {
     Ok((config, recording))
 }
 
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 24] = [
     "version",
     "engine",
     "engine_hash",
@@ -139,6 +139,7 @@ const NAMES: [&str; 23] = [
     "guidance",
     "cfg",
     "blocks",
+    "lists",
     "decisions",
     "records",
     "timings",
@@ -154,9 +155,10 @@ const TIMINGS: [&str; 8] =
     ["text_ms", "embed_ms", "blocks_ms", "cache_ms", "final_ms", "update_ms", "decode_ms", "steps_ms"];
 const ENGINES: [&str; 4] = ["built", "loaded", "build_seconds", "damaged"];
 const CACHE_BYTES: [&str; 4] = ["residuals", "calibrators", "compare", "streams"];
-const STEP: [&str; 11] = [
+const STEP: [&str; 12] = [
     "step",
     "branch",
+    "list",
     "sample",
     "sigma",
     "action",
@@ -202,23 +204,43 @@ fn policy(options: &Value) -> Result<(PolicyConfig, bool)> {
     Ok((config, is_replay))
 }
 
-fn recorded(n_blocks: usize, records: &[StepRecord]) -> Result<Recording> {
+/// The blocks of the model, and of each list.
+fn lists(fields: &Fields<'_>) -> Result<(usize, Vec<usize>)> {
+    let blocks = fields.count("blocks")?;
+    let count = |count: &Value| count.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|count| *count > 0);
+    let lists: Option<Vec<usize>> = fields.list("lists")?.iter().map(count).collect();
+    let sum = |lists: &Vec<usize>| lists.iter().try_fold(0_usize, |sum, count| sum.checked_add(*count));
+    match lists.filter(|lists| !lists.is_empty() && sum(lists) == Some(blocks)) {
+        Some(lists) => Ok((blocks, lists)),
+        None => Err(fields.damaged("lists", &format!("positive numbers of blocks that add up to {blocks}"))),
+    }
+}
+
+fn recorded(lists: &[usize], records: &[StepRecord]) -> Result<Recording> {
     if records.iter().any(|record| record.sample.is_some()) {
         return Err(Error::input(
             "holds a run with --per-sample, whose pictures decided each for itself: a replay repeats the decisions of a \
              whole batch; record a run without --per-sample",
         ));
     }
-    let mut branches = Vec::new();
-    for branch in [Branch::Cond, Branch::Uncond] {
-        let of_branch: Vec<&StepRecord> = records.iter().filter(|record| record.branch == branch).collect();
-        if !of_branch.is_empty() {
-            let letters: String = of_branch.iter().map(|record| record.letter()).collect();
-            let skipped: Vec<Vec<usize>> = of_branch.iter().map(|record| record.skipped_blocks().collect()).collect();
-            branches.push(RecordedBranch::new(branch, &letters, &skipped)?);
+    let mut recorded = Vec::new();
+    let mut start = 0;
+    for (index, n_blocks) in lists.iter().copied().enumerate() {
+        let mut branches = Vec::new();
+        for branch in [Branch::Cond, Branch::Uncond] {
+            let is_of = |record: &&StepRecord| record.branch == branch && record.list.unwrap_or_default() == index;
+            let steps: Vec<&StepRecord> = records.iter().filter(is_of).collect();
+            if !steps.is_empty() {
+                let letters: String = steps.iter().map(|record| record.letter()).collect();
+                // Policies count from the start of their list.
+                let skipped = |record: &&StepRecord| record.skipped_blocks().map(|block| block - start).collect();
+                branches.push(RecordedBranch::new(branch, &letters, &steps.iter().map(skipped).collect::<Vec<_>>())?);
+            }
         }
+        recorded.push(RecordedList { n_blocks, branches });
+        start += n_blocks;
     }
-    Ok(Recording { n_blocks, branches })
+    Ok(Recording { lists: recorded })
 }
 
 fn step_record(place: &str, json: &Value, n_blocks: usize) -> Result<StepRecord> {
@@ -237,7 +259,8 @@ fn step_record(place: &str, json: &Value, n_blocks: usize) -> Result<StepRecord>
         step: fields.count("step")?,
         steps: 0,
         branch: branch.parse().map_err(|_| fields.damaged("branch", "`cond` or `uncond`"))?,
-        sample: if fields.value("sample").is_null() { None } else { Some(fields.count("sample")?) },
+        list: fields.count_or_null("list")?,
+        sample: fields.count_or_null("sample")?,
         sigma: fields.real("sigma")? as f32,
         decision: decision(&fields)?,
         diff: fields.real_or_null("diff")?.map(|diff| diff as f32),
@@ -277,9 +300,9 @@ fn check_letter(fields: &Fields<'_>, letter: char) -> Result<()> {
     Err(fields.damaged("action", &format!("`{letter}`, as the reason and the blocks say")))
 }
 
-/// Each branch has the steps 0, 1, 2 …; both have as many. Where pictures decide for themselves, each step has all of
-/// them.
-fn number_steps(records: &mut [StepRecord], batch: usize) -> Result<()> {
+/// Each branch has the steps 0, 1, 2 …; both have as many. Where lists of blocks or pictures decide for themselves, each
+/// step has all of them.
+fn number_steps(records: &mut [StepRecord], batch: usize, lists: &[usize]) -> Result<()> {
     let count = |branch: Branch| records.iter().filter(|record| record.branch == branch).count();
     let (cond, uncond) = (count(Branch::Cond), count(Branch::Uncond));
     if cond == 0 || (uncond != 0 && uncond != cond) {
@@ -289,25 +312,38 @@ fn number_steps(records: &mut [StepRecord], batch: usize) -> Result<()> {
     }
     let is_per_sample = records[0].sample.is_some();
     let pictures = if is_per_sample { batch.max(1) } else { 1 };
-    if !cond.is_multiple_of(pictures) {
+    let each = pictures * lists.len();
+    if !cond.is_multiple_of(each) {
         return Err(Error::input(format!(
-            "`records` of the trace are {cond} of the cond branch; expected as many for each of {pictures} pictures"
+            "`records` of the trace are {cond} of the cond branch; expected as many for each of {} lists of blocks and \
+             {pictures} pictures",
+            lists.len()
         )));
     }
+    let starts: Vec<usize> = lists.iter().scan(0, |end, count| Some(std::mem::replace(end, *end + count))).collect();
     let mut next = [0, 0];
     for (index, record) in records.iter_mut().enumerate() {
         let next = &mut next[usize::from(record.branch == Branch::Uncond)];
-        let (step, sample) = (*next / pictures, is_per_sample.then_some(*next % pictures));
-        if record.step != step {
-            return Err(Error::input(format!("`records[{index}].step` is {}; expected {step}", record.step)));
+        let (step, list, sample) = (*next / each, *next / pictures % lists.len(), *next % pictures);
+        let blocks = starts[list]..starts[list] + lists[list];
+        let text = |number: Option<usize>| number.map_or("null".to_owned(), |number| number.to_string());
+        for (field, found, expected) in [
+            ("step", Some(record.step), Some(step)),
+            ("list", record.list, (lists.len() > 1).then_some(list)),
+            ("sample", record.sample, is_per_sample.then_some(sample)),
+        ] {
+            if found != expected {
+                let (found, expected) = (text(found), text(expected));
+                return Err(Error::input(format!("`records[{index}].{field}` is {found}; expected {expected}")));
+            }
         }
-        if record.sample != sample {
-            let text = |sample: Option<usize>| sample.map_or("null".to_owned(), |sample| sample.to_string());
-            let (found, expected) = (text(record.sample), text(sample));
-            return Err(Error::input(format!("`records[{index}].sample` is {found}; expected {expected}")));
+        if record.blocks_run > blocks.len() || record.blocks.iter().any(|block| !blocks.contains(&block.block)) {
+            return Err(Error::input(format!(
+                "`records[{index}]` runs or decides on blocks outside of its list, which holds the blocks {blocks:?}"
+            )));
         }
         *next += 1;
-        record.steps = cond / pictures;
+        record.steps = cond / each;
     }
     Ok(())
 }
@@ -348,6 +384,10 @@ impl<'j> Fields<'j> {
 
     fn count(&self, name: &str) -> Result<usize> {
         usize::try_from(self.number(name)?).map_err(|_| self.damaged(name, "a smaller number"))
+    }
+
+    fn count_or_null(&self, name: &str) -> Result<Option<usize>> {
+        if self.value(name).is_null() { Ok(None) } else { self.count(name).map(Some) }
     }
 
     fn real(&self, name: &str) -> Result<f64> {

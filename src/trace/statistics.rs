@@ -12,7 +12,7 @@ impl Trace {
     /// Versioned JSON: decisions, steps and blocks that ran and were skipped, diffs, times in milliseconds, bytes,
     /// warnings. New members may come without a new version.
     pub fn statistics(&self) -> Value {
-        let all_blocks = self.records.len() * self.blocks;
+        let all_blocks = self.blocks_uncached();
         let blocks_run = self.blocks_run();
         let timings = &self.timings;
         let mut cache_bytes = self.cache_bytes.to_json();

@@ -54,6 +54,7 @@ fn print_cache(config: &DbCacheConfig, out: &mut fmt::Formatter<'_>) -> fmt::Res
         enable_alter_cache,
         alter_residual_diff_threshold,
         enable_encoder_residual,
+        separate_block_lists,
         calibrator,
     } = config;
     write!(out, "f{fn_compute_blocks}b{bn_compute_blocks}w{max_warmup_steps}i{warmup_interval}")?;
@@ -69,6 +70,7 @@ fn print_cache(config: &DbCacheConfig, out: &mut fmt::Formatter<'_>) -> fmt::Res
     optional(out, "al", enable_alter_cache.then_some(1))?;
     optional(out, "at", *alter_residual_diff_threshold)?;
     optional(out, "er", (!enable_encoder_residual).then_some(0))?;
+    optional(out, "sl", separate_block_lists.then_some(1))?;
     optional(out, "_id", bn_compute_blocks_ids.as_deref().map(list))?;
     optional(out, "nt", *non_compute_blocks_diff_threshold)?;
     print_refresh(*force_refresh_step_hint, *force_refresh_step_policy, out)?;
@@ -101,6 +103,7 @@ fn print_prune(config: &DbPruneConfig, out: &mut fmt::Formatter<'_>) -> fmt::Res
         important_condition_threshold,
         downsample_factor,
         compare_all_streams,
+        separate_block_lists,
         calibrator,
     } = config;
     write!(out, "prune_f{fn_compute_blocks}b{bn_compute_blocks}w{max_warmup_steps}i{warmup_interval}")?;
@@ -111,6 +114,7 @@ fn print_prune(config: &DbPruneConfig, out: &mut fmt::Formatter<'_>) -> fmt::Res
     optional(out, "ic", *important_condition_threshold)?;
     optional(out, "ds", Some(downsample_factor).filter(|&&factor| factor != 1))?;
     optional(out, "as", compare_all_streams.then_some(1))?;
+    optional(out, "sl", separate_block_lists.then_some(1))?;
     optional(out, "cf", cfg_compute_first.then_some(1))?;
     optional(out, "ui", Some(residual_cache_update_interval).filter(|&&interval| interval != 1))?;
     optional(out, "dt", enable_dynamic_prune_threshold.then_some(1))?;

@@ -16,9 +16,10 @@ pub(in crate::cache) const LOW_PRECISION: &str = "dmd_svd_precision is low, a de
      nothing else reproduces; use medium";
 
 /// All tokens, for the nearest to a mistyped one.
-const TOKENS: [&str; 38] = [
+const TOKENS: [&str; 39] = [
     "f", "b", "r", "w", "i", "m", "mc", "a", "l", "ic", "ds", "cf", "cds", "id", "s", "nt", "np", "mp", "as", "ui",
     "dt", "dm", "dr", "dn", "al", "at", "er", "t", "tf", "foca", "dmd", "ch", "ce", "hs", "dk", "dg", "scm", "fr",
+    "sl",
 ];
 
 /// What is left of a tag.
@@ -90,6 +91,7 @@ impl<'a> Tokens<'a> {
             }
             "al" => once(&mut set.enable_alter_cache, name, self.switch(name)?),
             "at" => once(&mut set.alter_residual_diff_threshold, name, OrNone(Some(self.number(name)?))),
+            "sl" => once(&mut set.separate_block_lists, name, self.switch(name)?),
             "er" => once(&mut set.enable_encoder_residual, name, self.switch(name)?),
             "tf" => once(&mut set.taylorseer_first_step, name, self.number(name)?),
             "t" | "foca" | "dmd" => self.calibrator(name, set),
@@ -112,7 +114,7 @@ impl<'a> Tokens<'a> {
                 let part = &self.text[start..self.at];
                 Err(Error::usage(format!(
                     "unknown part `{part}`{}; expected a preset (none, fb, dbcache, cache-dit, prune) or tokens: f, b, \
-                     w, i, r, m, mc, a, l, ic, ds, cf, cds, id, s, nt, np, mp, ui, dt, dm, dr, dn, al, at, er, fr, t, tf, dmd, \
+                     w, i, r, m, mc, a, l, ic, ds, cf, cds, id, s, nt, np, mp, ui, dt, dm, dr, dn, al, at, er, sl, fr, t, tf, dmd, \
                      ch, ce, hs, dk, dg with a number, foca, scm: with a mask",
                     did_you_mean(name, TOKENS.into_iter().chain(PRESETS.into_iter().filter(|_| start == 0)))
                 )))

@@ -80,6 +80,9 @@ pub struct PolicyArgs {
     /// Whether a skipped step corrects the text stream, too; false: it stays what the first blocks made of it
     #[arg(long, value_name = "BOOL", help_heading = DBCACHE, hide_short_help = true)]
     enable_encoder_residual: Option<bool>,
+    /// Decide on each of the model's own lists of blocks by itself, with head, tail and limits of its own
+    #[arg(long, value_name = "BOOL", hide_short_help = true)]
+    separate_block_lists: Option<bool>,
     /// Blocks that always run, such as 0,2, or `none`
     #[arg(long, value_name = "IDS", help_heading = DBPRUNE)]
     non_prune_block_ids: Option<OrNone<BlockIds>>,
@@ -170,6 +173,7 @@ impl PolicyArgs {
             enable_alter_cache: self.enable_alter_cache,
             alter_residual_diff_threshold: self.alter_residual_diff_threshold,
             enable_encoder_residual: self.enable_encoder_residual,
+            separate_block_lists: self.separate_block_lists,
             calibrator_type: self.calibrator_type,
             enable_calibrator: self.enable_calibrator,
             enable_encoder_calibrator: self.enable_encoder_calibrator,
@@ -197,7 +201,7 @@ mod tests {
     use crate::cli::args::Cli;
 
     /// A legal value for each option.
-    const VALUES: [(&str, &str); 40] = [
+    const VALUES: [(&str, &str); 41] = [
         ("Fn_compute_blocks", "2"),
         ("Bn_compute_blocks", "0"),
         ("residual_diff_threshold", "0.2"),
@@ -228,6 +232,7 @@ mod tests {
         ("enable_alter_cache", "true"),
         ("alter_residual_diff_threshold", "0.5"),
         ("enable_encoder_residual", "false"),
+        ("separate_block_lists", "true"),
         ("calibrator_type", "taylorseer"),
         ("enable_calibrator", "false"),
         ("enable_encoder_calibrator", "false"),

@@ -1,0 +1,180 @@
+//! The lists of blocks of a request, on each of which a policy decides: all blocks of the model, or, where the policy
+//! separates them, each of the model's own lists (in FLUX.1 the double and the single blocks).
+
+use std::ops::Range;
+
+use crate::cache::{BlocksSplit, DiffTensor, PolicyConfig, RunShape};
+use crate::error::{At, Error, Result};
+use crate::model::manifest::Manifest;
+use crate::plan::Cuts;
+
+/// Blocks that are decided on together.
+pub(crate) struct List {
+    /// Which one; none where all blocks are one list.
+    pub index: Option<usize>,
+    pub blocks: Range<usize>,
+    /// The policy on this list. It counts blocks from the list's start; all else here counts from the model's.
+    pub cache: PolicyConfig,
+    pub split: BlocksSplit,
+    /// All blocks of the list, in order.
+    pub parts: Vec<Part>,
+}
+
+/// Consecutive blocks.
+pub(crate) enum Part {
+    /// They run on every step.
+    Run(Range<usize>),
+    /// They are decided on together: the middle of a step, or a single block. `block` is the number of a single block,
+    /// counted from the start of its list.
+    Unit { blocks: Range<usize>, block: Option<usize> },
+}
+
+impl Part {
+    fn is_unit(&self) -> bool {
+        matches!(self, Self::Unit { .. })
+    }
+
+    pub(crate) fn blocks(&self) -> &Range<usize> {
+        match self {
+            Self::Run(blocks) | Self::Unit { blocks, .. } => blocks,
+        }
+    }
+}
+
+impl List {
+    fn new(index: Option<usize>, blocks: Range<usize>, cache: PolicyConfig) -> Result<Self> {
+        let start = blocks.start;
+        let split = cache.blocks_split(blocks.len())?;
+        let from_start = |range: &Range<usize>| range.start + start..range.end + start;
+        let split = BlocksSplit {
+            head: from_start(&split.head),
+            middle: from_start(&split.middle),
+            tail: from_start(&split.tail),
+        };
+        let parts = parts(&cache, &split, &blocks);
+        Ok(Self { index, blocks, cache, split, parts })
+    }
+
+    /// What the policy of this list must fit.
+    pub(crate) fn run(&self, steps: usize, branches: usize) -> RunShape {
+        RunShape { n_blocks: self.blocks.len(), steps, branches }
+    }
+
+    /// The cuts whose streams must outlive the blocks after them: what the middle starts from, and what its residual or
+    /// that of the head is formed with.
+    pub(crate) fn pinned(&self) -> Vec<usize> {
+        let of_head = self.cache.diff_options().is_some_and(|diff| diff.tensor == DiffTensor::HeadResidual);
+        match (self.cache.reuses_middle(), of_head) {
+            (false, _) => Vec::new(),
+            (true, false) => vec![self.split.head.end],
+            (true, true) => vec![self.split.head.start, self.split.head.end],
+        }
+    }
+
+    fn name(&self) -> String {
+        let Range { start, end } = self.blocks;
+        self.index.map_or("all blocks".to_owned(), |index| format!("block list {index} (blocks {start}..{end})"))
+    }
+}
+
+/// The lists on which a policy decides, in order.
+///
+/// # Errors
+/// `Usage` for a policy that does not fit the model's blocks, or that separates lists where there is one.
+pub(crate) fn lists(manifest: &Manifest, cache: &PolicyConfig) -> Result<Vec<List>> {
+    let count = manifest.blocks.len();
+    if !cache.separates_lists() {
+        let cache = cache.of_lists(1)?.remove(0);
+        return Ok(vec![List::new(None, 0..count, cache)?]);
+    }
+    let ranges = of_manifest(manifest);
+    if ranges.len() == 1 {
+        return Err(Error::usage(format!(
+            "separate_block_lists has no effect: all {count} blocks of this model are one list; leave it out"
+        )));
+    }
+    let policies = cache.of_lists(ranges.len())?;
+    let list = |(index, (blocks, cache)): (usize, (Range<usize>, PolicyConfig))| {
+        let Range { start, end } = blocks;
+        List::new(Some(index), blocks, cache).at(format_args!("block list {index} (blocks {start}..{end})"))
+    };
+    ranges.into_iter().zip(policies).enumerate().map(list).collect()
+}
+
+/// The lists of a model, as its manifest tells them.
+fn of_manifest(manifest: &Manifest) -> Vec<Range<usize>> {
+    let mut start = 0;
+    let lists = manifest.lists.iter().map(|list| {
+        let blocks = start..start + list.blocks;
+        start = blocks.end;
+        blocks
+    });
+    lists.collect()
+}
+
+/// Refuses a policy that does not fit one of the lists, or the run.
+///
+/// # Errors
+/// `Usage` with the list.
+pub(crate) fn check(lists: &[List], steps: usize, branches: usize) -> Result<()> {
+    lists.iter().try_for_each(|list| {
+        let fits = list.cache.validate(list.run(steps, branches));
+        if list.index.is_some() { fits.at(list.name()) } else { fits }
+    })
+}
+
+/// What is suspicious about the policy: once where it is so of all lists, else with the list.
+pub(crate) fn warnings(lists: &[List], steps: usize, branches: usize) -> Vec<String> {
+    let each: Vec<Vec<String>> = lists.iter().map(|list| list.cache.warnings(list.run(steps, branches))).collect();
+    let mut all = Vec::new();
+    for (list, of_list) in lists.iter().zip(&each) {
+        for warning in of_list {
+            let is_common = each.iter().all(|other| other.contains(warning));
+            let warning = if is_common { warning.clone() } else { format!("{}: {warning}", list.name()) };
+            if !all.contains(&warning) {
+                all.push(warning);
+            }
+        }
+    }
+    all
+}
+
+/// What a policy wants to see: the stages of its plan end where its ranges do.
+///
+/// # Errors
+/// As [`lists`].
+pub(crate) fn cuts(manifest: &Manifest, cache: &PolicyConfig) -> Result<Cuts> {
+    let lists = lists(manifest, cache).map_err(|error| error.about("cache"))?;
+    let pinned: Vec<usize> = lists.iter().flat_map(List::pinned).collect();
+    let parts: Vec<&Part> = lists.iter().flat_map(|list| &list.parts).collect();
+    Ok(Cuts {
+        ranges: parts.iter().map(|part| part.blocks().clone()).filter(|range| !range.is_empty()).collect(),
+        sees_start: pinned.contains(&0) || parts.first().is_some_and(|part| part.is_unit()),
+        sees_end: pinned.contains(&manifest.blocks.len()) || parts.last().is_some_and(|part| part.is_unit()),
+    })
+}
+
+/// The blocks of a list in order: those that always run, and those that are decided on.
+fn parts(cache: &PolicyConfig, split: &BlocksSplit, blocks: &Range<usize>) -> Vec<Part> {
+    let start = blocks.start;
+    let singles = cache.single_blocks(blocks.len());
+    let mut parts = Vec::new();
+    let mut next = start;
+    let mut units: Vec<(Range<usize>, Option<usize>)> =
+        singles.into_iter().map(|block| (start + block..start + block + 1, Some(block))).collect();
+    if cache.reuses_middle() {
+        units.push((split.middle.clone(), None));
+    }
+    units.sort_by_key(|(range, block)| (range.start, block.is_some()));
+    for (range, block) in units {
+        if next < range.start {
+            parts.push(Part::Run(next..range.start));
+        }
+        next = range.end;
+        parts.push(Part::Unit { blocks: range, block });
+    }
+    if next < blocks.end {
+        parts.push(Part::Run(next..blocks.end));
+    }
+    parts
+}
