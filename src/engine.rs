@@ -184,6 +184,11 @@ impl Engine {
             let loader = Loader::new(&directory, options, device, weights)?;
             let limits = (options.stages, options.stage_bytes);
             let stages = Stages::new(&directory, limits, options.other_plan)?;
+            if options.require_built {
+                let joined = stages.graphs(&directory, &cuts)?;
+                let all: Vec<&Graph> = graphs.iter().copied().chain(&joined).collect();
+                loader.check_built(device, &all)?;
+            }
             stages.load(&directory, (device, &loader), &cuts)?;
             let sessions = loader.sessions(device, &graphs)?;
             Ok((loader, stages, sessions))

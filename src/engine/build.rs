@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::loader::Loader;
-use super::stages::{StageGraph, Stages};
+use super::stages::Stages;
 use super::{EngineOptions, StagesChoice, check_provider, choose_weights, work};
 use crate::cache::PolicyConfig;
 use crate::error::{Error, Result};
@@ -72,9 +72,7 @@ impl EngineBuild {
             ));
         }
         let limits = (options.stages, options.stage_bytes);
-        let plan = Stages::new(&directory, limits, options.other_plan)?.plan(&directory, &cuts);
-        let stage = |stage| Ok(StageGraph::new(&directory, stage)?.graph.into_owned());
-        let stages = plan.stages().iter().map(stage).collect::<Result<Vec<_>>>()?;
+        let stages = Stages::new(&directory, limits, options.other_plan)?.graphs(&directory, &cuts)?;
         let mut build = Self { directory, device, loader, stages, planned: Vec::new(), refused };
         build.planned = build.look()?;
         Ok(build)

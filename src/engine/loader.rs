@@ -142,10 +142,8 @@ impl Loader {
         let Some(compiler) = &self.compiler else {
             return in_parallel(graphs.len(), |index| Session::load(device, &self.source(graphs[index])));
         };
+        self.check_built(device, graphs)?;
         let jobs = self.jobs(device, graphs)?;
-        if !compiler.may_build() {
-            self.check_built(compiler, &jobs)?;
-        }
         let sessions = in_parallel(jobs.len(), |index| compiler.session(device, &jobs[index]));
         let sessions = sessions.map_err(|error| match error.kind() {
             // Found, but damaged.
@@ -156,8 +154,14 @@ impl Loader {
         Ok(sessions)
     }
 
-    fn check_built(&self, compiler: &Compiler, jobs: &[Job<'_>]) -> Result<()> {
-        let missing = compiler.missing(jobs)?;
+    /// Refuses graphs without engines where none may be compiled.
+    ///
+    /// # Errors
+    /// `NotBuilt` with the command that compiles them.
+    pub(super) fn check_built(&self, device: &Device, graphs: &[&Graph]) -> Result<()> {
+        let Some(compiler) = self.compiler.as_ref().filter(|compiler| !compiler.may_build()) else { return Ok(()) };
+        let jobs = self.jobs(device, graphs)?;
+        let missing = compiler.missing(&jobs)?;
         if missing.is_empty() {
             return Ok(());
         }

@@ -87,6 +87,15 @@ impl Stages {
         Plan::new(&sizes(directory), self.limits, cuts)
     }
 
+    /// The graphs of that plan.
+    ///
+    /// # Errors
+    /// `EngineDirectory` for blocks that cannot be joined.
+    pub(super) fn graphs(&self, directory: &EngineDirectory, cuts: &Cuts) -> Result<Vec<Graph>> {
+        let graph = |stage| Ok(StageGraph::new(directory, stage)?.graph.into_owned());
+        self.plan(directory, cuts).stages().iter().map(graph).collect()
+    }
+
     /// The same with its sessions, of which those that are missing are loaded, whatever `other` says.
     ///
     /// # Errors
@@ -171,14 +180,14 @@ pub(crate) fn sizes(directory: &EngineDirectory) -> Sizes {
 }
 
 /// The graph of one stage: a graph of the directory, or several joined.
-pub(super) struct StageGraph<'d> {
-    pub graph: Cow<'d, Graph>,
+struct StageGraph<'d> {
+    graph: Cow<'d, Graph>,
     inputs: Vec<String>,
     outputs: Vec<String>,
 }
 
 impl<'d> StageGraph<'d> {
-    pub(super) fn new(directory: &'d EngineDirectory, stage: &Stage) -> Result<Self> {
+    fn new(directory: &'d EngineDirectory, stage: &Stage) -> Result<Self> {
         let manifest = &directory.manifest;
         let mut parts: Vec<Part<'d>> = Vec::new();
         if stage.embed {

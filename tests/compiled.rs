@@ -1,0 +1,380 @@
+//! Compiled engines with a real compiler: OpenVINO's plugin on the CPU. `cargo xtask check-openvino` installs the plugin and
+//! runs these; elsewhere they are ignored.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use common::damage::{Copy, WEIGHTS};
+use common::shell::{Ran, Shell};
+use common::{data, relative_l1, tiny_inputs};
+use dbcache_trt::{Engine, EngineCache, EngineOptions, RequestOptions, write_tensors};
+use serde_json::Value;
+
+/// Two compilers that compute in f32 agree as well as two machines do; the decisions below have margins that are larger.
+const LATENT_RELATIVE_L1: f64 = 1e-4;
+const CACHE: &str = "--cache f1b1w2r0.5";
+
+/// OpenVINO, with its plugin where `cargo xtask check-openvino` put it.
+fn openvino() -> String {
+    std::env::var("DBCACHE_TEST_PROVIDER").expect("DBCACHE_TEST_PROVIDER is openvino:library=FILE")
+}
+
+/// A shell with a cache of engines of its own.
+struct Compiled {
+    shell: Shell,
+    store: PathBuf,
+}
+
+impl Compiled {
+    fn new() -> Self {
+        let shell = Shell::new();
+        let store = shell.path("engines");
+        Self { shell, store }
+    }
+
+    fn on(&self) -> String {
+        format!("--provider {} --engine-cache {}", openvino(), self.store.display())
+    }
+
+    fn lemon(&self, options: &str) -> Ran {
+        self.shell.lemon(&format!("--weights-mode packed --steps 8 {CACHE} {} {options}", self.on()))
+    }
+
+    fn tiny(&self, options: &str) -> Ran {
+        let steps = if options.contains("--steps") { "" } else { "--steps 6" };
+        self.shell.tiny(&format!("{steps} {} {options}", self.on()))
+    }
+
+    fn run(&self, all: &str) -> Ran {
+        self.shell.run(&all.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// Compiled and loaded, as the trace of this name says.
+    fn counts(&self, trace: &str) -> (u64, u64) {
+        let engines = &self.shell.json(trace)[0]["engines"];
+        (engines["built"].as_u64().unwrap(), engines["loaded"].as_u64().unwrap())
+    }
+
+    fn decisions(&self, trace: &str) -> Value {
+        self.shell.json(trace)[0]["decisions"].clone()
+    }
+
+    fn build(&self, engine: &Path, options: &str) -> Ran {
+        self.run(&format!("build --engine {} {} {options}", engine.display(), self.on()))
+    }
+
+    fn entries(&self) -> BTreeSet<String> {
+        names(&self.store.join("entries"))
+    }
+
+    /// Name and folder of each engine, in the order of their names.
+    fn engines(&self) -> Vec<(String, PathBuf)> {
+        let list = self.run(&format!("engines list --json --engine-cache {}", self.store.display())).json();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let engine =
+            |entry: &Value| (text(&entry["record"]["name"]), self.store.join("entries").join(text(&entry["key"])));
+        list["engines"].as_array().unwrap().iter().map(engine).collect()
+    }
+}
+
+fn names(folder: &Path) -> BTreeSet<String> {
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+#[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
+fn what_is_reloaded_decides_and_draws_the_same() {
+    let compiled = Compiled::new();
+    let plain = compiled.shell.lemon(&format!("--steps 8 {CACHE} -o cpu.png --save-latents cpu --trace cpu.json"));
+    plain.code(0);
+    compiled.lemon("-o first.png --save-latents first --trace first.json").code(0).stdout("0 loaded from the cache");
+    compiled.lemon("-o again.png --save-latents again --trace again.json").code(0).stdout("0 compiled in 0.0 s");
+
+    let (built, loaded) = compiled.counts("first.json");
+    assert!(built >= 4 && loaded == 0, "{built} {loaded}");
+    assert_eq!(compiled.counts("again.json"), (0, built), "a second start compiles nothing");
+    assert_eq!(compiled.entries().len() as u64, built);
+    assert_eq!(compiled.decisions("first.json"), compiled.decisions("cpu.json"));
+    assert_eq!(compiled.decisions("again.json"), compiled.decisions("cpu.json"));
+    assert!(compiled.decisions("cpu.json")["cond"].as_str().unwrap().contains('S'), "the case must skip something");
+    assert_eq!(compiled.shell.latents("first"), compiled.shell.latents("again"));
+    let error = relative_l1(&compiled.shell.latents("again"), &compiled.shell.latents("cpu"));
+    assert!(error <= LATENT_RELATIVE_L1, "{error:e}");
+    assert!(compiled.shell.image("again.png").psnr(&compiled.shell.image("cpu.png")).unwrap() > 50.0);
+    compiled.run(&format!("engines verify --engine-cache {}", compiled.store.display())).code(0);
+}
+
+#[test]
+#[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
+fn a_build_ahead_of_time_leaves_nothing_to_compile() {
+    let compiled = Compiled::new();
+    let refused = compiled.tiny(&format!("{CACHE} --require-built")).code(11);
+    let count: usize = refused.err.split(' ').nth(1).unwrap().parse().unwrap();
+    assert!(refused.err.contains(&format!("{count} of {count} engines are not compiled (")), "{refused}");
+    let (_, command) = refused.err.split_once("compile them with `dbcache-trt ").unwrap();
+    let (command, _) = command.split_once('`').unwrap();
+    assert!(compiled.entries().is_empty());
+
+    // The command of the message is the one that helps.
+    compiled.run(command).code(0).stdout(&format!("[{count}/{count}]")).stdout("0 found, 0 failed");
+    compiled.tiny(&format!("{CACHE} --require-built --trace a.json")).code(0);
+    assert_eq!(compiled.counts("a.json"), (0, count as u64));
+    let again = compiled.build(&data("tiny-flux"), &format!("{CACHE} --jobs 3 --json")).json();
+    assert_eq!((again["built"].as_u64(), again["found"].as_u64()), (Some(0), Some(count as u64)));
+    // Another policy has most of its stages in common with this one.
+    compiled.tiny("--cache f2b0w2r0.5 --require-built").code(11).stderr("engines are not compiled");
+    let more = compiled.build(&data("tiny-flux"), "--cache f2b0w2r0.5 --json").json();
+    assert!(more["found"].as_u64().unwrap() >= 1 && more["built"].as_u64().unwrap() >= 1, "{more}");
+
+    let options = EngineOptions {
+        provider: openvino().parse().unwrap(),
+        engine_cache: EngineCache::Folder(compiled.store.clone()),
+        cache: "f1b1w2r0.5".parse().unwrap(),
+        ..EngineOptions::default()
+    };
+    let engine = Engine::load(data("tiny-flux"), &options).unwrap();
+    let counts = engine.info().engines.unwrap();
+    assert_eq!((counts.built, counts.loaded), (0, count));
+    let options = RequestOptions { steps: Some(2), ..RequestOptions::default() };
+    engine.request(&tiny_inputs(false), &options).unwrap().run(&mut ()).unwrap();
+}
+
+#[test]
+#[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
+fn damaged_engines_are_compiled_again() {
+    type Damage = fn(&Path, &Path);
+    const BIN: &str = "model_OpenVINOExecutionProvider.bin";
+    fn flip(path: &Path) {
+        let mut bytes = fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(path, bytes).unwrap();
+    }
+    let damages: &[(Damage, &str)] = &[
+        (|entry, _| flip(&entry.join(BIN)), "does not have the SHA-256 with which it was built"),
+        (|entry, _| flip(&entry.join("model.onnx")), "model.onnx does not have the SHA-256"),
+        (
+            |entry, _| {
+                let bytes = fs::read(entry.join(BIN)).unwrap();
+                fs::write(entry.join(BIN), &bytes[..bytes.len() / 2]).unwrap();
+            },
+            "bytes instead of",
+        ),
+        (|entry, _| fs::remove_file(entry.join(BIN)).unwrap(), "cannot be opened"),
+        (|entry, _| fs::remove_file(entry.join("record.json")).unwrap(), "record.json cannot be opened"),
+        (
+            |entry, other| {
+                for name in names(entry) {
+                    fs::copy(other.join(&name), entry.join(&name)).unwrap();
+                }
+            },
+            "under another name",
+        ),
+        (|entry, other| assert!(fs::copy(other.join(BIN), entry.join(BIN)).unwrap() > 0), BIN),
+    ];
+    let compiled = Compiled::new();
+    compiled.tiny(&format!("{CACHE} --save-latents good")).code(0);
+    let engines = compiled.engines();
+    let [(name, entry), (_, other), ..] = &engines[..] else { panic!("{engines:?}") };
+    let rest = engines.len() as u64 - 1;
+    for (damage, reason) in damages {
+        damage(entry, other);
+        compiled.tiny(&format!("{CACHE} --require-built")).code(11).stderr(name);
+        let told = compiled.tiny(&format!("{CACHE} --save-latents new --trace new.json")).code(0);
+        let words = format!("was compiled again: {name}: ");
+        assert!(told.out.contains(&words) && told.out.contains(reason), "{reason}: {told}");
+        assert_eq!(compiled.counts("new.json"), (1, rest), "{reason}");
+        assert_eq!(compiled.shell.latents("new"), compiled.shell.latents("good"), "{reason}");
+        compiled.tiny(&format!("{CACHE} --require-built")).code(0);
+    }
+}
+
+#[test]
+#[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
+fn swapped_weights_are_compiled_anew() {
+    let compiled = Compiled::new();
+    let model = Copy::tiny();
+    let run = |options: &str| {
+        let engine = model.folder.path().display();
+        compiled.run(&format!("--engine {engine} --inputs in.safetensors --steps 2 --stages per-block {options}"))
+    };
+    let on = compiled.on();
+    run(&format!("{on} --save-latents before")).code(0);
+    let engines = compiled.entries().len();
+
+    // The parameters of blocks 0 and 1 change places; size, header and manifest stay, and so does everything else.
+    let swap = |bytes: &mut Vec<u8>| {
+        let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: Value = serde_json::from_slice(&bytes[8..end]).unwrap();
+        let place = |name: &str| {
+            let offsets = &header[name]["data_offsets"];
+            let at = |k: usize| end + offsets[k].as_u64().unwrap() as usize;
+            at(0)..at(1)
+        };
+        let mut swapped = 0;
+        for name in header.as_object().unwrap().keys() {
+            if let Some(rest) = name.strip_prefix("transformer_blocks.0.") {
+                let (a, b) = (place(name), place(&format!("transformer_blocks.1.{rest}")));
+                for (i, j) in a.zip(b) {
+                    bytes.swap(i, j);
+                }
+                swapped += 1;
+            }
+        }
+        assert!(swapped > 10, "{swapped}");
+    };
+    model.bytes(WEIGHTS, swap);
+    run(&format!("{on} --save-latents after --trace after.json")).code(0);
+    run("--save-latents cpu").code(0);
+    assert_eq!(compiled.counts("after.json").0, 2, "the two blocks, and nothing else");
+    assert_eq!(compiled.entries().len(), engines + 2);
+    let error = relative_l1(&compiled.shell.latents("after"), &compiled.shell.latents("cpu"));
+    assert!(error <= LATENT_RELATIVE_L1, "{error:e}");
+    let change = relative_l1(&compiled.shell.latents("before"), &compiled.shell.latents("after"));
+    assert!(change > 100.0 * LATENT_RELATIVE_L1, "the swap must show: {change:e}");
+
+    // And back: what was compiled first fits again.
+    model.bytes(WEIGHTS, swap);
+    run(&format!("{on} --require-built --save-latents back")).code(0);
+    assert_eq!(compiled.shell.latents("back"), compiled.shell.latents("before"));
+}
+
+#[test]
+#[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
+fn profiles_bound_the_shapes() {
+    let compiled = Compiled::new();
+    let mut text = tiny_inputs(false).tensors;
+    text.remove("latents");
+    write_tensors(&compiled.shell.path("text"), &text).unwrap();
+    let run = |options: &str| compiled.tiny(&format!("--inputs text --steps 2 {options}"));
+    run("--profile 8..16 --size 8x8 --save-latents small").code(0);
+    run("--profile 8..16 --size 16x16 --require-built").code(0);
+    run("--profile 8..16 --size 8x16 --require-built").code(0);
+    let refused = run("--profile 8..16 --size 32x32").code(5);
+    let words = "dimension `image` would be 256, but the engines are compiled for 16 to 64; compile others with";
+    assert!(refused.err.contains(words), "{refused}");
+    run("--profile 8..16 --size 4x4").code(5).stderr("would be 4, but the engines are compiled for 16 to 64");
+    // Bounds are a part of the key.
+    run("--profile 8..32 --size 32x32 --require-built").code(11);
+    run("--size 8x8 --require-built").code(11);
+    compiled.build(&data("tiny-flux"), "--profile 8..32").code(0).stdout("0 found");
+    run("--profile 8..32 --size 32x32 --require-built").code(0);
+    run("--profile 8..32 --size 8x8 --require-built --check-outputs small --tolerance 0.0001").code(0);
+    run("--profile total=3").code(2).stderr("names `total`, which is text + image; name those");
+    run("--profile 8,batch=99").code(5).stderr("dimension `batch` would be 99; the model takes 1 to 16");
+}
+
+#[test]
+#[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
+fn every_option_of_the_provider_is_in_the_key() {
+    let compiled = Compiled::new();
+    let run = |options: &str, more: &str| {
+        let provider = format!("--provider {}{options}", openvino());
+        let cache = format!("--engine-cache {}", compiled.store.display());
+        compiled.shell.tiny(&format!("--steps 1 {provider} {cache} {more}"))
+    };
+    run("", "").code(0);
+    for options in [",threads=1", ",streams=1", ",precision=bf16"] {
+        run(options, "--require-built").code(11);
+    }
+    run(",threads=1", "").code(0);
+    run(",threads=1", "--require-built").code(0);
+    run("", "--require-built").code(0);
+    run(",cache=x", "").code(2).stderr("`cache` has no effect beside the engine cache");
+    let none = format!("--steps 1 --provider {} --engine-cache none --trace none.json", openvino());
+    compiled.shell.tiny(&none).code(0);
+    assert!(compiled.counts("none.json").0 > 0 && compiled.counts("none.json").1 == 0);
+}
+
+#[test]
+#[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
+fn starts_at_once_compile_each_engine_once() {
+    let compiled = Compiled::new();
+    let start = |trace: &str| {
+        let on = compiled.on();
+        let all = format!(
+            "--engine {} --inputs in.safetensors --steps 1 {CACHE} {on} --trace {trace}",
+            data("tiny-flux").display()
+        );
+        let mut command = compiled.shell.command();
+        command.args(all.split_whitespace()).stdout(Stdio::null()).spawn().unwrap()
+    };
+    let traces = ["a.json", "b.json", "c.json"];
+    let children: Vec<Child> = traces.iter().map(|trace| start(trace)).collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let counts: Vec<(u64, u64)> = traces.iter().map(|trace| compiled.counts(trace)).collect();
+    let count = compiled.entries().len() as u64;
+    assert_eq!(counts.iter().map(|(built, _)| built).sum::<u64>(), count, "{counts:?}");
+    assert_eq!(counts.iter().map(|(_, loaded)| loaded).sum::<u64>(), 2 * count, "{counts:?}");
+}
+
+#[test]
+#[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
+fn a_graph_that_cannot_be_compiled_is_named_and_the_others_are_compiled() {
+    let compiled = Compiled::new();
+    let model = Copy::tiny();
+    model.graph("block_003.onnx", |graph| graph.node[0].op_type = Some("Frobnicate".into()));
+    let failed = compiled.build(model.folder.path(), "--stages per-block --jobs 2").code(6);
+    let others = compiled.entries().len();
+    let said = [format!("{others} compiled in"), "block_003.onnx FAILED: ".to_owned()];
+    assert!(others >= 12 && said.iter().all(|words| failed.out.contains(words)), "{failed}");
+    let words = format!("1 of {} engines could not be compiled:\nblock_003.onnx (exit code 6)", others + 1);
+    assert!(failed.err.contains(&words), "{failed}");
+    assert!(failed.err.contains("Frobnicate"), "{failed}");
+    assert!(names(&compiled.store.join("staging")).is_empty());
+}
+
+/// Starts a build of many engines and waits until some are compiled.
+fn build_in_the_middle(compiled: &Compiled) -> Child {
+    let all = format!("build --engine {} --stages per-block --jobs 2 {}", data("tiny-flux").display(), compiled.on());
+    let mut command = compiled.shell.command();
+    let child = command.args(all.split_whitespace()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let entries = compiled.store.join("entries");
+    let start = Instant::now();
+    while !entries.is_dir() || names(&entries).len() < 2 {
+        assert!(start.elapsed() < Duration::from_secs(120), "nothing is compiled");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child
+}
+
+#[cfg(unix)]
+#[test]
+#[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
+fn a_build_that_is_stopped_goes_on_where_it_was() {
+    for signal in ["-INT", "-KILL"] {
+        let compiled = Compiled::new();
+        let child = build_in_the_middle(&compiled);
+        let sent = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        let ended = child.wait_with_output().unwrap();
+        if signal == "-INT" {
+            let told = String::from_utf8(ended.stderr).unwrap();
+            assert_eq!(ended.status.code(), Some(130), "{told}");
+            assert!(told.contains("what is compiled stays, and the same command goes on from there"), "{told}");
+            assert!(names(&compiled.store.join("staging")).is_empty(), "Ctrl-C leaves a clean store");
+        }
+        // The processes of a command that was killed end by themselves: they let go of their locks.
+        let store = dbcache_trt::EngineStore::open_existing(&compiled.store).unwrap().unwrap();
+        let start = Instant::now();
+        while !store.gc(&dbcache_trt::GcOptions::default()).unwrap().in_use.is_empty() {
+            assert!(start.elapsed() < Duration::from_secs(60), "a process still builds");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(names(&compiled.store.join("staging")).is_empty());
+        let before = compiled.entries().len();
+        compiled.run(&format!("engines verify --engine-cache {}", compiled.store.display())).code(0);
+        let rest = compiled.build(&data("tiny-flux"), "--stages per-block --jobs 2 --json").json();
+        assert_eq!(rest["found"].as_u64().unwrap() as usize, before, "{rest}");
+        let all = rest["engines"].as_array().unwrap().len();
+        assert!((2..all).contains(&before), "{before} of {all}");
+        assert_eq!(rest["built"].as_u64().unwrap() as usize, all - before, "{rest}");
+    }
+}
