@@ -18,7 +18,7 @@ def test_a_transformer_alone_takes_its_text_from_outside(transformer_folder: Pat
     made = plan(transformer_folder, Options(downscale=1, size=(16, 24), name="x"))
     assert made.text is None
     assert made.decode is None
-    assert made.latents == {"channels": 4, "downscale": 1, "patch": 2}
+    assert made.latents == {"layout": "tokens", "channels": 4, "downscale": 1, "patch": 2}
     assert made.size == {"default": [16, 24], "min": 4, "max": 48, "multiple_of": 2}
     assert made.dimensions["image"] == {"min": 4, "max": 576}
     assert made.scheduler["shift"] == {"kind": "none"}
