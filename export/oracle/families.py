@@ -123,7 +123,9 @@ def record(family: str, subject: Subject, out: Path) -> None:
         "inputs": sorted(subject.inputs),
         "cases": cases,
     }
-    write_bytes(out / "vectors.safetensors", save({name: value.contiguous() for name, value in vectors.items()}))
+    write_bytes(
+        out / "vectors.safetensors", save({name: value.float().contiguous() for name, value in vectors.items()})
+    )
     write_text(out / "reference.json", to_text(reference) + "\n")
     for case in cases:
         decisions = [branch["decisions"] for one in case["lists"] for branch in one["branches"].values()]
