@@ -209,6 +209,7 @@ def _significant(value: float) -> float:
 
 
 if __name__ == "__main__":
-    from family_subjects import SUBJECTS
+    import family_subjects
+    import video_subjects
 
-    sys.exit(main(SUBJECTS))
+    sys.exit(main({**family_subjects.SUBJECTS, **video_subjects.SUBJECTS}))

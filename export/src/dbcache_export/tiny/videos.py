@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["TRANSFORMERS", "write_transformer"]
+__all__ = ["SCHEDULERS", "TRANSFORMERS", "write_pipeline", "write_transformer"]
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 
 from dbcache_export.tiny import save
 
@@ -83,6 +84,44 @@ TRANSFORMERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }
+
+_COGVIDEOX_STEPS: Mapping[str, Any] = {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+}
+
+#: Family: (class of diffusers, arguments), as in the pipelines that people use.
+SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "cogvideox": ("CogVideoXDDIMScheduler", {**_COGVIDEOX_STEPS, "snr_shift_scale": 3.0}),
+    "cogvideox_rotary": ("CogVideoXDDIMScheduler", {**_COGVIDEOX_STEPS, "snr_shift_scale": 1.0}),
+    "mochi": ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}),
+    "wan": (
+        "UniPCMultistepScheduler",
+        {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0},
+    ),
+    "ltx": (
+        "FlowMatchEulerDiscreteScheduler",
+        {
+            "use_dynamic_shifting": True,
+            "base_shift": 0.95,
+            "max_shift": 2.05,
+            "base_image_seq_len": 1024,
+            "max_image_seq_len": 4096,
+            "shift_terminal": 0.1,
+        },
+    ),
+    "hunyuan_video": ("FlowMatchEulerDiscreteScheduler", {"shift": 7.0}),
+}
+
+
+def write_pipeline(family: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Writes transformer, with random weights, and scheduler of a family."""
+    name, arguments = TRANSFORMERS[family]
+    save(getattr(diffusers, name)(**arguments), folder / "transformer", dtype)
+    name, arguments = SCHEDULERS[family]
+    getattr(diffusers, name)(**arguments).save_pretrained(folder / "scheduler")
 
 
 def write_transformer(family: str, folder: Path, **change: Any) -> None:
