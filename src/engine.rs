@@ -246,7 +246,9 @@ impl Engine {
     /// As [`request`](Self::request); `Usage` for a `text_length` that a tokenizer fixes.
     pub fn cache_bytes(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<CacheBytes> {
         let cuts = lists::cuts(&self.0.directory.manifest, &options.cache)?;
-        memory::of_options(&self.0.directory.manifest, &self.0.plan(&cuts), options, text_length)
+        let plain = lists::cuts(&self.0.directory.manifest, &PolicyConfig::None)?;
+        let plans = [&self.0.plan(&cuts), &self.0.plan(&plain)];
+        memory::of_options(&self.0.directory.manifest, plans, options, text_length)
     }
 
     /// What the engine is: blocks, parameters, bytes, cuts, defaults, licence.

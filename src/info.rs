@@ -176,7 +176,8 @@ impl EngineInfo {
     ) -> Result<CacheBytes> {
         let directory = EngineDirectory::open(directory, load.weights_folder.as_deref())?;
         let plan = planned(&directory, load, &options.cache)?;
-        memory::of_options(&directory.manifest, &plan, options, text_length)
+        let plain = planned(&directory, load, &PolicyConfig::None)?;
+        memory::of_options(&directory.manifest, [&plan, &plain], options, text_length)
     }
 
     /// The stages that an engine would have which is loaded with these options: their `cache`, `stages` and

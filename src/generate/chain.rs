@@ -13,7 +13,7 @@ use crate::engine::{LoadedPlan, LoadedStage};
 use crate::error::{Error, Result};
 use crate::model::graph::output_port;
 use crate::model::manifest::{Extents, Manifest};
-use crate::plan::Stage;
+use crate::plan::{Plan, Stage};
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers};
 
@@ -24,8 +24,8 @@ pub(crate) type Named = BTreeMap<String, BufferId>;
 pub(crate) struct Streams {
     /// For each cut and each stream. Empty for cuts that are not seen.
     cuts: Vec<Vec<BufferId>>,
-    /// Bytes of the tensors that would not be there without pinned cuts.
-    pub pinned_bytes: u64,
+    /// Bytes of the tensors that would not be there without a cache.
+    pub cache_bytes: u64,
 }
 
 /// All stages of a plan for one branch, ready to run in ranges of blocks; or those of some blocks.
@@ -69,23 +69,29 @@ pub(crate) fn places(seen: &Range<usize>, pinned: &[usize], writes: impl Fn(usiz
     places
 }
 
-/// How many tensors a stream needs more because of pinned cuts.
-pub(crate) fn extra_places(seen: &Range<usize>, pinned: &[usize], writes: impl Fn(usize) -> bool) -> u64 {
-    let count = |pinned: &[usize]| places(seen, pinned, &writes).into_iter().max().map_or(0, |last| last as u64 + 1);
-    count(pinned).saturating_sub(count(&[]))
+/// How many tensors a stream takes between the stages of a plan. `is_written` says which blocks write it.
+pub(crate) fn count_places(plan: &Plan, pinned: &[usize], is_written: impl Fn(usize) -> bool) -> u64 {
+    // Inside a stage nothing can be seen: its last block writes for all of them.
+    let ends = |stage: &&Stage, block: usize| stage.blocks.end == block + 1 && !stage.blocks.is_empty();
+    let writes = |block: usize| {
+        let ended = plan.stages().iter().find(|stage| ends(stage, block));
+        ended.is_some_and(|stage| stage.blocks.clone().any(&is_written))
+    };
+    places(&plan.seen(), pinned, writes).into_iter().max().map_or(0, |last| last as u64 + 1)
 }
 
 impl Streams {
-    /// Allocates them for the cuts `seen`. Values at pinned cuts outlive the blocks after them.
+    /// Allocates them for the cuts `seen`. Values at pinned cuts outlive the blocks after them. `plain` is the plan
+    /// without a cache.
     pub(crate) fn allocate(
         manifest: &Manifest,
-        plan: &LoadedPlan,
+        (plan, plain): (&LoadedPlan, &Plan),
         (extents, seen): (&Extents, Range<usize>),
         pinned: &[usize],
         buffers: &mut Buffers,
     ) -> Result<Arc<Self>> {
         let mut cuts = vec![Vec::with_capacity(manifest.streams.len()); manifest.blocks.len() + 1];
-        let mut pinned_bytes = 0;
+        let mut cache_bytes = 0;
         for stream in &manifest.streams {
             let (dtype, shape) = (manifest.tensor(stream)?.dtype, manifest.shape(stream, extents)?);
             // Inside a stage nothing can be seen: its last block writes for all of them.
@@ -101,10 +107,11 @@ impl Streams {
                 }
                 at_cut.push(tensors[place]);
             }
-            let extra = extra_places(&seen, pinned, writes);
-            pinned_bytes += extra * tensors.first().map_or(0, |tensor| buffers.bytes(*tensor));
+            let extra =
+                (tensors.len() as u64).saturating_sub(count_places(plain, &[], |block| manifest.writes(block, stream)));
+            cache_bytes += extra * tensors.first().map_or(0, |tensor| buffers.bytes(*tensor));
         }
-        Ok(Arc::new(Self { cuts, pinned_bytes }))
+        Ok(Arc::new(Self { cuts, cache_bytes }))
     }
 
     /// Where the streams are at a cut; nowhere if it is not seen.

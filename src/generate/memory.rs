@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::cache_dtype::CacheDType;
-use super::chain::extra_places;
+use super::chain::count_places;
 use super::guidance::Guidance;
 use super::inputs::Inputs;
 use super::latents::Grid;
@@ -16,13 +16,13 @@ use crate::model::manifest::{Axis, Dimension, Extents, Manifest, Padding};
 use crate::plan::Plan;
 use crate::trace::CacheBytes;
 
-/// What a request with these options keeps, at most.
+/// What a request with these options keeps, at most, under its plan and the one that it would have without a cache.
 ///
 /// # Errors
 /// As preparing the request; `Usage` for a text length that a tokenizer fixes.
 pub(crate) fn of_options(
     manifest: &Manifest,
-    plan: &Plan,
+    [plan, plain]: [&Plan; 2],
     options: &RequestOptions,
     text_length: Option<u64>,
 ) -> Result<CacheBytes> {
@@ -42,7 +42,7 @@ pub(crate) fn of_options(
         }
         given.extend(text_dimensions(manifest).into_iter().map(|dim| (dim, length)));
     }
-    predict(manifest, (plan, options), (&lists, run), &extents(manifest, &grid, guidance.rows(batch), given)?)
+    predict(manifest, ([plan, plain], options), (&lists, run), &extents(manifest, &grid, guidance.rows(batch), given)?)
 }
 
 /// Refuses a policy that would keep more than `limit` bytes, on these lists of blocks in so many steps and branches.
@@ -51,13 +51,13 @@ pub(crate) fn of_options(
 /// `Usage`.
 pub(super) fn check(
     manifest: &Manifest,
-    (plan, options): (&Plan, &RequestOptions),
+    ([plan, plain], options): ([&Plan; 2], &RequestOptions),
     of_run: (&[List], (usize, usize)),
     extents: &Extents,
     limit: u64,
 ) -> Result<()> {
     let cache = &options.cache;
-    let bytes = predict(manifest, (plan, options), of_run, extents)?;
+    let bytes = predict(manifest, ([plan, plain], options), of_run, extents)?;
     if bytes.total() <= limit {
         return Ok(());
     }
@@ -71,7 +71,7 @@ pub(super) fn check(
 
 fn predict(
     manifest: &Manifest,
-    (plan, options): (&Plan, &RequestOptions),
+    ([plan, plain], options): ([&Plan; 2], &RequestOptions),
     (lists, (steps, branches)): (&[List], (usize, usize)),
     extents: &Extents,
 ) -> Result<CacheBytes> {
@@ -87,12 +87,8 @@ fn predict(
     let streams = layouts(manifest, extents, CacheDType::Stream)?;
     let pinned: Vec<usize> = lists.iter().flat_map(List::pinned).collect();
     let extra = streams.iter().map(|stream| {
-        // Inside a stage nothing can be seen: its last block writes for all of them.
-        let stage =
-            |block| plan.stages().iter().find(|stage| stage.blocks.end == block + 1 && !stage.blocks.is_empty());
-        let writes = |block| stage(block).is_some_and(|stage| stream.is_written[stage.blocks.clone()].contains(&true));
-        let places = extra_places(&plan.seen(), &pinned, writes);
-        places.saturating_mul(stream.bytes)
+        let count = |plan: &Plan, pinned: &[usize]| count_places(plan, pinned, |block| stream.is_written[block]);
+        count(plan, &pinned).saturating_sub(count(plain, &[])).saturating_mul(stream.bytes)
     });
     Ok(CacheBytes {
         residuals: bytes(|kept| kept.residuals.bytes),
@@ -107,16 +103,12 @@ fn layouts(manifest: &Manifest, extents: &Extents, kept: CacheDType) -> Result<V
     let layout = |(index, name): (usize, &String)| {
         let shape = manifest.shape(name, extents)?;
         let numbers = shape.iter().fold(1_u64, |product, extent| product.saturating_mul(*extent as u64));
-        let writes = |block: usize| {
-            let kind = manifest.blocks.get(block).and_then(|block| manifest.block_kinds.get(&block.kind));
-            kind.is_some_and(|kind| kind.outputs.contains(name))
-        };
         let blocks = 0..manifest.blocks.len();
         Ok(StreamLayout {
             kind: if index == 0 { StreamKind::Hidden } else { StreamKind::Encoder },
             bytes: numbers.saturating_mul(kept.of(manifest.tensor(name)?.dtype).bytes()),
             channels: shape.last().map_or(1, |channels| *channels as u64),
-            is_written: blocks.clone().map(writes).collect(),
+            is_written: blocks.clone().map(|block| manifest.writes(block, name)).collect(),
             is_joined: blocks.map(|block| manifest.compared_streams(block).contains(&index)).collect(),
         })
     };

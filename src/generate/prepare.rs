@@ -20,7 +20,7 @@ use super::sampler::{NoiseSource, Sampler};
 use super::samples::{self, BranchSamples, Samples};
 use super::scheduler::Schedule;
 use super::unit::{Unit, UnitSpec};
-use crate::cache::{Branch, StreamKind};
+use crate::cache::{Branch, PolicyConfig, StreamKind};
 use crate::engine::Loaded;
 use crate::error::{Error, Result};
 use crate::model::manifest::{Axis, Extents, Manifest, SchedulerSpec, Source};
@@ -65,10 +65,17 @@ pub(super) fn request(
         ));
     }
     let cuts = lists::cuts(manifest, &options.cache)?;
+    let plain = engine.plan(&lists::cuts(manifest, &PolicyConfig::None)?);
     if let Some(limit) = options.cache_memory {
         let given = given.iter().map(|(dim, (extent, _))| (dim.clone(), *extent)).collect();
         let extents = memory::extents(manifest, &grid, rows, given)?;
-        memory::check(manifest, (&engine.plan(&cuts), options), (&lists, (steps, n_branches)), &extents, limit)?;
+        memory::check(
+            manifest,
+            ([&engine.plan(&cuts), &plain], options),
+            (&lists, (steps, n_branches)),
+            &extents,
+            limit,
+        )?;
     }
     let plan = engine.load_plan(&cuts)?;
     let of_provider = engine.provider_warnings().map(Warning::Provider);
@@ -96,7 +103,7 @@ pub(super) fn request(
         add(manifest, tensor, &extents, &mut named, &mut buffers)?;
     }
     let (seen, pinned) = (plan.plan.seen(), lists.iter().flat_map(List::pinned).collect::<Vec<_>>());
-    let streams = Streams::allocate(manifest, &plan, (&extents, seen), &pinned, &mut buffers)?;
+    let streams = Streams::allocate(manifest, (&plan, &plain), (&extents, seen), &pinned, &mut buffers)?;
 
     let mut samples = Vec::new();
     for list in lists.iter().filter(|_| options.per_sample) {

@@ -159,7 +159,7 @@ impl Request {
     /// Bytes that the policy keeps on the device at the moment. Calibrators allocate when they first keep something.
     /// The tensors through which a part of a batch flows (`per_sample`) are no cache, and not counted.
     pub fn cache_bytes(&self) -> CacheBytes {
-        let mut bytes = CacheBytes { streams: self.streams.pinned_bytes, ..CacheBytes::default() };
+        let mut bytes = CacheBytes { streams: self.streams.cache_bytes, ..CacheBytes::default() };
         let units = self.branches.iter().flat_map(|branch| &branch.lists).flat_map(|list| &list.units);
         units.for_each(|unit| unit.count(&mut bytes, &self.buffers));
         bytes

@@ -196,7 +196,7 @@ impl PartOfBatch {
             named.insert(tensor, some);
         }
         let seen = middle.start..middle.end + 1;
-        let streams = Streams::allocate(manifest, whole.plan(), (&extents, seen), &[], buffers)?;
+        let streams = Streams::allocate(manifest, (whole.plan(), &whole.plan().plan), (&extents, seen), &[], buffers)?;
         let chain = Chain::bind_blocks(manifest, (whole.plan(), middle), &streams, &named, buffers)?;
         let streams = whole.at_cut(middle.start).iter().zip(chain.at_cut(middle.start));
         pairs.extend(streams.map(|(all, some)| (*all, *some, 0)));

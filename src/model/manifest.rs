@@ -282,6 +282,12 @@ impl Manifest {
         self.tensors.get(name).ok_or_else(|| Error::directory(format!("`tensors` lacks `{name}`")))
     }
 
+    /// Whether a block writes a stream.
+    pub(crate) fn writes(&self, block: usize, stream: &str) -> bool {
+        let kind = self.blocks.get(block).and_then(|block| self.block_kinds.get(&block.kind));
+        kind.is_some_and(|kind| kind.outputs.iter().any(|output| output == stream))
+    }
+
     /// Which streams a diff of this block's whole input compares.
     pub(crate) fn compared_streams(&self, block: usize) -> Vec<usize> {
         let joins = self.blocks.get(block).and_then(|block| self.block_kinds.get(&block.kind));
