@@ -10,7 +10,7 @@ use super::library::Loaded;
 use super::memory::{Memory, Tensors};
 use super::provider::assignment::{RECORD, strays};
 use super::provider::compile::Extra;
-use super::provider::{Provider, ProviderSpec, Providers, Role};
+use super::provider::{Provider, ProviderKind, ProviderSpec, Providers, Role};
 use super::session::{Source, runtime_error};
 use super::transfer::Transfer;
 use crate::error::{At, Error, ErrorKind, Result};
@@ -67,6 +67,12 @@ impl Device {
         self.provider.spec()
     }
 
+    /// Whether only one thread at a time may use the provider. The WebGPU plugin crashes otherwise (0.4.0): its sessions share
+    /// one device.
+    pub(super) fn takes_turns(&self) -> bool {
+        self.spec().kind() == ProviderKind::WebGpu
+    }
+
     /// What engines of this provider depend on, beside their graphs.
     pub(crate) fn target(&self) -> Target {
         self.provider.target(&self.library)
@@ -116,7 +122,7 @@ impl Device {
 
     /// Whether graphs of this role run on another provider than ONNX Runtime's own.
     pub(super) fn is_foreign(&self, role: Role) -> bool {
-        self.provider.ort_name(role) != super::provider::ProviderKind::Cpu.ort_name()
+        self.provider.ort_name(role) != ProviderKind::Cpu.ort_name()
     }
 
     /// Refuses a graph of which a part runs elsewhere, or notes it where that is allowed.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::device::Device;
 use super::items::{column, select};
-use super::ops::{Narrow, Op, cast, encode, load};
+use super::ops::{Narrow, Op, add_all, cast, encode, load};
 use super::session::Session;
 use super::tensor::{BufferId, Buffers};
 use crate::cache::{DiffOptions, DiffTensor};
@@ -225,8 +225,8 @@ fn measure_graph(streams: &[StreamType], options: DiffOptions, over: Over) -> Ve
             nodes.push(build::with_int(sum, "keepdims", 0));
         }
         let totals: Vec<&str> = totals.iter().map(String::as_str).collect();
-        nodes.push(build::node("Sum", &totals, &format!("{what}_all")));
         let all = format!("{what}_all");
+        nodes.extend(add_all(&totals, &all));
         nodes.push(match over {
             Over::Batch => build::node("Reshape", &[&all, "one"], what),
             Over::Item => build::node("Identity", &[&all], what),

@@ -141,6 +141,22 @@ pub(super) fn widen(input: &str, output: &str, from: DType, to: DType) -> NodePr
     if from == to { build::node("Identity", &[input], output) } else { cast(input, output, element_type(to)) }
 }
 
+/// output = the sum of the inputs, in their order. ONNX has an operator for it, which not every provider has.
+pub(super) fn add_all(inputs: &[&str], output: &str) -> Vec<NodeProto> {
+    let Some((first, rest)) = inputs.split_first() else { return Vec::new() };
+    if rest.is_empty() {
+        return vec![build::node("Identity", &[first], output)];
+    }
+    let mut sum = (*first).to_owned();
+    let mut nodes = Vec::new();
+    for (index, input) in rest.iter().enumerate() {
+        let next = if index + 1 == rest.len() { output.to_owned() } else { format!("{output}_{index}") };
+        nodes.push(build::node("Add", &[&sum, input], &next));
+        sum = next;
+    }
+    nodes
+}
+
 pub(super) fn cast(input: &str, output: &str, to: i32) -> NodeProto {
     build::with_int(build::node("Cast", &[input], output), "to", to.into())
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ort::AsPointer;
 use ort::memory::{Allocator, MemoryInfo};
@@ -44,6 +44,8 @@ pub(crate) struct Source<'g> {
 /// A graph ready to run. Running needs it exclusively, so requests that share it take turns.
 pub(crate) struct Session {
     name: String,
+    /// Whether its provider is only used by one thread at a time.
+    takes_turns: bool,
     session: Mutex<ort::session::Session>,
 }
 
@@ -78,12 +80,13 @@ impl Session {
     /// # Errors
     /// As [`load`](Self::load).
     pub(super) fn load_with(device: &Device, source: &Source<'_>, extra: &Extra) -> Result<Self> {
+        let _turn = turn(device.takes_turns());
         let builder = device.builder(source.role, extra).map_err(|error| error.at(source.name))?;
         let fail = |error: ort::Error| runtime_error(error).at(source.name);
         let mut builder = configure(builder, source, device.is_foreign(source.role)).map_err(fail)?;
         let session = builder.commit_from_memory(source.model).map_err(fail)?;
         device.check(&session, source)?;
-        Ok(Self { name: source.name.to_owned(), session: Mutex::new(session) })
+        Ok(Self { name: source.name.to_owned(), takes_turns: device.takes_turns(), session: Mutex::new(session) })
     }
 
     /// Loads what a provider has compiled of a source: a model that refers to files beside it.
@@ -94,7 +97,7 @@ impl Session {
         let mut builder = device.builder(source.role, &Extra::default()).map_err(|error| error.at(source.name))?;
         let session = builder.commit_from_file(model).map_err(|error| runtime_error(error).at(source.name))?;
         device.check(&session, source)?;
-        Ok(Self { name: source.name.to_owned(), session: Mutex::new(session) })
+        Ok(Self { name: source.name.to_owned(), takes_turns: device.takes_turns(), session: Mutex::new(session) })
     }
 
     /// Binds buffers to ports by name. A buffer may be bound to several sessions and, for element-wise graphs, to an
@@ -106,6 +109,7 @@ impl Session {
         outputs: &[(S, BufferId)],
     ) -> Result<Binding> {
         let fail = |error| runtime_error(error).at(&self.name);
+        let _turn = turn(self.takes_turns);
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let mut binding = session.create_binding().map_err(fail)?;
         let wanted = wanted_memory(&session).map_err(fail)?;
@@ -128,6 +132,7 @@ impl Session {
 
     /// Runs once over bound buffers.
     pub(crate) fn run(&self, binding: &Binding) -> Result<()> {
+        let _turn = turn(self.takes_turns);
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let fail = |error| runtime_error(error).at(&self.name);
         for input in &binding.copied {
@@ -147,6 +152,7 @@ impl Session {
         output: (&str, &mut ort::value::DynTensor),
     ) -> Result<()> {
         let fail = |error| runtime_error(error).at(&self.name);
+        let _turn = turn(self.takes_turns);
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let mut binding = session.create_binding().map_err(fail)?;
         binding.bind_input(input.0, input.1).map_err(fail)?;
@@ -156,9 +162,18 @@ impl Session {
 
     /// Allocates where the session's provider computes.
     pub(super) fn allocator(&self, memory: MemoryInfo<'_>) -> Result<Allocator> {
+        let _turn = turn(self.takes_turns);
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         Allocator::new(&session, memory).map_err(|error| runtime_error(error).at(&self.name))
     }
+}
+
+/// Held while one thread uses a provider whose sessions share a device that is not made for several.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Waits until no other thread uses such a provider; nothing for the others.
+pub(super) fn turn(takes_turns: bool) -> Option<MutexGuard<'static, ()>> {
+    takes_turns.then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// For each input the memory that the session reads it from: ONNX Runtime's name, and which of several.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::device::Device;
-use super::ops::{Narrow, Op, cast, encode, load};
+use super::ops::{Narrow, Op, add_all, cast, encode, load};
 use super::session::Session;
 use super::tensor::{BufferId, Buffers};
 use crate::error::Result;
@@ -90,7 +90,7 @@ fn sum_graph(dtypes: &[DType], out: DType, rank: usize) -> Vec<u8> {
         terms.push(term);
     }
     let terms: Vec<&str> = terms.iter().map(String::as_str).collect();
-    nodes.push(build::node("Sum", &terms, "sum"));
+    nodes.extend(add_all(&terms, "sum"));
     let mut narrow = Narrow::default();
     nodes.extend(narrow.nodes("sum", "out", DType::F32, out));
     let mut column = vec![1; rank];

@@ -9,7 +9,7 @@ use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType};
 
 use super::device::Device;
 use super::memory::Tensors;
-use super::session::runtime_error;
+use super::session::{runtime_error, turn};
 use super::transfer::host_tensor;
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
@@ -62,7 +62,10 @@ impl Buffers {
         let is_host = place == Place::Host || self.device.is_host();
         let mut value = match place {
             Place::Host => host_tensor(dtype, shape)?,
-            Place::Device => self.of_device.tensor(dtype, shape)?,
+            Place::Device => {
+                let _turn = turn(self.device.takes_turns());
+                self.of_device.tensor(dtype, shape)?
+            }
         };
         match (is_host, dtype) {
             (false, _) => self.device.copy((dtype, shape.len()), &host_tensor(dtype, shape)?, &mut value)?,

@@ -142,7 +142,8 @@ impl ProviderSpec {
         let fixed = match self.kind {
             ProviderKind::Cuda => cuda::FIXED,
             ProviderKind::OpenVino => openvino::FIXED,
-            ProviderKind::Cpu | ProviderKind::TensorRt | ProviderKind::WebGpu => &[],
+            ProviderKind::WebGpu => webgpu::FIXED,
+            ProviderKind::Cpu | ProviderKind::TensorRt => &[],
         };
         let mut pairs: BTreeMap<String, String> =
             fixed.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
@@ -377,7 +378,7 @@ mod tests {
             ),
             (
                 "webgpu:power=low-power,validation=full,layout=nhwc",
-                "powerPreference=low-power preferredLayout=NHWC validationMode=full",
+                "enableInt64=1 powerPreference=low-power preferredLayout=NHWC validationMode=full",
             ),
         ] {
             assert_eq!(pairs(spec), expected, "{spec}");

@@ -1,0 +1,153 @@
+//! Every provider decides as the CPU does, and keeps its tensors where it computes.
+//!
+//! The environment variable `DBCACHE_TEST_PROVIDER` names the provider (`cargo xtask check-openvino` and `check-webgpu` set
+//! it); without it, the CPU's graphs are held against its loops. `DBCACHE_TEST_FALLBACK` lists the graphs of which a part
+//! may run elsewhere, and must.
+
+mod common;
+
+use common::{data, relative_l1, tiny_inputs};
+use dbcache_trt::cache::Branch;
+use dbcache_trt::trace::{Trace, Warning};
+use dbcache_trt::{
+    ArithmeticChoice, CacheDType, Engine, EngineOptions, ErrorKind, Inputs, Output, ProviderKind, Providers,
+    RequestOptions,
+};
+use ndarray::{Axis, concatenate};
+
+/// Other kernels sum in other orders: what 3e-6 on every block does to diffs, with room for fast division.
+const DIFF_RELATIVE: f32 = 2e-3;
+/// The same for latents.
+const LATENT_RELATIVE_L1: f64 = 1e-3;
+/// Two sums, scales and weights of one f32 each, and a flag an item: all that may lie in host memory.
+const HOST_BYTES: u64 = 1024;
+
+fn provider() -> Option<Providers> {
+    std::env::var("DBCACHE_TEST_PROVIDER").ok().map(|text| text.parse().unwrap())
+}
+
+/// The graphs of which a part runs elsewhere, by what their names begin with.
+fn fallbacks() -> Vec<String> {
+    let listed = std::env::var("DBCACHE_TEST_FALLBACK").unwrap_or_default();
+    listed.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+fn load(options: EngineOptions) -> dbcache_trt::Result<Engine> {
+    Engine::load(data("tiny-flux"), &options)
+}
+
+fn tested() -> Engine {
+    load(match provider() {
+        Some(provider) => {
+            EngineOptions { provider, allow_fallback: !fallbacks().is_empty(), ..EngineOptions::default() }
+        }
+        None => EngineOptions { arithmetic: ArithmeticChoice::Graphs, ..EngineOptions::default() },
+    })
+    .unwrap()
+}
+
+fn run(engine: &Engine, inputs: &Inputs, options: &RequestOptions) -> Output {
+    engine.request(inputs, options).unwrap().run(&mut ()).unwrap()
+}
+
+/// Two pictures that differ.
+fn two_pictures() -> Inputs {
+    let mut inputs = tiny_inputs(false);
+    for tensor in inputs.tensors.values_mut() {
+        *tensor = concatenate(Axis(0), &[tensor.view(), (&*tensor * 0.7_f32).view()]).unwrap();
+    }
+    inputs
+}
+
+fn options(cache: &str) -> RequestOptions {
+    RequestOptions { cache: cache.parse().unwrap(), steps: Some(10), ..RequestOptions::default() }
+}
+
+#[test]
+fn every_provider_decides_as_the_cpu() {
+    let cpu = load(EngineOptions::default()).unwrap();
+    let other = tested();
+    let (one, guided, two) = (tiny_inputs(false), tiny_inputs(true), two_pictures());
+    for (name, inputs, options) in [
+        ("uncached", &one, options("none")),
+        ("head and tail", &one, options("f2b2w2r0.1")),
+        ("TaylorSeer", &one, options("f1b0w2r0.1_t1")),
+        ("output, not residual", &one, options("f1b0w2r0.2l0.2")),
+        ("pruning", &one, options("prune_f1b1w2r0.1")),
+        ("two branches", &guided, RequestOptions { true_cfg: Some(2.0), ..options("f1b0w2r0.1") }),
+        ("each for itself", &two, RequestOptions { per_sample: true, ..options("f1b0w2r0.1") }),
+        ("kept as f16", &one, RequestOptions { cache_dtype: CacheDType::F16, ..options("f1b0w2r0.1") }),
+    ] {
+        let expected = run(&cpu, inputs, &options);
+        let found = run(&other, inputs, &options);
+        for branch in [Branch::Cond, Branch::Uncond] {
+            assert_eq!(found.trace.decisions(branch), expected.trace.decisions(branch), "{name}, {branch}");
+        }
+        if name != "uncached" {
+            assert!(expected.trace.skipped() > 0, "{name} skips nothing, and so tests nothing");
+        }
+        compare_diffs(name, &found.trace, &expected.trace);
+        let difference = relative_l1(&found.latents, &expected.latents);
+        assert!(difference < LATENT_RELATIVE_L1, "{name}: latents differ by {difference}");
+        check_places(name, &found.trace);
+        eprintln!("{name}: {} as on the CPU, latents {difference:.1e}", found.trace.decisions(Branch::Cond));
+    }
+}
+
+fn compare_diffs(name: &str, found: &Trace, expected: &Trace) {
+    for (found, expected) in found.records.iter().zip(&expected.records) {
+        for (found, expected) in found.diffs().zip(expected.diffs()) {
+            assert!(
+                (found - expected).abs() <= DIFF_RELATIVE * expected,
+                "{name}: diff {found}, on the CPU {expected}"
+            );
+        }
+    }
+}
+
+/// Tensors stay where the provider computes, over a whole generation.
+fn check_places(name: &str, trace: &Trace) {
+    let host = trace.memory.get("Cpu").copied().unwrap_or_default();
+    let elsewhere: u64 = trace.memory.values().sum::<u64>() - host;
+    let kind = provider().map_or(ProviderKind::Cpu, |provider| provider.iter().next().unwrap().kind());
+    if kind == ProviderKind::Cpu {
+        assert_eq!((elsewhere, trace.read_bytes), (0, 0), "{name}");
+        return;
+    }
+    assert!(host <= HOST_BYTES && elsewhere > 40 * HOST_BYTES, "{name}: {:?}", trace.memory);
+    assert_eq!(trace.read_bytes, 0, "{name}: tensors were read while the steps ran");
+    let told = |warning: &Warning| match warning {
+        Warning::Provider(text) => Some(text.clone()),
+        _ => None,
+    };
+    let told: Vec<String> = trace.warnings.iter().filter_map(told).collect();
+    let is_listed = |text: &String| fallbacks().iter().any(|graph| text.contains(&format!(": {graph}")));
+    assert!(told.iter().all(is_listed), "{name}: {told:?}");
+    assert_eq!(told.is_empty(), fallbacks().is_empty(), "{name}: {told:?}");
+}
+
+/// Without leave, a graph that would partly run elsewhere is an error that names it, and what of it.
+#[test]
+fn no_fallback_is_silent() {
+    let (Some(provider), Some(graph)) = (provider(), fallbacks().first().cloned()) else {
+        // Every graph runs on this provider as a whole; `every_provider_decides_as_the_cpu` has seen no warning.
+        return;
+    };
+    let error = load(EngineOptions { provider, ..EngineOptions::default() }).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Provider, "{error}");
+    let text = error.to_string();
+    for words in [graph.as_str(), "nodes on CPUExecutionProvider (", "pass --allow-fallback"] {
+        assert!(text.contains(words), "`{words}` is missing: {text}");
+    }
+}
+
+/// What a device holds is checked there; only a tensor that is not finite is looked at.
+#[test]
+fn numbers_that_are_none_are_found_on_the_device() {
+    let engine = tested();
+    let mut inputs = tiny_inputs(false);
+    // The first product overflows f32.
+    inputs.tensors.get_mut("latents").unwrap().mapv_inplace(|x| x.signum() * 3e38);
+    let error = engine.request(&inputs, &options("none")).unwrap().run(&mut ()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Numeric, "{error}");
+}
