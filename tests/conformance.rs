@@ -1,8 +1,8 @@
 //! Every provider decides as the CPU does, and keeps its tensors where it computes.
 //!
 //! The environment variable `DBCACHE_TEST_PROVIDER` names the provider (`cargo xtask check-openvino` and `check-webgpu` set
-//! it); without it, the CPU's graphs are held against its loops. `DBCACHE_TEST_FALLBACK` lists the graphs of which a part
-//! may run elsewhere, and must.
+//! it); without it, the CPU's graphs are held against its loops. `DBCACHE_TEST_FALLBACK` lists, by what their names
+//! begin with, the graphs of which a part may run elsewhere; of the first it must.
 
 mod common;
 
@@ -114,7 +114,7 @@ fn check_places(name: &str, trace: &Trace) {
         assert_eq!((elsewhere, trace.read_bytes), (0, 0), "{name}");
         return;
     }
-    assert!(host <= HOST_BYTES && elsewhere > 40 * HOST_BYTES, "{name}: {:?}", trace.memory);
+    assert!(host <= HOST_BYTES && elsewhere > 20 * HOST_BYTES, "{name}: {:?}", trace.memory);
     assert_eq!(trace.read_bytes, 0, "{name}: tensors were read while the steps ran");
     let told = |warning: &Warning| match warning {
         Warning::Provider(text) => Some(text.clone()),
@@ -123,7 +123,8 @@ fn check_places(name: &str, trace: &Trace) {
     let told: Vec<String> = trace.warnings.iter().filter_map(told).collect();
     let is_listed = |text: &String| fallbacks().iter().any(|graph| text.contains(&format!(": {graph}")));
     assert!(told.iter().all(is_listed), "{name}: {told:?}");
-    assert_eq!(told.is_empty(), fallbacks().is_empty(), "{name}: {told:?}");
+    let is_first = |text: &String| fallbacks().first().is_some_and(|graph| text.contains(&format!(": {graph}")));
+    assert!(fallbacks().is_empty() || told.iter().any(is_first), "{name}: {told:?}");
 }
 
 /// Without leave, a graph that would partly run elsewhere is an error that names it, and what of it.

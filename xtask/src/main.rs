@@ -4,6 +4,7 @@
 
 mod check_capi;
 mod check_export;
+mod check_plugins;
 mod demo;
 mod header;
 mod install;
@@ -40,6 +41,18 @@ const TASKS: &[Task] = &[
         arguments: "",
         about: "check the C library: sanitizers, valgrind, projects that use the installed files (needs cmake, valgrind)",
         run: check_capi::check_capi,
+    },
+    Task {
+        name: "check-openvino",
+        arguments: "[ARGUMENTS OF cargo test]",
+        about: "test on the OpenVINO plugin, a provider that compiles (downloads 53 MB)",
+        run: check_plugins::check_openvino,
+    },
+    Task {
+        name: "check-webgpu",
+        arguments: "[ARGUMENTS OF cargo test]",
+        about: "test on the WebGPU plugin and a software Vulkan, a provider with memory of its own (Debian; 30 MB)",
+        run: check_plugins::check_webgpu,
     },
     Task { name: "header", arguments: "", about: "write the header of the C library", run: header::header },
     Task {

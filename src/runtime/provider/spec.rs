@@ -142,8 +142,7 @@ impl ProviderSpec {
         let fixed = match self.kind {
             ProviderKind::Cuda => cuda::FIXED,
             ProviderKind::OpenVino => openvino::FIXED,
-            ProviderKind::WebGpu => webgpu::FIXED,
-            ProviderKind::Cpu | ProviderKind::TensorRt => &[],
+            ProviderKind::Cpu | ProviderKind::TensorRt | ProviderKind::WebGpu => &[],
         };
         let mut pairs: BTreeMap<String, String> =
             fixed.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
@@ -378,7 +377,7 @@ mod tests {
             ),
             (
                 "webgpu:power=low-power,validation=full,layout=nhwc",
-                "enableInt64=1 powerPreference=low-power preferredLayout=NHWC validationMode=full",
+                "powerPreference=low-power preferredLayout=NHWC validationMode=full",
             ),
         ] {
             assert_eq!(pairs(spec), expected, "{spec}");

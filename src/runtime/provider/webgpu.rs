@@ -13,9 +13,6 @@ pub(super) const LIBRARY: &str = "libonnxruntime_providers_webgpu.so";
 /// The package that carries it.
 pub(super) const PACKAGE: &str = "onnxruntime-ep-webgpu";
 
-/// What is set whether the user asks or not: flags of batch items are i64.
-pub(super) const FIXED: &[(&str, &str)] = &[("enableInt64", "1")];
-
 pub(super) const OPTIONS: &[OptionDef] = &[
     super::LIBRARY_OPTION,
     OptionDef {
