@@ -142,7 +142,7 @@ impl Session {
             // SAFETY: the status comes from ONNX Runtime and is used once.
             unsafe { ort::Error::result_from_status(status) }.map_err(fail)?;
         }
-        session.run_binding(&binding.binding).map(drop).map_err(fail)
+        run_binding(&mut session, &binding.binding).map_err(fail)
     }
 
     /// Runs once over tensors that are bound for this run only.
@@ -157,7 +157,7 @@ impl Session {
         let mut binding = session.create_binding().map_err(fail)?;
         binding.bind_input(input.0, input.1).map_err(fail)?;
         binding.bind_output(output.0, output.1).map_err(fail)?;
-        session.run_binding(&binding).map(drop).map_err(fail)
+        run_binding(&mut session, &binding).map_err(fail)
     }
 
     /// Allocates where the session's provider computes.
@@ -166,6 +166,15 @@ impl Session {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         Allocator::new(&session, memory).map_err(|error| runtime_error(error).at(&self.name))
     }
+}
+
+/// Runs over bound tensors. `ort`'s own function makes a value of each output as well, which costs time, and panics where an
+/// output lies in memory that the session does not allocate itself.
+fn run_binding(session: &mut ort::session::Session, binding: &ort::session::IoBinding) -> ort::Result<()> {
+    // SAFETY: both are alive, and the session is ours alone; no options are the default ones.
+    let status = unsafe { (ort::api().RunWithBinding)(session.ptr().cast_mut(), std::ptr::null(), binding.ptr()) };
+    // SAFETY: the status comes from ONNX Runtime and is used once.
+    unsafe { ort::Error::result_from_status(status) }
 }
 
 /// Held while one thread uses a provider whose sessions share a device that is not made for several.

@@ -86,8 +86,8 @@ impl Provider {
         let kind = self.spec.kind();
         let refuse = |error: ort::Error| refused(kind, &library.info.path, error.message());
         let builder = match kind {
-            ProviderKind::Cpu => builder,
-            ProviderKind::OpenVino if !self.runs(role) => builder,
+            ProviderKind::Cpu => append_cpu(library, builder).map_err(refuse)?,
+            ProviderKind::OpenVino if !self.runs(role) => append_cpu(library, builder).map_err(refuse)?,
             ProviderKind::OpenVino | ProviderKind::WebGpu => self.append_plugin(library, builder, extra)?,
             ProviderKind::TensorRt if !self.runs(role) => append_cuda(builder, &self.cuda_pairs()).map_err(refuse)?,
             ProviderKind::TensorRt => {
@@ -233,6 +233,14 @@ pub(super) fn plugin_path(library: &Loaded, spec: &ProviderSpec, file: &str) -> 
         ErrorKind::Provider,
         format!("the provider `{kind}` cannot be used: its plugin is not at {looked}; {remedy}"),
     ))
+}
+
+/// Names the CPU: where no provider is named, `ort` lets ONNX Runtime choose among all plugins of the process.
+fn append_cpu(library: &Loaded, builder: SessionBuilder) -> ort::Result<SessionBuilder> {
+    match devices(library, ProviderKind::Cpu).next() {
+        Some(device) => Ok(builder.with_devices([device], None)?),
+        None => Err(ort::Error::new("this ONNX Runtime lists no CPU")),
+    }
 }
 
 #[cfg(feature = "cuda")]
