@@ -10,6 +10,8 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use ndarray::ArrayD;
+
 pub use self::build::{EngineBuild, PlannedEngine};
 pub use self::loader::EngineCache;
 use self::loader::Loader;
@@ -29,6 +31,7 @@ pub use crate::plan::StagesChoice;
 use crate::plan::{Cuts, Plan};
 pub use crate::runtime::compiler::EngineCounts;
 use crate::runtime::device::Device;
+use crate::runtime::foreign::{self, ForeignTensor};
 use crate::runtime::guidance::{Guide, GuideSpec, Stack};
 use crate::runtime::items::{Gather, Items};
 use crate::runtime::library::{self, LibraryInfo, LibraryOptions, Work};
@@ -231,6 +234,14 @@ impl Engine {
     /// `Input` when a prompt, tensor or size does not fit; `Usage` when an option is impossible or without effect.
     pub fn request(&self, inputs: &Inputs, options: &RequestOptions) -> Result<Request> {
         Request::new(Arc::clone(&self.0), inputs, options)
+    }
+
+    /// Copies a tensor from memory that a host has made by itself, for [`Inputs::tensors`].
+    ///
+    /// # Errors
+    /// `Usage` where the engine's provider does not know that memory; `Input` for an impossible shape; `Runtime`.
+    pub fn import(&self, tensor: &ForeignTensor) -> Result<ArrayD<f32>> {
+        foreign::read(&self.0.device, tensor)
     }
 
     /// What its requests share.

@@ -70,6 +70,7 @@ pub use generate::observer::{Observer, Phase, Progress};
 pub use generate::request::{Output, Request, RequestOptions};
 pub use info::{DryRun, EngineInfo, StageInfo};
 pub use runtime::engine_cache::{EngineEntry, EngineState, EngineStore, GcOptions, GcReport, Removed};
+pub use runtime::foreign::{FloatType, ForeignTensor, MemoryKind};
 pub use runtime::library::{
     FILE_NAME, FoundBy, LibraryInfo, LibraryOptions, OLDEST as OLDEST_RUNTIME, PATH_VARIABLE, Place,
     info as library_info, load as load_library, places as library_places,

@@ -152,6 +152,11 @@
 #define DBCACHE_ERROR_IO 9
 
 /**
+ * The provider is missing something, cannot be used here, or would run only a part of a graph.
+ */
+#define DBCACHE_ERROR_PROVIDER 10
+
+/**
  * A compiled engine is missing, and compiling was forbidden.
  */
 #define DBCACHE_ERROR_NOT_BUILT 11
@@ -216,6 +221,16 @@
  * The upper halves of 32-bit floats.
  */
 #define DBCACHE_DTYPE_BF16 3
+
+/**
+ * What the processor reads.
+ */
+#define DBCACHE_MEMORY_HOST 0
+
+/**
+ * The memory of NVIDIA GPUs.
+ */
+#define DBCACHE_MEMORY_CUDA 1
 
 /**
  * The version of the binary interface: programs that were compiled with another one must be compiled again. It is part
@@ -441,6 +456,36 @@ typedef struct dbcache_picture {
    */
   size_t bytes;
 } dbcache_picture;
+
+/**
+ * Numbers in memory of the caller, on a device or not.
+ */
+typedef struct dbcache_memory {
+  /**
+   * Of this struct, in bytes; the caller sets it before the call.
+   */
+  size_t struct_size;
+  /**
+   * One of DBCACHE_MEMORY_….
+   */
+  int32_t kind;
+  /**
+   * Which device of that kind; 0 for the host.
+   */
+  int32_t device_id;
+  /**
+   * The stream on which work on the numbers was queued. No provider takes one yet: synchronise it, and leave NULL here.
+   */
+  void *stream;
+  /**
+   * The numbers, row-major, at a multiple of 4 bytes.
+   */
+  void *data;
+  /**
+   * How many bytes they have.
+   */
+  size_t bytes;
+} dbcache_memory;
 
 #ifdef __cplusplus
 extern "C" {
@@ -919,6 +964,22 @@ struct dbcache_error *dbcache_tensor_new(int32_t dtype,
                                          const void *data,
                                          size_t bytes,
                                          struct dbcache_tensor **out);
+
+/**
+ * Makes a tensor from memory of a kind that the engine's provider knows: DBCACHE_MEMORY_HOST always, DBCACHE_MEMORY_CUDA
+ * for the providers `cuda` and `tensorrt`. `memory->struct_size` must be `sizeof(dbcache_memory)`; dtype and shape as in
+ * dbcache_tensor_new.
+ *
+ * Threads: any. Ownership: the numbers are copied to host memory before it returns; the caller owns `*out`, and frees it
+ * with dbcache_tensor_free.
+ */
+DBCACHE_MUST_USE
+struct dbcache_error *dbcache_tensor_import(const struct dbcache_engine *engine,
+                                            const struct dbcache_memory *memory,
+                                            int32_t dtype,
+                                            const int64_t *shape,
+                                            size_t rank,
+                                            struct dbcache_tensor **out);
 
 /**
  * The extents of a tensor and how many there are.

@@ -25,6 +25,35 @@ pub(crate) unsafe fn exclusive<'a, T>(pointer: *mut T, name: &str) -> Outcome<&'
     unsafe { pointer.as_mut() }.ok_or_else(|| Failure::null(name))
 }
 
+/// The size that a struct of the caller tells of itself, if it is the expected one.
+///
+/// # Safety
+/// `pointer` is NULL or a struct of which the first member, its size, is set.
+pub(crate) unsafe fn size<T>(pointer: *const T, name: &str) -> Outcome<usize> {
+    if pointer.is_null() {
+        return Err(Failure::null(name));
+    }
+    // SAFETY: not NULL, and the caller's promise.
+    let size = unsafe { pointer.cast::<usize>().read() };
+    let expected = size_of::<T>();
+    if size != expected {
+        let problem = format!("has struct_size {size}; set it to the size of the struct, which is {expected}");
+        return Err(Failure::argument(name, &problem));
+    }
+    Ok(size)
+}
+
+/// A struct of the caller, which begins with its size.
+///
+/// # Safety
+/// As [`size`]; the other members are set as well, and it lives for as long as the reference is used.
+pub(crate) unsafe fn sized<'a, T>(pointer: *const T, name: &str) -> Outcome<&'a T> {
+    // SAFETY: the caller's promise.
+    unsafe { size(pointer, name) }?;
+    // SAFETY: not NULL, of the expected size, and the caller's promise.
+    Ok(unsafe { &*pointer })
+}
+
 /// A text, copied.
 ///
 /// # Safety

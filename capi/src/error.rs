@@ -29,6 +29,8 @@ pub const DBCACHE_ERROR_NUMERIC: i32 = 7;
 pub const DBCACHE_ERROR_CHECK: i32 = 8;
 /// A file cannot be read or written.
 pub const DBCACHE_ERROR_IO: i32 = 9;
+/// The provider is missing something, cannot be used here, or would run only a part of a graph.
+pub const DBCACHE_ERROR_PROVIDER: i32 = 10;
 /// A compiled engine is missing, and compiling was forbidden.
 pub const DBCACHE_ERROR_NOT_BUILT: i32 = 11;
 /// An argument of a call is NULL, not UTF-8, of the wrong length, or not one of the known constants.
@@ -197,6 +199,7 @@ mod tests {
             DBCACHE_ERROR_NUMERIC,
             DBCACHE_ERROR_CHECK,
             DBCACHE_ERROR_IO,
+            DBCACHE_ERROR_PROVIDER,
             DBCACHE_ERROR_NOT_BUILT,
             DBCACHE_ERROR_INTERNAL,
             DBCACHE_ERROR_CANCELLED,

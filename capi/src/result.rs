@@ -97,14 +97,8 @@ pub unsafe extern "C" fn dbcache_result_picture(
     guard(|| {
         // SAFETY: C's promise.
         let (result, place) = unsafe { (cast::shared(result, "result")?, cast::place(picture, "picture")?) };
-        // SAFETY: not NULL, and C's promise that the first member is set.
-        let struct_size = unsafe { (&raw const (*picture).struct_size).read() };
-        let expected = size_of::<dbcache_picture>();
-        if struct_size != expected {
-            let problem =
-                format!("has struct_size {struct_size}; set it to sizeof(dbcache_picture), which is {expected}");
-            return Err(Failure::argument("picture", &problem));
-        }
+        // SAFETY: C's promise that the first member is set; the others are not looked at.
+        let struct_size = unsafe { cast::size(picture, "picture") }?;
         let image = result.image(index)?;
         place.put(dbcache_picture {
             struct_size,

@@ -3,9 +3,11 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use dbcache::{FloatType, ForeignTensor, MemoryKind};
 use ndarray::ArrayD;
 
 use crate::cast;
+use crate::engine::dbcache_engine;
 use crate::error::{Failure, Outcome, dbcache_error, guard, release};
 
 /// 32-bit floats.
@@ -14,6 +16,28 @@ pub const DBCACHE_DTYPE_F32: i32 = 1;
 pub const DBCACHE_DTYPE_F16: i32 = 2;
 /// The upper halves of 32-bit floats.
 pub const DBCACHE_DTYPE_BF16: i32 = 3;
+
+/// What the processor reads.
+pub const DBCACHE_MEMORY_HOST: i32 = 0;
+/// The memory of NVIDIA GPUs.
+pub const DBCACHE_MEMORY_CUDA: i32 = 1;
+
+/// Numbers in memory of the caller, on a device or not.
+#[repr(C)]
+pub struct dbcache_memory {
+    /// Of this struct, in bytes; the caller sets it before the call.
+    pub struct_size: usize,
+    /// One of DBCACHE_MEMORY_….
+    pub kind: i32,
+    /// Which device of that kind; 0 for the host.
+    pub device_id: i32,
+    /// The stream on which work on the numbers was queued. No provider takes one yet: synchronise it, and leave NULL here.
+    pub stream: *mut c_void,
+    /// The numbers, row-major, at a multiple of 4 bytes.
+    pub data: *mut c_void,
+    /// How many bytes they have.
+    pub bytes: usize,
+}
 
 /// Most axes of a tensor.
 const MAX_RANK: usize = 16;
@@ -61,25 +85,89 @@ pub unsafe extern "C" fn dbcache_tensor_new(
 }
 
 fn read(dtype: i32, shape: &[i64], data: &[u8]) -> Outcome<ArrayD<f32>> {
-    if shape.len() > MAX_RANK {
-        return Err(Failure::argument("rank", &format!("is {}; expected at most {MAX_RANK}", shape.len())));
-    }
-    let extents: Option<Vec<usize>> = shape.iter().map(|extent| usize::try_from(*extent).ok()).collect();
-    let extents =
-        extents.ok_or_else(|| Failure::argument("shape", &format!("is {shape:?}; expected no negative number")))?;
-    let count = extents.iter().try_fold(1_usize, |product, extent| product.checked_mul(*extent));
     let half = |b: &[u8]| [b[0], b[1]];
     let (size, numbers): (usize, Vec<f32>) = match dtype {
         DBCACHE_DTYPE_F32 => (4, data.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()),
         DBCACHE_DTYPE_F16 => (2, data.chunks_exact(2).map(|b| half::f16::from_ne_bytes(half(b)).to_f32()).collect()),
         DBCACHE_DTYPE_BF16 => (2, data.chunks_exact(2).map(|b| half::bf16::from_ne_bytes(half(b)).to_f32()).collect()),
-        _ => return Err(Failure::argument("dtype", &format!("is {dtype}; expected a DBCACHE_DTYPE_ constant"))),
+        _ => return Err(unknown_dtype(dtype)),
     };
-    let misfit = || Failure::argument("bytes", &format!("is {}, which does not fit the shape {shape:?}", data.len()));
-    if count.and_then(|count| count.checked_mul(size)) != Some(data.len()) {
-        return Err(misfit());
+    let extents = check_shape(shape, size, data.len())?;
+    ArrayD::from_shape_vec(extents, numbers).map_err(|_| misfit(shape, data.len()))
+}
+
+fn unknown_dtype(dtype: i32) -> Failure {
+    Failure::argument("dtype", &format!("is {dtype}; expected a DBCACHE_DTYPE_ constant"))
+}
+
+fn misfit(shape: &[i64], bytes: usize) -> Failure {
+    Failure::argument("bytes", &format!("is {bytes}, which does not fit the shape {shape:?}"))
+}
+
+/// The extents, if numbers of `size` bytes in this shape fill `bytes` bytes.
+fn check_shape(shape: &[i64], size: usize, bytes: usize) -> Outcome<Vec<usize>> {
+    if shape.len() > MAX_RANK {
+        return Err(Failure::argument("rank", &format!("is {}; expected at most {MAX_RANK}", shape.len())));
     }
-    ArrayD::from_shape_vec(extents, numbers).map_err(|_| misfit())
+    let extents: Option<Vec<usize>> = shape.iter().map(|extent| usize::try_from(*extent).ok()).collect();
+    let negative = || Failure::argument("shape", &format!("is {shape:?}; expected no negative number"));
+    let extents = extents.ok_or_else(negative)?;
+    let needed = extents.iter().try_fold(size, |product, extent| product.checked_mul(*extent));
+    if needed == Some(bytes) { Ok(extents) } else { Err(misfit(shape, bytes)) }
+}
+
+/// Makes a tensor from memory of a kind that the engine's provider knows: DBCACHE_MEMORY_HOST always, DBCACHE_MEMORY_CUDA
+/// for the providers `cuda` and `tensorrt`. `memory->struct_size` must be `sizeof(dbcache_memory)`; dtype and shape as in
+/// dbcache_tensor_new.
+///
+/// Threads: any. Ownership: the numbers are copied to host memory before it returns; the caller owns `*out`, and frees it
+/// with dbcache_tensor_free.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn dbcache_tensor_import(
+    engine: *const dbcache_engine,
+    memory: *const dbcache_memory,
+    dtype: i32,
+    shape: *const i64,
+    rank: usize,
+    out: *mut *mut dbcache_tensor,
+) -> Option<Box<dbcache_error>> {
+    guard(|| {
+        // SAFETY: C's promise.
+        let (engine, memory, shape, out) = unsafe {
+            (
+                cast::shared(engine, "engine")?,
+                cast::sized(memory, "memory")?,
+                cast::array(shape, rank, "shape")?,
+                cast::place(out, "out")?,
+            )
+        };
+        let (float, size) = match dtype {
+            DBCACHE_DTYPE_F32 => (FloatType::F32, 4),
+            DBCACHE_DTYPE_F16 => (FloatType::F16, 2),
+            DBCACHE_DTYPE_BF16 => (FloatType::Bf16, 2),
+            _ => return Err(unknown_dtype(dtype)),
+        };
+        let kind = match memory.kind {
+            DBCACHE_MEMORY_HOST => MemoryKind::Host,
+            DBCACHE_MEMORY_CUDA => MemoryKind::Cuda,
+            other => {
+                let problem = format!("has the kind {other}; expected a DBCACHE_MEMORY_ constant");
+                return Err(Failure::argument("memory", &problem));
+            }
+        };
+        if !memory.stream.is_null() {
+            return Err(Failure::argument(
+                "memory",
+                "has a stream, which no provider takes; synchronise it, and give NULL",
+            ));
+        }
+        check_shape(shape, size, memory.bytes)?;
+        // SAFETY: C's promise, and the shape needs no more than the bytes there.
+        let tensor = unsafe { ForeignTensor::new(kind, memory.device_id, float, shape, memory.data) };
+        out.put_new(dbcache_tensor::new(engine.engine.import(&tensor)?));
+        Ok(())
+    })
 }
 
 /// The extents of a tensor and how many there are.

@@ -39,7 +39,7 @@ fn declarations() -> String {
 
 /// Sizes and offsets of the structs that cross, as a compiler lays them out.
 fn layouts() -> String {
-    const STRUCTS: [(&str, &str); 5] = [
+    const STRUCTS: [(&str, &str); 6] = [
         ("dbcache_progress", "struct_size phase done steps elapsed_ms"),
         (
             "dbcache_step",
@@ -48,6 +48,7 @@ fn layouts() -> String {
         ("dbcache_preview", "struct_size step index width height rgb bytes"),
         ("dbcache_log", "struct_size level target message"),
         ("dbcache_picture", "struct_size width height rgb bytes"),
+        ("dbcache_memory", "struct_size kind device_id stream data bytes"),
     ];
     let mut program = "#include <dbcache_trt.h>\n#include <stdio.h>\nint main(void) {\n".to_owned();
     for (name, members) in STRUCTS {

@@ -3,6 +3,8 @@
 pub(crate) mod compiler;
 pub(crate) mod device;
 pub(crate) mod engine_cache;
+#[expect(unsafe_code, reason = "the memory is a host's, who promises what it holds")]
+pub(crate) mod foreign;
 pub(crate) mod guidance;
 pub(crate) mod host;
 pub(crate) mod items;

@@ -158,6 +158,48 @@ static void test_plans(const char *directory) {
     dbcache_options_free(options);
 }
 
+/* Memory of the caller, read through the engine's provider. */
+static void test_imports(const dbcache_engine *engine) {
+    const int64_t shape[2] = {2, 3};
+    float numbers[6] = {1, 2, 3, 4, 5, 6};
+    uint16_t halves[6] = {0x3c00, 0xc000, 0, 0, 0, 0x3c00};
+    dbcache_memory memory = {.struct_size = sizeof memory, .kind = DBCACHE_MEMORY_HOST, .data = numbers, .bytes = sizeof numbers};
+    dbcache_tensor *tensor = NULL;
+    NULLS(dbcache_tensor_import(NULL, &memory, DBCACHE_DTYPE_F32, shape, 2, &tensor), "engine");
+    NULLS(dbcache_tensor_import(engine, NULL, DBCACHE_DTYPE_F32, shape, 2, &tensor), "memory");
+    NULLS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F32, NULL, 2, &tensor), "shape");
+    NULLS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F32, shape, 2, NULL), "out");
+    FAILS(dbcache_tensor_import(engine, &memory, 9, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "dtype", "is 9");
+    FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "bytes", "24");
+    OK(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F32, shape, 2, &tensor));
+    numbers[0] = 99;
+    const float *data = NULL;
+    size_t count = 0;
+    OK(dbcache_tensor_data(tensor, &data, &count));
+    CHECK(count == 6 && data[0] == 1 && data[5] == 6);
+    dbcache_tensor_free(tensor);
+    memory.data = halves;
+    memory.bytes = sizeof halves;
+    OK(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor));
+    OK(dbcache_tensor_data(tensor, &data, &count));
+    CHECK(count == 6 && data[0] == 1 && data[1] == -2 && data[5] == 1);
+    dbcache_tensor_free(tensor);
+    tensor = NULL;
+    memory.kind = DBCACHE_MEMORY_CUDA;
+    FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_USAGE, "provider", "`cpu` has no memory of the kind cuda");
+    memory.kind = 7;
+    FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "the kind 7");
+    memory.kind = DBCACHE_MEMORY_HOST;
+    memory.stream = numbers;
+    FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "no provider takes");
+    memory.stream = NULL;
+    memory.data = NULL;
+    FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_INPUT, NULL, "not at 0");
+    memory.struct_size = 8;
+    FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "the size of the struct");
+    CHECK(tensor == NULL);
+}
+
 static int32_t no_progress(const dbcache_progress *progress, void *user) {
     (void)progress;
     (void)user;
@@ -229,7 +271,7 @@ static void test_requests(const dbcache_engine *engine) {
     NULLS(dbcache_result_pictures(result, NULL), "count");
     NULLS(dbcache_result_picture(NULL, 0, &picture), "result");
     NULLS(dbcache_result_picture(result, 0, NULL), "picture");
-    FAILS(dbcache_result_picture(result, 0, &picture), DBCACHE_ERROR_ARGUMENT, "picture", "sizeof(dbcache_picture)");
+    FAILS(dbcache_result_picture(result, 0, &picture), DBCACHE_ERROR_ARGUMENT, "picture", "the size of the struct");
     picture.struct_size = sizeof picture;
     FAILS(dbcache_result_picture(result, 0, &picture), DBCACHE_ERROR_ARGUMENT, "index", "holds 0 pictures");
     CHECK(picture.rgb == NULL);
@@ -352,6 +394,7 @@ int main(int argc, char **argv) {
     test_plans(argv[2]);
     test_runtime(argv[1]);
     dbcache_engine *engine = test_engines(argv[2]);
+    test_imports(engine);
     test_requests(engine);
     test_failing_requests(engine);
     test_denoisers(engine);

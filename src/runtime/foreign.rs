@@ -1,0 +1,112 @@
+//! Tensors in memory that a host has made by itself, on a device or not: read once, through the provider that knows that
+//! memory.
+
+use std::ffi::c_void;
+use std::fmt;
+
+use half::{bf16, f16};
+use ndarray::ArrayD;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::value::{PrimitiveTensorElementType, Shape, TensorRefMut};
+
+use super::device::Device;
+use super::provider::ProviderKind;
+use super::session::runtime_error;
+use super::transfer::host_tensor;
+use crate::error::{Error, Result};
+use crate::model::manifest::DType;
+
+/// A kind of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemoryKind {
+    /// What the processor reads.
+    Host,
+    /// That of NVIDIA GPUs.
+    Cuda,
+}
+
+impl fmt::Display for MemoryKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Cuda => "cuda",
+        })
+    }
+}
+
+/// The type of the numbers of a [`ForeignTensor`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum FloatType {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// Numbers, row-major, in memory that is not this library's.
+#[derive(Clone, Debug)]
+pub struct ForeignTensor {
+    memory: MemoryKind,
+    device_id: i32,
+    float: FloatType,
+    shape: Vec<i64>,
+    data: *mut c_void,
+}
+
+impl ForeignTensor {
+    /// # Safety
+    /// `data` holds that many numbers in that memory of that device, and nothing writes to them while the tensor lives:
+    /// work on them that was queued before must be done.
+    pub unsafe fn new(memory: MemoryKind, device_id: i32, float: FloatType, shape: &[i64], data: *mut c_void) -> Self {
+        Self { memory, device_id, float, shape: shape.to_vec(), data }
+    }
+}
+
+/// The numbers, as f32 in host memory.
+///
+/// # Errors
+/// `Usage` where the provider does not know that memory; `Input` for an impossible shape; `Runtime`.
+pub(crate) fn read(device: &Device, tensor: &ForeignTensor) -> Result<ArrayD<f32>> {
+    let provider = device.spec().kind();
+    let place = match tensor.memory {
+        MemoryKind::Host => AllocationDevice::CPU,
+        MemoryKind::Cuda if matches!(provider, ProviderKind::Cuda | ProviderKind::TensorRt) => AllocationDevice::CUDA,
+        memory => {
+            return Err(Error::usage(format!(
+                "the provider `{provider}` has no memory of the kind {memory}; give the tensor in host memory, or load the \
+                 engine with a provider that computes there"
+            ))
+            .about("provider"));
+        }
+    };
+    let extents: Option<Vec<usize>> = tensor.shape.iter().map(|extent| usize::try_from(*extent).ok()).collect();
+    let misfit = || Error::input(format!("a tensor cannot have the shape {:?}", tensor.shape));
+    let extents = extents.ok_or_else(misfit)?;
+    if tensor.data.is_null() || !(tensor.data as usize).is_multiple_of(4) {
+        return Err(Error::input("the numbers of a tensor must lie at a multiple of 4 bytes, not at 0"));
+    }
+    let info = MemoryInfo::new(place, tensor.device_id, AllocatorType::Device, MemoryType::Default);
+    let info = info.map_err(runtime_error)?;
+    let numbers = match tensor.float {
+        FloatType::F32 => copy::<f32>(device, tensor, info, DType::F32)?,
+        FloatType::F16 => copy::<f16>(device, tensor, info, DType::F16)?.into_iter().map(f16::to_f32).collect(),
+        FloatType::Bf16 => copy::<bf16>(device, tensor, info, DType::Bf16)?.into_iter().map(bf16::to_f32).collect(),
+    };
+    ArrayD::from_shape_vec(extents, numbers).map_err(|_| misfit())
+}
+
+fn copy<T: PrimitiveTensorElementType + Clone + fmt::Debug>(
+    device: &Device,
+    tensor: &ForeignTensor,
+    info: MemoryInfo<'_>,
+    dtype: DType,
+) -> Result<Vec<T>> {
+    let shape = Shape::new(tensor.shape.iter().copied());
+    // SAFETY: whoever made the tensor has promised that its numbers lie there; they are read before this returns.
+    let from = unsafe { TensorRefMut::<T>::from_raw(info, tensor.data, shape) }.map_err(runtime_error)?;
+    let mut to = host_tensor(dtype, &tensor.shape)?;
+    device.copy((dtype, tensor.shape.len()), &from.upcast_ref(), &mut to)?;
+    let (_, numbers) = to.try_extract_tensor::<T>().map_err(runtime_error)?;
+    Ok(numbers.to_vec())
+}
