@@ -62,8 +62,9 @@ pub unsafe extern "C" fn dbcache_inspect(
 }
 
 /// What dbcache_engine_load and a request with these options will do, as JSON with a member `version`: sessions and stages,
-/// bytes by kind (weights as stored and packed, graphs, what the cache will keep at most). Nothing is loaded, and ONNX
-/// Runtime is not needed. `text_length` is the number of text tokens, 0 where the engine knows it: that of its tokenizer,
+/// bytes by kind (weights as stored and packed, graphs, what the cache will keep at most), and for a provider that
+/// compiles the engines of which the engine cache has some (`hits`) and lacks others (`builds`). No model is loaded, and
+/// ONNX Runtime is needed for a provider that compiles only. `text_length` is the number of text tokens, 0 where the engine knows it: that of its tokenizer,
 /// or the most that it takes. NULL for no options.
 ///
 /// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.

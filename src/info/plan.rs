@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{EngineInfo, StageInfo};
-use crate::engine::{EngineOptions, WeightsChoice, choose_weights};
-use crate::error::Result;
+use crate::engine::{EngineBuild, EngineOptions, PlannedEngine, WeightsChoice, choose_weights};
+use crate::error::{ErrorKind, Result};
 use crate::generate::request::RequestOptions;
 use crate::model::directory::EngineDirectory;
 use crate::runtime::session::WeightsMode;
@@ -22,9 +22,9 @@ pub struct DryRun {
     pub engine: String,
     /// The policy, as a tag.
     pub cache: String,
-    /// The sessions of the blocks.
+    /// The sessions of embed, blocks and final.
     pub stages: Vec<StageInfo>,
-    /// Sessions besides those: embed, final, text and decode graphs.
+    /// Sessions besides those: text and decode graphs.
     pub other_sessions: usize,
     /// Bytes of all parameters as stored; mapped weights stay there.
     pub weight_bytes: u64,
@@ -36,14 +36,18 @@ pub struct DryRun {
     pub cache_bytes: CacheBytes,
     /// Whether weights will be mapped rather than packed; where the options leave it open, by the memory that is free now.
     pub is_mapped: bool,
+    /// The engines that the provider needs, and which of them the engine cache has; none where nothing is compiled.
+    pub engines: Option<Vec<PlannedEngine>>,
 }
 
 impl EngineInfo {
-    /// What [`Engine::load`](crate::Engine::load) and a request with these options will do: nothing is loaded, not even
-    /// ONNX Runtime. `text_length` as in [`cache_bytes`](Self::cache_bytes).
+    /// What [`Engine::load`](crate::Engine::load) and a request with these options will do: no model is loaded, and
+    /// ONNX Runtime only for a provider that compiles, whose engines have its version in their keys. `text_length` as in
+    /// [`cache_bytes`](Self::cache_bytes).
     ///
     /// # Errors
-    /// `EngineDirectory`, as when it is loaded; `Usage` and `Input` for options that do not fit.
+    /// `EngineDirectory`, as when it is loaded; `Usage` and `Input` for options that do not fit; for a provider that
+    /// compiles, those of [`EngineBuild::plan`].
     pub fn dry_run(
         directory: &Path,
         load: &EngineOptions,
@@ -53,37 +57,53 @@ impl EngineInfo {
         let cache_bytes = Self::cache_bytes(directory, load, options, text_length)?;
         let load = EngineOptions { cache: options.cache.clone(), ..load.clone() };
         let stages = Self::stages(directory, &load)?;
+        let engines = engines(directory, &load)?;
         let directory = EngineDirectory::open(directory, load.weights_folder.as_deref())?;
         let info = Self::new(&directory);
         let is_mapped = choose_weights(load.weights, &directory) == WeightsMode::Mapped;
         Ok(DryRun {
             cache: options.cache.to_string(),
             stages,
-            other_sessions: 2 + directory.text.len() + usize::from(directory.decode.is_some()),
+            other_sessions: directory.text.len() + usize::from(directory.decode.is_some()),
             weight_bytes: info.weight_bytes,
             packed_bytes: if is_mapped { 0 } else { 4 * info.parameters },
             graph_bytes: info.graph_bytes,
             cache_bytes,
             is_mapped,
+            engines,
             engine: info.name,
         })
+    }
+}
+
+fn engines(directory: &Path, load: &EngineOptions) -> Result<Option<Vec<PlannedEngine>>> {
+    let compiles = load.provider.iter().any(|spec| spec.kind().compiles());
+    if !compiles || load.engine_cache.folder()?.is_none() {
+        return Ok(None);
+    }
+    match EngineBuild::plan(directory, load) {
+        Ok(build) => Ok(Some(build.engines().to_vec())),
+        // A list of providers of which the first that works compiles nothing.
+        Err(error) if error.kind() == ErrorKind::Usage && error.field() == Some("provider") => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 impl DryRun {
     /// Versioned JSON. New members may come without a new version.
     pub fn to_json(&self) -> Value {
-        let Self {
-            engine,
-            cache,
-            stages,
-            other_sessions,
-            weight_bytes,
-            packed_bytes,
-            graph_bytes,
-            cache_bytes,
-            is_mapped,
-        } = self;
+        let Self { engine, cache, stages, other_sessions, weight_bytes, packed_bytes, graph_bytes, .. } = self;
+        let Self { cache_bytes, is_mapped, engines, .. } = self;
+        let engine_json =
+            |engine: &PlannedEngine| json!({ "name": engine.name, "key": engine.key, "is_built": engine.is_built });
+        let engine_cache = engines.as_ref().map(|engines| {
+            let hits = engines.iter().filter(|engine| engine.is_built).count();
+            json!({
+                "hits": hits,
+                "builds": engines.len() - hits,
+                "engines": engines.iter().map(engine_json).collect::<Vec<_>>(),
+            })
+        });
         let mut of_cache = cache_bytes.to_json();
         of_cache["total"] = json!(cache_bytes.total());
         json!({
@@ -99,6 +119,7 @@ impl DryRun {
                 "graphs": graph_bytes,
                 "cache": of_cache,
             },
+            "engine_cache": engine_cache,
         })
     }
 }

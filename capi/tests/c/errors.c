@@ -150,7 +150,7 @@ static void test_plans(const char *directory) {
     OK(dbcache_plan(directory, options, 12, NULL, 0, &length));
     char *plan = malloc(length);
     OK(dbcache_plan(directory, options, 12, plan, length, &length));
-    CHECK(strstr(plan, "{\"version\":1") == plan && strstr(plan, "\"sessions\":14") != NULL);
+    CHECK(strstr(plan, "{\"version\":1") == plan && strstr(plan, "\"sessions\":") != NULL && strstr(plan, "\"engine_cache\":null") != NULL);
     CHECK(strstr(plan, "\"packed_weights\":0") != NULL && strstr(plan, "\"residuals\":") != NULL);
     free(plan);
     OK(dbcache_options_set(options, "cache", "f99"));
