@@ -33,12 +33,12 @@ int main(int argc, char **argv) {
     check(dbcache_request_set_prompt(request, argv[2]));
     check(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_HOST, &denoiser));
 
-    size_t steps = 0, branches = 0;
-    int64_t shape[3];
+    size_t steps = 0, branches = 0, rank = 0, count = 1;
+    const int64_t *shape = NULL;
     int32_t branch[2];
-    check(dbcache_denoiser_shape(denoiser, &steps, shape));
+    check(dbcache_denoiser_shape(denoiser, &steps, &shape, &rank));
     check(dbcache_denoiser_branches(denoiser, branch, &branches));
-    const size_t count = (size_t)(shape[0] * shape[1] * shape[2]);
+    for (size_t i = 0; i < rank; i++) count *= (size_t)shape[i];
     float *sigmas = malloc((steps + 1) * sizeof *sigmas), *latents = malloc(count * sizeof *latents);
     float *of_branch[2] = {malloc(count * sizeof(float)), malloc(count * sizeof(float))};
     if (sigmas == NULL || latents == NULL || of_branch[0] == NULL || of_branch[1] == NULL) return 1;

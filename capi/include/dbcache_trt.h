@@ -504,14 +504,15 @@ struct dbcache_error *dbcache_denoiser_new(const struct dbcache_request *request
                                            struct dbcache_denoiser **out);
 
 /**
- * How many steps the session has, and the shape `[batch, tokens, features]` of its latents: three numbers to `shape`.
+ * How many steps the session has, and the shape of its latents (`[batch, tokens, features]`, or as the engine has them).
  *
- * Threads: any. Ownership: the numbers are copied.
+ * Threads: any. Ownership: `*shape` is the session's and lives as long.
  */
 DBCACHE_MUST_USE
 struct dbcache_error *dbcache_denoiser_shape(const struct dbcache_denoiser *denoiser,
                                              size_t *steps,
-                                             int64_t *shape);
+                                             const int64_t **shape,
+                                             size_t *rank);
 
 /**
  * The branches of each step in the order in which they must be called, DBCACHE_BRANCH_…: at most two to `branches`, how
@@ -867,7 +868,7 @@ struct dbcache_error *dbcache_request_cancel(const struct dbcache_request *reque
 void dbcache_request_free(struct dbcache_request *request);
 
 /**
- * The final latents, `[batch, tokens, features]`.
+ * The final latents, `[batch, tokens, features]` or as the engine has them.
  *
  * Threads: any. Ownership: `*out` is the result's and lives as long; it must not be freed.
  */
@@ -876,7 +877,8 @@ struct dbcache_error *dbcache_result_latents(const struct dbcache_result *result
                                              const struct dbcache_tensor **out);
 
 /**
- * How many pictures there are; 0 for an engine without a decode graph.
+ * How many pictures there are; 0 for an engine without a decode graph. The frames of videos are pictures, in order, one
+ * video after the other.
  *
  * Threads: any. Ownership: none changes.
  */

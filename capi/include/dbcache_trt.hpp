@@ -309,9 +309,10 @@ public:
         dbcache_denoiser *object = nullptr;
         check(dbcache_denoiser_new(of.get(), guidance, &object));
         handle_.reset(object);
-        int64_t shape[3] = {0, 0, 0};
-        check(dbcache_denoiser_shape(object, &steps_, shape));
-        shape_.assign(shape, shape + 3);
+        const int64_t *shape = nullptr;
+        size_t rank = 0;
+        check(dbcache_denoiser_shape(object, &steps_, &shape, &rank));
+        shape_.assign(shape, shape + rank);
         int32_t branches[2] = {0, 0};
         size_t count = 0;
         check(dbcache_denoiser_branches(object, branches, &count));
@@ -319,7 +320,7 @@ public:
     }
 
     size_t steps() const noexcept { return steps_; }
-    /// [batch, tokens, features]
+    /// Of the latents, such as [batch, tokens, features].
     const std::vector<int64_t> &shape() const noexcept { return shape_; }
     /// In the order in which each step calls them.
     const std::vector<int32_t> &branches() const noexcept { return branches_; }
@@ -331,7 +332,9 @@ public:
     }
 
     std::vector<float> latents() const {
-        std::vector<float> latents(static_cast<size_t>(shape_[0] * shape_[1] * shape_[2]));
+        size_t count = 1;
+        for (int64_t extent : shape_) count *= static_cast<size_t>(extent);
+        std::vector<float> latents(count);
         check(dbcache_denoiser_latents(handle_.get(), latents.data(), latents.size()));
         return latents;
     }

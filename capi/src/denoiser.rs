@@ -33,7 +33,8 @@ pub struct dbcache_denoiser {
     cancel: CancelToken,
     callbacks: Callbacks,
     inputs: Inputs,
-    shape: Vec<usize>,
+    steps: usize,
+    shape: Vec<i64>,
 }
 
 impl dbcache_denoiser {
@@ -53,8 +54,9 @@ impl dbcache_denoiser {
     unsafe fn tensor(&self, latents: *const f32, count: usize) -> Outcome<ArrayD<f32>> {
         // SAFETY: the caller's promise.
         let numbers = unsafe { cast::array(latents, count, "latents") }?;
-        ArrayD::from_shape_vec(self.shape.clone(), numbers.to_vec()).map_err(|_| {
-            let expected = self.shape.iter().product::<usize>();
+        let extents: Vec<usize> = self.shape.iter().map(|extent| *extent as usize).collect();
+        let expected = extents.iter().product::<usize>();
+        ArrayD::from_shape_vec(extents, numbers.to_vec()).map_err(|_| {
             let problem = format!("holds {count} numbers; expected {expected} of the shape {:?}", self.shape);
             Failure::argument("latents", &problem)
         })
@@ -88,31 +90,38 @@ pub unsafe extern "C" fn dbcache_denoiser_new(
         let cancel = CancelToken::default();
         let options = dbcache::RequestOptions { cancel: cancel.clone(), ..job.options.clone() };
         let session = listening(&setup.callbacks, &cancel, || job.engine.denoiser(&setup.inputs, &options, by))?;
-        let shape = session.latents()?.shape().to_vec();
+        let steps = session.steps();
+        let shape = session.latents()?.shape().iter().map(|extent| *extent as i64).collect();
         let (callbacks, inputs) = (setup.callbacks, setup.inputs);
-        out.put_new(dbcache_denoiser { session: Mutex::new(session), cancel, callbacks, inputs, shape });
+        out.put_new(dbcache_denoiser { session: Mutex::new(session), cancel, callbacks, inputs, steps, shape });
         Ok(())
     })
 }
 
-/// How many steps the session has, and the shape `[batch, tokens, features]` of its latents: three numbers to `shape`.
+/// How many steps the session has, and the shape of its latents (`[batch, tokens, features]`, or as the engine has them).
 ///
-/// Threads: any. Ownership: the numbers are copied.
+/// Threads: any. Ownership: `*shape` is the session's and lives as long.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn dbcache_denoiser_shape(
     denoiser: *const dbcache_denoiser,
     steps: *mut usize,
-    shape: *mut i64,
+    shape: *mut *const i64,
+    rank: *mut usize,
 ) -> Option<Box<dbcache_error>> {
     guard(|| {
         // SAFETY: C's promise.
-        let (denoiser, steps) = unsafe { (cast::shared(denoiser, "denoiser")?, cast::place(steps, "steps")?) };
-        let count = denoiser.session()?.steps();
-        let extents: Vec<i64> = denoiser.shape.iter().map(|extent| *extent as i64).collect();
-        // SAFETY: C's promise: room for three numbers, which latents have.
-        unsafe { cast::copy_array(&extents, shape, extents.len(), "shape") }?;
-        steps.put(count);
+        let (denoiser, steps, shape, rank) = unsafe {
+            (
+                cast::shared(denoiser, "denoiser")?,
+                cast::place(steps, "steps")?,
+                cast::place(shape, "shape")?,
+                cast::place(rank, "rank")?,
+            )
+        };
+        steps.put(denoiser.steps);
+        shape.put(denoiser.shape.as_ptr());
+        rank.put(denoiser.shape.len());
         Ok(())
     })
 }

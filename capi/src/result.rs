@@ -50,7 +50,7 @@ impl dbcache_result {
     }
 }
 
-/// The final latents, `[batch, tokens, features]`.
+/// The final latents, `[batch, tokens, features]` or as the engine has them.
 ///
 /// Threads: any. Ownership: `*out` is the result's and lives as long; it must not be freed.
 #[unsafe(no_mangle)]
@@ -67,7 +67,8 @@ pub unsafe extern "C" fn dbcache_result_latents(
     })
 }
 
-/// How many pictures there are; 0 for an engine without a decode graph.
+/// How many pictures there are; 0 for an engine without a decode graph. The frames of videos are pictures, in order, one
+/// video after the other.
 ///
 /// Threads: any. Ownership: none changes.
 #[unsafe(no_mangle)]

@@ -338,17 +338,18 @@ static void test_denoisers(const dbcache_engine *engine) {
     dbcache_request_free(request);
     dbcache_options_free(options);
 
-    size_t steps = 77, count = 77;
-    int64_t shape[3];
+    size_t steps = 77, count = 77, rank = 77;
+    const int64_t *shape = NULL;
     int32_t branches[2];
     float sigmas[3], numbers[1024], velocity[1024];
     dbcache_result *result = NULL;
-    NULLS(dbcache_denoiser_shape(NULL, &steps, shape), "denoiser");
-    NULLS(dbcache_denoiser_shape(denoiser, NULL, shape), "steps");
-    NULLS(dbcache_denoiser_shape(denoiser, &steps, NULL), "shape");
-    CHECK(steps == 77);
-    OK(dbcache_denoiser_shape(denoiser, &steps, shape));
-    CHECK(steps == 2 && shape[0] == 1 && shape[1] == 64 && shape[2] == 16);
+    NULLS(dbcache_denoiser_shape(NULL, &steps, &shape, &rank), "denoiser");
+    NULLS(dbcache_denoiser_shape(denoiser, NULL, &shape, &rank), "steps");
+    NULLS(dbcache_denoiser_shape(denoiser, &steps, NULL, &rank), "shape");
+    NULLS(dbcache_denoiser_shape(denoiser, &steps, &shape, NULL), "rank");
+    CHECK(steps == 77 && shape == NULL && rank == 77);
+    OK(dbcache_denoiser_shape(denoiser, &steps, &shape, &rank));
+    CHECK(steps == 2 && rank == 3 && shape[0] == 1 && shape[1] == 64 && shape[2] == 16);
     NULLS(dbcache_denoiser_branches(NULL, branches, &count), "denoiser");
     NULLS(dbcache_denoiser_branches(denoiser, NULL, &count), "branches");
     NULLS(dbcache_denoiser_branches(denoiser, branches, NULL), "count");
