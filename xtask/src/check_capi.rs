@@ -82,8 +82,6 @@ fn flags(config: &Path, what: &[&str]) -> Result<Vec<String>> {
 /// The library's size and needed libraries, which docs/c-api.md tells.
 fn describe(prefix: &Path) -> Result<()> {
     let library: PathBuf = prefix.join("lib/libdbcache_trt.so").canonicalize()?;
-    let stripped = prefix.join("stripped.so");
-    step(Command::new("strip").arg("-o").arg(&stripped).arg(&library))?;
     let output = Command::new("objdump").arg("-p").arg(&library).output().context("cannot run objdump")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let of = |name: &str| {
@@ -92,9 +90,9 @@ fn describe(prefix: &Path) -> Result<()> {
     };
     let megabytes = |path: &Path| fs::metadata(path).map(|file| file.len() as f64 / 1e6);
     println!(
-        "libdbcache_trt.so: {:.1} MB, {:.1} MB without symbols; {}; needs {}; target {}",
+        "libdbcache_trt.so {:.1} MB, libdbcache_trt.a {:.1} MB; soname {}; needs {}; {}",
         megabytes(&library)?,
-        megabytes(&stripped)?,
+        megabytes(&prefix.join("lib/libdbcache_trt.a"))?,
         of("SONAME"),
         of("NEEDED"),
         env::consts::ARCH

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -37,9 +38,11 @@ fn put(built: &Path, prefix: &Path) -> Result<()> {
     }
     let lib = prefix.join("lib");
     copy(&built.join("libdbcache_trt.a"), &lib.join("libdbcache_trt.a"))?;
+    strip("--strip-debug", &lib.join("libdbcache_trt.a"))?;
     if cfg!(target_os = "linux") {
         let file = format!("libdbcache_trt.so.{version}");
         copy(&built.join("libdbcache_trt.so"), &lib.join(&file))?;
+        strip("--strip-unneeded", &lib.join(&file))?;
         link(&file, &lib.join(format!("libdbcache_trt.so.{abi}")))?;
         link(&format!("libdbcache_trt.so.{abi}"), &lib.join("libdbcache_trt.so"))?;
     } else {
@@ -65,6 +68,11 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     remove(to)?;
     fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     Ok(())
+}
+
+/// Lines for backtraces are five times as large as the library.
+fn strip(what: &str, library: &Path) -> Result<()> {
+    step(Command::new("strip").arg(what).arg(library))
 }
 
 fn remove(path: &Path) -> Result<()> {
