@@ -1,6 +1,7 @@
 //! A loaded model: immutable, and shared by all requests.
 
 mod build;
+mod files;
 mod loader;
 mod profile;
 mod stages;
@@ -13,6 +14,7 @@ use std::time::Instant;
 use ndarray::ArrayD;
 
 pub use self::build::{EngineBuild, PlannedEngine};
+pub use self::files::{StageFile, write_stages};
 pub use self::loader::EngineCache;
 use self::loader::Loader;
 pub use self::profile::Profile;

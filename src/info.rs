@@ -77,7 +77,8 @@ impl fmt::Display for StageInfo {
     }
 }
 
-fn planned(directory: &EngineDirectory, load: &EngineOptions, cache: &PolicyConfig) -> Result<Plan> {
+/// The plan that an engine would have for a policy; nothing is loaded.
+pub(crate) fn planned(directory: &EngineDirectory, load: &EngineOptions, cache: &PolicyConfig) -> Result<Plan> {
     let sizes = sizes(directory);
     let limits = Limits::new(load.stages, load.stage_bytes, &sizes)?;
     Ok(Plan::new(&sizes, limits, &lists::cuts(&directory.manifest, cache)?))

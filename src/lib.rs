@@ -58,7 +58,7 @@ pub mod trace;
 
 pub use engine::{
     ArithmeticChoice, Engine, EngineBuild, EngineCache, EngineCounts, EngineOptions, OtherPlan, PlannedEngine, Profile,
-    StagesChoice, WeightsChoice,
+    StageFile, StagesChoice, WeightsChoice, write_stages,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use generate::cache_dtype::CacheDType;

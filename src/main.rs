@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         Some(cli::args::Command::Build(args)) => cli::build::run(args),
         Some(cli::args::Command::BuildOne(args)) => cli::build::one(args),
         Some(cli::args::Command::Engines(args)) => cli::engines::run(args),
+        Some(cli::args::Command::Stages(args)) => cli::stages::run(args),
         None => cli::generate::run(&cli.generate),
     };
     match result {

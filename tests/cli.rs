@@ -324,3 +324,54 @@ fn a_closed_pipe_is_success() {
     assert_eq!(closed("--steps 2 --json").code(0).err, "");
     closed("--steps 3 --check-outputs a").code(8).stderr("latents differ");
 }
+
+/// What `stages` writes is what would be loaded: the same sessions, shapes within the profile, and the weights themselves.
+#[test]
+fn stages_are_written_as_files() {
+    let shell = Shell::new();
+    let engine = data("tiny-flux");
+    let engine = engine.to_str().unwrap();
+    for (options, files) in [
+        ("--cache f1b1 --stages fused", "embed.onnx block_000.onnx blocks_001_010.onnx block_011_final.onnx"),
+        ("--stages 5", "embed_blocks_000_004.onnx blocks_005_009.onnx blocks_010_011_final.onnx"),
+        ("--stages fused --stage-bytes 1G", "embed_blocks_000_011_final.onnx"),
+    ] {
+        let words: Vec<&str> = options.split_whitespace().collect();
+        let all =
+            [&["stages", "--engine", engine, "-o", "out", "--profile", "16..32,text=12", "--json"], &*words].concat();
+        let printed = shell.run(&all).json();
+        let list: Value = serde_json::from_slice(&fs::read(shell.path("out/stages.json")).unwrap()).unwrap();
+        assert_eq!(printed["graphs"], list["graphs"]);
+        let names: Vec<&str> =
+            list["graphs"].as_array().unwrap().iter().map(|graph| graph["file"].as_str().unwrap()).collect();
+        assert_eq!(names.join(" "), files, "{options}");
+        for graph in list["graphs"].as_array().unwrap() {
+            let bytes = fs::metadata(shell.path("out").join(graph["file"].as_str().unwrap())).unwrap().len();
+            assert_eq!(bytes, graph["bytes"].as_u64().unwrap());
+        }
+        let inputs = &list["graphs"][0]["inputs"];
+        let image = json!({ "min": [1, 64, 16], "opt": [1, 64, 16], "max": [1, 256, 16] });
+        assert_eq!((&inputs["latents"], &inputs["prompt_embeds"]["max"]), (&image, &json!([1, 12, 32])));
+        for weights in list["weights"].as_array().unwrap() {
+            let name = weights.as_str().unwrap();
+            assert_eq!(
+                fs::read(shell.path("out").join(name)).unwrap(),
+                fs::read(data("tiny-flux").join(name)).unwrap()
+            );
+        }
+        shell.run(&all).code(2).stderr("--output out exists; name a new folder");
+        fs::remove_dir_all(shell.path("out")).unwrap();
+    }
+    let stages = ["stages", "--engine", engine, "-o", "out"];
+    for (options, code, words) in [
+        ("--profile 8..1024", 5, "1024x1024; this model makes sides of 4 to 32 pixels"),
+        ("--cache f99", 2, "Fn_compute_blocks 99"),
+        ("--stage-bytes 10", 2, "--stage-bytes"),
+        ("--weights nowhere", 4, "nowhere"),
+    ] {
+        let options: Vec<&str> = options.split_whitespace().collect();
+        shell.run(&[stages.as_slice(), &options].concat()).code(code).stderr(words);
+    }
+    shell.run(&["stages", "--engine", engine, "-o", "no/such/out"]).code(9).stderr("cannot write no/such/out");
+    assert!(!shell.files().iter().any(|name| name.contains("out") || name.starts_with('.')));
+}

@@ -66,6 +66,8 @@ pub enum Command {
     BuildOne(BuildOneArgs),
     /// Works on the cache of compiled engines
     Engines(EnginesArgs),
+    /// Writes the graphs of a plan as ONNX files, to build engines with other tools
+    Stages(WriteStagesArgs),
 }
 
 /// Makes pictures (this is what runs without a subcommand).
@@ -326,6 +328,31 @@ pub struct MemoryArgs {
     /// Text tokens, for an engine without a tokenizer [default: the most that it takes]
     #[arg(long, value_name = "N", requires = "cache")]
     pub text_length: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct WriteStagesArgs {
+    /// The engine directory, as the exporter wrote it
+    #[arg(long, value_name = "DIR")]
+    pub engine: PathBuf,
+    /// The new folder to write: one ONNX file for each session, the weights, and stages.json with the shapes of all inputs
+    #[arg(long, short, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Cache policy: a session ends wherever it looks at the streams
+    #[arg(long, value_name = "TAG", default_value = "none")]
+    pub cache: String,
+    /// Smallest and largest picture, and extents of other dimensions, such as 512..1024,batch=1..2 [default: the engine's
+    /// size, a batch of 1, any text]
+    #[arg(long, value_name = "PROFILE")]
+    pub profile: Option<Profile>,
+    /// The folder of the weights, instead of the one that the engine names
+    #[arg(long, value_name = "DIR")]
+    pub weights: Option<PathBuf>,
+    #[command(flatten)]
+    pub stages: StagesArgs,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

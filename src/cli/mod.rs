@@ -9,4 +9,5 @@ mod output;
 pub mod print;
 mod progress;
 pub mod setup;
+pub mod stages;
 pub mod trace;

@@ -180,14 +180,14 @@ pub(crate) fn sizes(directory: &EngineDirectory) -> Sizes {
 }
 
 /// The graph of one stage: a graph of the directory, or several joined.
-struct StageGraph<'d> {
-    graph: Cow<'d, Graph>,
+pub(super) struct StageGraph<'d> {
+    pub graph: Cow<'d, Graph>,
     inputs: Vec<String>,
     outputs: Vec<String>,
 }
 
 impl<'d> StageGraph<'d> {
-    fn new(directory: &'d EngineDirectory, stage: &Stage) -> Result<Self> {
+    pub(super) fn new(directory: &'d EngineDirectory, stage: &Stage) -> Result<Self> {
         let manifest = &directory.manifest;
         let mut parts: Vec<Part<'d>> = Vec::new();
         if stage.embed {

@@ -8,12 +8,7 @@ use anyhow::{Context, Result};
 use crate::run::{command, root, step, succeeds, target_folder};
 
 pub fn check_export(arguments: &[String]) -> Result<()> {
-    let folder = target_folder()?.join("export-venv");
-    let python = if cfg!(windows) { folder.join("Scripts/python.exe") } else { folder.join("bin/python") };
-    let uses_uv = succeeds(&mut command("uv", &["--version"])) && make_with_uv(&folder, &python).is_ok();
-    if !uses_uv {
-        make_with_pip(&folder, &python)?;
-    }
+    let python = environment(&["dev"])?;
     let module = |name: &str| {
         let mut command = Command::new(&python);
         command.args(["-m", name]).current_dir(root().join("export"));
@@ -24,19 +19,29 @@ pub fn check_export(arguments: &[String]) -> Result<()> {
     step(module("pytest").args(arguments))
 }
 
-/// What to install: the package where it lies, and the tools it names for its developers.
-const PACKAGES: [&str; 4] = ["--group", "export/pyproject.toml:dev", "--editable", "export"];
+/// The Python of an environment that holds the package, as it lies here, and groups of packages that it names.
+pub fn environment(groups: &[&str]) -> Result<PathBuf> {
+    let folder = target_folder()?.join("export-venv");
+    let python = if cfg!(windows) { folder.join("Scripts/python.exe") } else { folder.join("bin/python") };
+    let groups = groups.iter().flat_map(|group| ["--group".to_owned(), format!("export/pyproject.toml:{group}")]);
+    let packages: Vec<String> = groups.chain(["--editable".to_owned(), "export".to_owned()]).collect();
+    let uses_uv = succeeds(&mut command("uv", &["--version"])) && make_with_uv(&folder, &python, &packages).is_ok();
+    if !uses_uv {
+        make_with_pip(&folder, &python, &packages)?;
+    }
+    Ok(python)
+}
 
-fn make_with_uv(folder: &Path, python: &Path) -> Result<()> {
+fn make_with_uv(folder: &Path, python: &Path, packages: &[String]) -> Result<()> {
     if !python.exists() {
         // A Python that uv would have to download is no better than one that pip can use.
         let venv = ["venv", "--quiet", "--no-python-downloads", "--python", ">=3.11"];
         step(command("uv", &venv).arg(folder))?;
     }
-    step(command("uv", &["pip", "install", "--quiet", "--python"]).arg(python).args(PACKAGES))
+    step(command("uv", &["pip", "install", "--quiet", "--python"]).arg(python).args(packages))
 }
 
-fn make_with_pip(folder: &Path, python: &Path) -> Result<()> {
+fn make_with_pip(folder: &Path, python: &Path, packages: &[String]) -> Result<()> {
     if !python.exists() {
         step(Command::new(find_python()?).args(["-m", "venv"]).arg(folder).current_dir(root()))?;
     }
@@ -46,7 +51,7 @@ fn make_with_pip(folder: &Path, python: &Path) -> Result<()> {
         command
     };
     step(pip().args(["--upgrade", "pip >= 25.1"]))?; // the first that knows groups
-    step(pip().args(PACKAGES))
+    step(pip().args(packages))
 }
 
 fn find_python() -> Result<PathBuf> {

@@ -5,6 +5,7 @@
 mod check_capi;
 mod check_export;
 mod check_plugins;
+mod check_tensorrt;
 mod demo;
 mod header;
 mod install;
@@ -53,6 +54,12 @@ const TASKS: &[Task] = &[
         arguments: "[ARGUMENTS OF cargo test]",
         about: "test on the WebGPU plugin and a software Vulkan, a provider with memory of its own (Debian; 30 MB)",
         run: check_plugins::check_webgpu,
+    },
+    Task {
+        name: "check-tensorrt",
+        arguments: "[ARGUMENTS OF pytest]",
+        about: "have NVIDIA's parser and builder take every stage of every family (as check-export; downloads TensorRT-RTX)",
+        run: check_tensorrt::check_tensorrt,
     },
     Task { name: "header", arguments: "", about: "write the header of the C library", run: header::header },
     Task {

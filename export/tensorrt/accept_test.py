@@ -1,0 +1,98 @@
+"""Every stage of every exported family, in every precision, is taken by NVIDIA's parser and builder.
+
+Run by `cargo xtask check-tensorrt`, which builds the command and names it in DBCACHE_TRT.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import onnx
+import pytest
+from accept import Profile, Refused, accept
+from onnx import TensorProto, helper
+
+from dbcache_export.conftest import write_transformer as write_flux
+from dbcache_export.engine import export
+from dbcache_export.spec import DType, Options
+from dbcache_export.tiny.pictures import TRANSFORMERS as PICTURES
+from dbcache_export.tiny.pictures import write_transformer as write_picture
+from dbcache_export.tiny.videos import TRANSFORMERS as VIDEOS
+from dbcache_export.tiny.videos import write_transformer as write_video
+
+#: Family: writes its model, tiny and with random weights.
+FAMILIES: dict[str, Callable[[Path], None]] = {
+    "flux": write_flux,
+    **{name: partial(write_picture, name) for name in PICTURES},
+    **{name: partial(write_video, name) for name in VIDEOS},
+}
+
+#: What the builder of TensorRT-RTX does not take, and what it says; an entry that no longer fails fails the test.
+REFUSED: dict[tuple[str, DType], str] = {}
+
+
+@pytest.mark.parametrize("compute", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_stage_is_accepted(family: str, compute: DType, tmp_path: Path) -> None:
+    FAMILIES[family](tmp_path / "model")
+    options = Options(compute=compute, check=False, pack=True)
+    export(tmp_path / "model", tmp_path / "engine", options, lambda _: None)
+    # Each block that may be skipped by itself, and the longest stages that there are.
+    for name, plan in {"long": ["--stages", "fused"], "short": ["--stages", "per-block"]}.items():
+        for graph, profile in written_stages(tmp_path / "engine", tmp_path / name, *plan).items():
+            expected = REFUSED.get((family, compute))
+            if expected is None:
+                print(family, compute, graph.name, accept(graph, profile))
+            else:
+                with pytest.raises(Refused, match=expected):
+                    accept(graph, profile)
+
+
+def written_stages(engine: Path, out: Path, *options: str) -> dict[Path, Profile]:
+    """The graphs of a plan, with the shapes for which they are to be built."""
+    command = [os.environ["DBCACHE_TRT"], "stages", "--engine", engine, "-o", out, *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    graphs = json.loads((out / "stages.json").read_text())["graphs"]
+    return {
+        out / graph["file"]: {name: (s["min"], s["opt"], s["max"]) for name, s in graph["inputs"].items()}
+        for graph in graphs
+    }
+
+
+def model(folder: Path, nodes: list[onnx.NodeProto], dtypes: dict[str, int]) -> Path:
+    """A graph of one dynamic axis over its inputs, with the output `y`."""
+    value = helper.make_tensor_value_info
+    inputs = [value(name, dtype, ["n", 4]) for name, dtype in dtypes.items()]
+    graph = helper.make_graph(nodes, "graph", inputs, [value("y", TensorProto.FLOAT, ["n", 4])])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("of.nobody", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+SHAPES: Profile = {"x": ([1, 4], [2, 4], [8, 4]), "z": ([1, 4], [2, 4], [8, 4])}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "dtypes", "profile", "words"),
+    [
+        ([("Foo", ["x"], "of.nobody")], {"x": TensorProto.FLOAT}, SHAPES, "Plugin not found"),
+        ([("Add", ["x", "z"], "")], {"x": TensorProto.FLOAT, "z": TensorProto.FLOAT16}, SHAPES, "same input types"),
+        ([("Relu", ["x"], "")], {"x": TensorProto.FLOAT}, {}, "profile"),
+    ],
+    ids=["an unknown operator", "mixed types", "no profile"],
+)
+def test_the_check_refuses(
+    nodes: list[tuple[str, list[str], str]], dtypes: dict[str, int], profile: Profile, words: str, tmp_path: Path
+) -> None:
+    made = [helper.make_node(kind, inputs, ["y"], domain=domain) for kind, inputs, domain in nodes]
+    with pytest.raises(Refused, match=words):
+        accept(model(tmp_path, made, dtypes), profile)
+
+
+def test_the_check_accepts(tmp_path: Path) -> None:
+    made = [helper.make_node("Add", ["x", "z"], ["y"])]
+    dtypes = {"x": TensorProto.FLOAT, "z": TensorProto.FLOAT}
+    assert accept(model(tmp_path, made, dtypes), SHAPES).engine_bytes > 0

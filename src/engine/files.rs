@@ -1,0 +1,145 @@
+//! Writes the graphs of a plan as ONNX files beside their weights: for tools that build engines outside of ONNX Runtime,
+//! and for checks by other parsers.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::EngineOptions;
+use super::profile::{self, Extremes, Profile};
+use super::stages::StageGraph;
+use crate::error::{At, Error, Result};
+use crate::info::planned;
+use crate::model::directory::EngineDirectory;
+use crate::model::graph::Graph;
+use crate::plan::Stage;
+
+/// The list of the files.
+const LIST: &str = "stages.json";
+
+/// One graph that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageFile {
+    /// Its name in the folder.
+    pub file: String,
+    /// What it computes, such as `embed and blocks 0..4` or `decode`.
+    pub name: String,
+    /// Bytes of the graph.
+    pub bytes: u64,
+    /// Bytes of the parameters that it refers to.
+    pub weight_bytes: u64,
+    /// For each input its smallest, usual and largest shape.
+    pub shapes: BTreeMap<String, [Vec<u64>; 3]>,
+}
+
+/// Writes every graph that runs in a step, and the decoder, into the new folder `out`, with the weights files that they
+/// refer to (hard links, copies where those cannot be made) and `stages.json`, which holds what is returned.
+///
+/// `load` says how the blocks are divided: its `cache`, `stages`, `stage_bytes` and `weights_folder` count. Nothing is
+/// loaded, and no provider is asked.
+///
+/// # Errors
+/// `EngineDirectory`, as when it is loaded; `Usage` and `Input` for options or a profile that do not fit; `Io`, also where
+/// `out` exists.
+pub fn write_stages(directory: &Path, load: &EngineOptions, profile: &Profile, out: &Path) -> Result<Vec<StageFile>> {
+    let directory = EngineDirectory::open(directory, load.weights_folder.as_deref())?;
+    let extremes = profile.resolve(&directory.manifest)?;
+    let plan = planned(&directory, load, &load.cache)?;
+    let mut graphs = Vec::new();
+    for stage in plan.stages() {
+        graphs.push((file_name(stage), stage.name(), StageGraph::new(&directory, stage)?.graph.into_owned()));
+    }
+    graphs.extend(directory.decode.clone().map(|graph| ("decode.onnx".to_owned(), "decode".to_owned(), graph)));
+
+    let fail = |error| Error::io("write", out, error);
+    if out.symlink_metadata().is_ok() {
+        return Err(Error::option("output", format!("{} exists; name a new folder", out.display())));
+    }
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // The folder gets its name when it is complete.
+    let folder = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(parent).map_err(fail)?;
+    let mut files = Vec::new();
+    for (file, name, graph) in graphs {
+        fs::write(folder.path().join(&file), &graph.bytes).map_err(fail)?;
+        files.push(StageFile::new(file, name, &graph, &extremes)?);
+    }
+    let weights: Vec<PathBuf> = directory.weights.values().map(|file| file.folder.join(&file.file)).collect();
+    for path in &weights {
+        link(path, folder.path())?;
+    }
+    let names = weights.iter().filter_map(|path| path.file_name()).map(|name| name.to_string_lossy());
+    let list = json!({
+        "version": 1,
+        "engine": directory.manifest.name,
+        "engine_hash": directory.hash,
+        "cache": load.cache.to_string(),
+        "profile": profile.to_string(),
+        "graphs": files.iter().map(StageFile::to_json).collect::<Vec<_>>(),
+        "weights": names.collect::<Vec<_>>(),
+    });
+    fs::write(folder.path().join(LIST), format!("{list:#}\n")).map_err(fail)?;
+    readable(folder.path()).map_err(fail)?;
+    fs::rename(folder.path(), out).map_err(fail)?;
+    // It is no temporary folder any more.
+    let _ = folder.keep();
+    Ok(files)
+}
+
+impl StageFile {
+    fn new(file: String, name: String, graph: &Graph, extremes: &Extremes) -> Result<Self> {
+        let shapes = profile::shapes(graph, extremes).at(&file)?.into_iter().collect();
+        Ok(Self { file, name, bytes: graph.bytes.len() as u64, weight_bytes: graph.weight_bytes, shapes })
+    }
+
+    /// Its facts by their names.
+    pub fn to_json(&self) -> Value {
+        let inputs: serde_json::Map<String, Value> = self
+            .shapes
+            .iter()
+            .map(|(name, [min, opt, max])| (name.clone(), json!({ "min": min, "opt": opt, "max": max })))
+            .collect();
+        json!({
+            "file": self.file,
+            "name": self.name,
+            "bytes": self.bytes,
+            "weight_bytes": self.weight_bytes,
+            "inputs": inputs,
+        })
+    }
+}
+
+/// Such as `embed_blocks_000_003.onnx`.
+fn file_name(stage: &Stage) -> String {
+    let Stage { embed, blocks, last } = stage;
+    let blocks = match blocks.len() {
+        0 => None,
+        1 => Some(format!("block_{:03}", blocks.start)),
+        _ => Some(format!("blocks_{:03}_{:03}", blocks.start, blocks.end - 1)),
+    };
+    let parts = [embed.then(|| "embed".to_owned()), blocks, last.then(|| "final".to_owned())];
+    format!("{}.onnx", parts.into_iter().flatten().collect::<Vec<_>>().join("_"))
+}
+
+/// A second name for a file, or a copy where the two folders lie on different file systems.
+fn link(file: &Path, folder: &Path) -> Result<()> {
+    let Some(name) = file.file_name() else { return Err(Error::internal("a weights file without a name")) };
+    let target = folder.join(name);
+    if fs::hard_link(file, &target).is_ok() {
+        return Ok(());
+    }
+    fs::copy(file, &target).map(drop).map_err(|error| Error::io("copy", file, error))
+}
+
+/// Temporary folders are private; a result is as readable as any other new folder.
+fn readable(folder: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+    }
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
+}
