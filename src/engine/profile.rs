@@ -9,19 +9,23 @@ use crate::error::{Error, Result};
 use crate::generate::request::RequestOptions;
 use crate::generate::{memory, prepare};
 use crate::model::graph::Graph;
-use crate::model::manifest::{Dimension, Extents, Manifest};
+use crate::model::manifest::{CfgMode, Dimension, Extents, GuidanceSpec, Manifest};
 use crate::model::onnx;
 
 /// Smallest, usual and largest extent of each dimension.
 pub(crate) type Extremes = BTreeMap<String, [u64; 3]>;
 
+/// Pictures.
 const BATCH: &str = "batch";
+/// Of a video.
+const FRAMES: &str = "frames";
 
 /// The shapes for which engines are compiled, in pixels and by dimension.
 ///
 /// In text: sizes first, then dimensions by name, divided by commas. A size is one side for squares or WIDTHxHEIGHT; two
-/// that are joined by `..` are the smallest and the largest. What is left out is the engine's default size, a batch of 1,
-/// and the whole range of any other dimension (mostly the length of the text).
+/// that are joined by `..` are the smallest and the largest. `batch` counts pictures, `frames` those of a video. What is
+/// left out is the engine's default size, one picture, and the whole range of any other dimension (mostly the length of
+/// the text).
 ///
 /// ```
 /// use dbcache_trt::Profile;
@@ -49,12 +53,16 @@ impl Profile {
         let [smallest, largest] = self.sizes.unwrap_or([default; 2]);
         let is_within = smallest.0 <= width && smallest.1 <= height && width <= largest.0 && height <= largest.1;
         let usual = if is_within { default } else { largest };
+        let is_fused = matches!(manifest.guidance, GuidanceSpec::ClassifierFree { mode: CfgMode::Fused, .. });
+        let rows = if is_fused { 2 } else { 1 };
         let mut extremes = Extremes::new();
         for (place, size) in [smallest, usual, largest].into_iter().enumerate() {
-            let options = RequestOptions { size: Some(size), ..RequestOptions::default() };
+            let frames = self.dimensions.get(FRAMES).map(|[least, most]| if place == 0 { *least } else { *most });
+            let options = RequestOptions { size: Some(size), frames, ..RequestOptions::default() };
             let grid = prepare::grid(manifest, &options).map_err(|error| error.about("profile"))?;
             let [least, most] = self.dimensions.get(BATCH).copied().unwrap_or([1; 2]);
-            let batch = if place == 0 { least } else { most };
+            // Where both branches of the guidance are one batch, it is twice as long; text and decode graphs take half.
+            let batch = if place == 0 { least } else { most * rows };
             let mut extents = grid.extents(batch as usize);
             self.check_names(manifest, &extents)?;
             for (name, [least, most]) in memory::free_dimensions(manifest, &extents) {
@@ -71,7 +79,7 @@ impl Profile {
     }
 
     fn check_names(&self, manifest: &Manifest, of_size: &Extents) -> Result<()> {
-        for name in self.dimensions.keys() {
+        for name in self.dimensions.keys().filter(|name| *name != FRAMES) {
             let problem = match manifest.dimensions.get(name) {
                 None => {
                     let known: Vec<&str> = manifest.dimensions.keys().map(String::as_str).collect();
@@ -257,6 +265,21 @@ mod tests {
             let texts: Vec<String> = extremes.iter().map(|(name, [a, b, c])| format!("{name} {a} {b} {c}")).collect();
             assert_eq!(texts.join(", "), expected, "{text}");
         }
+        // A video whose guidance is one batch, twice as long.
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families/cogvideox/engine");
+        let video = EngineDirectory::open(&folder, None).unwrap();
+        let profile: Profile = "32x16..96x64,batch=1..2,frames=5..9".parse().unwrap();
+        let extremes = profile.resolve(&video.manifest).unwrap();
+        let expected = [
+            ("batch", [1, 4, 4]),
+            ("image", [4, 72, 72]),
+            ("latent_frames", [2, 3, 3]),
+            ("latent_height", [2, 8, 8]),
+            ("latent_width", [4, 12, 12]),
+            ("text", [7, 7, 7]),
+            ("total", [11, 79, 79]),
+        ];
+        assert_eq!(extremes, Extremes::from(expected.map(|(name, extents)| (name.to_owned(), extents))));
         let plain = Profile::default().resolve(&directory.manifest).unwrap();
         assert_eq!(plain["image"], [64; 3]);
         for (text, words) in [
@@ -266,6 +289,7 @@ mod tests {
             ("tokens=4", "names the dimension `tokens`; this model has batch, image, text, total"),
             ("total=4", "names `total`, which is text + image; name those"),
             ("image=4", "names `image`, which follows from the size; give the size"),
+            ("frames=5", "--frames has no effect: this model makes pictures, not video"),
             ("text=600", "dimension `text` would be 600"),
         ] {
             let error = text.parse::<Profile>().unwrap().resolve(&directory.manifest).unwrap_err();
