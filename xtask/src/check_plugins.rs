@@ -16,6 +16,8 @@ struct Plugin {
     package: &'static str,
     version: &'static str,
     library: &'static str,
+    /// Test programs that read which provider to run on from the environment, and what each is told.
+    tests: &'static [(&'static str, &'static [&'static str])],
 }
 
 const OPENVINO: Plugin = Plugin {
@@ -23,16 +25,18 @@ const OPENVINO: Plugin = Plugin {
     package: "onnxruntime-ep-openvino",
     version: "1.8.1",
     library: "onnxruntime_ep_openvino/libonnxruntime_providers_openvino_plugin.so",
+    // Compiling takes all cores by itself; without the plugin these are ignored.
+    tests: &[CONFORMANCE, ("compiled", &["--ignored", "--test-threads", "2"])],
 };
 const WEBGPU: Plugin = Plugin {
     provider: "webgpu",
     package: "onnxruntime-ep-webgpu",
     version: "0.4.0",
     library: "onnxruntime_ep_webgpu/libonnxruntime_providers_webgpu.so",
+    tests: &[CONFORMANCE],
 };
 
-/// Tests that read which provider to run on from the environment, and fail without their variable's sense.
-const TESTS: &[&str] = &["conformance"];
+const CONFORMANCE: (&str, &[&str]) = ("conformance", &[]);
 
 /// Graphs of which WebGPU leaves a part to the CPU: f64 in embed, casts from i64 and to f16 that the renderer lacks.
 const WEBGPU_FALLBACKS: &str = "embed,join-items,keep-items,keep,put,residual,apply-residual,diff";
@@ -64,9 +68,13 @@ fn check(plugin: &Plugin, arguments: &[String], more: &[(&str, String)]) -> Resu
     let shim = build_shim()?;
     step(&mut cargo(&["test", "--no-run"]))?;
     set_up(Command::new(built("dbcache-trt")?).current_dir(root()))?;
-    for test in TESTS {
+    for (test, how) in plugin.tests {
         let mut tests = cargo(&["test", "--test", test]);
-        tests.args(arguments).env("PLUGIN_SHIM_LIBRARY", &library);
+        tests.args(arguments);
+        if !arguments.iter().any(|argument| argument == "--") {
+            tests.arg("--");
+        }
+        tests.args(*how).env("PLUGIN_SHIM_LIBRARY", &library);
         tests.env("DBCACHE_TEST_PROVIDER", format!("{}:library={}", plugin.provider, shim.display()));
         tests.envs(more.iter().map(|(name, value)| (name, value)));
         step(&mut tests)?;
