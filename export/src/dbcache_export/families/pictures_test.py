@@ -33,3 +33,12 @@ def test_a_transformer_computes_what_diffusers_computes(family: str, tmp_path: P
     assert report.errors["embed"] < EMBED_TOLERANCE["f32"]
     assert report.errors["chain"] < CHAIN_TOLERANCE["f32"]
     print(family, report)
+
+
+@pytest.mark.parametrize("family", ["qwen_image", "z_image"])
+def test_masks_fit_into_half_precision(family: str, tmp_path: Path) -> None:
+    write_pipeline(family, tmp_path / "model")
+    options = Options(check=True, compute="f16", size=(128, 128))
+    report = export(tmp_path / "model", tmp_path / "engine", options, lambda _: None).report
+    assert report is not None
+    assert max(report.errors[kind] for kind in ("embed", "block", "final")) < GRAPH_TOLERANCE["f16"]

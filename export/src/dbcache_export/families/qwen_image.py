@@ -28,7 +28,7 @@ from dbcache_export.families.parts import (
     under,
     whole,
 )
-from dbcache_export.families.rotary import mix, rotate, tables
+from dbcache_export.families.rotary import MASKED, mix, rotate, tables
 from dbcache_export.families.watched import Watched
 from dbcache_export.guidance import separate
 from dbcache_export.scheduler import scheduler
@@ -182,7 +182,7 @@ class _Embed(nn.Module):
         angle = torch.cat([positions[:, i, None] * each.tensor() for i, each in enumerate(self.frequencies)], 1)
         cos, sin = tables(angle)
         seen = torch.cat((prompt_embeds_mask, torch.ones_like(latents[..., 0])), 1) > 0
-        bias = torch.where(seen, 0.0, torch.finfo(self.dtype).min / 2).to(self.dtype)
+        bias = torch.where(seen, 0.0, MASKED).to(self.dtype)
         return hidden_states, encoder_hidden_states, bias[:, None, None], temb, cos[:, None], sin[:, None]
 
 
@@ -265,7 +265,7 @@ def _reference(folder: Path) -> Watched:
         turns = torch.cat((text, image)).repeat_interleave(2, 1)[:, None]
         hidden_states, mask = taken["hidden_states"], taken["encoder_hidden_states_mask"]
         seen = torch.cat((mask, torch.ones_like(hidden_states[..., 0], dtype=torch.bool)), 1)
-        bias = torch.where(seen, 0.0, torch.finfo(torch.float32).min / 2)[:, None, None]
+        bias = torch.where(seen, 0.0, MASKED)[:, None, None]
         given = {name: taken[name] for name in (*_STREAMS, "temb")}
         given |= {"attention_bias": bias, "rotary_cos": turns.real, "rotary_sin": turns.imag}
         return given, {"hidden_states": result[1], "encoder_hidden_states": result[0]}

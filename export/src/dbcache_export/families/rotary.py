@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["angles", "attend", "mix", "rotate", "tables"]
+__all__ = ["MASKED", "angles", "attend", "mix", "rotate", "tables"]
 
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+#: Added to the scores of padding: its weight is exactly 0, and float16 can hold it.
+MASKED = -30000.0
 
 
 def angles(position: Tensor, width: int, theta: float, dtype: torch.dtype) -> Tensor:

@@ -22,7 +22,7 @@ from dbcache_export import checkpoint, spec
 from dbcache_export.families.literal import Literal
 from dbcache_export.families.parts import Transformer, configuration, padded, picture_plan, templates, under
 from dbcache_export.families.patches import pack, to_packed, unpack
-from dbcache_export.families.rotary import angles, attend, tables
+from dbcache_export.families.rotary import MASKED, angles, attend, tables
 from dbcache_export.families.watched import Watched
 from dbcache_export.guidance import fused
 from dbcache_export.scheduler import scheduler
@@ -161,7 +161,7 @@ class _Embed(nn.Module):
         image_angle = self._angle(frame, img_ids[:, 1][None].expand(batch, -1), img_ids[:, 2][None].expand(batch, -1))
         text_turns = [turn * seen[..., None, None] for turn in _turns(text_angle)]
         image_turns = _turns(image_angle)
-        text_bias = torch.where(seen, 0.0, torch.finfo(self.dtype).min / 2).to(self.dtype)
+        text_bias = torch.where(seen, 0.0, MASKED).to(self.dtype)
 
         image = self.all_x_embedder[_KEY](_to_original(latents, self.all_x_embedder[_KEY].in_features).to(self.dtype))
         for block in self.noise_refiner:
@@ -251,7 +251,7 @@ def _reference(folder: Path) -> Watched:
         seen = torch.ones_like(taken["x"][..., 0], dtype=torch.bool) if mask is None else mask
         given = {
             "hidden_states": taken["x"],
-            "attention_bias": torch.where(seen, 0.0, torch.finfo(torch.float32).min / 2)[:, None, None],
+            "attention_bias": torch.where(seen, 0.0, MASKED)[:, None, None],
             "adaln_input": taken["adaln_input"],
             "rotary_cos": turns.real,
             "rotary_sin": turns.imag,
