@@ -51,6 +51,8 @@ struct Compare {
     tensor: DiffTensor,
     /// Without graphs, loops in host memory.
     graphs: Option<CompareGraphs>,
+    /// Without graphs, the sum of the sizes of what is kept.
+    size: f32,
 }
 
 struct CompareGraphs {
@@ -110,7 +112,7 @@ impl Unit {
                 graphs.measure.run()?;
                 Ok(buffers.read(graphs.change)?.into_iter().zip(buffers.read(graphs.size)?).collect())
             }
-            None => Ok(vec![host::measure(buffers, &compare.streams, compare.tensor)?]),
+            None => Ok(vec![(host::change(buffers, &compare.streams, compare.tensor)?, compare.size)]),
         }
     }
 
@@ -123,11 +125,14 @@ impl Unit {
     }
 
     /// Before the blocks run on a step that is kept: later diffs compare with this one.
-    pub(crate) fn keep_compared(&self, buffers: &mut Buffers) -> Result<()> {
-        match &self.compare {
+    pub(crate) fn keep_compared(&mut self, buffers: &mut Buffers) -> Result<()> {
+        match &mut self.compare {
             None => Ok(()),
             Some(Compare { graphs: Some(graphs), .. }) => graphs.keep.run(),
-            Some(compare) => host::keep(buffers, &compare.streams, compare.tensor),
+            Some(compare) => {
+                compare.size = host::keep(buffers, &compare.streams, compare.tensor)?;
+                Ok(())
+            }
         }
     }
 
@@ -267,7 +272,7 @@ impl Compare {
             let keep = measure.bind_keep(buffers, &compared, keeps)?;
             Some(CompareGraphs { measure: measure.bind_measure(buffers, &compared, change, size)?, keep, change, size })
         };
-        Ok(Self { streams: compared, tensor: options.tensor, graphs })
+        Ok(Self { streams: compared, tensor: options.tensor, graphs, size: 0.0 })
     }
 }
 

@@ -8,8 +8,9 @@ use crate::cache::DiffTensor;
 use crate::error::Result;
 
 /// Numbers that are summed in f32 before they are added to an f64 total: the error stays far below that of the blocks.
-const RUN: usize = 256;
-const LANES: usize = 8;
+const RUN: usize = 512;
+/// Sums that grow side by side, so that no addition waits for the one before it.
+const LANES: usize = 16;
 
 /// out = a - b, all f32 and of one shape.
 pub(crate) fn subtract(buffers: &mut Buffers, a: BufferId, b: BufferId, out: BufferId) -> Result<()> {
@@ -32,22 +33,23 @@ pub(crate) fn copy(buffers: &mut Buffers, a: BufferId, out: BufferId) -> Result<
     Ok(())
 }
 
-/// kept = what is compared now, of each stream.
-pub(crate) fn keep(buffers: &mut Buffers, streams: &[Compared], tensor: DiffTensor) -> Result<()> {
+/// kept = what is compared now, of each stream. Gives sum|kept| over all streams: every later diff has it as its
+/// denominator, so it is formed once.
+pub(crate) fn keep(buffers: &mut Buffers, streams: &[Compared], tensor: DiffTensor) -> Result<f32> {
+    let mut total = 0.0;
     for stream in streams {
         match tensor {
             DiffTensor::HeadResidual => subtract(buffers, stream.after, stream.before, stream.kept)?,
-            DiffTensor::HeadOutput | DiffTensor::BlockInput => {
-                copy(buffers, stream.after, stream.kept)?;
-            }
+            DiffTensor::HeadOutput | DiffTensor::BlockInput => copy(buffers, stream.after, stream.kept)?,
         }
+        total += buffers.floats(stream.kept)?.chunks(RUN).map(size).sum::<f64>();
     }
-    Ok(())
+    Ok(total as f32)
 }
 
-/// sum|kept - now| and sum|kept| over all streams.
-pub(crate) fn measure(buffers: &Buffers, streams: &[Compared], tensor: DiffTensor) -> Result<(f32, f32)> {
-    let mut total = Sums::default();
+/// sum|kept - now| over all streams.
+pub(crate) fn change(buffers: &Buffers, streams: &[Compared], tensor: DiffTensor) -> Result<f32> {
+    let mut change = 0.0;
     for stream in streams {
         let (after, kept) = (buffers.floats(stream.after)?, buffers.floats(stream.kept)?);
         let runs = after.chunks(RUN).zip(kept.chunks(RUN));
@@ -56,40 +58,42 @@ pub(crate) fn measure(buffers: &Buffers, streams: &[Compared], tensor: DiffTenso
                 let mut now = [0.0; RUN];
                 for ((after, kept), before) in runs.zip(buffers.floats(stream.before)?.chunks(RUN)) {
                     now.iter_mut().zip(after.iter().zip(before)).for_each(|(now, (a, b))| *now = a - b);
-                    total.add(&now[..kept.len()], kept);
+                    change += distance(&now[..kept.len()], kept);
                 }
             }
-            DiffTensor::HeadOutput | DiffTensor::BlockInput => runs.for_each(|(now, kept)| total.add(now, kept)),
-        }
-    }
-    Ok((total.change as f32, total.size as f32))
-}
-
-#[derive(Default)]
-struct Sums {
-    change: f64,
-    size: f64,
-}
-
-impl Sums {
-    /// At most [`RUN`] numbers.
-    fn add(&mut self, now: &[f32], kept: &[f32]) {
-        let (mut changes, mut sizes) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-        let (now_lanes, kept_lanes) = (now.chunks_exact(LANES), kept.chunks_exact(LANES));
-        let rest = now_lanes.remainder().iter().zip(kept_lanes.remainder());
-        for (lane, (now, kept)) in rest.enumerate() {
-            changes[lane] += (kept - now).abs();
-            sizes[lane] += kept.abs();
-        }
-        for (now, kept) in now_lanes.zip(kept_lanes) {
-            for lane in 0..LANES {
-                changes[lane] += (kept[lane] - now[lane]).abs();
-                sizes[lane] += kept[lane].abs();
+            DiffTensor::HeadOutput | DiffTensor::BlockInput => {
+                change += runs.map(|(now, kept)| distance(now, kept)).sum::<f64>();
             }
         }
-        self.change += f64::from(changes.iter().sum::<f32>());
-        self.size += f64::from(sizes.iter().sum::<f32>());
     }
+    Ok(change as f32)
+}
+
+/// sum|a - b| of two runs.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let mut lanes = [0.0_f32; LANES];
+    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = a_lanes.remainder().iter().zip(b_lanes.remainder());
+    lanes.iter_mut().zip(rest).for_each(|(lane, (a, b))| *lane += (b - a).abs());
+    for (a, b) in a_lanes.zip(b_lanes) {
+        for lane in 0..LANES {
+            lanes[lane] += (b[lane] - a[lane]).abs();
+        }
+    }
+    f64::from(lanes.iter().sum::<f32>())
+}
+
+/// sum|a| of a run.
+fn size(a: &[f32]) -> f64 {
+    let mut lanes = [0.0_f32; LANES];
+    let all = a.chunks_exact(LANES);
+    lanes.iter_mut().zip(all.remainder()).for_each(|(lane, a)| *lane += a.abs());
+    for a in all {
+        for lane in 0..LANES {
+            lanes[lane] += a[lane].abs();
+        }
+    }
+    f64::from(lanes.iter().sum::<f32>())
 }
 
 #[cfg(test)]
@@ -99,14 +103,12 @@ mod tests {
     /// ONNX Runtime allocates tensors, so the sums are tested on slices.
     #[test]
     fn sums_of_any_length() {
-        for count in [1, 7, 8, 9, 255, 256] {
-            let now: Vec<f32> = (0..count).map(|i| (i as f32 * 0.7).sin()).collect();
-            let kept: Vec<f32> = (0..count).map(|i| (i as f32 * 1.3).cos()).collect();
-            let mut sums = Sums::default();
-            sums.add(&now, &kept);
-            let change: f64 = now.iter().zip(&kept).map(|(n, k)| f64::from((k - n).abs())).sum();
-            let size: f64 = kept.iter().map(|k| f64::from(k.abs())).sum();
-            assert!((sums.change - change).abs() < 1e-4 && (sums.size - size).abs() < 1e-4, "{count}");
+        for count in [1, 7, 15, 16, 17, 255, 512] {
+            let a: Vec<f32> = (0..count).map(|i| (i as f32 * 0.7).sin()).collect();
+            let b: Vec<f32> = (0..count).map(|i| (i as f32 * 1.3).cos()).collect();
+            let change: f64 = a.iter().zip(&b).map(|(a, b)| f64::from((b - a).abs())).sum();
+            let sum: f64 = a.iter().map(|a| f64::from(a.abs())).sum();
+            assert!((distance(&a, &b) - change).abs() < 1e-4 && (size(&a) - sum).abs() < 1e-4, "{count}");
         }
     }
 }
