@@ -75,4 +75,4 @@ pub use runtime::library::{
     FILE_NAME, FoundBy, LibraryInfo, LibraryOptions, OLDEST as OLDEST_RUNTIME, PATH_VARIABLE, Place,
     info as library_info, load as load_library, places as library_places,
 };
-pub use runtime::provider::{ProviderKind, ProviderSpec, Providers};
+pub use runtime::provider::{ProviderKind, ProviderReport, ProviderSpec, Providers, provider_reports};

@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     let cli = cli::args::Cli::parse();
     let result = match &cli.command {
         Some(cli::args::Command::Setup(args)) => cli::setup::run(args),
+        Some(cli::args::Command::Providers(args)) => cli::providers::run(args),
         Some(cli::args::Command::Inspect(args)) => cli::inspect::run(args),
         Some(cli::args::Command::Trace(args)) => cli::trace::run(args),
         Some(cli::args::Command::Build(args)) => cli::build::run(args),

@@ -55,6 +55,8 @@ pub struct Cli {
 pub enum Command {
     /// Fetches ONNX Runtime through uv, pip or npm, checks it, and puts it where this program looks
     Setup(SetupArgs),
+    /// Shows what can compute here, and what is missing
+    Providers(ProvidersArgs),
     /// Shows an engine directory, or how a picture was made
     Inspect(InspectArgs),
     /// Works on what --trace has written
@@ -278,6 +280,22 @@ pub struct SetupArgs {
     /// Only show what is installed and where this program looks; exit code 3 if nothing can be used
     #[arg(long)]
     pub check: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ProvidersArgs {
+    /// Options for some of them, such as the file of a plugin (openvino:library=FILE)
+    #[arg(long, value_name = "LIST")]
+    pub provider: Option<Providers>,
+    /// ONNX Runtime's library file [default: ORT_DYLIB_PATH, beside the program, where setup puts it, the system's]
+    #[arg(long, value_name = "FILE")]
+    pub ort_library: Option<PathBuf>,
+    /// Also list the options of each
+    #[arg(long)]
+    pub options: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

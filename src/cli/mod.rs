@@ -8,6 +8,7 @@ pub mod inspect;
 mod output;
 pub mod print;
 mod progress;
+pub mod providers;
 pub mod setup;
 pub mod stages;
 pub mod trace;

@@ -10,12 +10,14 @@ mod openvino;
 mod options;
 #[expect(unsafe_code, reason = "what a plugin tells of its devices is only to be had through raw calls")]
 mod register;
+mod report;
 mod spec;
 mod tensorrt;
 mod webgpu;
 
 pub(crate) use self::failure::refused;
 pub(crate) use self::register::{Provider, Role};
+pub use self::report::{ProviderReport, provider_reports};
 pub use self::spec::{ProviderKind, ProviderSpec, Providers};
 
 use self::options::{Form, OptionDef};
