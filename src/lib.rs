@@ -62,6 +62,7 @@ pub use engine::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use generate::cache_dtype::CacheDType;
+pub use generate::cache_place::CachePlace;
 pub use generate::cancel::CancelToken;
 pub use generate::denoiser::{Denoiser, GuidanceBy};
 pub use generate::image::Image;

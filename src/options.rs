@@ -69,6 +69,7 @@ const TABLE: &[Entry] = &[
         Ok(())
     }),
     request("cache-dtype", |options, text| plain(&mut options.request.cache_dtype, text)),
+    request("cache-place", |options, text| plain(&mut options.request.cache_place, text)),
     request("cache-memory", |options, text| {
         options.request.cache_memory = Some(parse_bytes(text).map_err(|problem| bad(text, problem))?);
         Ok(())

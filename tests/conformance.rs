@@ -10,8 +10,8 @@ use common::{data, relative_l1, tiny_inputs};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::trace::{Trace, Warning};
 use dbcache_trt::{
-    ArithmeticChoice, CacheDType, Engine, EngineOptions, ErrorKind, Inputs, Output, ProviderKind, Providers,
-    RequestOptions,
+    ArithmeticChoice, CacheDType, CachePlace, Engine, EngineOptions, ErrorKind, Inputs, Output, ProviderKind,
+    Providers, RequestOptions,
 };
 use ndarray::{Axis, concatenate};
 
@@ -125,6 +125,28 @@ fn check_places(name: &str, trace: &Trace) {
     assert!(told.iter().all(is_listed), "{name}: {told:?}");
     let is_first = |text: &String| fallbacks().first().is_some_and(|graph| text.contains(&format!(": {graph}")));
     assert!(fallbacks().is_empty() || told.iter().any(is_first), "{name}: {told:?}");
+}
+
+/// What the cache keeps may lie in host memory where the provider has memory of its own; elsewhere that is an error.
+#[test]
+fn the_cache_can_lie_on_the_host() {
+    let engine = tested();
+    let asked = RequestOptions { cache_place: CachePlace::Host, ..options("f1b0w2r0.1_t1") };
+    let has_own = provider().is_some_and(|provider| provider.iter().any(|spec| spec.kind() == ProviderKind::WebGpu));
+    if !has_own {
+        let error = engine.request(&tiny_inputs(false), &asked).err().unwrap();
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Usage, Some("cache-place")), "{error}");
+        return;
+    }
+    let on_device = run(&engine, &tiny_inputs(false), &options("f1b0w2r0.1_t1"));
+    let on_host = run(&engine, &tiny_inputs(false), &asked);
+    assert_eq!(on_host.trace.decisions(Branch::Cond), on_device.trace.decisions(Branch::Cond));
+    assert!(relative_l1(&on_host.latents, &on_device.latents) < LATENT_RELATIVE_L1);
+    let kept = on_host.trace.cache_bytes.calibrators + on_host.trace.cache_bytes.compare;
+    assert_eq!(on_host.trace.memory["Cpu"], on_device.trace.memory["Cpu"] + kept);
+    let error =
+        engine.request(&tiny_inputs(false), &RequestOptions { cache_place: CachePlace::Host, ..options("none") });
+    assert_eq!(error.err().unwrap().kind(), ErrorKind::Usage);
 }
 
 /// Without leave, a graph that would partly run elsewhere is an error that names it, and what of it.

@@ -13,8 +13,8 @@ use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::options::{parse_bytes, parse_scale, parse_size, read_policy, read_replay};
 use dbcache_trt::setup::Via;
 use dbcache_trt::{
-    ArithmeticChoice, CacheDType, EngineCache, EngineOptions, Error, ErrorKind, LibraryOptions, Profile, Providers,
-    RequestOptions, StagesChoice, WeightsChoice,
+    ArithmeticChoice, CacheDType, CachePlace, EngineCache, EngineOptions, Error, ErrorKind, LibraryOptions, Profile,
+    Providers, RequestOptions, StagesChoice, WeightsChoice,
 };
 
 pub use self::build::{BuildArgs, BuildOneArgs};
@@ -93,6 +93,9 @@ pub struct GenerateArgs {
     /// Keep the cache's tensors as f16 or bf16: half the memory for a little accuracy [default: stream]
     #[arg(long, value_name = "DTYPE")]
     pub cache_dtype: Option<CacheDType>,
+    /// Keep the cache's tensors in host memory, for providers with memory of their own [default: device]
+    #[arg(long, value_name = "PLACE")]
+    pub cache_place: Option<CachePlace>,
     /// How many pictures; picture k has the seed SEED + k
     #[arg(long, short = 'n', value_name = "N", default_value_t = 1)]
     pub count: usize,
@@ -172,6 +175,7 @@ impl GenerateArgs {
         Ok(RequestOptions {
             cache,
             cache_dtype: self.cache_dtype.unwrap_or_default(),
+            cache_place: self.cache_place.unwrap_or_default(),
             steps: self.steps,
             guidance: self.guidance,
             true_cfg: self.true_cfg,
@@ -425,7 +429,7 @@ mod tests {
     const OF_HOSTS: [&str; 1] = ["other-plan"];
 
     /// A legal value for each option that is no policy's (those: `policy.rs`), other than its default.
-    const VALUES: [(&str, &str); 23] = [
+    const VALUES: [(&str, &str); 24] = [
         ("threads", "3"),
         ("spin", "true"),
         ("ort-library", "a.so"),
@@ -442,6 +446,7 @@ mod tests {
         ("verify", "true"),
         ("cache", "f1b0"),
         ("cache-dtype", "f16"),
+        ("cache-place", "host"),
         ("cache-memory", "2K"),
         ("per-sample", "true"),
         ("steps", "4"),

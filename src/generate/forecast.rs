@@ -184,7 +184,7 @@ impl Forecast {
             return Ok(tensor);
         }
         let shape = buffers.shape(self.after).to_vec();
-        buffers.add(self.dtype, &shape)
+        buffers.add_kept(self.dtype, &shape)
     }
 }
 

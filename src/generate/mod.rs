@@ -2,6 +2,7 @@
 
 mod branch;
 pub(crate) mod cache_dtype;
+pub(crate) mod cache_place;
 pub(crate) mod cancel;
 mod chain;
 mod combine;

@@ -55,6 +55,7 @@ pub(super) fn request(
     let lists = lists::lists(manifest, &options.cache).map_err(|error| error.about("cache"))?;
     lists::check(&lists, steps, n_branches).map_err(|error| error.about("cache"))?;
     options.cache_dtype.check(manifest, &options.cache)?;
+    options.cache_place.check(&engine.device, &options.cache, manifest.blocks.len())?;
     check_effects(manifest, options)?;
     samples::check(options, manifest, batch)?;
     if options.per_sample && guidance.is_fused() {
@@ -85,7 +86,7 @@ pub(super) fn request(
         warnings.push(Warning::Setting("enable_encoder_residual has no effect: the model has no text stream".into()));
     }
 
-    let mut buffers = Buffers::new(&engine.device)?;
+    let mut buffers = Buffers::new(&engine.device, options.cache_place.place())?;
     let mut timings = Timings::default();
     let start = Instant::now();
     let mut texts = conditioning::texts(&engine, inputs, &guidance, batch, &mut buffers)?;

@@ -20,6 +20,7 @@ use ndarray::ArrayD;
 
 use super::branch::{BranchState, ListState};
 use super::cache_dtype::CacheDType;
+use super::cache_place::CachePlace;
 use super::cancel::CancelToken;
 use super::chain::{Chain, Named, Streams};
 use super::combine::Combine;
@@ -51,6 +52,8 @@ pub struct RequestOptions {
     pub cache: PolicyConfig,
     /// The dtype of the tensors that the cache keeps: half the memory for a little accuracy. Default: the streams'.
     pub cache_dtype: CacheDType,
+    /// Where they lie, for providers with memory of their own. Default: there.
+    pub cache_place: CachePlace,
     /// Denoising steps.
     pub steps: Option<usize>,
     /// Guidance scale, dimensionless; an error for a model without guidance.

@@ -212,7 +212,7 @@ impl Kept {
             let forecast = Forecast::new(calibrator, replaces, (arithmetic, sums), (before, after), kept);
             return Ok(Self::Forecast { forecast: Box::new(forecast), stream });
         }
-        let id = buffers.add(kept, &shape)?;
+        let id = buffers.add_kept(kept, &shape)?;
         let graphs = if !of_items && engine.computes_on_host(&[dtype, kept]) {
             None
         } else {
@@ -258,7 +258,7 @@ impl Compare {
         for (stream, kind) in streams.iter().zip(&kinds) {
             let (before, after) = (chain.at_cut(before)[*stream], chain.at_cut(after)[*stream]);
             let shape = measure.kept_shape(buffers.shape(after));
-            compared.push(Compared { after, before, kept: buffers.add(kind.kept, &shape)? });
+            compared.push(Compared { after, before, kept: buffers.add_kept(kind.kept, &shape)? });
         }
         let is_plain = options.downsample_factor == 1 && options.important_condition_threshold.is_none();
         let dtypes: Vec<DType> = kinds.iter().flat_map(|kind| [kind.dtype, kind.kept]).collect();

@@ -31,6 +31,8 @@ pub(crate) enum Place {
 /// All tensors of one request. They are allocated once per shape, bound once, and reused over the steps.
 pub(crate) struct Buffers {
     tensors: Vec<Buffer>,
+    /// Where the tensors of the cache lie.
+    kept: Place,
     device: Arc<Device>,
     /// Allocates where the provider computes.
     of_device: Tensors,
@@ -47,14 +49,20 @@ struct Buffer {
 }
 
 impl Buffers {
-    pub(crate) fn new(device: &Arc<Device>) -> Result<Self> {
+    /// `kept` is where the tensors of the cache lie.
+    pub(crate) fn new(device: &Arc<Device>, kept: Place) -> Result<Self> {
         let (tensors, read_bytes) = Default::default();
-        Ok(Self { tensors, device: Arc::clone(device), of_device: device.tensors()?, read_bytes })
+        Ok(Self { tensors, kept, device: Arc::clone(device), of_device: device.tensors()?, read_bytes })
     }
 
     /// Allocates a tensor filled with zeros, where the provider computes.
     pub(crate) fn add(&mut self, dtype: DType, shape: &[i64]) -> Result<BufferId> {
         self.add_at(Place::Device, dtype, shape)
+    }
+
+    /// The same for a tensor of the cache.
+    pub(crate) fn add_kept(&mut self, dtype: DType, shape: &[i64]) -> Result<BufferId> {
+        self.add_at(self.kept, dtype, shape)
     }
 
     /// Allocates a tensor filled with zeros.

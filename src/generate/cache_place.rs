@@ -1,0 +1,69 @@
+//! Where a request keeps what its cache reuses, for providers with memory of their own.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::cache::PolicyConfig;
+use crate::error::{Error, Result};
+use crate::runtime::device::Device;
+use crate::runtime::tensor::Place;
+
+/// Where the cached tensors lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CachePlace {
+    /// Where the provider computes.
+    #[default]
+    Device,
+    /// In host memory: the device holds less, and each use is a copy.
+    Host,
+}
+
+impl CachePlace {
+    /// `device` or `host`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Host => "host",
+        }
+    }
+
+    pub(super) fn place(self) -> Place {
+        match self {
+            Self::Device => Place::Device,
+            Self::Host => Place::Host,
+        }
+    }
+
+    /// Refuses to be set where nothing moves.
+    pub(super) fn check(self, device: &Device, cache: &PolicyConfig, blocks: usize) -> Result<()> {
+        if self == Self::Device {
+            return Ok(());
+        }
+        let no_effect = |why: String| Err(Error::option("cache-place", format!("has no effect: {why}; leave it out")));
+        if device.is_host() {
+            return no_effect(format!("all tensors of the provider `{}` lie in host memory", device.spec().kind()));
+        }
+        if !cache.reuses_middle() && cache.single_blocks(blocks).is_empty() {
+            return no_effect(format!("the cache `{cache}` keeps nothing"));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for CachePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for CachePlace {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "device" => Ok(Self::Device),
+            "host" => Ok(Self::Host),
+            _ => Err(Error::usage(format!("unknown cache place `{text}`; expected `device` or `host`"))),
+        }
+    }
+}
