@@ -547,3 +547,28 @@ fn other_folders_are_no_stores() {
     let error = EngineStore::open(home.join("letters.txt/store")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
 }
+
+#[test]
+fn builds_share_what_they_have_timed() {
+    let place = place();
+    let (key, target) = (ingredients("a").key().unwrap(), ingredients("a").target);
+    let take = |target: &Target| timing::Timing::take(&place.store, &key, target).unwrap();
+    let (first, lost) = (take(&target), take(&target));
+    fs::write(first.folder().join("sm90.timing"), "measured").unwrap();
+    fs::write(lost.folder().join("sm90.timing"), "half a fi").unwrap();
+    first.give_back().unwrap();
+    drop(lost); // A build that failed.
+    let next = take(&target);
+    assert_eq!(fs::read(next.folder().join("sm90.timing")).unwrap(), b"measured");
+    let changed = |sdk: &str, driver: &str, device: &str| Target {
+        sdk: sdk.into(),
+        driver: driver.into(),
+        device: device.into(),
+        ..target.clone()
+    };
+    for other in [changed("11", "", "drum"), changed("", "580", "drum"), changed("", "", "horn")] {
+        assert!(names(take(&other).folder()).is_empty(), "timings hold for one compiler, driver and device");
+    }
+    drop(next);
+    assert!(place.staged().is_empty());
+}
