@@ -1,5 +1,6 @@
 //! A loaded model: immutable, and shared by all requests.
 
+mod arithmetic;
 mod build;
 mod files;
 mod loader;
@@ -88,11 +89,14 @@ pub enum ArithmeticChoice {
     Auto,
     /// Always as ONNX graphs on the provider.
     Graphs,
+    /// As parts of the stages: a computed step of DBCache is a run of head, middle and tail, a skipped one of head and tail.
+    /// Only for policies that keep plain residuals of one middle.
+    Stages,
 }
 
 impl ArithmeticChoice {
     /// Its texts, in the order of the variants.
-    pub const NAMES: [&'static str; 2] = ["auto", "graphs"];
+    pub const NAMES: [&'static str; 3] = ["auto", "graphs", "stages"];
 }
 
 impl FromStr for ArithmeticChoice {
@@ -102,7 +106,8 @@ impl FromStr for ArithmeticChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "graphs" => Ok(Self::Graphs),
-            _ => Err(Error::usage(format!("unknown arithmetic `{text}`; expected `auto` or `graphs`"))),
+            "stages" => Ok(Self::Stages),
+            _ => Err(Error::usage(format!("unknown arithmetic `{text}`; expected `auto`, `graphs` or `stages`"))),
         }
     }
 }
@@ -152,7 +157,7 @@ pub(crate) struct Loaded {
     /// Providers that were asked for before the one that is used, and why they are not.
     pub refused: Vec<String>,
     pub weights: WeightsMode,
-    arithmetic_choice: ArithmeticChoice,
+    pub arithmetic_choice: ArithmeticChoice,
     pub load_ms: f64,
     arithmetic: Cached<(DType, DType, usize), Arithmetic>,
     sums: Cached<usize, Sums>,
@@ -180,7 +185,7 @@ impl Engine {
                 )));
             }
         }
-        let cuts = lists::cuts(&directory.manifest, &options.cache)?;
+        let cuts = lists::cuts_of(&directory.manifest, &options.cache, options.arithmetic)?;
         let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let graphs: Vec<&Graph> = directory.text.iter().chain(&directory.decode).collect();
@@ -258,8 +263,8 @@ impl Engine {
     /// # Errors
     /// As [`request`](Self::request); `Usage` for a `text_length` that a tokenizer fixes.
     pub fn cache_bytes(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<CacheBytes> {
-        let cuts = lists::cuts(&self.0.directory.manifest, &options.cache)?;
-        let plain = lists::cuts(&self.0.directory.manifest, &PolicyConfig::None)?;
+        let cuts = lists::cuts(&self.0.directory.manifest, options, self.0.arithmetic_choice)?;
+        let plain = lists::cuts_of(&self.0.directory.manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?;
         let plans = [&self.0.plan(&cuts), &self.0.plan(&plain)];
         memory::of_options(&self.0.directory.manifest, plans, options, text_length)
     }

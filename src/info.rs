@@ -25,6 +25,7 @@ use crate::trace::CacheBytes;
 /// One stage of a plan: what runs as one ONNX Runtime session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageInfo {
+    name: String,
     /// Whether it begins with the embed graph.
     pub embed: bool,
     /// Its blocks; none where the embed graph or the final graph is alone.
@@ -39,12 +40,12 @@ pub struct StageInfo {
 
 impl StageInfo {
     pub(crate) fn new(directory: &EngineDirectory, stage: &Stage) -> Self {
-        let Stage { embed, blocks, last } = stage.clone();
+        let (name, Stage { embed, blocks, last, .. }) = (stage.name(), stage.clone());
         let ends = embed.then_some(&directory.embed).into_iter().chain(last.then_some(&directory.last));
         let graphs: Vec<&Graph> = ends.chain(&directory.blocks[blocks.clone()]).collect();
         let weight_bytes = graphs.iter().map(|graph| graph.weight_bytes).sum();
         let graph_bytes = graphs.iter().map(|graph| graph.bytes.len() as u64).sum();
-        Self { embed, blocks, last, weight_bytes, graph_bytes }
+        Self { name, embed, blocks, last, weight_bytes, graph_bytes }
     }
 
     /// What `stage_bytes` limits.
@@ -52,15 +53,16 @@ impl StageInfo {
         self.weight_bytes + self.graph_bytes
     }
 
-    /// Such as `embed and blocks 0..4`.
-    pub fn name(&self) -> String {
-        Stage { embed: self.embed, blocks: self.blocks.clone(), last: self.last }.name()
+    /// Such as `embed and blocks 0..4`; with what it holds of the cache's arithmetic: `diff`, `residual`, `add`.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Its facts by their names; `blocks` is the first one and the one after the last.
     pub fn to_json(&self) -> Value {
-        let Self { embed, blocks, last, weight_bytes, graph_bytes } = self;
+        let Self { name, embed, blocks, last, weight_bytes, graph_bytes } = self;
         json!({
+            "name": name,
             "embed": embed,
             "blocks": [blocks.start, blocks.end],
             "final": last,
@@ -81,7 +83,8 @@ impl fmt::Display for StageInfo {
 pub(crate) fn planned(directory: &EngineDirectory, load: &EngineOptions, cache: &PolicyConfig) -> Result<Plan> {
     let sizes = sizes(directory);
     let limits = Limits::new(load.stages, load.stage_bytes, &sizes)?;
-    Ok(Plan::new(&sizes, limits, &lists::cuts(&directory.manifest, cache)?))
+    let cuts = lists::cuts_of(&directory.manifest, cache, load.arithmetic)?;
+    Ok(Plan::new(&sizes, limits, &cuts))
 }
 
 /// The facts of an engine directory. [`EngineInfo::open`] loads no library and runs nothing.

@@ -9,7 +9,9 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
+use crate::cache::{DiffOptions, DiffTensor};
 use crate::error::{Error, Result};
+use crate::generate::cache_dtype::CacheDType;
 
 /// How many blocks run as one ONNX Runtime session. Every choice serves every policy: a stage ends wherever the policy
 /// needs to see the streams, and where [`stage_bytes`](crate::EngineOptions::stage_bytes) says so.
@@ -55,17 +57,41 @@ const AUTO_NODES: usize = 1000;
 
 /// What runs as one ONNX Runtime session: consecutive blocks, at the ends of the model with the graph beside them; or such
 /// a graph alone, around no blocks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Stage {
     /// Begins with the embed graph.
     pub embed: bool,
     pub blocks: Range<usize>,
     /// Ends with the final graph.
     pub last: bool,
+    pub arithmetic: Vec<Arithmetic>,
+}
+
+/// Arithmetic of the cache that is part of a stage. Streams are meant by their index.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Arithmetic {
+    /// Before the blocks: adds what was kept, or zeros.
+    Add { streams: Vec<usize>, kept: CacheDType },
+    /// After the blocks: the sums of the diff, against the streams at the cut `since`, and what later diffs compare with.
+    Diff { since: usize, options: DiffOptions, kept: CacheDType },
+    /// After the blocks: the residual of the blocks since the cut `since`.
+    Residual { since: usize, streams: Vec<usize>, kept: CacheDType },
+}
+
+/// A policy whose arithmetic can be part of the stages: one middle, whose residual is kept and added as it is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct InStages {
+    pub head: Range<usize>,
+    pub middle: Range<usize>,
+    /// How the head is compared; none where nothing is.
+    pub diff: Option<DiffOptions>,
+    /// What the middle changes.
+    pub streams: Vec<usize>,
+    pub kept: CacheDType,
 }
 
 /// What a policy wants to see of the streams.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Cuts {
     /// What it asks for, in order and without gaps: the cuts lie between them.
     pub ranges: Vec<Range<usize>>,
@@ -73,6 +99,8 @@ pub(crate) struct Cuts {
     pub sees_start: bool,
     /// Whether they are looked at, or written, between the last block and final.
     pub sees_end: bool,
+    /// The arithmetic that the stages hold.
+    pub arithmetic: Option<InStages>,
 }
 
 /// What one graph adds to a stage.
@@ -100,7 +128,7 @@ pub(crate) struct Limits {
 }
 
 /// All stages, in order, without gaps.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Plan {
     stages: Vec<Stage>,
 }
@@ -150,9 +178,42 @@ impl Limits {
     }
 }
 
+impl Cuts {
+    /// Whether the diff needs the streams before the first block, and does not find them in the first stage.
+    fn compares_start(&self, first: &Stage) -> bool {
+        self.arithmetic.as_ref().is_some_and(|arithmetic| {
+            let of_residual = arithmetic.diff.is_some_and(|diff| diff.tensor == DiffTensor::HeadResidual);
+            of_residual && first.blocks != arithmetic.head
+        })
+    }
+}
+
+impl InStages {
+    /// What belongs to a stage.
+    fn of(&self, stage: &Stage) -> Vec<Arithmetic> {
+        let Self { head, middle, diff, streams, kept } = self.clone();
+        let has_blocks = !stage.blocks.is_empty();
+        let mut parts = Vec::new();
+        if stage.blocks.start == middle.end && (has_blocks || stage.last) {
+            parts.push(Arithmetic::Add { streams: streams.clone(), kept });
+        }
+        if let Some(options) = diff.filter(|_| has_blocks && stage.blocks.end == head.end) {
+            parts.push(Arithmetic::Diff { since: head.start, options, kept });
+        }
+        if has_blocks && stage.blocks.end == middle.end {
+            parts.push(Arithmetic::Residual { since: middle.start, streams, kept });
+        }
+        parts
+    }
+}
+
 impl Stage {
     fn of_blocks(blocks: Range<usize>) -> Self {
-        Self { embed: false, blocks, last: false }
+        Self { embed: false, blocks, last: false, arithmetic: Vec::new() }
+    }
+
+    fn is_added_to(&self) -> bool {
+        self.arithmetic.iter().any(|part| matches!(part, Arithmetic::Add { .. }))
     }
 
     /// Such as `embed and blocks 0..4`.
@@ -162,8 +223,15 @@ impl Stage {
             1 => Some(format!("block {}", self.blocks.start)),
             _ => Some(format!("blocks {:?}", self.blocks)),
         };
-        let parts = [self.embed.then(|| "embed".to_owned()), blocks, self.last.then(|| "final".to_owned())];
-        parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
+        let text = |is_there: bool, text: &str| is_there.then(|| text.to_owned());
+        let ends = |part: &Arithmetic| match part {
+            Arithmetic::Add { .. } => None,
+            Arithmetic::Diff { .. } => Some("diff".to_owned()),
+            Arithmetic::Residual { .. } => Some("residual".to_owned()),
+        };
+        let start = [text(self.is_added_to(), "add"), text(self.embed, "embed"), blocks];
+        let parts = start.into_iter().chain(self.arithmetic.iter().map(ends)).chain([text(self.last, "final")]);
+        parts.flatten().collect::<Vec<_>>().join(" and ")
     }
 }
 
@@ -186,14 +254,20 @@ impl Plan {
             !is_seen && limits.choice != StagesChoice::PerBlock && limits.allows_bytes(&with_end)
         };
         match stages.front_mut() {
-            Some(first) if joins(seen.sees_start, first, sizes.embed) => first.embed = true,
-            _ => stages.push_front(Stage { embed: true, blocks: 0..0, last: false }),
+            Some(first) if joins(seen.sees_start || seen.compares_start(first), first, sizes.embed) => {
+                first.embed = true
+            }
+            _ => stages.push_front(Stage { embed: true, ..Stage::of_blocks(0..0) }),
         }
         match stages.back_mut() {
             Some(end) if joins(seen.sees_end, end, sizes.last) => end.last = true,
-            _ => stages.push_back(Stage { embed: false, blocks: blocks.len()..blocks.len(), last: true }),
+            _ => stages.push_back(Stage { last: true, ..Stage::of_blocks(blocks.len()..blocks.len()) }),
         }
-        Self { stages: stages.into() }
+        let mut plan = Self { stages: stages.into() };
+        if let Some(arithmetic) = &seen.arithmetic {
+            plan.stages.iter_mut().for_each(|stage| stage.arithmetic = arithmetic.of(stage));
+        }
+        plan
     }
 
     /// Of stages that follow each other.
@@ -217,6 +291,11 @@ impl Plan {
         Some(find(|stage| stage.blocks.start, blocks.start)?..find(|stage| stage.blocks.end, blocks.end)? + 1)
     }
 
+    /// The stages that hold arithmetic of a cache.
+    pub(crate) fn arithmetic(&self) -> impl Iterator<Item = &Stage> {
+        self.stages.iter().filter(|stage| !stage.arithmetic.is_empty())
+    }
+
     /// Whether all can be seen that a policy wants to see.
     pub(crate) fn shows(&self, cuts: &Cuts) -> bool {
         let seen = self.seen();
@@ -237,6 +316,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::PolicyConfig;
 
     fn sizes(count: usize) -> Sizes {
         let block = GraphSize { bytes: 100, nodes: 125 };
@@ -251,7 +331,7 @@ mod tests {
         let inner = cuts.iter().filter(|cut| !ends.contains(*cut));
         let all: Vec<usize> = [0].iter().chain(inner).chain([&blocks]).copied().collect();
         let ranges = all.windows(2).map(|pair| pair[0]..pair[1]).collect();
-        let cuts = Cuts { ranges, sees_start: cuts.contains(&0), sees_end: cuts.contains(&blocks) };
+        let cuts = Cuts { ranges, sees_start: cuts.contains(&0), sees_end: cuts.contains(&blocks), arithmetic: None };
         let plan = Plan::new(&sizes, Limits::new(choice, bytes, &sizes).unwrap(), &cuts);
         assert!(plan.shows(&cuts));
         plan.stages().iter().map(Stage::name).collect()
@@ -279,6 +359,49 @@ mod tests {
             (14, Auto, Some(700), vec![], vec!["embed", "blocks 0..7", "blocks 7..14", "final"]),
         ] {
             assert_eq!(plan(blocks, choice, bytes, &cuts), expected, "{choice:?} {bytes:?} {cuts:?}");
+        }
+    }
+
+    #[test]
+    fn arithmetic_lies_at_the_ends_of_head_and_middle() {
+        let sizes = sizes(12);
+        for (choice, tail, expected) in [
+            (
+                StagesChoice::Fused,
+                9,
+                vec!["embed and blocks 0..4 and diff", "blocks 4..9 and residual", "add and blocks 9..12 and final"],
+            ),
+            (
+                StagesChoice::Fused,
+                12,
+                vec!["embed and blocks 0..4 and diff", "blocks 4..12 and residual", "add and final"],
+            ),
+            (
+                StagesChoice::Blocks(3),
+                9,
+                vec![
+                    "embed",
+                    "blocks 0..3",
+                    "block 3 and diff",
+                    "blocks 4..6",
+                    "blocks 6..9 and residual",
+                    "add and blocks 9..12 and final",
+                ],
+            ),
+        ] {
+            let in_stages = InStages {
+                head: 0..4,
+                middle: 4..tail,
+                diff: "f4b3".parse::<PolicyConfig>().unwrap().diff_options(),
+                streams: vec![0, 1],
+                kept: CacheDType::Stream,
+            };
+            let ranges = [0..4, 4..tail, tail..12].into_iter().filter(|range| !range.is_empty()).collect();
+            let sees_end = tail == 12;
+            let cuts = Cuts { ranges, sees_start: false, sees_end, arithmetic: Some(in_stages) };
+            let plan = Plan::new(&sizes, Limits::new(choice, None, &sizes).unwrap(), &cuts);
+            assert_eq!(plan.stages().iter().map(Stage::name).collect::<Vec<_>>(), expected, "{choice}");
+            assert_eq!(plan.arithmetic().count(), 3);
         }
     }
 
@@ -318,9 +441,9 @@ mod tests {
             assert_eq!(plan.cover(&blocks), expected, "{blocks:?}");
         }
         assert_eq!(plan.seen(), 1..5);
-        let cuts = |sees_start, sees_end| Cuts { ranges: vec![0..3, 3..4], sees_start, sees_end };
+        let cuts = |sees_start, sees_end| Cuts { ranges: vec![0..3, 3..4], sees_start, sees_end, arithmetic: None };
         assert!(plan.shows(&cuts(false, true)) && !plan.shows(&cuts(true, true)));
-        let one = Plan::of(vec![Stage { embed: true, blocks: 0..4, last: true }]);
+        let one = Plan::of(vec![Stage { embed: true, last: true, ..Stage::of_blocks(0..4) }]);
         assert!(one.seen().is_empty() && !one.shows(&cuts(false, false)));
     }
 }

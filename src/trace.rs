@@ -43,6 +43,9 @@ pub struct StepRecord {
     pub blocks: Vec<BlockRecord>,
     /// Blocks that ran.
     pub blocks_run: usize,
+    /// Runs of ONNX Runtime sessions for this branch (and list of blocks) of the step, with all pictures of the batch:
+    /// stages, and small graphs of the cache. Guidance and the scheduler's update come on top, once a step.
+    pub session_runs: usize,
     /// Wall time of this branch of the step, with all pictures of the batch.
     pub elapsed_ms: f64,
 }
@@ -358,6 +361,7 @@ impl Trace {
                 "threshold": record.threshold,
                 "blocks": record.blocks.iter().map(block).collect::<Vec<_>>(),
                 "blocks_run": record.blocks_run,
+                "session_runs": record.session_runs,
                 "elapsed_ms": record.elapsed_ms,
             })
         };
@@ -429,6 +433,11 @@ impl fmt::Display for Summary<'_> {
         let blocks_run = trace.blocks_run();
         let share = 100.0 * (all_blocks - blocks_run) as f64 / all_blocks.max(1) as f64;
         writeln!(f, "blocks   {blocks_run} of {all_blocks} run ({share:.1} % saved)")?;
+        // Once for all pictures, and the lists of a step together.
+        let of_step = trace.records.iter().filter(|record| record.sample.unwrap_or_default() == 0);
+        let sessions: usize = of_step.clone().map(|record| record.session_runs).sum();
+        let steps = of_step.filter(|record| record.list.unwrap_or_default() == 0).count();
+        writeln!(f, "sessions {:.1} runs a step", sessions as f64 / steps.max(1) as f64)?;
         if let Some([p0, p25, p50, p75, p95, p100]) = trace.diff_percentiles() {
             let threshold = trace.threshold();
             write!(f, "diffs    P00 {p0:.4}  P25 {p25:.4}  P50 {p50:.4}  P75 {p75:.4}  P95 {p95:.4}  P100 {p100:.4}")?;

@@ -3,13 +3,15 @@
 mod common;
 
 use std::ops::Range;
+use std::path::Path;
 use std::thread;
 
 use common::shell::Shell;
-use common::{data, emoji, tiny_inputs};
+use common::{data, emoji, relative_l1, tiny_inputs};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::{
-    Engine, EngineInfo, EngineOptions, ErrorKind, Inputs, OtherPlan, RequestOptions, StageInfo, StagesChoice,
+    ArithmeticChoice, CacheDType, Engine, EngineInfo, EngineOptions, ErrorKind, Inputs, OtherPlan, RequestOptions,
+    StageInfo, StagesChoice,
 };
 use serde_json::{Value, json};
 
@@ -25,7 +27,7 @@ fn engine(options: EngineOptions) -> Engine {
 }
 
 fn names(engine: &Engine) -> Vec<String> {
-    engine.stages().iter().map(StageInfo::name).collect()
+    engine.stages().iter().map(|stage| stage.name().to_owned()).collect()
 }
 
 fn options(cache: &str, steps: usize) -> RequestOptions {
@@ -146,6 +148,92 @@ fn an_engine_that_may_load_nothing_refuses_other_cuts() {
     }
 }
 
+/// The cache's arithmetic within the stages sums in another order than loops over host memory.
+const DIFF_RELATIVE: f32 = 1e-4;
+const LATENTS_RELATIVE_L1: f64 = 1e-6;
+
+/// Decides, computes and keeps the same as with small graphs; a skipped step is two session runs, a computed one three.
+fn check_in_stages(directory: &Path, inputs: &Inputs, options: &RequestOptions) {
+    let load = |arithmetic| {
+        let cache = options.cache.clone();
+        let load = EngineOptions { arithmetic, cache, stages: StagesChoice::Fused, ..EngineOptions::default() };
+        Engine::load(directory, &load).unwrap()
+    };
+    let in_stages = load(ArithmeticChoice::Stages);
+    let predicted = in_stages.cache_bytes(options, None).unwrap();
+    let request = in_stages.request(inputs, options).unwrap();
+    // One reading of the predictions is made for the largest text.
+    assert!(request.cache_bytes().total() <= predicted.total());
+    let ours = request.run(&mut ()).unwrap();
+    let at = options.cache.to_string();
+    for arithmetic in [ArithmeticChoice::Graphs, ArithmeticChoice::Auto] {
+        let theirs = load(arithmetic).request(inputs, options).unwrap().run(&mut ()).unwrap();
+        let error = relative_l1(&ours.latents, &theirs.latents);
+        assert!(error <= LATENTS_RELATIVE_L1, "{at} {arithmetic:?}: {error:e}");
+        assert_eq!(ours.trace.records.len(), theirs.trace.records.len());
+        for (a, b) in ours.trace.records.iter().zip(&theirs.trace.records) {
+            assert_eq!((a.branch, a.decision, a.blocks_run), (b.branch, b.decision, b.blocks_run), "{at} {}", a.step);
+            assert!(a.session_runs < b.session_runs || arithmetic == ArithmeticChoice::Auto, "{at} {}", a.step);
+            match (a.diff, b.diff) {
+                (Some(a), Some(b)) => assert!((a - b).abs() <= DIFF_RELATIVE * b, "{at}: {a} {b}"),
+                (a, b) => assert_eq!(a, b, "{at}"),
+            }
+        }
+    }
+    let runs = |letter| {
+        let of_letter = ours.trace.records.iter().filter(|record| record.letter() == letter);
+        of_letter.map(|record| record.session_runs).collect::<Vec<_>>()
+    };
+    let (computed, skipped) = (runs('C'), runs('S'));
+    assert!(!skipped.is_empty() && skipped.iter().all(|runs| *runs == 2), "{at}: {skipped:?}");
+    assert!(!computed.is_empty() && computed.iter().all(|runs| *runs == 3), "{at}: {computed:?}");
+}
+
+#[test]
+fn a_skipped_step_is_two_session_runs_and_a_computed_one_three() {
+    for (cache, is_guided) in [
+        ("f1b0w2r0.3", false),
+        ("f3b4w2r0.3", true),
+        ("f3b4w2r0.3cds0", true),
+        ("f2b2w2l0.3", false),
+        ("f2b2w2r0.3ds3", false),
+        ("f2b2w2r0.4ic0.1", false),
+        ("f2b2w4i2r0.3mc2", false),
+    ] {
+        let true_cfg = is_guided.then_some(2.0);
+        check_in_stages(
+            &data("tiny-flux"),
+            &tiny_inputs(is_guided),
+            &RequestOptions { true_cfg, ..options(cache, 10) },
+        );
+    }
+    let half = RequestOptions { cache_dtype: CacheDType::F16, ..options("f3b4w2r0.3", 10) };
+    check_in_stages(&data("tiny-flux"), &tiny_inputs(false), &half);
+    check_in_stages(&emoji(), &Inputs::prompt("lemon"), &options("f8b16w2r0.3", 8));
+}
+
+#[test]
+fn arithmetic_in_stages_keeps_what_is_predicted_and_refuses_other_policies() {
+    let load = EngineOptions { arithmetic: ArithmeticChoice::Stages, ..EngineOptions::default() };
+    let engine = engine(load);
+    for (cache, true_cfg) in [("f3b4w2r0.3", Some(2.0)), ("f1b0w2l0.3", None), ("f2b2w2r0.3ds3", None)] {
+        let options = RequestOptions { true_cfg, ..options(cache, 10) };
+        let request = engine.request(&tiny_inputs(true_cfg.is_some()), &options).unwrap();
+        assert_eq!(request.cache_bytes(), engine.cache_bytes(&options, Some(12)).unwrap(), "{cache}");
+    }
+    for (cache, words) in [
+        ("none", "has no middle that it reuses"),
+        ("prune_f1b2w2r0.3", "has no middle that it reuses"),
+        ("f1b0w4r0.4_t1", "forecasts with a calibrator"),
+        ("f2b6w2r0.9mc3_id0.2nt0.5", "decides on single blocks"),
+        ("f1b0w2r0.3al1", "does not keep each step"),
+    ] {
+        let error = engine.request(&tiny_inputs(false), &options(cache, 10)).err().unwrap();
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Usage, Some("arithmetic")), "{error}");
+        assert!(error.to_string().contains(words), "{cache}: {error}");
+    }
+}
+
 #[test]
 fn a_limit_on_bytes_divides_or_refuses() {
     let with = |stages, stage_bytes| EngineOptions { stages, stage_bytes, ..EngineOptions::default() };
@@ -153,7 +241,7 @@ fn a_limit_on_bytes_divides_or_refuses() {
     let graphs = plan(&with(StagesChoice::PerBlock, None)).unwrap();
     let bytes = |range: Range<usize>| graphs[range].iter().map(StageInfo::bytes).sum::<u64>();
     let largest = graphs.iter().map(StageInfo::bytes).max().unwrap();
-    let sessions = |stages: &[StageInfo]| stages.iter().map(StageInfo::name).collect::<Vec<_>>();
+    let sessions = |stages: &[StageInfo]| stages.iter().map(|stage| stage.name().to_owned()).collect::<Vec<_>>();
     // Embed and the first three blocks.
     let limit = bytes(0..4);
     for stages in [StagesChoice::Auto, StagesChoice::Fused, StagesChoice::Blocks(12)] {

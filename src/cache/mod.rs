@@ -345,6 +345,15 @@ impl PolicyConfig {
         }
     }
 
+    /// Whether it computes steps that it does not keep.
+    pub(crate) fn alternates(&self) -> bool {
+        match self {
+            Self::DbCache(config) => config.enable_alter_cache,
+            Self::None | Self::DbPrune(_) => false,
+            Self::Replay { config, .. } => config.alternates(),
+        }
+    }
+
     /// What forecasts the middle (`block` is `None`) or one of the [`single_blocks`](Self::single_blocks) in one stream
     /// of one branch, in its initial state; `None` where the last residual is repeated. Tail blocks of DBCache have no
     /// calibrators, as in the reference.

@@ -209,7 +209,8 @@ pub struct LoadArgs {
     weights_mode: Option<WeightsChoice>,
     #[command(flatten)]
     stages: StagesArgs,
-    /// How residuals and diffs are computed: loops where possible, or always ONNX graphs [default: auto]
+    /// How residuals and diffs are computed: loops where possible, always ONNX graphs, or as parts of the stages
+    /// [default: auto]
     #[arg(long, value_name = "WAY", value_parser = choice::<ArithmeticChoice>(ArithmeticChoice::NAMES), hide_short_help = true)]
     arithmetic: Option<ArithmeticChoice>,
     /// What computes: cpu, cuda, tensorrt, openvino or webgpu, with options (tensorrt:device=0,workspace=4G); or a list, of

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::loader::Loader;
 use super::stages::Stages;
-use super::{EngineOptions, StagesChoice, check_provider, choose_weights, work};
+use super::{ArithmeticChoice, EngineOptions, StagesChoice, check_provider, choose_weights, work};
 use crate::cache::PolicyConfig;
 use crate::error::{Error, Result};
 use crate::generate::lists;
@@ -59,7 +59,7 @@ impl EngineBuild {
         if options.engine_cache.folder()?.is_none() {
             return Err(Error::option("engine-cache", "is `none`: there is no place for what would be compiled"));
         }
-        let cuts = lists::cuts(&directory.manifest, &options.cache)?;
+        let cuts = lists::cuts_of(&directory.manifest, &options.cache, options.arithmetic)?;
         let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let open = |device: &Device| Loader::new(&directory, options, device, weights);
@@ -156,6 +156,9 @@ pub(super) fn command(directory: &Path, options: &EngineOptions) -> String {
     }
     if options.stages != StagesChoice::default() {
         add("stages", options.stages.to_string());
+    }
+    if options.arithmetic == ArithmeticChoice::Stages {
+        add("arithmetic", "stages".to_owned());
     }
     if let Some(bytes) = options.stage_bytes {
         add("stage-bytes", bytes.to_string());

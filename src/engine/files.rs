@@ -112,7 +112,7 @@ impl StageFile {
 
 /// Such as `embed_blocks_000_003.onnx`.
 fn file_name(stage: &Stage) -> String {
-    let Stage { embed, blocks, last } = stage;
+    let Stage { embed, blocks, last, .. } = stage;
     let blocks = match blocks.len() {
         0 => None,
         1 => Some(format!("block_{:03}", blocks.start)),

@@ -5,11 +5,12 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::arithmetic::Around;
 use super::loader::Loader;
 use crate::error::{Error, Result};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
-use crate::model::join::{Part, boundary, join};
+use crate::model::join::{Part, Piece, boundary, join};
 use crate::model::manifest::GraphSpec;
 use crate::plan::{Cuts, GraphSize, Limits, Plan, Sizes, Stage, StagesChoice};
 use crate::runtime::device::Device;
@@ -142,7 +143,8 @@ impl Stages {
         }
         let stages = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let plan = Plan::of(stages.iter().map(|loaded| loaded.stage.clone()).collect());
-        if plan.shows(cuts) {
+        let exact = self.plan(directory, cuts);
+        if plan.shows(cuts) && plan.arithmetic().eq(exact.arithmetic()) {
             return Ok(LoadedPlan { plan, stages });
         }
         let asked: Vec<String> = cuts.ranges.iter().map(|range| format!("{} to {}", range.start, range.end)).collect();
@@ -189,28 +191,27 @@ pub(super) struct StageGraph<'d> {
 impl<'d> StageGraph<'d> {
     pub(super) fn new(directory: &'d EngineDirectory, stage: &Stage) -> Result<Self> {
         let manifest = &directory.manifest;
-        let mut parts: Vec<Part<'d>> = Vec::new();
-        if stage.embed {
-            let GraphSpec { inputs, outputs, .. } = &manifest.embed;
-            parts.push(Part { graph: &directory.embed, inputs, outputs });
-        }
-        parts.extend(stage.blocks.clone().map(|block| {
+        let end = |is_there: bool, graph: &'d Graph, spec: &'d GraphSpec| {
+            is_there.then_some(Part { graph, inputs: &spec.inputs, outputs: &spec.outputs })
+        };
+        let first = end(stage.embed, &directory.embed, &manifest.embed);
+        let last = end(stage.last, &directory.last, &manifest.last);
+        let block = |block: usize| {
             let kind = &manifest.block_kinds[&manifest.blocks[block].kind]; // Manifest::parse has checked the kind.
             Part { graph: &directory.blocks[block], inputs: &kind.inputs, outputs: &kind.outputs }
-        }));
-        if stage.last {
-            let GraphSpec { inputs, outputs, .. } = &manifest.last;
-            parts.push(Part { graph: &directory.last, inputs, outputs });
-        }
-        let (inputs, mut outputs) = boundary(&parts);
-        let graph = match parts.as_slice() {
-            [part] => Cow::Borrowed(part.graph),
-            parts => {
+        };
+        let around = Around::new(manifest, stage)?;
+        let pieces = around.pieces(first, stage.blocks.clone().map(block).collect(), last);
+        let (inputs, mut outputs) = boundary(&pieces);
+        let graph = match (pieces.as_slice(), first.or(last)) {
+            ([Piece::Part(_)], Some(end)) => Cow::Borrowed(end.graph),
+            ([Piece::Part(_)], None) => Cow::Borrowed(&directory.blocks[stage.blocks.start]),
+            (pieces, _) => {
                 // After the final graph nobody takes the streams, nor what embed made for the blocks.
                 if stage.last {
                     outputs.retain(|tensor| manifest.last.outputs.contains(tensor));
                 }
-                Cow::Owned(join(&stage.name(), parts, &outputs)?)
+                Cow::Owned(join(&stage.name(), pieces, &outputs)?)
             }
         };
         Ok(Self { graph, inputs, outputs })

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::cancel::CancelToken;
 use crate::engine::{LoadedPlan, LoadedStage};
@@ -33,8 +34,14 @@ pub(crate) struct Chain {
     plan: Arc<LoadedPlan>,
     /// The index of its first stage in the plan.
     first: usize,
-    stages: Vec<Op>,
+    stages: Vec<Bound>,
     streams: Arc<Streams>,
+}
+
+/// A stage, bound to tensors in one way, or in several that take turns.
+struct Bound {
+    ways: Vec<Op>,
+    used: AtomicUsize,
 }
 
 /// A stage whose output holds NaN or infinity.
@@ -120,6 +127,12 @@ impl Streams {
     }
 }
 
+impl Bound {
+    fn run(&self) -> Result<()> {
+        self.ways[self.used.load(Ordering::Relaxed)].run()
+    }
+}
+
 impl Chain {
     /// Binds all stages. `named` holds the tensors that are no streams.
     pub(crate) fn bind(
@@ -151,24 +164,29 @@ impl Chain {
         buffers: &mut Buffers,
     ) -> Result<Self> {
         let first = stages.start;
-        let mut ops = Vec::new();
-        for LoadedStage { stage, session, inputs, outputs } in plan.stages[stages].iter().map(Arc::as_ref) {
-            let place = |tensor: &String, cut: usize| match manifest.streams.iter().position(|s| s == tensor) {
-                Some(stream) => streams.at_cut(cut).get(stream).copied(),
-                None => named.get(tensor).copied(),
-            };
-            let missing = |tensor: &String| Error::internal(format!("no tensor for `{tensor}` of {}", stage.name()));
-            let at_start = |tensor: &String| {
-                Ok((tensor.clone(), place(tensor, stage.blocks.start).ok_or_else(|| missing(tensor))?))
-            };
-            let at_end = |tensor: &String| {
-                Ok((output_port(tensor, inputs), place(tensor, stage.blocks.end).ok_or_else(|| missing(tensor))?))
-            };
-            let ins = inputs.iter().map(at_start).collect::<Result<Vec<_>>>()?;
-            let outs = outputs.iter().map(at_end).collect::<Result<Vec<_>>>()?;
-            ops.push(Op::bind(session, buffers, &ins, &outs)?);
-        }
-        Ok(Self { plan: Arc::clone(plan), first, stages: ops, streams: Arc::clone(streams) })
+        let bind = |loaded: &Arc<LoadedStage>| {
+            Ok(Bound { ways: vec![bind_stage(manifest, loaded, streams, named, buffers)?], used: AtomicUsize::new(0) })
+        };
+        let stages = plan.stages[stages].iter().map(bind).collect::<Result<_>>()?;
+        Ok(Self { plan: Arc::clone(plan), first, stages, streams: Arc::clone(streams) })
+    }
+
+    /// Binds a stage once more, to other tensors.
+    pub(crate) fn bind_again(
+        &mut self,
+        manifest: &Manifest,
+        stage: usize,
+        named: &Named,
+        buffers: &mut Buffers,
+    ) -> Result<()> {
+        let op = bind_stage(manifest, &self.plan.stages[stage], &self.streams, named, buffers)?;
+        self.stages[stage - self.first].ways.push(op);
+        Ok(())
+    }
+
+    /// From now on the stage runs as it was bound first (0) or later (1, 2 …).
+    pub(crate) fn use_binding(&self, stage: usize, way: usize) {
+        self.stages[stage - self.first].used.store(way, Ordering::Relaxed);
     }
 
     pub(crate) fn plan(&self) -> &Arc<LoadedPlan> {
@@ -229,8 +247,8 @@ impl Chain {
         others: &Named,
         buffers: &Buffers,
     ) -> Result<Option<NotFinite>> {
-        for (loaded, op) in self.plan.stages[self.first..].iter().zip(&self.stages) {
-            op.run()?;
+        for (loaded, bound) in self.plan.stages[self.first..].iter().zip(&self.stages) {
+            bound.run()?;
             let stage = &loaded.stage;
             let streams = manifest.streams.iter().zip(self.at_cut(stage.blocks.end)).filter(|_| !stage.last);
             for (tensor, id) in streams.chain(others.iter().filter(|(tensor, _)| loaded.outputs.contains(tensor))) {
@@ -241,4 +259,26 @@ impl Chain {
         }
         Ok(None)
     }
+}
+
+fn bind_stage(
+    manifest: &Manifest,
+    loaded: &LoadedStage,
+    streams: &Streams,
+    named: &Named,
+    buffers: &mut Buffers,
+) -> Result<Op> {
+    let LoadedStage { stage, session, inputs, outputs } = loaded;
+    let find = |tensor: &String, cut: usize| {
+        let place = match manifest.streams.iter().position(|stream| stream == tensor) {
+            Some(stream) => streams.at_cut(cut).get(stream).copied(),
+            None => named.get(tensor).copied(),
+        };
+        place.ok_or_else(|| Error::internal(format!("no tensor for `{tensor}` of {}", stage.name())))
+    };
+    let at_start = |tensor: &String| Ok((tensor.clone(), find(tensor, stage.blocks.start)?));
+    let at_end = |tensor: &String| Ok((output_port(tensor, inputs), find(tensor, stage.blocks.end)?));
+    let ins = inputs.iter().map(at_start).collect::<Result<Vec<_>>>()?;
+    let outs = outputs.iter().map(at_end).collect::<Result<Vec<_>>>()?;
+    Op::bind(session, buffers, &ins, &outs)
 }

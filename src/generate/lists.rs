@@ -3,7 +3,10 @@
 
 use std::ops::Range;
 
+use super::in_stages;
+use super::request::RequestOptions;
 use crate::cache::{BlocksSplit, DiffTensor, PolicyConfig, RunShape};
+use crate::engine::ArithmeticChoice;
 use crate::error::{At, Error, Result};
 use crate::model::manifest::Manifest;
 use crate::plan::Cuts;
@@ -143,15 +146,28 @@ pub(crate) fn warnings(lists: &[List], steps: usize, branches: usize) -> Vec<Str
 ///
 /// # Errors
 /// As [`lists`].
-pub(crate) fn cuts(manifest: &Manifest, cache: &PolicyConfig) -> Result<Cuts> {
-    let lists = lists(manifest, cache).map_err(|error| error.about("cache"))?;
+pub(crate) fn cuts(manifest: &Manifest, options: &RequestOptions, choice: ArithmeticChoice) -> Result<Cuts> {
+    let lists = lists(manifest, &options.cache).map_err(|error| error.about("cache"))?;
     let pinned: Vec<usize> = lists.iter().flat_map(List::pinned).collect();
     let parts: Vec<&Part> = lists.iter().flat_map(|list| &list.parts).collect();
+    let in_stages = (choice == ArithmeticChoice::Stages).then(|| in_stages::of_request(manifest, options, &lists).ok());
+    let arithmetic = in_stages.flatten();
+    // A stage that holds the whole head has them inside.
+    let pins_start = pinned.contains(&0) && arithmetic.is_none();
     Ok(Cuts {
         ranges: parts.iter().map(|part| part.blocks().clone()).filter(|range| !range.is_empty()).collect(),
-        sees_start: pinned.contains(&0) || parts.first().is_some_and(|part| part.is_unit()),
+        sees_start: pins_start || parts.first().is_some_and(|part| part.is_unit()),
         sees_end: pinned.contains(&manifest.blocks.len()) || parts.last().is_some_and(|part| part.is_unit()),
+        arithmetic,
     })
+}
+
+/// The same for requests of which no more than the policy is known.
+///
+/// # Errors
+/// As [`cuts`].
+pub(crate) fn cuts_of(manifest: &Manifest, cache: &PolicyConfig, choice: ArithmeticChoice) -> Result<Cuts> {
+    cuts(manifest, &RequestOptions { cache: cache.clone(), ..RequestOptions::default() }, choice)
 }
 
 /// The blocks of a list in order: those that always run, and those that are decided on.

@@ -85,15 +85,21 @@ fn predict(
         kept.iter().fold(0, |sum: u64, kept| sum.saturating_add(part(kept))).saturating_mul(branches as u64)
     };
     let streams = layouts(manifest, extents, CacheDType::Stream)?;
-    let pinned: Vec<usize> = lists.iter().flat_map(List::pinned).collect();
+    let mut pinned: Vec<usize> = lists.iter().flat_map(List::pinned).collect();
+    pinned.retain(|cut| plan.seen().contains(cut));
     let extra = streams.iter().map(|stream| {
         let count = |plan: &Plan, pinned: &[usize]| count_places(plan, pinned, |block| stream.is_written[block]);
         count(plan, &pinned).saturating_sub(count(plain, &[])).saturating_mul(stream.bytes)
     });
+    // Where stages hold the arithmetic, two tensors are compared with in turns, and the tail adds zeros on computed steps,
+    // which the branches share.
+    let in_stages = plan.arithmetic().next().is_some();
+    let residuals = bytes(|kept| kept.residuals.bytes);
+    let (turns, zeros) = if in_stages { (2, residuals / branches.max(1) as u64) } else { (1, 0) };
     Ok(CacheBytes {
-        residuals: bytes(|kept| kept.residuals.bytes),
+        residuals: residuals.saturating_add(zeros),
         calibrators: bytes(|kept| kept.calibrators.bytes),
-        compare: bytes(|kept| kept.compare.bytes),
+        compare: bytes(|kept| kept.compare.bytes).saturating_mul(turns),
         streams: extra.fold(0, u64::saturating_add),
     })
 }

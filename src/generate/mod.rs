@@ -12,6 +12,7 @@ pub(crate) mod denoiser;
 mod forecast;
 mod guidance;
 pub(crate) mod image;
+mod in_stages;
 pub(crate) mod inputs;
 mod latents;
 pub(crate) mod lists;

@@ -38,6 +38,7 @@ impl Request {
     fn origin(&self, index: usize) -> Result<String> {
         let Self { branches, buffers, named, engine, .. } = self;
         let (state, manifest) = (&branches[index], &engine.directory.manifest);
+        state.lists.iter().flat_map(|list| &list.units).for_each(|unit| unit.hand_on(&state.chain));
         if let Some(found) = state.chain.first_not_finite(manifest, named, buffers)? {
             let NotFinite { stage, tensor, number } = found;
             let is_one = stage.blocks.len() + usize::from(stage.embed) + usize::from(stage.last) == 1;

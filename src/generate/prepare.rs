@@ -10,6 +10,7 @@ use super::combine::Combine;
 use super::conditioning::{self, numbers};
 use super::denoiser::GuidanceBy;
 use super::guidance::Guidance;
+use super::in_stages::{self, StageArithmetic};
 use super::inputs::{Inputs, LATENTS, NOISE, SIGMAS};
 use super::latents::Grid;
 use super::lists::{self, List, Part};
@@ -21,9 +22,10 @@ use super::samples::{self, BranchSamples, Samples};
 use super::scheduler::Schedule;
 use super::unit::{Unit, UnitSpec};
 use crate::cache::{Branch, PolicyConfig, StreamKind};
-use crate::engine::Loaded;
+use crate::engine::{ArithmeticChoice, Loaded};
 use crate::error::{Error, Result};
 use crate::model::manifest::{Axis, Extents, Manifest, SchedulerSpec, Source};
+use crate::plan::InStages;
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{Timings, Warning};
 
@@ -65,8 +67,12 @@ pub(super) fn request(
              --guidance of 1",
         ));
     }
-    let cuts = lists::cuts(manifest, &options.cache)?;
-    let plain = engine.plan(&lists::cuts(manifest, &PolicyConfig::None)?);
+    let cuts = lists::cuts(manifest, options, engine.arithmetic_choice)?;
+    if engine.arithmetic_choice == ArithmeticChoice::Stages {
+        let refuse = |why| Error::option("arithmetic", format!("is `stages`, but {why}; leave it out"));
+        in_stages::of_request(manifest, options, &lists).map_err(refuse)?;
+    }
+    let plain = engine.plan(&lists::cuts_of(manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?);
     if let Some(limit) = options.cache_memory {
         let given = given.iter().map(|(dim, (extent, _))| (dim.clone(), *extent)).collect();
         let extents = memory::extents(manifest, &grid, rows, given)?;
@@ -103,7 +109,8 @@ pub(super) fn request(
     for tensor in manifest.embed.outputs.iter().filter(|tensor| !manifest.streams.contains(tensor)) {
         add(manifest, tensor, &extents, &mut named, &mut buffers)?;
     }
-    let (seen, pinned) = (plan.plan.seen(), lists.iter().flat_map(List::pinned).collect::<Vec<_>>());
+    let (seen, mut pinned) = (plan.plan.seen(), lists.iter().flat_map(List::pinned).collect::<Vec<_>>());
+    pinned.retain(|cut| seen.contains(cut));
     let streams = Streams::allocate(manifest, (&plan, &plain), (&extents, seen), &pinned, &mut buffers)?;
 
     let mut samples = Vec::new();
@@ -115,17 +122,29 @@ pub(super) fn request(
     let order: Vec<Branch> = policies.iter().take(1).flatten().map(|(branch, _)| *branch).collect();
 
     let prediction = &manifest.last.outputs[0]; // Manifest::parse has checked that there is one.
-    let mut branches = Vec::new();
+    let (mut branches, mut zeros) = (Vec::new(), Vec::new());
     let mut predictions = HashMap::new();
     for branch in order {
         let mut tensors = named.clone();
         tensors.extend(texts.remove(&branch).unwrap_or_default());
         let prediction = add(manifest, prediction, &extents, &mut tensors, &mut buffers)?;
         predictions.insert(branch, prediction);
-        let chain = Chain::bind(manifest, &plan, &streams, &tensors, &mut buffers)?;
+        let in_stages = |shape: &InStages| {
+            let rest = (&mut tensors, &mut buffers);
+            StageArithmetic::allocate(manifest, (shape, &extents), &streams, &mut zeros, rest)
+        };
+        let mut in_stages = cuts.arithmetic.as_ref().map(in_stages).transpose()?;
+        let mut chain = Chain::bind(manifest, &plan, &streams, &tensors, &mut buffers)?;
         let mut of_lists = Vec::new();
         for (index, list) in lists.iter().enumerate() {
-            let units = units(&engine, &chain, list, options, samples.get(index), &mut buffers)?;
+            let units = match (&cuts.arithmetic, in_stages.take()) {
+                (Some(shape), Some(kept)) => {
+                    let named = &tensors;
+                    let arithmetic = StageArithmetic::bind(manifest, shape, kept, (&mut chain, named), &mut buffers)?;
+                    vec![Unit::in_stages(shape.middle.clone(), arithmetic)]
+                }
+                _ => units(&engine, &chain, list, options, samples.get(index), &mut buffers)?,
+            };
             let of_samples = match samples.get(index) {
                 Some(samples) => {
                     let policies = samples::policies(list, (steps, n_branches), branch, batch)?;
@@ -170,6 +189,7 @@ pub(super) fn request(
         streams,
         named,
         branches,
+        zeros,
         samples,
         latents,
         prediction,

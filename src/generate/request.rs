@@ -111,6 +111,8 @@ pub struct Request {
     /// The tensors that all branches share and that are no streams, by name.
     pub(super) named: Named,
     pub(super) branches: Vec<BranchState>,
+    /// What the tail adds on a computed step, where its stage adds something on every step.
+    pub(super) zeros: Vec<BufferId>,
     /// Where each picture decides for itself, of each list; else empty.
     pub(super) samples: Vec<Samples>,
     pub(super) latents: BufferId,
@@ -165,6 +167,7 @@ impl Request {
         let mut bytes = CacheBytes { streams: self.streams.cache_bytes, ..CacheBytes::default() };
         let units = self.branches.iter().flat_map(|branch| &branch.lists).flat_map(|list| &list.units);
         units.for_each(|unit| unit.count(&mut bytes, &self.buffers));
+        bytes.residuals += self.zeros.iter().map(|id| self.buffers.bytes(*id)).sum::<u64>();
         bytes
     }
 
@@ -344,6 +347,7 @@ impl Request {
         let at = DecisionPoint { step, steps: schedule.steps(), branch: *branch, block: None };
         let pass = Pass { at, sigma: schedule.sigmas[step], chain, cancel: &options.cancel };
         let mut clock = Clock::start();
+        let mut runs = buffers.session_runs();
 
         pass.cancel.check()?;
         chain.embed()?;
@@ -363,7 +367,11 @@ impl Request {
             };
             // The first list's time begins with the embed graph.
             let before = if records.is_empty() { 0.0 } else { before };
-            decided.iter_mut().for_each(|record| record.elapsed_ms = clock.total() - before);
+            for record in &mut decided {
+                record.elapsed_ms = clock.total() - before;
+                record.session_runs = buffers.session_runs() - runs;
+            }
+            runs = buffers.session_runs();
             records.append(&mut decided);
         }
         chain.last()?;
@@ -373,7 +381,10 @@ impl Request {
         let final_ms = clock.lap();
         timings.final_ms += final_ms;
         let last = records.last().and_then(|record| record.list);
-        records.iter_mut().filter(|record| record.list == last).for_each(|record| record.elapsed_ms += final_ms);
+        for record in records.iter_mut().filter(|record| record.list == last) {
+            record.elapsed_ms += final_ms;
+            record.session_runs += buffers.session_runs() - runs;
+        }
         Ok(records)
     }
 }
@@ -402,6 +413,7 @@ impl Pass<'_> {
             threshold: None,
             blocks: Vec::new(),
             blocks_run: 0,
+            session_runs: 0,
             elapsed_ms: 0.0,
         }
     }
@@ -441,7 +453,7 @@ fn run_list(
             Action::Compute => {
                 let keeps = policy.keeps(at);
                 if keeps {
-                    unit.keep_compared(buffers)?;
+                    unit.keep_compared(chain, buffers)?;
                 }
                 timings.cache_ms += clock.lap();
                 record.blocks_run += chain.run(unit.blocks.clone(), cancel)?;
@@ -450,7 +462,7 @@ fn run_list(
                     unit.keep(policy.calibrator_step(at), &list.cache, buffers)?;
                 }
             }
-            Action::Skip => unit.apply(policy.calibrator_step(at), buffers)?,
+            Action::Skip => unit.apply(policy.calibrator_step(at), chain, buffers)?,
         }
         timings.cache_ms += clock.lap();
         match block {

@@ -276,11 +276,11 @@ pub(super) fn run_list(
             (0..samples.batch).filter(|item| decided[*item].decision.action == Action::Compute).collect();
         if keeps.contains(&true) {
             buffers.write_ids(samples.keeps, &keeps.iter().map(|keeps| i64::from(*keeps)).collect::<Vec<_>>())?;
-            unit.keep_compared(buffers)?;
+            unit.keep_compared(chain, buffers)?;
         }
         timings.cache_ms += clock.lap();
         match items.len() {
-            0 => unit.apply(at.step, buffers)?,
+            0 => unit.apply(at.step, chain, buffers)?,
             all if all == samples.batch => {
                 chain.run(unit.blocks.clone(), cancel)?;
                 timings.blocks_ms += clock.lap();

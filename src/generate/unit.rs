@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::cache_dtype::CacheDType;
 use super::chain::Chain;
 use super::forecast::Forecast;
+use super::in_stages::StageArithmetic;
 use crate::cache::{CalibratorCacheType, DiffOptions, DiffTensor, PolicyConfig, StreamKind};
 use crate::engine::Loaded;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,6 +25,8 @@ pub(crate) struct Unit {
     pub block: Option<usize>,
     kept: Vec<Kept>,
     compare: Option<Compare>,
+    /// Instead of both.
+    in_stages: Option<Box<StageArithmetic>>,
 }
 
 /// What is kept of one stream.
@@ -91,7 +94,12 @@ impl Unit {
             }
             None => None,
         };
-        Ok(Self { blocks, block, kept, compare })
+        Ok(Self { blocks, block, kept, compare, in_stages: None })
+    }
+
+    /// A middle whose arithmetic is part of the stages.
+    pub(super) fn in_stages(blocks: Range<usize>, arithmetic: StageArithmetic) -> Self {
+        Self { blocks, block: None, kept: Vec::new(), compare: None, in_stages: Some(Box::new(arithmetic)) }
     }
 
     /// The relative L1 change of what is compared, against the last time it was kept; two numbers leave the device.
@@ -106,6 +114,9 @@ impl Unit {
 
     /// The sums of which a diff is the quotient: one pair, or one for each item that decides for itself.
     pub(crate) fn sums(&self, buffers: &Buffers) -> Result<Vec<(f32, f32)>> {
+        if let Some(arithmetic) = &self.in_stages {
+            return Ok(vec![arithmetic.sums(buffers)?]);
+        }
         let compare = self.compare.as_ref().ok_or_else(|| Error::internal("a diff of what is not compared"))?;
         match &compare.graphs {
             Some(graphs) => {
@@ -125,7 +136,10 @@ impl Unit {
     }
 
     /// Before the blocks run on a step that is kept: later diffs compare with this one.
-    pub(crate) fn keep_compared(&mut self, buffers: &mut Buffers) -> Result<()> {
+    pub(crate) fn keep_compared(&mut self, chain: &Chain, buffers: &mut Buffers) -> Result<()> {
+        if let Some(arithmetic) = &mut self.in_stages {
+            arithmetic.computes(chain);
+        }
         match &mut self.compare {
             None => Ok(()),
             Some(Compare { graphs: Some(graphs), .. }) => graphs.keep.run(),
@@ -158,7 +172,10 @@ impl Unit {
     }
 
     /// Instead of the blocks.
-    pub(crate) fn apply(&mut self, step: usize, buffers: &mut Buffers) -> Result<()> {
+    pub(crate) fn apply(&mut self, step: usize, chain: &Chain, buffers: &mut Buffers) -> Result<()> {
+        if let Some(arithmetic) = &self.in_stages {
+            arithmetic.skips(chain);
+        }
         self.kept.iter_mut().try_for_each(|kept| match kept {
             Kept::Residual(residual) => match &residual.graphs {
                 Some((_, apply)) => apply.run(),
@@ -173,8 +190,18 @@ impl Unit {
         })
     }
 
+    /// Makes what comes after the blocks take what they have made, as on a computed step.
+    pub(super) fn hand_on(&self, chain: &Chain) {
+        if let Some(arithmetic) = &self.in_stages {
+            arithmetic.hand_on(chain);
+        }
+    }
+
     /// Adds what the unit holds at the moment.
     pub(crate) fn count(&self, bytes: &mut CacheBytes, buffers: &Buffers) {
+        if let Some(arithmetic) = &self.in_stages {
+            arithmetic.count(bytes, buffers);
+        }
         for kept in &self.kept {
             match kept {
                 Kept::Residual(residual) => bytes.residuals += buffers.bytes(residual.tensors.kept),

@@ -12,22 +12,45 @@ use super::onnx::{self, GraphProto, ModelProto, ValueInfoProto};
 use crate::error::{Error, Result};
 
 /// A graph with the tensors that it takes and gives.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Part<'a> {
     pub graph: &'a Graph,
     pub inputs: &'a [String],
     pub outputs: &'a [String],
 }
 
-/// What a sequence of parts takes from outside, and what it gives, in order of first appearance.
-pub(crate) fn boundary(parts: &[Part<'_>]) -> (Vec<String>, Vec<String>) {
-    let (mut inputs, mut outputs): (Vec<String>, Vec<String>) = Default::default();
-    for part in parts {
-        let fresh = part.inputs.iter().filter(|tensor| !outputs.contains(tensor));
-        let fresh: Vec<String> = fresh.filter(|tensor| !inputs.contains(tensor)).cloned().collect();
-        inputs.extend(fresh);
-        let fresh: Vec<String> = part.outputs.iter().filter(|tensor| !outputs.contains(tensor)).cloned().collect();
-        outputs.extend(fresh);
+/// One step of a joined graph.
+#[derive(Clone, Debug)]
+pub(crate) enum Piece<'a> {
+    Part(Part<'a>),
+    /// From here on `name` means what the tensor `of` is now.
+    Alias {
+        name: String,
+        of: String,
+    },
+}
+
+/// What a sequence of pieces takes from outside, and what it gives, in order of first appearance.
+pub(crate) fn boundary(pieces: &[Piece<'_>]) -> (Vec<String>, Vec<String>) {
+    let (mut inputs, mut outputs, mut aliases): (Vec<String>, Vec<String>, Vec<&String>) = Default::default();
+    for piece in pieces {
+        let taken = match piece {
+            Piece::Part(part) => part.inputs,
+            Piece::Alias { of, .. } => std::slice::from_ref(of),
+        };
+        for tensor in taken {
+            if !outputs.contains(tensor) && !aliases.contains(&tensor) && !inputs.contains(tensor) {
+                inputs.push(tensor.clone());
+            }
+        }
+        match piece {
+            Piece::Part(part) => {
+                let fresh: Vec<String> =
+                    part.outputs.iter().filter(|tensor| !outputs.contains(tensor)).cloned().collect();
+                outputs.extend(fresh);
+            }
+            Piece::Alias { name, .. } => aliases.push(name),
+        }
     }
     (inputs, outputs)
 }
@@ -37,20 +60,29 @@ pub(crate) fn boundary(parts: &[Part<'_>]) -> (Vec<String>, Vec<String>) {
 ///
 /// # Errors
 /// `EngineDirectory` if the parts refer to weights in several folders, which ONNX Runtime cannot load as one model.
-pub(crate) fn join(name: &str, parts: &[Part<'_>], wanted: &[String]) -> Result<Graph> {
-    let (inputs, _) = boundary(parts);
+pub(crate) fn join(name: &str, pieces: &[Piece<'_>], wanted: &[String]) -> Result<Graph> {
+    let (inputs, _) = boundary(pieces);
     let mut joined = Graph { file: name.to_owned(), ..Graph::default() };
     let mut graph = GraphProto { name: Some(name.to_owned()), ..GraphProto::default() };
-    let mut model = ModelProto::default();
+    let mut first: Option<ModelProto> = None;
     let mut current: BTreeMap<String, String> = inputs.iter().map(|t| (t.clone(), t.clone())).collect();
     let mut seen_inputs = BTreeSet::new();
-    for (index, part) in parts.iter().enumerate() {
+    for (index, piece) in pieces.iter().enumerate() {
+        let part = match piece {
+            Piece::Part(part) => part,
+            Piece::Alias { name, of } => {
+                current.insert(name.clone(), current[of].clone());
+                continue;
+            }
+        };
         let mut decoded = onnx::decode(&part.graph.bytes).map_err(Error::internal)?;
         let own = decoded.graph.take().unwrap_or_default();
-        model = decoded;
+        // The first part is the model's: its opset counts, which the arithmetic between blocks does not depend on.
+        first.get_or_insert(decoded);
         // The last part that writes a tensor writes the stage's output.
         let writes_last = |tensor: &String| {
-            wanted.contains(tensor) && !parts[index + 1..].iter().any(|later| later.outputs.contains(tensor))
+            let is_written = |later: &Piece<'_>| matches!(later, Piece::Part(part) if part.outputs.contains(tensor));
+            wanted.contains(tensor) && !pieces[index + 1..].iter().any(is_written)
         };
         let given: BTreeMap<String, String> = part
             .outputs
@@ -103,6 +135,7 @@ pub(crate) fn join(name: &str, parts: &[Part<'_>], wanted: &[String]) -> Result<
         joined.absorb(part.graph)?;
     }
     debug_assert_eq!(graph.output.len(), wanted.len());
+    let mut model = first.unwrap_or_default();
     model.graph = Some(graph);
     joined.bytes = model.encode_to_vec();
     Ok(joined)

@@ -104,6 +104,17 @@ impl Measure {
     }
 }
 
+/// The graph of the diff's sums, `change` and `size`, of `after{j}` (and `before{j}`) against `kept{j}`: to be joined to
+/// others.
+pub(crate) fn sums_of_batch(streams: &[StreamType], options: DiffOptions) -> Vec<u8> {
+    measure_graph(streams, options, Over::Batch)
+}
+
+/// The graph of what later diffs compare with, `out{j}`, of `after{j}` (and `before{j}`): to be joined to others.
+pub(crate) fn now_of_batch(streams: &[StreamType], options: DiffOptions) -> Vec<u8> {
+    keep_graph(streams, options, Over::Batch)
+}
+
 /// Nodes, constants and inputs that make `now{j}` of each stream.
 #[derive(Default)]
 struct Parts {

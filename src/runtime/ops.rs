@@ -5,13 +5,14 @@ use std::sync::Arc;
 use prost::Message;
 
 use super::device::Device;
+use super::measure::StreamType;
 use super::provider::Role;
 use super::session::{Binding, Session, Source, WeightsMode};
 use super::tensor::{BufferId, Buffers};
 use crate::error::Result;
 use crate::model::graph::element_type;
 use crate::model::manifest::DType;
-use crate::model::onnx::{GraphProto, NodeProto, TensorProto, build};
+use crate::model::onnx::{GraphProto, NodeProto, TensorProto, ValueInfoProto, build};
 
 /// Any opset from 13 on has these operators in the same form.
 const OPSET: i64 = 20;
@@ -81,6 +82,39 @@ impl Arithmetic {
     pub(crate) fn bind_put(&self, buffers: &mut Buffers, a: BufferId, out: BufferId) -> Result<Op> {
         Op::bind(&self.put, buffers, &[("a", a)], &[("out", out)])
     }
+}
+
+/// A graph to be joined to others: `residual{j}` = `ran{j}` - `from{j}`, kept.
+pub(crate) fn residuals(streams: &[StreamType]) -> Vec<u8> {
+    let mut narrow = Narrow::default();
+    let mut graph = GraphProto { name: Some("residuals".into()), ..GraphProto::default() };
+    for (j, stream) in streams.iter().enumerate() {
+        let [ran, from, difference, out] = ["ran", "from", "difference", "residual"].map(|name| format!("{name}{j}"));
+        graph.node.push(build::node("Sub", &[&ran, &from], &difference));
+        graph.node.extend(narrow.nodes(&difference, &out, stream.dtype, stream.kept));
+        graph.input.extend([port_of(&ran, stream.dtype, stream.rank), port_of(&from, stream.dtype, stream.rank)]);
+        graph.output.push(port_of(&out, stream.kept, stream.rank));
+    }
+    graph.initializer = narrow.constants();
+    encode(graph)
+}
+
+/// A graph to be joined to others: the tensors `written` = `base{j}` + `addend{j}`, which is kept.
+pub(crate) fn additions(streams: &[StreamType], written: &[String]) -> Vec<u8> {
+    let mut graph = GraphProto { name: Some("additions".into()), ..GraphProto::default() };
+    for (j, (stream, out)) in streams.iter().zip(written).enumerate() {
+        let [base, addend, wide] = ["base", "addend", "wide"].map(|name| format!("{name}{j}"));
+        graph.node.push(widen(&addend, &wide, stream.kept, stream.dtype));
+        graph.node.push(build::node("Add", &[&base, &wide], out));
+        graph.input.extend([port_of(&base, stream.dtype, stream.rank), port_of(&addend, stream.kept, stream.rank)]);
+        graph.output.push(port_of(out, stream.dtype, stream.rank));
+    }
+    encode(graph)
+}
+
+fn port_of(name: &str, dtype: DType, rank: usize) -> ValueInfoProto {
+    let axes: Vec<String> = (0..rank).map(|axis| format!("{name}_{axis}")).collect();
+    build::port(name, element_type(dtype), &axes.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// A graph with its buffers.

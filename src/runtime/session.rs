@@ -2,7 +2,8 @@
 
 use std::ffi::{CStr, CString};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ort::AsPointer;
 use ort::memory::{Allocator, MemoryInfo};
@@ -55,6 +56,8 @@ pub(crate) struct Binding {
     /// Inputs in other memory than the session reads from: ONNX Runtime copies them when they are bound, so they are bound
     /// again for each run.
     copied: Vec<CopiedInput>,
+    /// Counts the runs of the request whose buffers these are.
+    runs: Arc<AtomicUsize>,
 }
 
 struct CopiedInput {
@@ -127,7 +130,7 @@ impl Session {
         for (port, id) in outputs {
             binding.bind_output(port.as_ref(), buffers.value_mut(*id)).map_err(fail)?;
         }
-        Ok(Binding { binding, copied })
+        Ok(Binding { binding, copied, runs: buffers.run_counter() })
     }
 
     /// Runs once over bound buffers.
@@ -142,6 +145,7 @@ impl Session {
             // SAFETY: the status comes from ONNX Runtime and is used once.
             unsafe { ort::Error::result_from_status(status) }.map_err(fail)?;
         }
+        binding.runs.fetch_add(1, Ordering::Relaxed);
         run_binding(&mut session, &binding.binding).map_err(fail)
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use half::{bf16, f16};
 use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType};
@@ -38,6 +38,8 @@ pub(crate) struct Buffers {
     of_device: Tensors,
     /// Bytes that were copied from a device at the host's wish.
     read_bytes: AtomicU64,
+    /// Counts the runs of sessions that are bound to these tensors.
+    runs: Arc<AtomicUsize>,
 }
 
 struct Buffer {
@@ -51,8 +53,8 @@ struct Buffer {
 impl Buffers {
     /// `kept` is where the tensors of the cache lie.
     pub(crate) fn new(device: &Arc<Device>, kept: Place) -> Result<Self> {
-        let (tensors, read_bytes) = Default::default();
-        Ok(Self { tensors, kept, device: Arc::clone(device), of_device: device.tensors()?, read_bytes })
+        let (tensors, read_bytes, runs) = Default::default();
+        Ok(Self { tensors, kept, device: Arc::clone(device), of_device: device.tensors()?, read_bytes, runs })
     }
 
     /// Allocates a tensor filled with zeros, where the provider computes.
@@ -100,6 +102,15 @@ impl Buffers {
     /// Bytes that were copied from a device so far because the host asked for them.
     pub(crate) fn read_bytes(&self) -> u64 {
         self.read_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How often sessions that are bound to these tensors have run so far.
+    pub(crate) fn session_runs(&self) -> usize {
+        self.runs.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn run_counter(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.runs)
     }
 
     pub(crate) fn shape(&self, id: BufferId) -> &[i64] {

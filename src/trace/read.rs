@@ -155,7 +155,7 @@ const TIMINGS: [&str; 8] =
     ["text_ms", "embed_ms", "blocks_ms", "cache_ms", "final_ms", "update_ms", "decode_ms", "steps_ms"];
 const ENGINES: [&str; 4] = ["built", "loaded", "build_seconds", "damaged"];
 const CACHE_BYTES: [&str; 4] = ["residuals", "calibrators", "compare", "streams"];
-const STEP: [&str; 12] = [
+const STEP: [&str; 13] = [
     "step",
     "branch",
     "list",
@@ -167,6 +167,7 @@ const STEP: [&str; 12] = [
     "threshold",
     "blocks",
     "blocks_run",
+    "session_runs",
     "elapsed_ms",
 ];
 const BLOCK: [&str; 5] = ["block", "action", "reason", "diff", "threshold"];
@@ -267,6 +268,7 @@ fn step_record(place: &str, json: &Value, n_blocks: usize) -> Result<StepRecord>
         threshold: fields.real_or_null("threshold")?,
         blocks,
         blocks_run: fields.count("blocks_run")?,
+        session_runs: fields.count("session_runs")?,
         elapsed_ms: fields.real("elapsed_ms")?,
     };
     if record.blocks_run > n_blocks {
