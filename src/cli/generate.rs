@@ -124,7 +124,7 @@ fn report(args: &GenerateArgs, engine: &Engine, results: &[Done]) -> anyhow::Res
             engine.library().threads
         ))?;
         if let Some(engines) = engine.info().engines {
-            line(format_args!("compiled {engines}"))?;
+            line(format_args!("engines  {engines}"))?;
         }
     }
     Ok(())
