@@ -39,12 +39,6 @@ pub(super) const OPTIONS: &[OptionDef] = &[
         about: "f32 products with 10 bits of mantissa: faster, and other numbers; off unless asked for",
     },
     OptionDef {
-        name: "graph",
-        form: Form::Flag,
-        key: Some("enable_cuda_graph"),
-        about: "record the kernels of a session once and replay them; needs graphs without shapes computed on the CPU",
-    },
-    OptionDef {
         name: "conv-search",
         form: Form::Choice(&[("exhaustive", "EXHAUSTIVE"), ("heuristic", "HEURISTIC"), ("default", "DEFAULT")]),
         key: Some("cudnn_conv_algo_search"),

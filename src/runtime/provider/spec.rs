@@ -346,9 +346,9 @@ mod tests {
             ("cpu", ""),
             ("cuda", "enable_skip_layer_norm_strict_mode=1 use_tf32=0"),
             (
-                "cuda:device=1,memory=2G,arena=as-requested,tf32,graph,conv-search=heuristic,nhwc",
+                "cuda:device=1,memory=2G,arena=as-requested,tf32,conv-search=heuristic,nhwc",
                 "arena_extend_strategy=kSameAsRequested cudnn_conv_algo_search=HEURISTIC device_id=1 \
-                 enable_cuda_graph=1 enable_skip_layer_norm_strict_mode=1 gpu_mem_limit=2147483648 prefer_nhwc=1 \
+                 enable_skip_layer_norm_strict_mode=1 gpu_mem_limit=2147483648 prefer_nhwc=1 \
                  use_tf32=1",
             ),
             ("tensorrt", ""),
@@ -366,8 +366,8 @@ mod tests {
                  trt_context_memory_sharing_enable=1 trt_engine_hw_compatible=1 trt_max_workspace_size=4294967296",
             ),
             (
-                "tensorrt:sequential,min-subgraph=3,sparsity,graph,build-log",
-                "trt_cuda_graph_enable=1 trt_detailed_build_log=1 trt_force_sequential_engine_build=1 \
+                "tensorrt:sequential,min-subgraph=3,sparsity,build-log",
+                "trt_detailed_build_log=1 trt_force_sequential_engine_build=1 \
                  trt_min_subgraph_size=3 trt_sparsity_enable=1",
             ),
             ("openvino", r#"load_config={"CPU":{"INFERENCE_PRECISION_HINT":"f32"}}"#),

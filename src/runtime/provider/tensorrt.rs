@@ -4,7 +4,7 @@
 //! no such choice: there, and wherever the numbers must be known, the graph itself carries its types (strongly typed):
 //! export with `--compute fp16`, and leave these flags out.
 //!
-//! The engines' boundaries may be f32, f16, bool, i32 or i64, never bf16.
+//! Not offered: CUDA graphs. A captured graph replays the addresses of one request, and a session here serves several.
 
 use super::cuda;
 use super::options::{Form, OptionDef};
@@ -119,12 +119,6 @@ pub(super) const OPTIONS: &[OptionDef] = &[
         form: Form::Flag,
         key: Some("trt_sparsity_enable"),
         about: "kernels for weights with 2:4 zeros",
-    },
-    OptionDef {
-        name: "graph",
-        form: Form::Flag,
-        key: Some("trt_cuda_graph_enable"),
-        about: "record the kernels of an engine once and replay them; only for one shape",
     },
     OptionDef {
         name: "build-log",
