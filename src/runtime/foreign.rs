@@ -3,11 +3,13 @@
 
 use std::ffi::c_void;
 use std::fmt;
+use std::ptr::NonNull;
 
 use half::{bf16, f16};
 use ndarray::ArrayD;
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use ort::value::{PrimitiveTensorElementType, Shape, TensorRefMut};
+use ort::AsPointer;
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::value::{DynTensor, DynTensorValueType, DynValue, PrimitiveTensorElementType};
 
 use super::device::Device;
 use super::provider::ProviderKind;
@@ -102,11 +104,41 @@ fn copy<T: PrimitiveTensorElementType + Clone + fmt::Debug>(
     info: MemoryInfo<'_>,
     dtype: DType,
 ) -> Result<Vec<T>> {
-    let shape = Shape::new(tensor.shape.iter().copied());
-    // SAFETY: whoever made the tensor has promised that its numbers lie there; they are read before this returns.
-    let from = unsafe { TensorRefMut::<T>::from_raw(info, tensor.data, shape) }.map_err(runtime_error)?;
+    let from = wrap(tensor, &info, dtype)?;
     let mut to = host_tensor(dtype, &tensor.shape)?;
-    device.copy((dtype, tensor.shape.len()), &from.upcast_ref(), &mut to)?;
+    device.copy((dtype, tensor.shape.len()), &from, &mut to)?;
     let (_, numbers) = to.try_extract_tensor::<T>().map_err(runtime_error)?;
     Ok(numbers.to_vec())
+}
+
+/// The host's numbers as a tensor of ONNX Runtime, without a copy. Not by `ort`'s view of foreign memory: binding one
+/// clones it through a graph of `ort`'s own, for which it binds one again, and waits for itself.
+fn wrap(tensor: &ForeignTensor, info: &MemoryInfo<'_>, dtype: DType) -> Result<DynTensor> {
+    use ort::sys::ONNXTensorElementDataType as Element;
+    let element = match tensor.float {
+        FloatType::F32 => Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+        FloatType::F16 => Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+        FloatType::Bf16 => Element::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
+    };
+    let bytes = tensor.shape.iter().fold(dtype.bytes(), |product, extent| product.saturating_mul(*extent as u64));
+    let (mut value, shape) = (std::ptr::null_mut(), &tensor.shape);
+    // SAFETY: whoever made the tensor has promised that its numbers lie there; the rest is ours and alive.
+    let status = unsafe {
+        (ort::api().CreateTensorWithDataAsOrtValue)(
+            info.ptr(),
+            tensor.data,
+            bytes as usize,
+            shape.as_ptr(),
+            shape.len(),
+            element,
+            &mut value,
+        )
+    };
+    // SAFETY: the status comes from ONNX Runtime and is used once.
+    unsafe { ort::Error::result_from_status(status) }.map_err(runtime_error)?;
+    let value = NonNull::new(value).ok_or_else(|| Error::internal("a tensor of nothing"))?;
+    // SAFETY: the value was just made, and belongs to nobody else; the memory is none of the allocator's, which is named
+    // because tensors must have one.
+    let value = unsafe { DynValue::from_ptr(value, Some(&Allocator::default())) };
+    value.downcast::<DynTensorValueType>().map_err(runtime_error)
 }

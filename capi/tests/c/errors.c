@@ -33,6 +33,7 @@ static void test_options(void) {
     FAILS(dbcache_options_set(options, "\xff", "4"), DBCACHE_ERROR_ARGUMENT, "name", "is not UTF-8");
     FAILS(dbcache_options_set(options, "step", "4"), DBCACHE_ERROR_USAGE, "step", "the nearest known one is `steps`");
     FAILS(dbcache_options_set(options, "steps", "four"), DBCACHE_ERROR_USAGE, "steps", "`four`");
+    FAILS(dbcache_options_set(options, "guidance", "nan"), DBCACHE_ERROR_USAGE, "guidance", "expected a number");
     FAILS(dbcache_options_set(options, "cache", "f8z"), DBCACHE_ERROR_USAGE, "cache", "");
     FAILS(dbcache_options_set(options, "replay", "no/such.json"), DBCACHE_ERROR_IO, "no/such.json", "cannot read");
     size_t length = 0;
@@ -302,7 +303,6 @@ static void test_failing_requests(const dbcache_engine *engine) {
         {"batch", "2", DBCACHE_ERROR_USAGE, "batch", "holds 1"},
         {"cache", "f8b8", DBCACHE_ERROR_USAGE, "cache", "more than the model's 12 blocks"},
         {"cache-dtype", "f16", DBCACHE_ERROR_USAGE, "cache-dtype", "keeps nothing"},
-        {"guidance", "nan", DBCACHE_ERROR_USAGE, "guidance", "expected a number"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         dbcache_options *options = OPTIONS(cases[i].name, cases[i].value);
