@@ -24,6 +24,8 @@ from transformers import (
     Qwen2_5_VLTextModel,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from dbcache_export import checkpoint, spec
@@ -136,7 +138,7 @@ def _clip_cases(build: Any, folder: Path, names: Sequence[str]) -> Iterator[Case
 def t5(
     folder: Path, file: str, states: Tensor, options: Options, fake: FakeTensorMode, outputs: Sequence[str]
 ) -> Encoder:
-    """T5's encoder.
+    """T5's encoder, or UMT5's, whose layers have tables of distances of their own.
 
     Args:
         folder: Of the encoder.
@@ -146,7 +148,8 @@ def t5(
         fake: Of the export.
         outputs: The name of the states, and that of a mask, [batch, tokens] of 1 and 0: padding is then not looked at.
     """
-    config = T5Config.from_pretrained(folder)
+    per_layer = read_json(folder / "config.json").get("model_type") == "umt5"
+    config = (UMT5Config if per_layer else T5Config).from_pretrained(folder)
     masked = len(outputs) == 2
     stored = checkpoint.read(folder, "t5")
     both = {"shared.weight", "encoder.embed_tokens.weight"} <= set(stored.parameters)
@@ -168,8 +171,8 @@ def t5(
     return Encoder(graph, stored, tied)
 
 
-def _build_t5(config: T5Config, options: Options) -> nn.Module:
-    model = T5EncoderModel(config)
+def _build_t5(config: T5Config | UMT5Config, options: Options) -> nn.Module:
+    model = (UMT5EncoderModel if isinstance(config, UMT5Config) else T5EncoderModel)(config)
     if options.compute == "f16":  # this layer overflows in float16; transformers keeps it in float32 as well
         for block in model.modules():
             if isinstance(wide := getattr(block, "wo", None), nn.Linear):
@@ -190,7 +193,10 @@ class _T5(nn.Module):
 
 def _t5_cases(folder: Path, states: Tensor, outputs: Sequence[str]) -> Iterator[Case]:
     """Texts of two lengths where the graph takes two; the second half is padding."""
-    model: Any = T5EncoderModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    per_layer = read_json(folder / "config.json").get("model_type") == "umt5"
+    model: Any = (
+        (UMT5EncoderModel if per_layer else T5EncoderModel).from_pretrained(folder, torch_dtype=torch.float32).eval()
+    )
     for batch, length in ((1, 30), (2, 13)):
         tokens = states.shape[1] if isinstance(states.shape[1], int) else length
         random = torch.Generator().manual_seed(batch)

@@ -25,10 +25,10 @@ CHECKED: Mapping[str, tuple[str, str]] = {
     "DiTTransformer2DModel": ("DiT", _GRAPHS),
     "QwenImageTransformer2DModel": ("Qwen-Image", _GRAPHS + _TEXT),
     "ZImageTransformer2DModel": ("Z-Image", _GRAPHS),
-    "CogVideoXTransformer3DModel": ("CogVideoX 1.0", _GRAPHS),
-    "MochiTransformer3DModel": ("Mochi", _GRAPHS),
-    "WanTransformer3DModel": ("Wan 2.1", _GRAPHS),
-    "LTXVideoTransformer3DModel": ("LTX-Video", _GRAPHS),
+    "CogVideoXTransformer3DModel": ("CogVideoX 1.0", _GRAPHS + "; text encoder"),
+    "MochiTransformer3DModel": ("Mochi", _GRAPHS + _TEXT),
+    "WanTransformer3DModel": ("Wan 2.1", _GRAPHS + _TEXT),
+    "LTXVideoTransformer3DModel": ("LTX-Video", _GRAPHS + _TEXT),
     "HunyuanVideoTransformer3DModel": ("HunyuanVideo", _GRAPHS),
 }
 

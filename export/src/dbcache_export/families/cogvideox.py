@@ -18,6 +18,7 @@ from dbcache_export.families.literal import literal_timesteps
 from dbcache_export.families.parts import configuration, under
 from dbcache_export.families.positions import counted, over_grid, rotary_tables, sinusoids
 from dbcache_export.families.video import Transformer, Video, original, templates, video_plan
+from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Watched
 from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
@@ -39,11 +40,13 @@ _SCHEDULER = {
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
     """The plan of a CogVideoX text-to-video pipeline or transformer."""
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    parts = transformer(inner, options, fake)
     return video_plan(
         folder,
         options,
         fake,
-        transformer(inner, options, fake),
+        parts,
+        texts=t5_texts(folder, parts.tensors, parts.text[1], "seen", options, fake),
         scheduler=scheduler(folder, None, _SCHEDULER),
         guidance={
             "kind": "classifier_free",

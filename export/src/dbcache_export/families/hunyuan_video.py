@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from dbcache_export import checkpoint, spec
+from dbcache_export.errors import ExportError
 from dbcache_export.families.literal import literal_timesteps
 from dbcache_export.families.parts import configuration, under
 from dbcache_export.families.positions import counted, rotary_tables
@@ -36,7 +37,16 @@ _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 7.0}
 
 
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
-    """The plan of a HunyuanVideo text-to-video pipeline or transformer."""
+    """The plan of a HunyuanVideo text-to-video pipeline or transformer, without text encoders.
+
+    Raises:
+        ExportError: There are text encoders, or it is a variant with other inputs.
+    """
+    if (folder / "text_encoder").is_dir():
+        raise ExportError(
+            f"{folder}: HunyuanVideo's text encoders are not supported",
+            "give its transformer folder, and tensors as text",
+        )
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
     parts = transformer(inner, options, fake)
     embeds_guidance = "guidance" in parts.inputs

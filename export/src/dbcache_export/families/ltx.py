@@ -21,6 +21,7 @@ from dbcache_export.families.parts import configuration, under
 from dbcache_export.families.positions import counted, over_grid
 from dbcache_export.families.rotary import mix, rotate
 from dbcache_export.families.video import Transformer, Video, original, prefix_mask, templates, video_plan
+from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Watched
 from dbcache_export.scheduler import scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
@@ -46,11 +47,13 @@ _SCHEDULER = {
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
     """The plan of an LTX-Video text-to-video pipeline or transformer."""
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    parts = transformer(inner, options, fake)
     return video_plan(
         folder,
         options,
         fake,
-        transformer(inner, options, fake),
+        parts,
+        texts=t5_texts(folder, parts.tensors, _MAX_TEXT, "told", options, fake),
         scheduler=scheduler(folder, published=_SCHEDULER),
         guidance={
             "kind": "classifier_free",

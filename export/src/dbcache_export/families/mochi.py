@@ -21,6 +21,7 @@ from dbcache_export.families.parts import configuration, under
 from dbcache_export.families.positions import counted
 from dbcache_export.families.rotary import mix
 from dbcache_export.families.video import Transformer, Video, original, prefix_mask, templates, video_plan
+from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Watched
 from dbcache_export.scheduler import scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
@@ -39,11 +40,13 @@ _SIGMAS = {"kind": "linear_quadratic", "threshold": 0.025}
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
     """The plan of a Mochi pipeline or transformer."""
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    parts = transformer(inner, options, fake)
     return video_plan(
         folder,
         options,
         fake,
-        transformer(inner, options, fake),
+        parts,
+        texts=t5_texts(folder, parts.tensors, parts.text[1], "masked", options, fake),
         scheduler=scheduler(folder, _SIGMAS, _SCHEDULER),
         guidance={
             "kind": "classifier_free",

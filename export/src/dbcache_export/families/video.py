@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Transformer", "Video", "original", "prefix_mask", "templates", "traced_lengths", "video_plan"]
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dbcache_export import checkpoint, spec
+from dbcache_export import checkpoint, spec, video_vae
 from dbcache_export.errors import ExportError
+from dbcache_export.families.parts import Texts
 from dbcache_export.folder import documents, model_name
 from dbcache_export.spec import Graph, Options, Plan, Template, Tensor
 
@@ -125,16 +126,25 @@ def video_plan(
     guidance: Mapping[str, Any],
     steps: int,
     prediction: Mapping[str, Any],
+    texts: Texts | None = None,
 ) -> Plan:
-    """The plan of a pipeline in `folder`, or of its transformer alone."""
+    """The plan of a pipeline in `folder`, or of its transformer alone.
+
+    Raises:
+        ExportError: The autoencoder does not fit the transformer, or an option has no effect.
+    """
     video = parts.video
+    decoder = video_vae.decoder(folder / "vae", options, fake) if (folder / "vae").is_dir() else None
+    if decoder:
+        video = _fitted(folder, video, decoder)
+    encoders = texts.encoders if texts else ()
     size = _size(options, video)
     frames = _frames(options, video)
     return Plan(
         name=options.name or model_name(folder),
         description=f"{parts.description}, {parts.checkpoint.values() / 1e6:.3g} M parameters",
-        dimensions=_dimensions(size, frames, video, parts.text),
-        tensors=parts.tensors,
+        dimensions=_dimensions(size, frames, video, parts.text, decodes=decoder is not None),
+        tensors=parts.tensors | (decoder.tensors if decoder else {}) | dict(texts.tensors if texts else {}),
         inputs=parts.inputs,
         streams=parts.streams,
         embed=parts.embed,
@@ -152,10 +162,34 @@ def video_plan(
         scheduler=scheduler,
         guidance=guidance,
         steps=steps,
-        checkpoints={"transformer": parts.checkpoint},
+        checkpoints={"transformer": parts.checkpoint}
+        | {encoder.graph.component or "": encoder.checkpoint for encoder in encoders}
+        | ({"vae": decoder.checkpoint} if decoder else {}),
+        ignored={encoder.graph.component or "": encoder.ignored for encoder in encoders}
+        | ({"vae": decoder.ignored} if decoder else {}),
+        text=texts.text if texts else None,
+        decode=decoder.graph if decoder else None,
         reference=parts.reference,
         documents=documents(folder),
         examples=parts.examples,
+    )
+
+
+def _fitted(folder: Path, video: Video, decoder: video_vae.VideoDecoder) -> Video:
+    """The video with the sizes of the pipeline's own autoencoder, and as many latent cells by default."""
+    if decoder.channels != video.channels:
+        raise ExportError(
+            f"{folder}: the VAE has {decoder.channels} latent channels, the transformer expects {video.channels}",
+            "give a plain text-to-video pipeline",
+        )
+    latent_frames = (video.frames - 1) // video.temporal_downscale
+    return replace(
+        video,
+        downscale=decoder.downscale,
+        temporal_downscale=decoder.temporal_downscale,
+        width=video.width // video.downscale * decoder.downscale,
+        height=video.height // video.downscale * decoder.downscale,
+        frames=latent_frames * decoder.temporal_downscale + 1,
     )
 
 
@@ -188,12 +222,14 @@ def _frames(options: Options, video: Video) -> dict[str, int]:
 
 
 def _dimensions(
-    size: Mapping[str, Any], frames: Mapping[str, int], video: Video, text: tuple[int, int]
+    size: Mapping[str, Any], frames: Mapping[str, int], video: Video, text: tuple[int, int], *, decodes: bool
 ) -> dict[str, Any]:
     """The dynamic axes."""
     latent_frames = {end: (frames[end] - 1) // video.temporal_downscale + 1 for end in ("min", "max")}
     side = {end: size[end] // video.downscale for end in ("min", "max")}
     image = {end: latent_frames[end] * (side[end] // video.patch) ** 2 for end in ("min", "max")}
+    pixels = {end: size[end] for end in ("min", "max")}
+    decoded = {"frames": {end: frames[end] for end in ("min", "max")}, "height": pixels, "width": pixels}
     return {
         "batch": {"min": 1, "max": _MAX_BATCH},
         "image": image,
@@ -202,4 +238,4 @@ def _dimensions(
         "latent_frames": latent_frames,
         "latent_height": side,
         "latent_width": side,
-    }
+    } | (decoded if decodes else {})

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint, spec
+from dbcache_export.errors import ExportError
 from dbcache_export.families.literal import literal_timesteps
 from dbcache_export.families.parts import configuration, under
 from dbcache_export.families.positions import counted, rotary_tables
 from dbcache_export.families.rotary import mix, rotate
 from dbcache_export.families.video import Transformer, Video, original, templates, video_plan
+from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Watched
 from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
@@ -41,13 +43,24 @@ _SCHEDULER = {
 
 
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
-    """The plan of a Wan text-to-video pipeline or transformer."""
+    """The plan of a Wan text-to-video pipeline or transformer.
+
+    Raises:
+        ExportError: The pipeline has a second transformer, for the later steps, or is a variant with other inputs.
+    """
+    if (folder / "transformer_2").is_dir():
+        raise ExportError(
+            f"{folder} has two transformers, as the large Wan 2.2",
+            "an engine directory holds one: give the folder transformer, or the Wan 2.1 or the 5 B model",
+        )
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    parts = transformer(inner, options, fake)
     return video_plan(
         folder,
         options,
         fake,
-        transformer(inner, options, fake),
+        parts,
+        texts=t5_texts(folder, parts.tensors, _MAX_TEXT, "zeroed", options, fake),
         scheduler=scheduler(folder, None, _SCHEDULER),
         guidance={
             "kind": "classifier_free",

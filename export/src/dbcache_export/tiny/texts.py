@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["write_clip", "write_flux2_vae", "write_kl", "write_qwen", "write_qwen_vae", "write_t5", "write_texts"]
+__all__ = [
+    "write_clip",
+    "write_flux2_vae",
+    "write_kl",
+    "write_qwen",
+    "write_qwen_vae",
+    "write_t5",
+    "write_texts",
+    "write_umt5",
+]
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +31,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from dbcache_export.tiny import save
@@ -100,6 +112,23 @@ def write_t5(folder: Path, number: str, width: int) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     _save_tokenizer(tokenizer, names, folder / f"tokenizer{number}")
+
+
+def write_umt5(folder: Path, width: int) -> None:
+    """UMT5 with the tokenizer of the tiny T5."""
+    write_t5(folder, "", width)
+    config = UMT5Config(
+        vocab_size=16,
+        d_model=width,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=20,
+    )
+    shutil.rmtree(folder / "text_encoder")
+    save(UMT5EncoderModel(config), folder / "text_encoder")
 
 
 def write_qwen(folder: Path, width: int) -> None:

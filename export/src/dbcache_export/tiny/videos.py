@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SCHEDULERS", "TRANSFORMERS", "write_pipeline", "write_transformer"]
+__all__ = ["AUTOENCODERS", "SCHEDULERS", "TRANSFORMERS", "write_parts", "write_pipeline", "write_transformer"]
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ import diffusers
 import torch
 
 from dbcache_export.tiny import save
+from dbcache_export.tiny.texts import write_t5, write_umt5
 
 _HEADS: Mapping[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 16}
 _COGVIDEOX: Mapping[str, Any] = {
@@ -85,6 +86,7 @@ TRANSFORMERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
 }
 
+_NORMALISED: Mapping[str, Any] = {"latents_mean": [0.1, -0.2, 0.3, 0.4], "latents_std": [1.1, 0.9, 0.8, 1.2]}
 _COGVIDEOX_STEPS: Mapping[str, Any] = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
@@ -122,6 +124,47 @@ def write_pipeline(family: str, folder: Path, dtype: torch.dtype = torch.float32
     save(getattr(diffusers, name)(**arguments), folder / "transformer", dtype)
     name, arguments = SCHEDULERS[family]
     getattr(diffusers, name)(**arguments).save_pretrained(folder / "scheduler")
+
+
+#: Family: (class of diffusers, arguments) of its autoencoder.
+AUTOENCODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "mochi": (
+        "AutoencoderKLMochi",
+        {
+            "encoder_block_out_channels": (32, 32, 32, 32),
+            "decoder_block_out_channels": (32, 32, 32, 32),
+            "latent_channels": 4,
+            "layers_per_block": (1, 1, 1, 1, 1),
+            **_NORMALISED,
+            "scaling_factor": 1.5,
+        },
+    ),
+    "wan": (
+        "AutoencoderKLWan",
+        {"base_dim": 16, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, **_NORMALISED},
+    ),
+    "ltx": (
+        "AutoencoderKLLTXVideo",
+        {
+            "latent_channels": 4,
+            "block_out_channels": (8, 8, 8, 8),
+            "decoder_block_out_channels": (8, 8, 8, 8),
+            "layers_per_block": (1, 1, 1, 1, 1),
+            "decoder_layers_per_block": (1, 1, 1, 1, 1),
+        },
+    ),
+}
+
+
+def write_parts(family: str, folder: Path) -> None:
+    """Writes the text encoder of a family, and its autoencoder where there is one."""
+    if family == "wan":
+        write_umt5(folder, 20)
+    else:
+        write_t5(folder, "", TRANSFORMERS[family][1].get("text_embed_dim", 20))
+    if family in AUTOENCODERS:
+        name, arguments = AUTOENCODERS[family]
+        save(getattr(diffusers, name)(**arguments), folder / "vae")
 
 
 def write_transformer(family: str, folder: Path, **change: Any) -> None:

@@ -1,0 +1,96 @@
+"""Whole video pipelines, tiny, with random weights: text encoders and decoders against transformers and diffusers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dbcache_export import families, video_vae
+from dbcache_export.check import OTHER_TOLERANCE
+from dbcache_export.engine import export
+from dbcache_export.errors import ExportError
+from dbcache_export.families.video_text import _Mask
+from dbcache_export.spec import Options
+from dbcache_export.tiny import randomise
+from dbcache_export.tiny.videos import write_parts, write_pipeline
+
+#: Family: its graphs beside the transformer's.
+GRAPHS = {
+    "cogvideox": {"t5"},
+    "mochi": {"t5", "mask", "decode"},
+    "wan": {"t5", "zero", "decode"},
+    "ltx": {"t5", "mask", "decode"},
+}
+
+
+@pytest.mark.parametrize("family", GRAPHS)
+def test_a_pipeline_computes_what_its_parts_compute(family: str, tmp_path: Path) -> None:
+    write_pipeline(family, tmp_path / "model")
+    write_parts(family, tmp_path / "model")
+    if family == "mochi":
+        (tmp_path / "model" / "model_index.json").write_text(json.dumps({"force_zeros_for_empty_prompt": True}))
+    report = export(tmp_path / "model", tmp_path / "engine", Options(check=True, frames=25), lambda _: None).report
+    assert report is not None
+    assert GRAPHS[family] <= set(report.errors)
+    assert max(report.errors[graph] for graph in GRAPHS[family]) < OTHER_TOLERANCE["f32"]
+    fields: dict[str, Any] = json.loads((tmp_path / "engine" / "manifest.json").read_text("utf-8"))
+    made = {output for graph in fields["text"]["graphs"] for output in graph["outputs"]}
+    assert {name for name, source in fields["inputs"].items() if source["from"] == "text"} <= made
+    assert (fields["decode"] is not None) == ("decode" in GRAPHS[family])
+    print(family, report)
+
+
+def test_an_empty_prompt_is_all_padding_where_the_pipeline_says_so() -> None:
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+    assert _Mask(empties=True)(mask).tolist() == [[1, 1, 1, 0], [0, 0, 0, 0]]
+    assert _Mask(empties=False)(mask).tolist() == mask.tolist()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_wans_frames_decode_in_one_pass(residual: bool) -> None:
+    """Both kinds: of Wan 2.1, and of Wan 2.2's 5 B model."""
+    kind = {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2} if residual else {}
+    statistics = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    model = AutoencoderKLWan(base_dim=16, z_dim=4, dim_mult=[1] * 4, num_res_blocks=1, **statistics, **kind).eval()
+    randomise(model)
+    latents = torch.randn(1, 4, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        frame_by_frame = model.decode(latents, return_dict=False)[0]
+        at_once = video_vae._Wan(model, torch.float32)(latents)
+    assert at_once.shape[2] == 9
+    torch.testing.assert_close(at_once, frame_by_frame, rtol=0, atol=5e-5)
+
+
+def test_a_decoder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    write_pipeline("cogvideox", tmp_path)
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLCogVideoX"}))
+    with pytest.raises(ExportError, match=r"AutoencoderKLCogVideoX is not supported; take vae out"):
+        families.plan(tmp_path, Options(), FakeTensorMode())
+
+
+def test_text_encoders_that_are_not_exported_are_refused(tmp_path: Path) -> None:
+    write_pipeline("hunyuan_video", tmp_path)
+    (tmp_path / "text_encoder").mkdir()
+    with pytest.raises(ExportError, match="text encoders are not supported; give its transformer folder, and tensors"):
+        families.plan(tmp_path, Options(), FakeTensorMode())
+
+
+def test_a_pipeline_of_two_transformers_is_refused(tmp_path: Path) -> None:
+    write_pipeline("wan", tmp_path)
+    (tmp_path / "transformer_2").mkdir()
+    with pytest.raises(ExportError, match=r"has two transformers, as the large Wan 2.2; .* holds one"):
+        families.plan(tmp_path, Options(), FakeTensorMode())
+
+
+def test_an_autoencoder_of_another_model_is_refused(tmp_path: Path) -> None:
+    write_pipeline("mochi", tmp_path)
+    write_parts("mochi", tmp_path)
+    config = json.loads((tmp_path / "vae" / "config.json").read_text())
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config | {"latent_channels": 5}))
+    with pytest.raises(ExportError, match="the VAE has 5 latent channels, the transformer expects 4"):
+        families.plan(tmp_path, Options(), FakeTensorMode())
