@@ -20,6 +20,7 @@ pub(crate) mod memory;
 mod noise;
 mod numeric;
 pub(crate) mod observer;
+mod pass;
 pub(crate) mod prepare;
 pub(crate) mod request;
 mod sampler;

@@ -7,7 +7,7 @@
 //!         a unit (the middle of the step, or a single block): gate ─ decided ───────────────┐
 //!                                                                └─ needs a diff ─▶ judge ─▶ decision
 //!             Compute: run, keep the residual      Skip: streams += kept residual, or a forecast of it
-//!             (samples.rs: the same where each picture of a batch decides for itself)
+//!             (pass.rs; samples.rs: the same where each picture of a batch decides for itself)
 //!     final ─▶ prediction
 //! guidance ─▶ scheduler's update ─▶ latents
 //! ```
@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use ndarray::ArrayD;
 
-use super::branch::{BranchState, ListState};
+use super::branch::BranchState;
 use super::cache_dtype::CacheDType;
 use super::cache_place::CachePlace;
 use super::cancel::CancelToken;
@@ -29,21 +29,21 @@ use super::denoiser::GuidanceBy;
 use super::image::Image;
 pub use super::inputs::Inputs;
 use super::latents::Grid;
-use super::lists::{List, Part};
+use super::lists::List;
 use super::numeric;
 use super::observer::{Observer, Phase, Progress};
+use super::pass::{Pass, run_list};
 use super::prepare;
 use super::sampler::Sampler;
 use super::samples::{self, Samples};
 use super::scheduler::Schedule;
-use super::unit::Unit;
 use super::video::Video;
-use crate::cache::{Action, Branch, CachePolicy, DecisionPoint, Gate, PolicyConfig, Reason};
+use crate::cache::{Branch, DecisionPoint, PolicyConfig};
 use crate::engine::Loaded;
 use crate::error::{At, Error, Result};
 use crate::model::manifest::Extents;
 use crate::runtime::tensor::{BufferId, Buffers};
-use crate::trace::{BlockRecord, CacheBytes, StepRecord, Timings, Trace, Warning};
+use crate::trace::{CacheBytes, StepRecord, Timings, Trace, Warning};
 
 /// How one generation runs. What is left out takes the engine's default.
 #[derive(Clone, Debug, Default)]
@@ -386,116 +386,6 @@ impl Request {
             record.session_runs += buffers.session_runs() - runs;
         }
         Ok(records)
-    }
-}
-
-/// One branch of one step, as all its lists of blocks see it.
-pub(super) struct Pass<'a> {
-    pub at: DecisionPoint,
-    pub sigma: f32,
-    pub chain: &'a Chain,
-    pub cancel: &'a CancelToken,
-}
-
-impl Pass<'_> {
-    /// A record without what is decided.
-    pub(super) fn record(&self, list: &List) -> StepRecord {
-        let DecisionPoint { step, steps, branch, .. } = self.at;
-        StepRecord {
-            step,
-            steps,
-            branch,
-            list: list.index,
-            sample: None,
-            sigma: self.sigma,
-            decision: Reason::None.into(),
-            diff: None,
-            threshold: None,
-            blocks: Vec::new(),
-            blocks_run: 0,
-            session_runs: 0,
-            elapsed_ms: 0.0,
-        }
-    }
-}
-
-/// The blocks of one list, in one branch of one step.
-fn run_list(
-    pass: &Pass<'_>,
-    list: &List,
-    own: &mut ListState,
-    shared_diff: Option<f32>,
-    buffers: &mut Buffers,
-    (timings, clock): (&mut Timings, &mut Clock),
-) -> Result<StepRecord> {
-    let Pass { at, chain, cancel, .. } = *pass;
-    let ListState { policy, units, .. } = own;
-    let mut record = pass.record(list);
-    // Without a middle the step as a whole decides nothing, but is still asked once.
-    if !list.parts.iter().any(|part| matches!(part, Part::Unit { block: None, .. }))
-        && let Gate::Decided(decision) = policy.gate(at)
-    {
-        record.decision = decision;
-    }
-    let mut units = units.iter_mut();
-    for part in &list.parts {
-        let (block, unit) = match part {
-            Part::Run(blocks) => {
-                record.blocks_run += chain.run(blocks.clone(), cancel)?;
-                timings.blocks_ms += clock.lap();
-                continue;
-            }
-            Part::Unit { block, .. } => (*block, units.next().ok_or_else(|| Error::internal("a branch lacks a unit"))?),
-        };
-        let at = DecisionPoint { block, ..at };
-        let decided = decide(policy.as_mut(), at, unit, shared_diff.filter(|_| block.is_none()), buffers)?;
-        match decided.decision.action {
-            Action::Compute => {
-                let keeps = policy.keeps(at);
-                if keeps {
-                    unit.keep_compared(chain, buffers)?;
-                }
-                timings.cache_ms += clock.lap();
-                record.blocks_run += chain.run(unit.blocks.clone(), cancel)?;
-                timings.blocks_ms += clock.lap();
-                if keeps {
-                    unit.keep(policy.calibrator_step(at), &list.cache, buffers)?;
-                }
-            }
-            Action::Skip => unit.apply(policy.calibrator_step(at), chain, buffers)?,
-        }
-        timings.cache_ms += clock.lap();
-        match block {
-            Some(_) => record.blocks.push(decided),
-            None => {
-                let BlockRecord { decision, diff, threshold, .. } = decided;
-                (record.decision, record.diff, record.threshold) = (decision, diff, threshold);
-            }
-        }
-    }
-    Ok(record)
-}
-
-/// Asks the policy about a unit, with a diff if it needs one.
-fn decide(
-    policy: &mut dyn CachePolicy,
-    at: DecisionPoint,
-    unit: &Unit,
-    shared_diff: Option<f32>,
-    buffers: &Buffers,
-) -> Result<BlockRecord> {
-    let block = unit.blocks.start;
-    match policy.gate(at) {
-        Gate::Decided(decision) => Ok(BlockRecord { block, decision, diff: None, threshold: None }),
-        Gate::NeedsDiff => {
-            let diff = match shared_diff {
-                Some(diff) => diff,
-                None => unit.diff(buffers).at(format_args!("before blocks {:?}", unit.blocks))?,
-            };
-            let threshold = policy.threshold(at);
-            let decision = policy.judge(at, diff);
-            Ok(BlockRecord { block, decision, diff: Some(diff), threshold })
-        }
     }
 }
 
