@@ -101,7 +101,7 @@ TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
         {
             **_HEADS,
             "in_channels": 16,
-            "num_layers": 2,
+            "num_layers": 4,
             "num_single_layers": 4,
             "joint_attention_dim": 24,
             "timestep_guidance_channels": 32,
