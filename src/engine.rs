@@ -4,6 +4,7 @@ mod arithmetic;
 mod build;
 mod files;
 mod loader;
+mod probe;
 mod profile;
 mod stages;
 
@@ -18,6 +19,7 @@ pub use self::build::{EngineBuild, PlannedEngine};
 pub use self::files::{StageFile, write_stages};
 pub use self::loader::EngineCache;
 use self::loader::Loader;
+pub use self::probe::ModelPart;
 pub use self::profile::Profile;
 pub use self::stages::OtherPlan;
 pub(crate) use self::stages::{LoadedPlan, LoadedStage, Stages, sizes};

@@ -132,6 +132,12 @@ pub struct EngineInfo {
     pub takes_prompt: bool,
     /// Whether it makes pictures; without, latents only.
     pub makes_pictures: bool,
+    /// Whether these are videos.
+    pub makes_videos: bool,
+    /// Frames when none are asked for, fewest, most, and their stride; of videos.
+    pub frames: Option<[u64; 4]>,
+    /// Frames per second when none are asked for; of videos.
+    pub fps: Option<f64>,
     /// Dynamic dimensions and their ranges.
     pub dimensions: Vec<(String, String)>,
     /// What became of the engines that the provider compiles; none where it compiles none, or nothing is loaded.
@@ -238,6 +244,11 @@ impl EngineInfo {
             guidance: (guidance.to_owned(), manifest.guidance.default_scale()),
             takes_prompt: manifest.text.is_some(),
             makes_pictures: manifest.decode.is_some(),
+            makes_videos: manifest.video.is_some(),
+            frames: manifest
+                .video
+                .map(|video| [video.frames.default, video.frames.min, video.frames.max, video.temporal_downscale]),
+            fps: manifest.video.map(|video| video.fps),
             dimensions: manifest
                 .dimensions
                 .iter()
@@ -279,6 +290,9 @@ impl EngineInfo {
             "guidance": self.guidance.0,
             "takes_prompt": self.takes_prompt,
             "makes_pictures": self.makes_pictures,
+            "video": self.frames.map(|[default, min, max, stride]| {
+                json!({"frames": default, "min": min, "max": max, "stride": stride, "fps": self.fps})
+            }),
             "dimensions": self.dimensions.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
             "engines": self.engines.as_ref().map(EngineCounts::to_json),
             "exported_with": self.exported_with.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
@@ -312,6 +326,10 @@ impl fmt::Display for EngineInfo {
         let [width, height] = self.default_size;
         let [min, max, multiple] = self.size_limits;
         writeln!(f, "pictures    {width}x{height} by default; sides {min} to {max}, multiples of {multiple}")?;
+        if let (Some([frames, min, max, stride]), Some(fps)) = (self.frames, self.fps) {
+            let range = format!("{min} to {max}, multiples of {stride} and one more; {fps} a second");
+            writeln!(f, "frames      {frames} by default; {range}")?;
+        }
         writeln!(f, "defaults    {} steps, guidance {} ({})", self.default_steps, self.guidance.1, self.guidance.0)?;
         let ranges: Vec<String> = self.dimensions.iter().map(|(name, range)| format!("{name} {range}")).collect();
         writeln!(f, "dimensions  {}", ranges.join(", "))?;

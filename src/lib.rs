@@ -57,8 +57,8 @@ pub mod setup;
 pub mod trace;
 
 pub use engine::{
-    ArithmeticChoice, Engine, EngineBuild, EngineCache, EngineCounts, EngineOptions, OtherPlan, PlannedEngine, Profile,
-    StageFile, StagesChoice, WeightsChoice, write_stages,
+    ArithmeticChoice, Engine, EngineBuild, EngineCache, EngineCounts, EngineOptions, ModelPart, OtherPlan,
+    PlannedEngine, Profile, StageFile, StagesChoice, WeightsChoice, write_stages,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use generate::cache_dtype::CacheDType;
@@ -69,6 +69,7 @@ pub use generate::image::Image;
 pub use generate::inputs::{Inputs, read_tensors, write_json, write_tensors};
 pub use generate::observer::{Observer, Phase, Progress};
 pub use generate::request::{Output, Request, RequestOptions};
+pub use generate::video::{Video, VideoFormat};
 pub use info::{DryRun, EngineInfo, StageInfo};
 pub use runtime::engine_cache::{EngineEntry, EngineState, EngineStore, GcOptions, GcReport, Removed};
 pub use runtime::foreign::{FloatType, ForeignTensor, MemoryKind};

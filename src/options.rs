@@ -88,6 +88,9 @@ const TABLE: &[Entry] = &[
         options.request.size = Some(parse_size(text).map_err(|problem| bad(text, problem))?);
         Ok(())
     }),
+    request("guidance-rescale", |options, text| some(&mut options.request.guidance_rescale, text)),
+    request("frames", |options, text| some(&mut options.request.frames, text)),
+    request("fps", |options, text| some(&mut options.request.fps, text)),
     request("batch", |options, text| some(&mut options.request.batch, text)),
     request("seed", |options, text| plain(&mut options.request.seed, text)),
 ];

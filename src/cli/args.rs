@@ -84,7 +84,8 @@ pub struct GenerateArgs {
     /// What to keep away from; needs classifier-free guidance
     #[arg(long, value_name = "TEXT")]
     pub negative_prompt: Option<String>,
-    /// The picture's file (PNG); with several pictures the seed is put before the ending [default: out.png]
+    /// The picture's file (PNG), or the video's: .mp4 or .webm (through ffmpeg), .gif, .png (animated), frames_%04d.png, or a
+    /// folder; with several the seed is put before the ending [default: out.png]
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Cache policy: a tag, a JSON object, or a JSON file; see below
@@ -114,9 +115,19 @@ pub struct GenerateArgs {
     /// Classifier-free guidance for a model that does not have it by itself: two runs a step
     #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true)]
     pub true_cfg: Option<f32>,
+    /// How far classifier-free guidance is drawn back to the spread of the prediction with the prompt, 0 to 1
+    /// [default: the engine's]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub guidance_rescale: Option<f32>,
     /// Picture size in pixels [default: the engine's]
     #[arg(long, value_name = "WxH", value_parser = parse_size)]
     pub size: Option<(u64, u64)>,
+    /// Frames of a video [default: the engine's]
+    #[arg(long, value_name = "N")]
+    pub frames: Option<u64>,
+    /// Frames per second of a video [default: the engine's]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub fps: Option<f64>,
     /// The first picture's seed: the same noise as PyTorch's CPU generator [default: 0]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -179,7 +190,10 @@ impl GenerateArgs {
             steps: self.steps,
             guidance: self.guidance,
             true_cfg: self.true_cfg,
+            guidance_rescale: self.guidance_rescale,
             size: self.size,
+            frames: self.frames,
+            fps: self.fps,
             per_sample: self.per_sample,
             seed: self.seed.unwrap_or_default(),
             cache_memory: self.cache_memory,
@@ -333,6 +347,9 @@ pub struct MemoryArgs {
     /// Picture size in pixels [default: the engine's]
     #[arg(long, value_name = "WxH", value_parser = parse_size, requires = "cache")]
     pub size: Option<(u64, u64)>,
+    /// Frames of a video [default: the engine's]
+    #[arg(long, value_name = "N", requires = "cache")]
+    pub frames: Option<u64>,
     /// Pictures that run together [default: 1]
     #[arg(long, value_name = "N", requires = "cache")]
     pub batch: Option<usize>,
@@ -430,7 +447,7 @@ mod tests {
     const OF_HOSTS: [&str; 1] = ["other-plan"];
 
     /// A legal value for each option that is no policy's (those: `policy.rs`), other than its default.
-    const VALUES: [(&str, &str); 24] = [
+    const VALUES: [(&str, &str); 27] = [
         ("threads", "3"),
         ("spin", "true"),
         ("ort-library", "a.so"),
@@ -454,6 +471,9 @@ mod tests {
         ("guidance", "-1.5"),
         ("true-cfg", "2"),
         ("size", "64x32"),
+        ("guidance-rescale", "0.5"),
+        ("frames", "17"),
+        ("fps", "12.5"),
         ("seed", "7"),
     ];
 

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use dbcache_trt::trace::Trace;
-use dbcache_trt::{CancelToken, Engine, Error, ErrorKind, Inputs, Output, RequestOptions, read_tensors, write_tensors};
+use dbcache_trt::{
+    CancelToken, Engine, Error, ErrorKind, Inputs, Output, RequestOptions, VideoFormat, read_tensors, write_tensors,
+};
 use ndarray::ArrayD;
 use serde_json::{Value, json};
 
@@ -26,6 +28,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     if args.output.is_some() && !info.makes_pictures {
         anyhow::bail!(usage("--output has no effect: this engine has no decode graph; use --save-latents"));
     }
+
+    check_output(args, info.makes_videos)?;
 
     let mut results = Vec::new();
     let mut first = 0;
@@ -74,9 +78,6 @@ struct Done {
 
 fn write_pictures(args: &GenerateArgs, inputs: &Inputs, output: Output) -> anyhow::Result<Done> {
     let Output { latents, images, videos, trace } = output;
-    if !videos.is_empty() {
-        anyhow::bail!(usage("videos cannot be written yet; use --save-latents"));
-    }
     let mut files = Vec::new();
     for (k, image) in images.iter().enumerate() {
         let seed = trace.seed.wrapping_add(k as u64);
@@ -84,6 +85,12 @@ fn write_pictures(args: &GenerateArgs, inputs: &Inputs, output: Output) -> anyho
         let path = picture_path(path, seed, args.count > 1 || images.len() > 1);
         image.write_png(&path, &trace.picture_metadata(inputs, k))?;
         files.push(path);
+    }
+    for (k, video) in videos.iter().enumerate() {
+        let seed = trace.seed.wrapping_add(k as u64);
+        let path = args.output.as_deref().unwrap_or(Path::new("out.png"));
+        let path = picture_path(path, seed, args.count > 1 || videos.len() > 1);
+        files.extend(video.write(&path, &trace.picture_metadata(inputs, k))?);
     }
     Ok(Done { files, latents, trace })
 }
@@ -153,14 +160,6 @@ fn check_options(args: &GenerateArgs, inputs: &Inputs) -> anyhow::Result<()> {
     {
         anyhow::bail!(usage(&format!("--tolerance is {tolerance}; expected a number of at least 0")));
     }
-    if let Some(ending) = args.output.as_deref().and_then(Path::extension)
-        && !ending.eq_ignore_ascii_case("png")
-    {
-        anyhow::bail!(usage(&format!(
-            "--output ends in .{}, but pictures are PNG files; end it in .png",
-            ending.to_string_lossy()
-        )));
-    }
     if args.seed.is_some() && inputs.tensors.contains_key("latents") {
         anyhow::bail!(usage("--seed has no effect: the noise comes from --inputs; leave one out"));
     }
@@ -188,12 +187,30 @@ fn check_options(args: &GenerateArgs, inputs: &Inputs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The name of the output must fit what the engine makes.
+fn check_output(args: &GenerateArgs, makes_videos: bool) -> anyhow::Result<()> {
+    let Some(path) = args.output.as_deref() else { return Ok(()) };
+    if makes_videos {
+        VideoFormat::of(path)?;
+    } else if path.is_dir() {
+        anyhow::bail!(Error::with_kind(ErrorKind::Io, format!("cannot write {}: it is a folder", path.display())));
+    } else if let Some(ending) = path.extension()
+        && !ending.eq_ignore_ascii_case("png")
+    {
+        anyhow::bail!(usage(&format!(
+            "--output ends in .{}, but pictures are PNG files; end it in .png",
+            ending.to_string_lossy()
+        )));
+    }
+    Ok(())
+}
+
 /// A typing error in a path should fail before the work, not after it.
 fn check_targets(args: &GenerateArgs) -> anyhow::Result<()> {
     let options = [("--output", &args.output), ("--save-latents", &args.save_latents), ("--trace", &args.trace)];
     let mut targets: Vec<(&str, PathBuf)> = Vec::new();
     for (option, path) in options.into_iter().filter_map(|(option, path)| Some((option, path.as_deref()?))) {
-        check_target(path)?;
+        check_target(path, option == "--output")?;
         let path = std::path::absolute(path)?;
         if let Some((other, _)) = targets.iter().find(|(_, known)| *known == path) {
             anyhow::bail!(usage(&format!("{other} and {option} both write {}; give two names", path.display())));
@@ -211,9 +228,10 @@ fn check_targets(args: &GenerateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check_target(path: &Path) -> anyhow::Result<()> {
+/// Frames of a video may go to a folder; whether it is a video is known later.
+fn check_target(path: &Path, may_be_folder: bool) -> anyhow::Result<()> {
     let fail = |reason: &str| Error::with_kind(ErrorKind::Io, format!("cannot write {}: {reason}", path.display()));
-    if path.is_dir() {
+    if path.is_dir() && !may_be_folder {
         anyhow::bail!(fail("it is a folder"));
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -77,6 +77,7 @@ fn memory(args: &InspectArgs, load: &EngineOptions, cache: PolicyConfig) -> anyh
         guidance: run.guidance,
         true_cfg: run.true_cfg,
         size: run.size,
+        frames: run.frames,
         batch: run.batch,
         cache_dtype: run.cache_dtype.unwrap_or_default(),
         ..RequestOptions::default()

@@ -184,8 +184,8 @@ pub(crate) fn sizes(directory: &EngineDirectory) -> Sizes {
 /// The graph of one stage: a graph of the directory, or several joined.
 pub(super) struct StageGraph<'d> {
     pub graph: Cow<'d, Graph>,
-    inputs: Vec<String>,
-    outputs: Vec<String>,
+    pub inputs: Vec<String>,
+    pub outputs: Vec<String>,
 }
 
 impl<'d> StageGraph<'d> {

@@ -200,7 +200,7 @@ fn fill(id: BufferId, value: f64, buffers: &mut Buffers) -> Result<()> {
 }
 
 /// Writes numbers that a user gives; integers must be whole.
-fn write(name: &str, id: BufferId, numbers: &[f32], buffers: &mut Buffers) -> Result<()> {
+pub(crate) fn write(name: &str, id: BufferId, numbers: &[f32], buffers: &mut Buffers) -> Result<()> {
     if buffers.dtype(id) != DType::I64 {
         return buffers.write(id, numbers);
     }
@@ -211,6 +211,6 @@ fn write(name: &str, id: BufferId, numbers: &[f32], buffers: &mut Buffers) -> Re
     buffers.write_ids(id, &ids)
 }
 
-pub(super) fn numbers(tensor: &ArrayD<f32>) -> Vec<f32> {
+pub(crate) fn numbers(tensor: &ArrayD<f32>) -> Vec<f32> {
     tensor.iter().copied().collect()
 }

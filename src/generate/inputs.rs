@@ -159,10 +159,11 @@ impl Inputs {
     }
 }
 
-/// Reads tensors from a safetensors file as f32 (F32, F16, BF16 are accepted).
+/// Reads tensors from a safetensors file as f32 (F32, F16, BF16, I32 and I64 are accepted).
 ///
 /// # Errors
-/// `Io` when it cannot be read; `Input` when it is damaged, or holds another dtype or numbers that are not finite.
+/// `Io` when it cannot be read; `Input` when it is damaged, or holds another dtype, numbers that are not finite, or integers
+/// that f32 does not hold.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, ArrayD<f32>>> {
     let open = |error| Error::io("read", path, error);
     let length = std::fs::metadata(path).map_err(open)?.len();
@@ -179,9 +180,11 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, ArrayD<f32>>> {
             Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::I32 => whole(bytes.chunks_exact(4).map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])))),
+            Dtype::I64 => whole(bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b))),
             other => {
                 return Err(Error::input(format!(
-                    "tensor `{name}` of {} is {other:?}; expected F32, F16 or BF16",
+                    "tensor `{name}` of {} is {other:?}; expected F32, F16, BF16, I32 or I64",
                     path.display()
                 )));
             }
@@ -194,6 +197,12 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, ArrayD<f32>>> {
         tensors.insert(name.to_owned(), tensor);
     }
     Ok(tensors)
+}
+
+/// Integers as f32; NaN for those that it does not hold.
+fn whole(integers: impl Iterator<Item = i64>) -> Vec<f32> {
+    const LARGEST: u64 = 1 << f32::MANTISSA_DIGITS;
+    integers.map(|integer| if integer.unsigned_abs() <= LARGEST { integer as f32 } else { f32::NAN }).collect()
 }
 
 /// Writes tensors to a safetensors file (F32), which appears only when it is complete.

@@ -6,7 +6,7 @@ pub(crate) mod cache_place;
 pub(crate) mod cancel;
 mod chain;
 mod combine;
-mod conditioning;
+pub(crate) mod conditioning;
 mod decode;
 pub(crate) mod denoiser;
 mod forecast;

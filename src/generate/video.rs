@@ -1,6 +1,20 @@
-//! Videos: frames, and the files that hold them.
+//! Videos: frames, and the files that hold them. MP4 and WebM are made by ffmpeg where it is installed; all others need
+//! nothing.
 
-use super::image::Image;
+use std::fs;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::image::{Image, write_atomically};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The program that makes MP4 and WebM files.
+const FFMPEG: &str = "ffmpeg";
+/// Where a name holds the number of a frame.
+const NUMBER: &str = "%04d";
+/// A GIF's palette is looked for in every so many pixels: 1 is slow, 30 is rough.
+const GIF_SPEED: i32 = 10;
 
 /// Frames of one size.
 #[derive(Clone, Debug, PartialEq)]
@@ -9,4 +23,293 @@ pub struct Video {
     pub frames: Vec<Image>,
     /// Frames per second.
     pub fps: f64,
+}
+
+/// How a video is kept, by the name of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VideoFormat {
+    /// `name_%04d.png`: one PNG for each frame.
+    Sequence,
+    /// A name without an ending: a folder of `frame_0000.png`, …
+    Folder,
+    /// `.png`, `.apng`: an animated PNG, without loss.
+    AnimatedPng,
+    /// `.gif`: 256 colours a frame.
+    Gif,
+    /// `.mp4`: H.264, by ffmpeg.
+    Mp4,
+    /// `.webm`: VP9, by ffmpeg.
+    WebM,
+}
+
+impl VideoFormat {
+    /// By the ending of a name.
+    ///
+    /// # Errors
+    /// `Usage` for another ending.
+    pub fn of(path: &Path) -> Result<Self> {
+        let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        match ending.as_deref() {
+            Some("png") if name.contains(NUMBER) => Ok(Self::Sequence),
+            Some("png" | "apng") => Ok(Self::AnimatedPng),
+            Some("gif") => Ok(Self::Gif),
+            Some("mp4") => Ok(Self::Mp4),
+            Some("webm") => Ok(Self::WebM),
+            None => Ok(Self::Folder),
+            Some(other) => Err(Error::option(
+                "output",
+                format_args!(
+                    "ends in .{other}; videos end in .mp4, .webm, .gif, .png (animated), {NUMBER}.png (one file a frame), or \
+                     in nothing (a folder of frames)"
+                ),
+            )),
+        }
+    }
+}
+
+impl Video {
+    /// Writes the video in the format of its name; PNG files carry the text chunks `(keyword, text)`. Gives the files, or
+    /// the folder. A file appears only when it is complete, a folder or a sequence whole or not at all.
+    ///
+    /// # Errors
+    /// `Usage` for an unknown ending; `Io` when the folder is missing, full or not writable, when the folder for frames holds
+    /// something, or when ffmpeg is needed and missing, or fails.
+    pub fn write(&self, path: &Path, text: &[(String, String)]) -> Result<Vec<PathBuf>> {
+        if self.frames.is_empty() {
+            return Err(Error::internal("a video without frames"));
+        }
+        match VideoFormat::of(path)? {
+            VideoFormat::Sequence => self.write_sequence(path, text),
+            VideoFormat::Folder => self.write_folder(path, text),
+            VideoFormat::AnimatedPng => self.write_animated_png(path, text),
+            VideoFormat::Gif => self.write_gif(path),
+            VideoFormat::Mp4 => self.encode(path, &["-c:v", "libx264", "-movflags", "+faststart", "-f", "mp4"]),
+            VideoFormat::WebM => self.encode(path, &["-c:v", "libvpx-vp9", "-b:v", "0", "-crf", "30", "-f", "webm"]),
+        }
+    }
+
+    fn write_sequence(&self, path: &Path, text: &[(String, String)]) -> Result<Vec<PathBuf>> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut written = Vec::new();
+        for (index, frame) in self.frames.iter().enumerate() {
+            let file = path.with_file_name(name.replacen(NUMBER, &format!("{index:04}"), 1));
+            if let Err(error) = frame.write_png(&file, text) {
+                // Half a sequence would look like a short video.
+                written.iter().for_each(|file| drop(fs::remove_file(file)));
+                return Err(error);
+            }
+            written.push(file);
+        }
+        Ok(written)
+    }
+
+    fn write_folder(&self, path: &Path, text: &[(String, String)]) -> Result<Vec<PathBuf>> {
+        let io = |error| Error::io("write", path, error);
+        if path.exists() && (!path.is_dir() || fs::read_dir(path).map_err(io)?.next().is_some()) {
+            let problem = format!("cannot write frames to {}: it is there and not an empty folder", path.display());
+            return Err(Error::new(ErrorKind::Io, problem));
+        }
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let partial = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(parent).map_err(io)?;
+        for (index, frame) in self.frames.iter().enumerate() {
+            frame.write_png(&partial.path().join(format!("frame_{index:04}.png")), text)?;
+        }
+        #[cfg(unix)]
+        {
+            // Temporary folders are private; a result is as readable as any other new folder.
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(partial.path(), fs::Permissions::from_mode(0o755)).map_err(io)?;
+        }
+        if path.is_dir() {
+            fs::remove_dir(path).map_err(io)?;
+        }
+        let partial = partial.keep();
+        fs::rename(&partial, path).map_err(|error| {
+            drop(fs::remove_dir_all(&partial));
+            io(error)
+        })?;
+        Ok(vec![path.to_owned()])
+    }
+
+    fn write_animated_png(&self, path: &Path, text: &[(String, String)]) -> Result<Vec<PathBuf>> {
+        let first = &self.frames[0];
+        let (numerator, denominator) = delay(self.fps);
+        write_atomically(path, |file| {
+            let mut encoder = png::Encoder::new(BufWriter::new(file), first.width, first.height);
+            encoder.set_color(png::ColorType::Rgb);
+            encoder.set_depth(png::BitDepth::Eight);
+            encoder.set_animated(self.frames.len() as u32, 0)?;
+            encoder.set_frame_delay(numerator, denominator)?;
+            for (keyword, text) in text {
+                encoder.add_itxt_chunk(keyword.clone(), text.clone())?;
+            }
+            let mut writer = encoder.write_header()?;
+            self.frames.iter().try_for_each(|frame| writer.write_image_data(&frame.rgb))?;
+            writer.finish()
+        })?;
+        Ok(vec![path.to_owned()])
+    }
+
+    fn write_gif(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        let side = |side: u32| {
+            let large = |_| Error::input(format!("a GIF has at most 65535 pixels a side; this video has {side}"));
+            u16::try_from(side).map_err(large)
+        };
+        let (width, height) = (side(self.frames[0].width)?, side(self.frames[0].height)?);
+        // In hundredths of a second; viewers slow down what is faster than two of them.
+        let delay = (100.0 / self.fps).round().clamp(2.0, f64::from(u16::MAX)) as u16;
+        write_atomically(path, |file| {
+            let mut encoder = gif::Encoder::new(BufWriter::new(file), width, height, &[])?;
+            encoder.set_repeat(gif::Repeat::Infinite)?;
+            for image in &self.frames {
+                let mut frame = gif::Frame::from_rgb_speed(width, height, &image.rgb, GIF_SPEED);
+                frame.delay = delay;
+                encoder.write_frame(&frame)?;
+            }
+            Ok::<(), gif::EncodingError>(())
+        })?;
+        Ok(vec![path.to_owned()])
+    }
+
+    /// By ffmpeg, to a temporary file beside the final one.
+    fn encode(&self, path: &Path, codec: &[&str]) -> Result<Vec<PathBuf>> {
+        let io = |error| Error::io("write", path, error);
+        let fail = |problem: String| Error::new(ErrorKind::Io, format!("cannot write {}: {problem}", path.display()));
+        if path.is_dir() {
+            return Err(fail("it is a folder".into()));
+        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let partial = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(folder).map_err(io)?;
+        let target = partial.path().join("video");
+        let first = &self.frames[0];
+        // 4:2:0, which every player shows, halves both sides.
+        let pixels = if (first.width | first.height).is_multiple_of(2) { "yuv420p" } else { "yuv444p" };
+        let mut child = Command::new(FFMPEG)
+            .args(["-hide_banner", "-loglevel", "error", "-nostdin", "-f", "rawvideo", "-pix_fmt", "rgb24"])
+            .args(["-s", &format!("{}x{}", first.width, first.height), "-r", &self.fps.to_string(), "-i", "-", "-an"])
+            .args(codec)
+            .args(["-pix_fmt", pixels, "-y"])
+            .arg(&target)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => fail(format!(
+                    "{FFMPEG} is not installed (no such program on PATH); install it, or write .gif, .png (animated) or a \
+                     folder of frames, which need nothing"
+                )),
+                _ => fail(format!("{FFMPEG} cannot be started")).with_source(error),
+            })?;
+        // A program that ends early closes the pipe; what it says then matters more than that.
+        let piped = child.stdin.take().map_or(Ok(()), |stdin| self.pipe(stdin));
+        let output = child.wait_with_output().map_err(io)?;
+        if !output.status.success() || !target.is_file() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let reason = said.lines().next().unwrap_or("no reason given").to_owned();
+            return Err(fail(format!("{FFMPEG} failed ({}): {reason}", output.status)));
+        }
+        piped.map_err(io)?;
+        fs::rename(&target, path).map_err(io)?;
+        Ok(vec![path.to_owned()])
+    }
+
+    fn pipe(&self, mut to: impl Write) -> std::io::Result<()> {
+        self.frames.iter().try_for_each(|frame| to.write_all(&frame.rgb))
+    }
+}
+
+/// Seconds a frame as a fraction of two 16-bit numbers, exact to a thousandth of the rate where that fits.
+fn delay(fps: f64) -> (u16, u16) {
+    match (fps * 1000.0).round() {
+        exact if exact % 1000.0 == 0.0 && exact / 1000.0 <= f64::from(u16::MAX) => (1, (exact / 1000.0) as u16),
+        exact if exact <= f64::from(u16::MAX) => (1000, exact as u16),
+        _ => (100, (fps * 100.0).round().clamp(1.0, f64::from(u16::MAX)) as u16),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn video(frames: u8) -> Video {
+        let frame = |k: u8| Image { width: 4, height: 2, rgb: (0..24).map(|i| i * 5 + 60 * k).collect() };
+        Video { frames: (0..frames).map(frame).collect(), fps: 8.0 }
+    }
+
+    #[test]
+    fn names_say_the_format() {
+        for (name, format) in [
+            ("a/b_%04d.png", VideoFormat::Sequence),
+            ("b.png", VideoFormat::AnimatedPng),
+            ("b.APNG", VideoFormat::AnimatedPng),
+            ("b.gif", VideoFormat::Gif),
+            ("b.mp4", VideoFormat::Mp4),
+            ("b.webm", VideoFormat::WebM),
+            ("a.b/c", VideoFormat::Folder),
+        ] {
+            assert_eq!(VideoFormat::of(Path::new(name)).unwrap(), format, "{name}");
+        }
+        let error = VideoFormat::of(Path::new("b.avi")).unwrap_err();
+        assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(".gif"), "{error}");
+    }
+
+    #[test]
+    fn frames_are_kept_without_loss() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = vec![("prompt".to_owned(), "a cat".to_owned())];
+        let video = video(3);
+        let sequence = video.write(&folder.path().join("f_%04d.png"), &text).unwrap();
+        assert_eq!(sequence.len(), 3);
+        assert!(sequence[2].ends_with("f_0002.png"));
+        let frames = folder.path().join("frames");
+        assert_eq!(video.write(&frames, &text).unwrap(), std::slice::from_ref(&frames));
+        for (index, frame) in video.frames.iter().enumerate() {
+            for file in [&sequence[index], &frames.join(format!("frame_{index:04}.png"))] {
+                assert_eq!(Image::read_png(file).unwrap(), (frame.clone(), text.clone()));
+            }
+        }
+        let error = video.write(&frames, &text).unwrap_err();
+        assert!(error.kind() == ErrorKind::Io && error.to_string().contains("not an empty folder"), "{error}");
+
+        let path = folder.path().join("a.png");
+        video.write(&path, &text).unwrap();
+        let mut reader =
+            png::Decoder::new(std::io::BufReader::new(fs::File::open(&path).unwrap())).read_info().unwrap();
+        assert_eq!(reader.info().animation_control().unwrap().num_frames, 3);
+        for frame in &video.frames {
+            let mut rgb = vec![0; 24];
+            reader.next_frame(&mut rgb).unwrap();
+            let control = reader.info().frame_control().unwrap();
+            assert_eq!((control.delay_num, control.delay_den), (1, 8));
+            assert_eq!(rgb, frame.rgb);
+        }
+    }
+
+    #[test]
+    fn gifs_have_every_frame_and_their_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gif");
+        let video = video(3);
+        video.write(&path, &[]).unwrap();
+        let mut options = gif::DecodeOptions::new();
+        options.set_color_output(gif::ColorOutput::RGBA);
+        let mut decoder = options.read_info(fs::File::open(&path).unwrap()).unwrap();
+        for expected in &video.frames {
+            let frame = decoder.read_next_frame().unwrap().unwrap();
+            assert_eq!(frame.delay, 13);
+            let rgb: Vec<u8> = frame.buffer.chunks(4).flat_map(|pixel| pixel[..3].to_vec()).collect();
+            // 8 pixels fit into the palette.
+            assert_eq!(rgb, expected.rgb);
+        }
+        assert!(decoder.read_next_frame().unwrap().is_none());
+    }
+
+    #[test]
+    fn delays_are_fractions_of_a_second() {
+        for (fps, expected) in [(8.0, (1, 8)), (23.976, (1000, 23_976)), (0.5, (1000, 500)), (1000.0, (1, 1000))] {
+            assert_eq!(delay(fps), expected, "{fps}");
+        }
+    }
 }

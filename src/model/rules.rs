@@ -11,6 +11,8 @@ use crate::error::{At, Error, Result};
 const MAX_BLOCKS: usize = 10_000;
 /// No axis, picture side or count of a sane model is longer.
 const MAX_EXTENT: u64 = 1 << 24;
+/// Beyond it f64 does not hold every integer.
+const MAX_INTEGER: f64 = (1_u64 << f64::MANTISSA_DIGITS) as f64;
 /// The dimensions that follow from the size of picture or video, and from how many there are.
 const PICTURE: [&str; 10] = [
     "batch",
@@ -135,7 +137,8 @@ impl Manifest {
                 return fail(format!("input `{name}` has a dtype or shape that does not fit its `from`"));
             }
             if let Source::Constant(value) | Source::Given { unconditional: Some(value) } = input.from
-                && (!(value as f32).is_finite() || (spec.dtype == DType::I64 && value.fract() != 0.0))
+                && (!(value as f32).is_finite()
+                    || (spec.dtype == DType::I64 && (value.fract() != 0.0 || value.abs() > MAX_INTEGER)))
             {
                 return fail(format!("input `{name}` is filled with {value:e}, which its dtype does not hold"));
             }

@@ -171,14 +171,14 @@ impl Buffers {
         device.copy((buffer.dtype, buffer.shape.len()), &host, &mut buffer.value)
     }
 
-    /// Copies the numbers out as f32.
+    /// Copies the numbers out as f32, which holds token ids and labels.
     pub(crate) fn read(&self, id: BufferId) -> Result<Vec<f32>> {
         self.read_by(id, |value, dtype| {
             Ok(match dtype {
                 DType::F32 => slice::<f32>(value)?.to_vec(),
                 DType::F16 => slice::<f16>(value)?.iter().map(|x| x.to_f32()).collect(),
                 DType::Bf16 => slice::<bf16>(value)?.iter().map(|x| x.to_f32()).collect(),
-                DType::I64 => return Err(Error::internal("floats of an integer tensor")),
+                DType::I64 => slice::<i64>(value)?.iter().map(|x| *x as f32).collect(),
             })
         })
     }

@@ -30,6 +30,13 @@ impl Copy {
         Self { folder }
     }
 
+    /// A tiny engine of another family (`tests/data/families`).
+    pub fn family(name: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        copy_files(&data(&format!("families/{name}/engine")), folder.path(), |_| true);
+        Self { folder }
+    }
+
     /// The shipped model, which has a tokenizer; its weights stay where they are.
     pub fn emoji() -> Self {
         let folder = tempfile::tempdir().unwrap();

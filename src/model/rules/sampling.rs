@@ -193,7 +193,8 @@ impl Manifest {
                 let is_noise = match noise {
                     Noise::Betas(betas) => are_betas(betas) && *offset < betas.train_steps,
                     Noise::Flow { shift, train_steps } => {
-                        *shift > 0.0 && *shift <= MAX_SHIFT && (2..=MAX_TRAIN_STEPS).contains(train_steps) && !karras
+                        let is_sane = *shift > 0.0 && *shift <= MAX_SHIFT && offset < train_steps;
+                        is_sane && (2..=MAX_TRAIN_STEPS).contains(train_steps) && !karras
                     }
                 };
                 is_noise && (1..=3).contains(order)

@@ -1,0 +1,100 @@
+//! One part of the transformer alone, on tensors that someone else computed: how a model is compared with its original.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use ndarray::ArrayD;
+
+use super::Engine;
+use super::stages::StageGraph;
+use crate::error::{At, Error, Result};
+use crate::generate::conditioning;
+use crate::model::graph::output_port;
+use crate::model::manifest::{Axis, Extents};
+use crate::plan::Stage;
+use crate::runtime::ops::Op;
+use crate::runtime::tensor::{BufferId, Buffers, Place};
+
+/// A part of the transformer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelPart {
+    /// From the inputs of a step to the streams.
+    Embed,
+    /// Consecutive blocks.
+    Blocks(Range<usize>),
+    /// From the streams to the prediction.
+    Final,
+}
+
+impl Engine {
+    /// Runs one part of the transformer on `tensors`, by the manifest's names; those that the part does not take are left
+    /// alone. Gives what the part gives. The part's graphs are loaded for this call.
+    ///
+    /// # Errors
+    /// `Usage` for blocks that the model does not have; `Input` for a tensor that is missing, of another shape than its axes
+    /// allow, or that holds fractions where the model takes integers; `Runtime`.
+    pub fn probe(
+        &self,
+        part: &ModelPart,
+        tensors: &BTreeMap<String, ArrayD<f32>>,
+    ) -> Result<BTreeMap<String, ArrayD<f32>>> {
+        let loaded = self.loaded();
+        let manifest = &loaded.directory.manifest;
+        let none = 0..0;
+        let (embed, blocks, last) = match part {
+            ModelPart::Embed => (true, none, false),
+            ModelPart::Blocks(blocks) => (false, blocks.clone(), false),
+            ModelPart::Final => (false, none, true),
+        };
+        if blocks.end > manifest.blocks.len() || (!embed && !last && blocks.is_empty()) {
+            let count = manifest.blocks.len();
+            return Err(Error::usage(format!("blocks {blocks:?} of a model that has {count}; name some of them")));
+        }
+        let stage = Stage { embed, blocks, last, arithmetic: Vec::new() };
+        let StageGraph { graph, inputs, outputs } = StageGraph::new(&loaded.directory, &stage)?;
+        let sessions = loaded.loader.sessions(&loaded.device, &[graph.as_ref()])?;
+        let session = sessions.first().ok_or_else(|| Error::internal("a stage without a session"))?;
+
+        let mut buffers = Buffers::new(&loaded.device, Place::Device)?;
+        let mut extents = Extents::new();
+        let mut bound: Vec<(String, BufferId)> = Vec::new();
+        for name in &inputs {
+            let tensor = tensors.get(name).ok_or_else(|| Error::input(format!("no `{name}`")).about(name))?;
+            let spec = manifest.tensor(name)?;
+            let shape: Vec<i64> = tensor.shape().iter().map(|extent| *extent as i64).collect();
+            let fits = |(axis, extent): (&Axis, &usize)| match axis {
+                Axis::Fixed(fixed) => *fixed == *extent as u64,
+                Axis::Named(dim) => *extents.entry(dim.clone()).or_insert(*extent as u64) == *extent as u64,
+            };
+            if spec.shape.len() != shape.len() || !spec.shape.iter().zip(tensor.shape()).all(fits) {
+                let expected: Vec<String> = spec.shape.iter().map(Axis::to_string).collect();
+                let message = format!("`{name}` has the shape {shape:?}; expected [{}]", expected.join(", "));
+                return Err(Error::input(message).about(name));
+            }
+            let id = buffers.add(spec.dtype, &shape)?;
+            conditioning::write(name, id, &conditioning::numbers(tensor), &mut buffers)?;
+            bound.push((name.clone(), id));
+        }
+        // Where latents are no tokens, the number of these follows from the latents' sides.
+        let of = |name: &str| extents.get(name).copied();
+        if let (None, Some(height), Some(width)) = (of("image"), of("latent_height"), of("latent_width")) {
+            let (rows, columns) = (height / manifest.latents.patch, width / manifest.latents.patch);
+            extents.insert("image".into(), of("latent_frames").unwrap_or(1) * rows * columns);
+        }
+        let extents = manifest.complete(extents)?;
+        let mut given: Vec<(String, BufferId)> = Vec::new();
+        for name in &outputs {
+            let id = buffers.add(manifest.tensor(name)?.dtype, &manifest.shape(name, &extents)?)?;
+            given.push((name.clone(), id));
+        }
+        let ports: Vec<(String, BufferId)> = given.iter().map(|(name, id)| (output_port(name, &inputs), *id)).collect();
+        Op::bind(&Arc::clone(session), &mut buffers, &bound, &ports)?.run().at(stage.name())?;
+        let read = |(name, id): (String, BufferId)| {
+            let shape: Vec<usize> = buffers.shape(id).iter().map(|extent| *extent as usize).collect();
+            let odd = |error| Error::internal("a tensor of an impossible shape").with_source(error);
+            Ok((name, ArrayD::from_shape_vec(shape, buffers.read(id)?).map_err(odd)?))
+        };
+        given.into_iter().map(read).collect()
+    }
+}

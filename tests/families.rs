@@ -1,0 +1,243 @@
+//! Every family of models: tiny engines with random weights, compared with what diffusers and cache-dit computed
+//! (`tests/data/families/README.md`): each part of the transformer alone, the chain of all blocks, whole generations
+//! without a cache, and cached ones.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use common::{data, json, relative_l1};
+use dbcache_trt::cache::{Branch, PolicyConfig};
+use dbcache_trt::{Engine, EngineOptions, Inputs, ModelPart, RequestOptions, read_tensors};
+use ndarray::ArrayD;
+use serde_json::{Value, json as value};
+
+type Tensors = BTreeMap<String, ArrayD<f32>>;
+
+/// One block, all of them, or the final graph (relative L1, as all that follow): sums in another order.
+const BLOCK_TOLERANCE: f64 = 1e-5;
+/// Embed, which holds sines of angles up to 1000, known to 6e-5 in f32.
+const EMBED_TOLERANCE: f64 = 1e-4;
+/// Ten steps without and with a cache.
+const LATENT_RELATIVE_L1: f64 = 1e-4;
+
+/// One family: its engine, what was recorded, and the manifest's fields that say how latents lie.
+struct Family {
+    name: String,
+    engine: Engine,
+    manifest: Value,
+    reference: Value,
+    vectors: Tensors,
+}
+
+impl Family {
+    fn all() -> Vec<Self> {
+        let mut families = Vec::new();
+        for entry in fs::read_dir(data("families")).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if !path.is_dir() {
+                continue;
+            }
+            families.push(Self {
+                engine: Engine::load(path.join("engine"), &EngineOptions::default()).unwrap(),
+                manifest: json(&format!("families/{name}/engine/manifest.json")),
+                reference: json(&format!("families/{name}/reference.json")),
+                vectors: read_tensors(&path.join("vectors.safetensors")).unwrap(),
+                name,
+            });
+        }
+        assert!(families.len() >= 13, "{} families", families.len());
+        families.sort_by(|a, b| a.name.cmp(&b.name));
+        families
+    }
+
+    fn number(&self, pointer: &str) -> usize {
+        self.manifest.pointer(pointer).and_then(Value::as_u64).unwrap() as usize
+    }
+
+    /// The tensors whose names begin so, without that beginning.
+    fn under(&self, prefix: &str) -> Tensors {
+        let named = self.vectors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)));
+        named.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect()
+    }
+
+    /// Latents as they are recorded, turned to what the transformer takes: tokens are recorded as
+    /// `[batch, channels, (frames,) height, width]`.
+    fn packed(&self, latents: &ArrayD<f32>) -> ArrayD<f32> {
+        match self.manifest["latents"]["layout"].as_str().unwrap() {
+            "bchw" | "bcfhw" | "bfchw" => latents.clone(),
+            "tokens" => {
+                let p = self.number("/latents/patch");
+                let shape = latents.shape();
+                let (batch, channels, height, width) =
+                    (shape[0], shape[1], shape[shape.len() - 2], shape[shape.len() - 1]);
+                let frames = if shape.len() == 5 { shape[2] } else { 1 };
+                let cells = latents
+                    .to_shape(vec![batch, channels, frames, height / p, p, width / p, p])
+                    .unwrap()
+                    .into_owned()
+                    .permuted_axes(vec![0, 2, 3, 5, 1, 4, 6]);
+                let tokens = frames * (height / p) * (width / p);
+                let numbers: Vec<f32> = cells.iter().copied().collect();
+                ArrayD::from_shape_vec(vec![batch, tokens, channels * p * p], numbers).unwrap()
+            }
+            other => panic!("{}: unknown layout {other}", self.name),
+        }
+    }
+
+    fn options(&self, cache: PolicyConfig) -> RequestOptions {
+        let reference = &self.reference;
+        let side = |index: usize| reference["size"][index].as_u64().unwrap();
+        RequestOptions {
+            cache,
+            steps: reference["steps"].as_u64().map(|steps| steps as usize),
+            guidance: reference["guidance"].as_f64().map(|scale| scale as f32),
+            size: Some((side(0), side(1))),
+            frames: reference["frames"].as_u64().filter(|_| !self.manifest["video"].is_null()),
+            ..RequestOptions::default()
+        }
+    }
+
+    fn inputs(&self) -> Inputs {
+        let mut tensors = self.under("in.");
+        tensors.insert("latents".into(), self.packed(&self.vectors["noise"]));
+        Inputs { tensors, ..Inputs::default() }
+    }
+}
+
+/// What does not agree; all of it is shown at once.
+#[derive(Default)]
+struct Differences(Vec<String>);
+
+impl Differences {
+    fn compare(&mut self, at: &str, ours: &Tensors, theirs: &Tensors, tolerance: f64) {
+        for (name, theirs) in theirs {
+            match ours.get(name) {
+                Some(ours) if ours.shape() == theirs.shape() => {
+                    let error = relative_l1(ours, theirs);
+                    self.expect(error <= tolerance, || format!("{at}: `{name}` differs by {error:e}"));
+                }
+                ours => {
+                    let (ours, theirs) = (ours.map(ArrayD::shape), theirs.shape());
+                    self.0.push(format!("{at}: `{name}` has the shape {ours:?}, not {theirs:?}"));
+                }
+            }
+        }
+    }
+
+    fn expect(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(otherwise());
+        }
+    }
+
+    fn none(self) {
+        assert!(self.0.is_empty(), "\n{}", self.0.join("\n"));
+    }
+}
+
+#[test]
+fn every_part_of_the_transformer() {
+    let mut differences = Differences::default();
+    for family in Family::all() {
+        let cases: BTreeSet<usize> = family
+            .vectors
+            .keys()
+            .filter_map(|name| name.strip_prefix("case")?.split('.').next()?.parse().ok())
+            .collect();
+        assert!(cases.len() >= 2, "{}: {cases:?}", family.name);
+        for case in cases {
+            check_parts(&family, case, &mut differences);
+        }
+    }
+    differences.none();
+}
+
+fn check_parts(family: &Family, case: usize, differences: &mut Differences) {
+    let blocks = family.engine.info().blocks;
+    let at = |part: &str| format!("{}, case {case}, {part}", family.name);
+    let inputs = family.under(&format!("case{case}.in."));
+    let embedded = family.under(&format!("case{case}.embed."));
+    // What the first block does not take was not recorded.
+    let embed = family.engine.probe(&ModelPart::Embed, &inputs).unwrap_or_default();
+    let start: Tensors = embed.into_iter().chain(inputs.clone()).chain(embedded.clone()).collect();
+    let mut flowing = start.clone();
+    let mut probe = |part: ModelPart, tensors: &Tensors, theirs: &Tensors, at: String, tolerance: f64| match family
+        .engine
+        .probe(&part, tensors)
+    {
+        Ok(ours) => differences.compare(&at, &ours, theirs, tolerance),
+        Err(error) => differences.0.push(format!("{at}: {error}")),
+    };
+    probe(ModelPart::Embed, &inputs, &embedded, at("embed"), EMBED_TOLERANCE);
+    let mut last = Tensors::new();
+    for block in 0..blocks {
+        let theirs = family.under(&format!("case{case}.block{block}."));
+        assert!(!theirs.is_empty(), "{}", at(&format!("block {block}")));
+        let name = at(&format!("block {block}"));
+        probe(ModelPart::Blocks(block..block + 1), &flowing, &theirs, name, BLOCK_TOLERANCE);
+        last.extend(theirs.clone());
+        flowing.extend(theirs);
+    }
+    let prediction = family.vectors[&format!("case{case}.prediction")].clone();
+    let name = family.manifest["final"]["outputs"][0].as_str().unwrap().to_owned();
+    let prediction = Tensors::from([(name, prediction)]);
+    probe(ModelPart::Final, &flowing, &prediction, at("final"), BLOCK_TOLERANCE);
+    // All blocks, each on what the one before gave here.
+    probe(ModelPart::Blocks(0..blocks), &start, &last, at("chain"), BLOCK_TOLERANCE);
+}
+
+#[test]
+fn whole_generations() {
+    let mut differences = Differences::default();
+    for family in Family::all() {
+        let uncached = family.packed(&family.vectors["out.uncached"]);
+        check_generation(&family, PolicyConfig::None, "uncached", &Value::Null, &mut differences);
+        let cases = family.reference["cases"].as_array().unwrap();
+        assert!(!cases.is_empty(), "{}", family.name);
+        for case in cases {
+            let name = case["name"].as_str().unwrap();
+            let mut options = case["config"].as_object().unwrap().clone();
+            options.insert("cache_type".into(), value!("cache-dit"));
+            if case["lists"].as_array().unwrap().len() > 1 {
+                options.insert("separate_block_lists".into(), value!(true));
+            }
+            let cache = PolicyConfig::from_json(&Value::Object(options).to_string()).unwrap();
+            // Where head and tail overlap in a list, cache-dit runs blocks twice; that is refused here.
+            let kept = ["Fn_compute_blocks", "Bn_compute_blocks"].map(|key| case["config"][key].as_u64().unwrap_or(0));
+            let of_lists = family.manifest["lists"].as_array().unwrap().iter();
+            if of_lists.map(|list| list["blocks"].as_u64().unwrap()).any(|blocks| kept[0] + kept[1] > blocks) {
+                let refused = family.engine.request(&family.inputs(), &family.options(cache)).map(drop).unwrap_err();
+                assert!(refused.to_string().contains("blocks would run twice"), "{}, {name}: {refused}", family.name);
+                continue;
+            }
+            check_generation(&family, cache, name, &case["lists"], &mut differences);
+            // A cache that changes nothing would show nothing.
+            let change = relative_l1(&family.packed(&family.vectors[&format!("out.{name}")]), &uncached);
+            assert!(change > LATENT_RELATIVE_L1, "{}, {name}: {change:e}", family.name);
+        }
+    }
+    differences.none();
+}
+
+fn check_generation(family: &Family, cache: PolicyConfig, name: &str, lists: &Value, differences: &mut Differences) {
+    let at = format!("{}, {name}", family.name);
+    let request = family.engine.request(&family.inputs(), &family.options(cache));
+    let output = match request.and_then(|request| request.run(&mut ())) {
+        Ok(output) => output,
+        Err(error) => return differences.0.push(format!("{at}: {error}")),
+    };
+    for (index, list) in lists.as_array().into_iter().flatten().enumerate() {
+        for (key, recorded) in list["branches"].as_object().into_iter().flatten() {
+            let branch = if key == "cond" { Branch::Cond } else { Branch::Uncond };
+            let ours = output.trace.decisions_each(branch).get(index).cloned().unwrap_or_default();
+            let theirs = recorded["decisions"].as_str().unwrap();
+            differences.expect(ours == theirs, || format!("{at}, list {index}, {key}: decided {ours}, not {theirs}"));
+        }
+    }
+    let theirs = family.packed(&family.vectors[&format!("out.{name}")]);
+    let error = relative_l1(&output.latents, &theirs);
+    differences.expect(error <= LATENT_RELATIVE_L1, || format!("{at}: latents differ by {error:e}"));
+}

@@ -1,0 +1,93 @@
+//! MP4 and WebM through ffmpeg: what it is given, what it leaves, and what is said when it is missing or fails. The program
+//! is a script that stands in for it. (Formats that need no program: `src/generate/video.rs`.)
+#![cfg(unix)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use dbcache_trt::{ErrorKind, Image, Video};
+
+fn video() -> Video {
+    let frame = |k: u8| Image { width: 4, height: 2, rgb: (0..24).map(|i| i + 100 * k).collect() };
+    Video { frames: vec![frame(0), frame(1)], fps: 12.5 }
+}
+
+/// Runs this test program again, for one test, with another PATH: the environment of a process is not to be changed.
+fn with_path(test: &str, path: &Path) {
+    let program = std::env::current_exe().unwrap();
+    let output = Command::new(program)
+        .args([test, "--exact", "--ignored"])
+        .env("PATH", path)
+        .env("VIDEO_TEST_FOLDER", path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+fn script(folder: &Path, text: &str) {
+    let path = folder.join("ffmpeg");
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn folder() -> std::path::PathBuf {
+    std::env::var_os("VIDEO_TEST_FOLDER").unwrap().into()
+}
+
+#[test]
+fn ffmpeg_gets_every_frame() {
+    let folder = tempfile::tempdir().unwrap();
+    // The last argument is the file.
+    script(
+        folder.path(),
+        "#!/bin/sh\necho \"$@\" > \"${0%/*}/arguments\"\nfor last; do :; done\n/bin/cat > \"$last\"\n",
+    );
+    with_path("encodes", folder.path());
+    let arguments = fs::read_to_string(folder.path().join("arguments")).unwrap();
+    for words in ["-f rawvideo -pix_fmt rgb24 -s 4x2 -r 12.5 -i -", "libvpx-vp9", "-f webm", "yuv420p"] {
+        assert!(arguments.contains(words), "{arguments}");
+    }
+}
+
+#[test]
+#[ignore = "run by `ffmpeg_gets_every_frame` with a PATH of its own"]
+fn encodes() {
+    for name in ["a.mp4", "a.webm"] {
+        let path = folder().join(name);
+        assert_eq!(video().write(&path, &[]).unwrap(), std::slice::from_ref(&path));
+        let frames = [video().frames[0].rgb.clone(), video().frames[1].rgb.clone()].concat();
+        assert_eq!(fs::read(&path).unwrap(), frames);
+    }
+}
+
+#[test]
+fn a_missing_ffmpeg_is_an_error_with_a_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    with_path("misses", folder.path());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+#[ignore = "run by `a_missing_ffmpeg_is_an_error_with_a_remedy` with a PATH of its own"]
+fn misses() {
+    let error = video().write(&folder().join("a.mp4"), &[]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.to_string().contains("ffmpeg is not installed") && error.to_string().contains(".gif"), "{error}");
+}
+
+#[test]
+fn a_failing_ffmpeg_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    script(folder.path(), "#!/bin/sh\necho 'Unknown encoder' >&2\nexit 1\n");
+    with_path("fails", folder.path());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1); // the script
+}
+
+#[test]
+#[ignore = "run by `a_failing_ffmpeg_leaves_nothing` with a PATH of its own"]
+fn fails() {
+    let error = video().write(&folder().join("a.mp4"), &[]).unwrap_err();
+    assert!(error.to_string().contains("ffmpeg failed") && error.to_string().contains("Unknown encoder"), "{error}");
+}
