@@ -4,6 +4,7 @@
 
 mod check_capi;
 mod check_export;
+mod check_gpu;
 mod check_plugins;
 mod check_tensorrt;
 mod demo;
@@ -54,6 +55,12 @@ const TASKS: &[Task] = &[
         arguments: "[ARGUMENTS OF cargo test]",
         about: "test on the WebGPU plugin and a software Vulkan, a provider with memory of its own (Debian; 30 MB)",
         run: check_plugins::check_webgpu,
+    },
+    Task {
+        name: "check-gpu",
+        arguments: "[PROVIDERS]",
+        about: "test and measure on a GPU: cuda and tensorrt, or the providers that are named (docs/gpu.md)",
+        run: check_gpu::check_gpu,
     },
     Task {
         name: "check-tensorrt",
