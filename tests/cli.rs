@@ -294,6 +294,10 @@ fn help_and_version() {
         include_str!("memory.rs"),
         include_str!("cache_dtype.rs"),
         include_str!("per_sample.rs"),
+        include_str!("conformance.rs"),
+        include_str!("engines.rs"),
+        include_str!("guidance.rs"),
+        include_str!("providers.rs"),
     ];
     let flags: Vec<String> =
         PolicyOverrides::NAMES.iter().map(|name| format!("--{}", name.to_lowercase().replace('_', "-"))).collect();
@@ -302,7 +306,7 @@ fn help_and_version() {
         let is_shown = ["\"", " "].iter().any(|end| cases.iter().any(|c| c.contains(&format!("{option}{end}"))));
         assert!(is_shown || flags.iter().any(|flag| flag == option), "{option} lacks a case");
     }
-    for subcommand in ["inspect", "setup", "trace"] {
+    for subcommand in ["inspect", "setup", "trace", "build", "engines", "providers", "stages"] {
         shell.run(&[subcommand, "--help"]).code(0).stdout("Usage: dbcache-trt");
     }
 }

@@ -38,7 +38,6 @@ fn usage() {
         ("--prompt lemon", "--prompt has no effect: this engine has no text graphs"),
         ("--negative-prompt lemon", "--negative-prompt has no effect without classifier-free guidance"),
         ("--output a.png", "--output has no effect: this engine has no decode graph; use --save-latents"),
-        ("--output a.jpg", "--output ends in .jpg, but pictures are PNG files"),
         ("--tolerance 1", "--check-outputs <FILE>"),
         ("--check-outputs in.safetensors --tolerance nan", "--tolerance is NaN; expected a number of at least 0"),
         ("--check-outputs in.safetensors --tolerance -1", "--tolerance is -1; expected a number of at least 0"),
@@ -97,6 +96,7 @@ fn usage() {
         .map(String::from);
     let last: Vec<&str> = last.iter().map(String::as_str).collect();
     shell.run(&last).code(2).stderr("--seed is too large for --count pictures");
+    shell.lemon("--output a.jpg").code(2).stderr("--output ends in .jpg, but pictures are PNG files; end it in .png");
     shell
         .run(&["--engine", data("tiny-flux").to_str().unwrap()])
         .code(2)
@@ -178,7 +178,7 @@ fn inputs() {
 
     let tensor = |shape: &[usize], value: f32| ArrayD::from_elem(shape.to_vec(), value);
     for (name, value, words) in [
-        ("noise", tensor(&[1], 0.0), "this engine has no input tensor `noise`; it takes"),
+        ("nose", tensor(&[1], 0.0), "this engine has no input tensor `nose`; it takes"),
         ("latents", tensor(&[1, 64], 0.0), "input `latents` has the shape [1, 64]; the model takes [batch, image, 16]"),
         ("latents", tensor(&[1, 36, 16], 0.0), "has 36 along `image`, but the picture's size makes it 64"),
         ("latents", tensor(&[2, 64, 16], 0.0), "disagree about the dimension `batch`"),

@@ -21,7 +21,7 @@ fn an_undamaged_copy_loads() {
 fn folders_and_files() {
     let mut cases = Cases::default();
     let mut check = |name: &str, damage: fn(&Copy), words: &[&str]| cases.check(name, damage, EngineDirectory, words);
-    check("no folder", |e| fs::remove_dir_all(e.path("")).unwrap(), &["is not a folder", "exporter"]);
+    check("no folder", |e| fs::remove_dir_all(e.path("")).unwrap(), &["does not exist", "exporter"]);
     check("no manifest", |e| fs::remove_file(e.path("manifest.json")).unwrap(), &["manifest.json is missing"]);
     check("empty manifest", |e| e.bytes("manifest.json", Vec::clear), &["manifest.json", "does not parse", "EOF"]);
     check("half a manifest", |e| e.bytes("manifest.json", |b| b.truncate(b.len() / 2)), &["does not parse", "EOF"]);
@@ -417,7 +417,7 @@ fn requests() {
     let one_step = || RequestOptions { steps: Some(1), ..Default::default() };
     let copy = Copy::tiny();
     copy.set("/dimensions/total/sum", json!(["image"]));
-    check("wrong sum", copy, tiny_inputs(false), one_step(), Runtime, &["step 0: cond: ", "embed.onnx"]);
+    check("wrong sum", copy, tiny_inputs(false), one_step(), Runtime, &["step 0: cond: ", "embed and blocks 0..5"]);
 
     let copy = Copy::tiny();
     copy.set("/scheduler/shift", dynamic(0, 1, 100.0));

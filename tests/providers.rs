@@ -53,6 +53,8 @@ fn a_provider_that_cannot_be_used_is_an_error_with_the_remedy() {
         shell.run(&["--engine", &engine, "--provider", provider]).code(2).stderr(words);
     }
     shell.run(&["--engine", &engine, "--allow-fallback"]).code(2).stderr("--allow-fallback has no effect");
+    let place = shell.tiny("--cache f1b0 --cache-place host").code(2);
+    place.stderr("--cache-place has no effect: all tensors of the provider `cpu` lie in host memory");
 }
 
 /// A list falls back from provider to provider, and says so.
