@@ -18,6 +18,8 @@ from dbcache_export.spec import Options, Plan
 from dbcache_export.tiny.pictures import write_pipeline
 from dbcache_export.tiny.texts import write_texts
 
+pytestmark = pytest.mark.slow
+
 #: Family: its graphs beside the transformer's, and what its tokenizers read.
 GRAPHS = {
     "sd3": ({"clip_l", "clip_g", "t5", "text", "decode"}, {"clip_l": "tokenizer", "t5": "tokenizer_3"}),

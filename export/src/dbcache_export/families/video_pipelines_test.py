@@ -18,6 +18,8 @@ from dbcache_export.spec import Options
 from dbcache_export.tiny import randomise
 from dbcache_export.tiny.videos import write_parts, write_pipeline
 
+pytestmark = pytest.mark.slow
+
 #: Family: its graphs beside the transformer's.
 GRAPHS = {
     "cogvideox": {"t5"},
