@@ -61,7 +61,7 @@ fn graphs() {
     check("missing node", |g| drop(g.node.remove(0)), &[]);
     check("cycle", |g| g.node[0].input = g.node.last().unwrap().output.clone(), &[]);
     check("no nodes", |g| g.node.clear(), &[]);
-    check("constant without data", |g| g.initializer[1].raw_data = None, &["'c1'"]);
+    check("constant without data", |g| g.initializer[1].raw_data = None, &["c1'"]);
     check("constant of unknown dtype", |g| g.initializer[1].data_type = Some(99), &["c1"]);
     check("constant of other shape", |g| g.initializer[1].dims = vec![4096], &["ShapeInferenceError"]);
 }
