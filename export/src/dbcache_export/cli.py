@@ -27,7 +27,12 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command and ends the process: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+    code = _run(sys.argv[1:] if arguments is None else arguments)
+    if code == INTERRUPTED:
+        # An interrupt that met code in an `exec`, as imports run it, makes Python end itself by a signal later on.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(arguments: Sequence[str]) -> int:
