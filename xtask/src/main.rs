@@ -40,8 +40,8 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "check-capi",
-        arguments: "",
-        about: "check the C library: sanitizers, valgrind, projects that use the installed files (needs cmake, valgrind)",
+        arguments: "[valgrind]",
+        about: "check the C library: sanitizers, projects that use the installed files (needs cmake, valgrind); with valgrind: long",
         run: check_capi::check_capi,
     },
     Task {
