@@ -65,7 +65,7 @@ const TASKS: &[Task] = &[
     Task {
         name: "check-tensorrt",
         arguments: "[ARGUMENTS OF pytest]",
-        about: "have NVIDIA's parser and builder take every stage of every family (as check-export; downloads TensorRT-RTX)",
+        about: "whether NVIDIA's parser and builder take the stages of every family; long (as check-export; downloads TensorRT-RTX)",
         run: check_tensorrt::check_tensorrt,
     },
     Task { name: "header", arguments: "", about: "write the header of the C library", run: header::header },
