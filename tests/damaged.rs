@@ -329,6 +329,22 @@ fn texts() {
     check("dimension of nothing", ghost, &["dimension `ghost`"]);
 }
 
+/// Lists of blocks, of a model that has two kinds of them.
+#[test]
+fn lists_of_blocks() {
+    let mut cases = Cases::default();
+    for (name, pointer, value, words) in [
+        ("joined text", "/lists/1/joined", json!("yes"), "does not parse"),
+        ("joins nothing", "/lists/0/joined", json!(true), "list `transformer_blocks` is `joined`, but holds a block"),
+        ("one too many", "/lists/1/blocks", json!(5), "`lists` hold 9 blocks"),
+        ("more than counts", "/lists/1/blocks", json!(u64::MAX), "`lists` hold"),
+    ] {
+        let copy = Copy::family("flux2");
+        copy.set(pointer, value);
+        cases.judge(name, load(copy.folder.path(), &EngineOptions::default()), EngineDirectory, &[words]);
+    }
+}
+
 /// A graph's port with an axis that neither the picture nor the text gives.
 fn ghost(engine: &Copy) {
     engine.set("/dimensions/ghost", json!({"min": 1, "max": 8}));

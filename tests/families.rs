@@ -189,12 +189,6 @@ fn check_parts(family: &Family, case: usize, differences: &mut Differences) {
     probe(ModelPart::Blocks(0..blocks), &start, &last, at("chain"), BLOCK_TOLERANCE);
 }
 
-/// Recorded cases that are not reproduced. A case that agrees after all must leave this list.
-///
-/// The second list of FLUX.2 hands picture and text on as one list of tokens; cache-dit compares all of it, this engine
-/// the picture's tokens.
-const NOT_YET: [(&str, &str); 1] = [("flux2", "f1b0")];
-
 #[test]
 fn whole_generations() {
     let mut differences = Differences::default();
@@ -219,13 +213,7 @@ fn whole_generations() {
                 assert!(refused.to_string().contains("blocks would run twice"), "{}, {name}: {refused}", family.name);
                 continue;
             }
-            let mut found = Differences::default();
-            check_generation(&family, cache, name, &case["lists"], &mut found);
-            if NOT_YET.contains(&(family.name.as_str(), name)) {
-                differences.expect(!found.0.is_empty(), || format!("{}, {name} agrees now", family.name));
-            } else {
-                differences.0.extend(found.0);
-            }
+            check_generation(&family, cache, name, &case["lists"], &mut differences);
             // A cache that changes nothing would show nothing.
             let change = relative_l1(&family.packed(&family.vectors[&format!("out.{name}")]), &uncached);
             assert!(change > LATENT_RELATIVE_L1, "{}, {name}: {change:e}", family.name);

@@ -5,11 +5,11 @@ mod common;
 
 use std::fs;
 
-use common::damage::Copy;
+use common::damage::{Copy, set};
 use common::{data, emoji, tiny_inputs};
 use dbcache_trt::cache::{Action, Branch, PolicyConfig};
 use dbcache_trt::trace::{StepRecord, Trace, compare, recording};
-use dbcache_trt::{Engine, EngineOptions, ErrorKind, Inputs, Output, RequestOptions};
+use dbcache_trt::{Engine, EngineOptions, ErrorKind, Inputs, Output, RequestOptions, StagesChoice, read_tensors};
 use serde_json::json;
 
 /// Blocks of the model of tests/data/tiny-flux: double, single.
@@ -156,5 +156,37 @@ fn what_does_not_fit_a_list_is_refused_with_the_list() {
     let warnings: Vec<String> = trace.warnings.iter().map(|warning| warning.to_string()).collect();
     for (words, count) in [("block list 0 (blocks 0..4): nothing is saved", 1), ("max_cached_steps has no effect", 1)] {
         assert_eq!(warnings.iter().filter(|warning| warning.contains(words)).count(), count, "{warnings:?}");
+    }
+}
+
+/// FLUX.2's second list takes picture and text as one tensor: without that word its text is a stream of its own.
+#[test]
+fn a_joined_list_is_compared_kept_and_forecast_as_one() {
+    let (joined, apart) = (Copy::family("flux2"), Copy::family("flux2"));
+    apart.manifest(|manifest| set(manifest, "/lists/1/joined", None));
+    let recorded = read_tensors(&data("families/flux2/vectors.safetensors")).unwrap();
+    let given = recorded.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("in.")?, tensor.clone())));
+    let inputs =
+        Inputs { tensors: given.map(|(name, tensor)| (name.to_owned(), tensor)).collect(), ..Inputs::default() };
+    let text = recorded["in.prompt_embeds"].shape()[1] as u64;
+    // Whether bytes and latents differ.
+    for (tag, differs) in [
+        ("f1b0w2r0.8842sl1", [true, true]),
+        ("f1b1w2r0.9mc2sl1er0", [true, true]),
+        ("f1b1w6r0.9mc2sl1_dmd4", [true, true]),
+        ("f1b1w2r0.9mc2_t1_ce0sl1", [true, true]),
+        // Without the word for lists all blocks are one list, which is not joined.
+        ("f1b0w2r0.8842", [false, false]),
+    ] {
+        let [one, other] = [&joined, &apart].map(|copy| {
+            let load = EngineOptions { stages: StagesChoice::PerBlock, ..EngineOptions::default() };
+            let engine = Engine::load(copy.folder.path(), &load).unwrap();
+            let options = RequestOptions { cache: tag.parse().unwrap(), steps: Some(10), ..RequestOptions::default() };
+            let output = engine.request(&inputs, &options).unwrap().run(&mut ()).unwrap();
+            assert_eq!(engine.cache_bytes(&options, Some(text)).unwrap(), output.trace.cache_bytes, "{tag}");
+            output
+        });
+        assert_eq!(one.trace.cache_bytes != other.trace.cache_bytes, differs[0], "{tag}");
+        assert_eq!(one.latents != other.latents, differs[1], "{tag}");
     }
 }

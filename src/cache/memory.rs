@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::calibrator::StreamKind;
 use super::{DiffOptions, DiffTensor, PolicyConfig, RunShape};
 
-/// How large one stream of a model is, and which of its blocks touch it. The first stream is the one that diffs compare.
+/// How large one stream of a model is, and which of its blocks touch it. Diffs compare those of the kind `Hidden`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamLayout {
     /// Whose it is.
@@ -86,8 +86,8 @@ impl PolicyConfig {
         let step = self.diff_options().map(|options| (options, None));
         let blocks = singles.iter().filter_map(|&block| Some((self.block_diff_options()?, Some(block))));
         for (options, block) in step.into_iter().chain(blocks) {
-            for (index, stream) in streams.iter().enumerate() {
-                if is_compared(options, block, index, stream) {
+            for stream in streams {
+                if is_compared(options, block, stream) {
                     let factor = options.downsample_factor.max(1) as u64;
                     let channels = stream.channels.max(1);
                     kept.compare.add(1, stream.bytes / channels * channels.div_ceil(factor));
@@ -98,10 +98,10 @@ impl PolicyConfig {
     }
 }
 
-fn is_compared(options: DiffOptions, block: Option<usize>, index: usize, stream: &StreamLayout) -> bool {
+fn is_compared(options: DiffOptions, block: Option<usize>, stream: &StreamLayout) -> bool {
     let compares_all = options.tensor == DiffTensor::BlockInput && options.compare_all_streams;
     let is_joined = block.and_then(|block| stream.is_joined.get(block)).copied().unwrap_or_default();
-    index == 0 || (compares_all && is_joined)
+    stream.kind == StreamKind::Hidden || (compares_all && is_joined)
 }
 
 #[cfg(test)]

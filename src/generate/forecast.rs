@@ -1,6 +1,7 @@
 //! The tensors that a calibrator's forecasts are made of. It decides the weights; they never leave the device.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cache::{Calibrator, Gram, Sum};
@@ -10,11 +11,19 @@ use crate::runtime::ops::{Arithmetic, Op};
 use crate::runtime::sums::Sums;
 use crate::runtime::tensor::{BufferId, Buffers, Place};
 
-/// Forecasts what one stream gains in one unit of blocks (or what it becomes there).
+/// Forecasts what a stream gains in one unit of blocks (or what it becomes there); or several streams that are one tensor
+/// to the calibrator.
 pub(crate) struct Forecast {
     calibrator: Box<dyn Calibrator>,
     /// Whether the forecast replaces the stream, or is added to it.
     replaces: bool,
+    lanes: Vec<Lane>,
+    /// Where an inner product goes: its high and low part, f32 `[batch]`.
+    dot: Option<[BufferId; 2]>,
+}
+
+/// One stream, and what is kept of it.
+struct Lane {
     arithmetic: Arc<Arithmetic>,
     sums: Arc<Sums>,
     before: BufferId,
@@ -26,8 +35,6 @@ pub(crate) struct Forecast {
     free: Vec<BufferId>,
     /// Weights of a sum, by the number of rows: f32 `[1 or batch]` each.
     weights: [Vec<BufferId>; 2],
-    /// Where an inner product goes: its high and low part, f32 `[batch]`.
-    dot: Option<[BufferId; 2]>,
 }
 
 impl Forecast {
@@ -38,8 +45,14 @@ impl Forecast {
         (before, after): (BufferId, BufferId),
         dtype: DType,
     ) -> Self {
-        let (kept, free, weights, dot) = Default::default();
-        Self { calibrator, replaces, arithmetic, sums, before, after, dtype, kept, free, weights, dot }
+        let (kept, free, weights) = Default::default();
+        let lane = Lane { arithmetic, sums, before, after, dtype, kept, free, weights };
+        Self { calibrator, replaces, lanes: vec![lane], dot: None }
+    }
+
+    /// From now on forecasts the streams of `other` as well, as if all were one tensor.
+    pub(crate) fn join(&mut self, other: Self) {
+        self.lanes.extend(other.lanes);
     }
 
     /// After the unit's blocks ran.
@@ -48,33 +61,83 @@ impl Forecast {
     pub(crate) fn put(&mut self, step: usize, fresh: Option<Box<dyn Calibrator>>, buffers: &mut Buffers) -> Result<()> {
         if let Some(calibrator) = fresh {
             self.calibrator = calibrator;
-            self.free.append(&mut self.kept);
-            self.free.sort();
-            self.free.dedup();
-        }
-        let computed = self.tensor(buffers)?;
-        if self.replaces {
-            self.arithmetic.bind_keep(buffers, self.after, computed)?.run()?;
-        } else {
-            self.arithmetic.bind_subtract(buffers, self.after, self.before, computed)?.run()?;
+            self.lanes.iter_mut().for_each(Lane::forget);
         }
         let rows = self.calibrator.put(step);
-        self.keep(&rows, computed, buffers)
+        self.lanes.iter_mut().try_for_each(|lane| lane.put(&rows, self.replaces, buffers))
     }
 
     /// Instead of the unit's blocks.
     pub(crate) fn apply(&mut self, step: usize, buffers: &mut Buffers) -> Result<()> {
         if let Some(range) = self.calibrator.needs_gram() {
-            let tail = self.kept.get(range).unwrap_or_default().to_vec();
-            let grams = self.grams(&tail, buffers)?;
+            let grams = self.grams(&range, buffers)?;
             self.calibrator.set_gram(&grams);
         }
         let rows = self.calibrator.get(step);
-        match self.calibrator.after_get() {
+        let next = self.calibrator.after_get();
+        self.lanes.iter_mut().try_for_each(|lane| lane.apply((&rows, next.as_deref()), self.replaces, buffers))
+    }
+
+    /// Inner products of these kept tensors, one table for each batch item: of several streams, their sums.
+    fn grams(&mut self, range: &Range<usize>, buffers: &mut Buffers) -> Result<Vec<Gram>> {
+        let first = self.lanes.first().ok_or_else(mismatch)?;
+        let batch = buffers.shape(first.after).first().copied().unwrap_or(1);
+        let parts = match self.dot {
+            Some(parts) => parts,
+            None => {
+                let mut part = || buffers.add_at(Place::Host, DType::F32, &[batch]);
+                *self.dot.insert([part()?, part()?])
+            }
+        };
+        let mut grams = vec![vec![vec![0.0; range.len()]; range.len()]; batch as usize];
+        for lane in &self.lanes {
+            let tensors = lane.kept.get(range.clone()).ok_or_else(mismatch)?;
+            for (i, a) in tensors.iter().enumerate() {
+                for (j, b) in tensors.iter().enumerate().take(i + 1) {
+                    let dot: Op = lane.sums.bind_dot(buffers, *a, *b, parts)?;
+                    dot.run()?;
+                    let (high, low) = (buffers.read(parts[0])?, buffers.read(parts[1])?);
+                    for (gram, (high, low)) in grams.iter_mut().zip(high.iter().zip(&low)) {
+                        gram[i][j] += f64::from(*high) + f64::from(*low);
+                        gram[j][i] = gram[i][j];
+                    }
+                }
+            }
+        }
+        Ok(grams)
+    }
+
+    /// Tensors allocated so far, in bytes.
+    pub(crate) fn bytes(&self, buffers: &Buffers) -> u64 {
+        self.lanes.iter().map(|lane| lane.bytes(buffers)).sum()
+    }
+}
+
+impl Lane {
+    /// What is kept is worth nothing any more.
+    fn forget(&mut self) {
+        self.free.append(&mut self.kept);
+        self.free.sort();
+        self.free.dedup();
+    }
+
+    fn put(&mut self, rows: &[Sum], replaces: bool, buffers: &mut Buffers) -> Result<()> {
+        let computed = self.tensor(buffers)?;
+        if replaces {
+            self.arithmetic.bind_keep(buffers, self.after, computed)?.run()?;
+        } else {
+            self.arithmetic.bind_subtract(buffers, self.after, self.before, computed)?.run()?;
+        }
+        self.keep(rows, computed, buffers)
+    }
+
+    /// The forecast's rows, and those of what is kept from now on, where that changes.
+    fn apply(&mut self, (rows, next): (&[Sum], Option<&[Sum]>), replaces: bool, buffers: &mut Buffers) -> Result<()> {
+        match next {
             None => {
                 let mut tensors = self.kept.clone();
-                let mut rows = rows;
-                if !self.replaces {
+                let mut rows = rows.to_vec();
+                if !replaces {
                     tensors.push(self.before);
                     rows.iter_mut().for_each(|row| row.push(1.0));
                 }
@@ -82,13 +145,13 @@ impl Forecast {
             }
             Some(next) => {
                 let forecast = self.tensor(buffers)?;
-                self.sum(&rows, &self.kept.clone(), forecast, buffers)?;
-                if self.replaces {
+                self.sum(rows, &self.kept.clone(), forecast, buffers)?;
+                if replaces {
                     self.arithmetic.bind_put(buffers, forecast, self.after)?.run()?;
                 } else {
                     self.arithmetic.bind_add(buffers, self.before, forecast, self.after)?.run()?;
                 }
-                self.keep(&next, forecast, buffers)
+                self.keep(next, forecast, buffers)
             }
         }
     }
@@ -145,34 +208,7 @@ impl Forecast {
         self.sums.bind(buffers, &tensors, &weights, out)?.run()
     }
 
-    /// Inner products of the tensors, one table for each batch item.
-    fn grams(&mut self, tensors: &[BufferId], buffers: &mut Buffers) -> Result<Vec<Gram>> {
-        let batch = buffers.shape(self.after).first().copied().unwrap_or(1);
-        let parts = match self.dot {
-            Some(parts) => parts,
-            None => {
-                let mut part = || buffers.add_at(Place::Host, DType::F32, &[batch]);
-                *self.dot.insert([part()?, part()?])
-            }
-        };
-        let mut grams = vec![vec![vec![0.0; tensors.len()]; tensors.len()]; batch as usize];
-        for (i, a) in tensors.iter().enumerate() {
-            for (j, b) in tensors.iter().enumerate().take(i + 1) {
-                let dot: Op = self.sums.bind_dot(buffers, *a, *b, parts)?;
-                dot.run()?;
-                let (high, low) = (buffers.read(parts[0])?, buffers.read(parts[1])?);
-                for (gram, (high, low)) in grams.iter_mut().zip(high.iter().zip(&low)) {
-                    let product = f64::from(*high) + f64::from(*low);
-                    gram[i][j] = product;
-                    gram[j][i] = product;
-                }
-            }
-        }
-        Ok(grams)
-    }
-
-    /// Tensors allocated so far, in bytes.
-    pub(crate) fn bytes(&self, buffers: &Buffers) -> u64 {
+    fn bytes(&self, buffers: &Buffers) -> u64 {
         // One tensor may be kept under two names.
         let tensors: BTreeSet<BufferId> = self.kept.iter().chain(&self.free).copied().collect();
         tensors.into_iter().map(|id| buffers.bytes(id)).sum()

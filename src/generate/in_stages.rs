@@ -54,8 +54,12 @@ pub(super) fn of_request(
     lists: &[List],
 ) -> std::result::Result<InStages, String> {
     let cache = &options.cache;
-    let [List { split, .. }] = lists else { return Err(format!("`{cache}` decides on each list of blocks by itself")) };
+    let [list] = lists else { return Err(format!("`{cache}` decides on each list of blocks by itself")) };
+    let split = &list.split;
     let kinds = [StreamKind::Hidden, StreamKind::Encoder];
+    if manifest.streams.len() > 1 && !list.has_text(manifest) {
+        return Err("all streams of this model are compared as one".to_owned());
+    }
     if !cache.reuses_middle() || split.middle.is_empty() || split.head.is_empty() {
         return Err(format!("`{cache}` has no middle that it reuses"));
     }

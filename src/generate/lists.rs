@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::in_stages;
 use super::request::RequestOptions;
-use crate::cache::{BlocksSplit, DiffTensor, PolicyConfig, RunShape};
+use crate::cache::{BlocksSplit, DiffTensor, PolicyConfig, RunShape, StreamKind};
 use crate::engine::ArithmeticChoice;
 use crate::error::{At, Error, Result};
 use crate::model::manifest::Manifest;
@@ -16,6 +16,8 @@ pub(crate) struct List {
     /// Which one; none where all blocks are one list.
     pub index: Option<usize>,
     pub blocks: Range<usize>,
+    /// Whether all streams flow through it as one.
+    joined: bool,
     /// The policy on this list. It counts blocks from the list's start; all else here counts from the model's.
     pub cache: PolicyConfig,
     pub split: BlocksSplit,
@@ -45,7 +47,7 @@ impl Part {
 }
 
 impl List {
-    fn new(index: Option<usize>, blocks: Range<usize>, cache: PolicyConfig) -> Result<Self> {
+    fn new(index: Option<usize>, (blocks, joined): (Range<usize>, bool), cache: PolicyConfig) -> Result<Self> {
         let start = blocks.start;
         let split = cache.blocks_split(blocks.len())?;
         let from_start = |range: &Range<usize>| range.start + start..range.end + start;
@@ -55,7 +57,17 @@ impl List {
             tail: from_start(&split.tail),
         };
         let parts = parts(&cache, &split, &blocks);
-        Ok(Self { index, blocks, cache, split, parts })
+        Ok(Self { index, blocks, joined, cache, split, parts })
+    }
+
+    /// What a stream is to the policy: the first one is the picture's, the others the text's; or all are one.
+    pub(crate) fn stream_kind(&self, stream: usize) -> StreamKind {
+        if stream == 0 || self.joined { StreamKind::Hidden } else { StreamKind::Encoder }
+    }
+
+    /// Whether the policy has a stream of the text to treat in another way.
+    pub(crate) fn has_text(&self, manifest: &Manifest) -> bool {
+        (0..manifest.streams.len()).any(|stream| self.stream_kind(stream) == StreamKind::Encoder)
     }
 
     /// What the policy of this list must fit.
@@ -88,7 +100,8 @@ pub(crate) fn lists(manifest: &Manifest, cache: &PolicyConfig) -> Result<Vec<Lis
     let count = manifest.blocks.len();
     if !cache.separates_lists() {
         let cache = cache.of_lists(1)?.remove(0);
-        return Ok(vec![List::new(None, 0..count, cache)?]);
+        let joined = manifest.lists.iter().all(|list| list.joined);
+        return Ok(vec![List::new(None, (0..count, joined), cache)?]);
     }
     let ranges = of_manifest(manifest);
     if ranges.len() == 1 {
@@ -97,20 +110,20 @@ pub(crate) fn lists(manifest: &Manifest, cache: &PolicyConfig) -> Result<Vec<Lis
         )));
     }
     let policies = cache.of_lists(ranges.len())?;
-    let list = |(index, (blocks, cache)): (usize, (Range<usize>, PolicyConfig))| {
-        let Range { start, end } = blocks;
-        List::new(Some(index), blocks, cache).at(format_args!("block list {index} (blocks {start}..{end})"))
+    let list = |(index, (list, cache)): (usize, ((Range<usize>, bool), PolicyConfig))| {
+        let Range { start, end } = list.0;
+        List::new(Some(index), list, cache).at(format_args!("block list {index} (blocks {start}..{end})"))
     };
     ranges.into_iter().zip(policies).enumerate().map(list).collect()
 }
 
-/// The lists of a model, as its manifest tells them.
-fn of_manifest(manifest: &Manifest) -> Vec<Range<usize>> {
+/// The lists of a model, as its manifest tells them, and whether all streams flow through each as one.
+fn of_manifest(manifest: &Manifest) -> Vec<(Range<usize>, bool)> {
     let mut start = 0;
     let lists = manifest.lists.iter().map(|list| {
         let blocks = start..start + list.blocks;
         start = blocks.end;
-        blocks
+        (blocks, list.joined)
     });
     lists.collect()
 }

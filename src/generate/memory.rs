@@ -77,7 +77,11 @@ fn predict(
 ) -> Result<CacheBytes> {
     let of_cache = layouts(manifest, extents, options.cache_dtype)?;
     let of_list = |list: &List| {
-        let layouts: Vec<StreamLayout> = of_cache.iter().map(|layout| layout.of_blocks(&list.blocks)).collect();
+        let of_list = |(stream, layout): (usize, &StreamLayout)| StreamLayout {
+            kind: list.stream_kind(stream),
+            ..layout.of_blocks(&list.blocks)
+        };
+        let layouts: Vec<StreamLayout> = of_cache.iter().enumerate().map(of_list).collect();
         list.cache.kept_tensors(list.run(steps, branches), &layouts)
     };
     let kept: Vec<KeptTensors> = lists.iter().map(of_list).collect();

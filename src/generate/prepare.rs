@@ -88,8 +88,10 @@ pub(super) fn request(
     let of_provider = engine.provider_warnings().map(Warning::Provider);
     let of_cache = lists::warnings(&lists, steps, n_branches).into_iter().map(Warning::Setting);
     let mut warnings: Vec<Warning> = of_provider.chain(of_cache).collect();
-    if manifest.streams.len() == 1 && !options.cache.corrects(None, StreamKind::Encoder) {
-        warnings.push(Warning::Setting("enable_encoder_residual has no effect: the model has no text stream".into()));
+    if !lists.iter().any(|list| list.has_text(manifest)) && !options.cache.corrects(None, StreamKind::Encoder) {
+        warnings.push(Warning::Setting(
+            "enable_encoder_residual has no effect: the model has no stream of the text alone".into(),
+        ));
     }
 
     let mut buffers = Buffers::new(&engine.device, options.cache_place.place())?;
@@ -230,7 +232,7 @@ fn units(
             blocks: blocks.clone(),
             block: *block,
             diff,
-            cache: &list.cache,
+            list,
             cache_dtype: options.cache_dtype,
             keeps: samples.map(|samples| samples.keeps),
         };

@@ -7,6 +7,7 @@ use super::cache_dtype::CacheDType;
 use super::chain::Chain;
 use super::forecast::Forecast;
 use super::in_stages::StageArithmetic;
+use super::lists::List;
 use crate::cache::{CalibratorCacheType, DiffOptions, DiffTensor, PolicyConfig, StreamKind};
 use crate::engine::Loaded;
 use crate::error::{Error, ErrorKind, Result};
@@ -37,7 +38,7 @@ enum Kept {
     /// Without a graph, a loop in host memory.
     Nothing { before: BufferId, after: BufferId, copy: Option<Box<Op>> },
     /// What a calibrator needs.
-    Forecast { forecast: Box<Forecast>, stream: usize },
+    Forecast { forecast: Box<Forecast>, kind: StreamKind },
 }
 
 /// A kept residual.
@@ -71,7 +72,7 @@ pub(crate) struct UnitSpec<'a> {
     pub block: Option<usize>,
     /// What is compared, and around which cuts; none where the policy never asks.
     pub diff: Option<(DiffOptions, Range<usize>)>,
-    pub cache: &'a PolicyConfig,
+    pub list: &'a List,
     pub cache_dtype: CacheDType,
     /// Which items of the batch to keep, i64 `[batch]`, where each decides for itself.
     pub keeps: Option<BufferId>,
@@ -79,18 +80,27 @@ pub(crate) struct UnitSpec<'a> {
 
 impl Unit {
     pub(crate) fn bind(engine: &Loaded, chain: &Chain, spec: UnitSpec<'_>, buffers: &mut Buffers) -> Result<Self> {
-        let UnitSpec { blocks, block, diff, cache, cache_dtype, keeps } = spec;
-        let mut kept = Vec::new();
+        let UnitSpec { blocks, block, diff, list, cache_dtype, keeps } = spec;
+        let mut kept: Vec<Kept> = Vec::new();
         for (stream, (before, after)) in chain.at_cut(blocks.start).iter().zip(chain.at_cut(blocks.end)).enumerate() {
             if before != after {
                 let of_items = keeps.is_some();
-                let (what, at) = ((cache, cache_dtype, of_items), (block, stream));
-                kept.push(Kept::bind(engine, what, at, (*before, *after), buffers)?);
+                let (what, at) = ((list, cache_dtype, of_items), (block, stream));
+                let bound = Kept::bind(engine, what, at, (*before, *after), buffers)?;
+                match (bound, kept.last_mut()) {
+                    // To the model they are one tensor, so one calibrator forecasts both.
+                    (Kept::Forecast { forecast: next, kind }, Some(Kept::Forecast { forecast, kind: same }))
+                        if kind == *same =>
+                    {
+                        forecast.join(*next);
+                    }
+                    (bound, _) => kept.push(bound),
+                }
             }
         }
         let compare = match diff {
             Some((options, around)) => {
-                Some(Compare::bind(engine, chain, (options, around), cache_dtype, keeps, buffers)?)
+                Some(Compare::bind(engine, chain, (list, options, around), cache_dtype, keeps, buffers)?)
             }
             None => None,
         };
@@ -164,8 +174,8 @@ impl Unit {
                 }
             },
             Kept::Nothing { .. } => Ok(()),
-            Kept::Forecast { forecast, stream } => {
-                let fresh = if step == 0 { cache.calibrator(block, stream_kind(*stream)) } else { None };
+            Kept::Forecast { forecast, kind } => {
+                let fresh = if step == 0 { cache.calibrator(block, *kind) } else { None };
                 forecast.put(step, fresh, buffers)
             }
         })
@@ -218,14 +228,15 @@ impl Unit {
 impl Kept {
     fn bind(
         engine: &Loaded,
-        (cache, cache_dtype, of_items): (&PolicyConfig, CacheDType, bool),
+        (list, cache_dtype, of_items): (&List, CacheDType, bool),
         (block, stream): (Option<usize>, usize),
         (before, after): (BufferId, BufferId),
         buffers: &mut Buffers,
     ) -> Result<Self> {
+        let (cache, kind) = (&list.cache, list.stream_kind(stream));
         let dtype = stream_dtype(engine, stream)?;
         let shape = buffers.shape(after).to_vec();
-        if !cache.corrects(block, stream_kind(stream)) {
+        if !cache.corrects(block, kind) {
             let is_on_host = engine.computes_on_host(&[dtype]);
             let copy = || engine.arithmetic(dtype, dtype, shape.len())?.bind_keep(buffers, before, after);
             let copy = (!is_on_host).then(copy).transpose()?;
@@ -233,11 +244,11 @@ impl Kept {
         }
         let kept = cache_dtype.of(dtype);
         let arithmetic = engine.arithmetic(dtype, kept, shape.len())?;
-        if let Some(calibrator) = cache.calibrator(block, stream_kind(stream)) {
-            let replaces = cache.cache_type(block, stream_kind(stream)) == CalibratorCacheType::HiddenStates;
+        if let Some(calibrator) = cache.calibrator(block, kind) {
+            let replaces = cache.cache_type(block, kind) == CalibratorCacheType::HiddenStates;
             let sums = engine.sums(shape.len())?;
             let forecast = Forecast::new(calibrator, replaces, (arithmetic, sums), (before, after), kept);
-            return Ok(Self::Forecast { forecast: Box::new(forecast), stream });
+            return Ok(Self::Forecast { forecast: Box::new(forecast), kind });
         }
         let id = buffers.add_kept(kept, &shape)?;
         let graphs = if !of_items && engine.computes_on_host(&[dtype, kept]) {
@@ -255,7 +266,7 @@ impl Compare {
     fn bind(
         engine: &Loaded,
         chain: &Chain,
-        (options, around): (DiffOptions, Range<usize>),
+        (list, options, around): (&List, DiffOptions, Range<usize>),
         cache_dtype: CacheDType,
         keeps: Option<BufferId>,
         buffers: &mut Buffers,
@@ -267,11 +278,13 @@ impl Compare {
             DiffTensor::HeadResidual => (around.start, around.end),
         };
         let manifest = &engine.directory.manifest;
-        let streams = if options.tensor == DiffTensor::BlockInput && options.compare_all_streams {
+        let joined = if options.tensor == DiffTensor::BlockInput && options.compare_all_streams {
             manifest.compared_streams(around.start)
         } else {
-            vec![0]
+            Vec::new()
         };
+        let is_compared = |stream: &usize| list.stream_kind(*stream) == StreamKind::Hidden || joined.contains(stream);
+        let streams: Vec<usize> = (0..manifest.streams.len()).filter(is_compared).collect();
         let kinds: Vec<StreamType> = streams
             .iter()
             .map(|stream| {
@@ -316,11 +329,6 @@ pub(super) fn relative(change: f32, size: f32) -> Result<f32> {
     }
     // Of nothing, any change is infinite: such blocks are computed, as in the reference.
     Ok(change / size)
-}
-
-/// The first stream is the picture's, the others are the text's.
-fn stream_kind(stream: usize) -> StreamKind {
-    if stream == 0 { StreamKind::Hidden } else { StreamKind::Encoder }
 }
 
 fn stream_dtype(engine: &Loaded, stream: usize) -> Result<DType> {

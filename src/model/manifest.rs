@@ -208,6 +208,9 @@ pub(crate) struct BlockSpec {
 pub(crate) struct ListSpec {
     pub name: String,
     pub blocks: usize,
+    /// Whether the model hands all streams through it as one tensor, so that it has no stream of the text alone.
+    #[serde(default)]
+    pub joined: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -233,8 +233,15 @@ impl Manifest {
         if listed != self.blocks.len() || self.lists.iter().any(|list| list.blocks == 0) {
             return fail(format!("`lists` hold {listed} blocks, none of them empty; there are {}", self.blocks.len()));
         }
-        takes("`final`", &self.last.inputs, &known)?;
-        Ok(())
+        let mut start = 0;
+        for list in &self.lists {
+            let blocks = &self.blocks[start..start + list.blocks]; // Together they are as many as there are.
+            start += list.blocks;
+            if list.joined && blocks.iter().any(|block| !self.block_kinds[&block.kind].joins_streams) {
+                return fail(format!("list `{}` is `joined`, but holds a block that joins no streams", list.name));
+            }
+        }
+        takes("`final`", &self.last.inputs, &known)
     }
 }
 

@@ -116,12 +116,14 @@ class Block:
         graph: What it computes.
         joins_streams: Whether the original model joins all streams to one list of tokens before it.
         group: The model's own list of blocks that holds it, such as `transformer_blocks`; default: `kind`.
+        joined: Whether the original hands all streams through that list as one tensor.
     """
 
     kind: str
     graph: Graph
     joins_streams: bool = False
     group: str | None = None
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ class Plan:
         for block in self.blocks:
             name = block.group or block.kind
             if not lists or lists[-1]["name"] != name:
-                lists.append({"name": name, "blocks": 0})
+                lists.append({"name": name, "blocks": 0} | ({"joined": True} if block.joined else {}))
             lists[-1]["blocks"] += 1
         return lists
 

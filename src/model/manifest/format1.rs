@@ -201,7 +201,7 @@ fn lists(blocks: &[BlockSpec]) -> Vec<ListSpec> {
     for block in blocks {
         match lists.last_mut() {
             Some(list) if list.name == block.kind => list.blocks += 1,
-            _ => lists.push(ListSpec { name: block.kind.clone(), blocks: 1 }),
+            _ => lists.push(ListSpec { name: block.kind.clone(), blocks: 1, joined: false }),
         }
     }
     lists

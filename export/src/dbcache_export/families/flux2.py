@@ -124,6 +124,7 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
                 Graph(f"block_{i:03}.onnx", kind, "transformer", under(f"{group}.{place}.")),
                 joins_streams=kind.name == "single",
                 group=group,
+                joined=kind.name == "single",
             )
             for i, (kind, group, place) in enumerate(places)
         ),
