@@ -78,44 +78,63 @@ def tokenizer(folder: Path, most: int, *, lower: bool = False, **template: Any) 
     return spec.Tokenizer(pretty, length, pad_id, pad_side=loaded.padding_side, **template)
 
 
-def clip(folder: Path, file: str, name: str, options: Options, fake: FakeTensorMode) -> Encoder:
-    """CLIP's text half; gives `<name>_states`, which enter the last layer, and `<name>_pooled`, projected if it can."""
+def clip(
+    folder: Path, file: str, name: str, options: Options, fake: FakeTensorMode, outputs: Sequence[str] | None = None
+) -> Encoder:
+    """CLIP's text half.
+
+    Args:
+        folder: Of the encoder.
+        file: Of the graph.
+        name: Of the graph and its component.
+        options: For the type in which it computes.
+        fake: Of the export.
+        outputs: The names of the states that enter the last layer and of the state at the end of the text, projected
+            if the model can; a single name is that of the latter. Default: `<name>_states` and `<name>_pooled`.
+    """
     config = CLIPTextConfig.from_pretrained(folder)
     projects = "CLIPTextModelWithProjection" in (read_json(folder / "config.json").get("architectures") or ())
     build = CLIPTextModelWithProjection if projects else CLIPTextModel
     stored = checkpoint.read(folder, name)
-    module = fake_module(fake, options.compute, lambda: _Clip(build(config)))
+    names = tuple(outputs or (f"{name}_states", f"{name}_pooled"))
+    module = fake_module(fake, options.compute, lambda: _Clip(build(config), states=len(names) == 2))
     tokens = config.max_position_embeddings
-    outputs = {
-        f"{name}_states": Tensor("f32", ("batch", tokens, config.hidden_size)),
-        f"{name}_pooled": Tensor("f32", ("batch", config.projection_dim if projects else config.hidden_size)),
-    }
+    given = (
+        Tensor("f32", ("batch", tokens, config.hidden_size)),
+        Tensor("f32", ("batch", config.projection_dim if projects else config.hidden_size)),
+    )
     prefix = "text_model." if not projects and any(p.startswith("text_model.") for p in stored.parameters) else ""
     graph = Graph(
         file,
-        Template(name, module, {"input_ids": Tensor("i64", ("batch", tokens))}, outputs),
+        Template(
+            name,
+            module,
+            {"input_ids": Tensor("i64", ("batch", tokens))},
+            dict(zip(names, given[-len(names) :], strict=True)),
+        ),
         name,
         lambda parameter: prefix + parameter.removeprefix("model."),
-        cases=lambda: _clip_cases(build, folder, tuple(outputs)),
+        cases=lambda: _clip_cases(build, folder, names),
     )
     return Encoder(graph, stored, _POSITION_IDS)
 
 
 class _Clip(nn.Module):
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, states: bool) -> None:
         super().__init__()
         self.model = model
+        self.states = states
 
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[batch, tokens] to [batch, tokens, width] and [batch, width]."""
+    def forward(self, input_ids: torch.Tensor) -> Any:
+        """[batch, tokens] to [batch, tokens, width] (if wanted) and [batch, width]."""
         positions = torch.arange(input_ids.shape[1])[None]  # the model's own table has no data while tracing
         last = getattr(self.model, "text_model", self.model).encoder.layers[-1]
         entering: list[torch.Tensor] = []
         handle = last.register_forward_pre_hook(lambda _, given: entering.append(given[0]))
         result = self.model(input_ids=input_ids, position_ids=positions)
         handle.remove()
-        pooled = result.text_embeds if hasattr(result, "text_embeds") else result.pooler_output
-        return entering[0].float(), pooled.float()
+        pooled = (result.text_embeds if hasattr(result, "text_embeds") else result.pooler_output).float()
+        return (entering[0].float(), pooled) if self.states else pooled
 
 
 def _clip_cases(build: Any, folder: Path, names: Sequence[str]) -> Iterator[Case]:
@@ -132,7 +151,8 @@ def _clip_cases(build: Any, folder: Path, names: Sequence[str]) -> Iterator[Case
         with torch.no_grad():
             result = model(input_ids=ids, output_hidden_states=True)
         pooled = result.text_embeds if hasattr(result, "text_embeds") else result.pooler_output
-        yield {"input_ids": ids}, dict(zip(names, (result.hidden_states[-2], pooled), strict=True))
+        values = (result.hidden_states[-2], pooled)
+        yield {"input_ids": ids}, dict(zip(names, values[-len(names) :], strict=True))
 
 
 def t5(

@@ -10,16 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLLTXVideo, AutoencoderKLMochi, AutoencoderKLWan
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
+    AutoencoderKLMochi,
+    AutoencoderKLWan,
+)
 from diffusers.models.autoencoders.autoencoder_kl_mochi import MochiChunkedGroupNorm3D
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, unpatchify
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint, spec
+from dbcache_export.cogvideox_vae import CogVideoX
 from dbcache_export.errors import ExportError, listed
 from dbcache_export.families.literal import Literal
 from dbcache_export.folder import read_json
+from dbcache_export.hunyuan_vae import HunyuanVideo
 from dbcache_export.spec import DTYPES, Case, Graph, Options, Template
 from dbcache_export.template import fake_module
 
@@ -87,6 +95,8 @@ def _scales(model: Any) -> tuple[int, int]:
     config = model.config
     if isinstance(model, AutoencoderKLWan):
         return config.scale_factor_spatial, config.scale_factor_temporal
+    if isinstance(model, AutoencoderKLCogVideoX):
+        return 2 ** (len(config.block_out_channels) - 1), int(config.temporal_compression_ratio)
     return model.spatial_compression_ratio, model.temporal_compression_ratio
 
 
@@ -211,6 +221,8 @@ class _Doubled(nn.Module):
 
 #: Class of diffusers: (class, wrapper, parameters that only encode).
 _CLASSES: Mapping[str, tuple[type[Any], Callable[[Any, torch.dtype], nn.Module], tuple[str, ...]]] = {
+    "AutoencoderKLCogVideoX": (AutoencoderKLCogVideoX, CogVideoX, ("encoder.", "quant_conv.")),
+    "AutoencoderKLHunyuanVideo": (AutoencoderKLHunyuanVideo, HunyuanVideo, ("encoder.", "quant_conv.")),
     "AutoencoderKLMochi": (AutoencoderKLMochi, _Mochi, ("encoder.",)),
     "AutoencoderKLLTXVideo": (AutoencoderKLLTXVideo, _Ltx, ("encoder.",)),
     "AutoencoderKLWan": (AutoencoderKLWan, _Wan, ("encoder.", "quant_conv.")),
@@ -237,4 +249,6 @@ def _cases(folder: Path) -> Iterator[Case]:
         mean, std = (each.view(1, -1, 1, 1, 1) for each in (mean, std))
         with torch.no_grad():
             image = model.decode(latents * std / scale + mean, return_dict=False)[0]
+        # CogVideoX's gives more frames than such a video has, at its start, for an even number of latent frames.
+        image = image[:, :, -(1 + (frames - 1) * _scales(model)[1]) :]
         yield {"image_latents": latents}, {"image": image.clamp(-1, 1)}

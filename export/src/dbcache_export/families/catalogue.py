@@ -19,17 +19,17 @@ _TEXT = "; text encoders; decoder"
 #: Class of the transformer: the family's name, and what its tests compare with diffusers and transformers.
 CHECKED: Mapping[str, tuple[str, str]] = {
     "FluxTransformer2DModel": ("FLUX.1", _GRAPHS + _TEXT),
-    "Flux2Transformer2DModel": ("FLUX.2", _GRAPHS + "; decoder"),
+    "Flux2Transformer2DModel": ("FLUX.2", _GRAPHS + _TEXT),
     "SD3Transformer2DModel": ("Stable Diffusion 3, 3.5", _GRAPHS + _TEXT),
     "PixArtTransformer2DModel": ("PixArt-α, PixArt-Σ", _GRAPHS + _TEXT),
     "DiTTransformer2DModel": ("DiT", _GRAPHS),
     "QwenImageTransformer2DModel": ("Qwen-Image", _GRAPHS + _TEXT),
-    "ZImageTransformer2DModel": ("Z-Image", _GRAPHS),
-    "CogVideoXTransformer3DModel": ("CogVideoX 1.0", _GRAPHS + "; text encoder"),
+    "ZImageTransformer2DModel": ("Z-Image", _GRAPHS + _TEXT),
+    "CogVideoXTransformer3DModel": ("CogVideoX 1.0", _GRAPHS + _TEXT),
     "MochiTransformer3DModel": ("Mochi", _GRAPHS + _TEXT),
     "WanTransformer3DModel": ("Wan 2.1", _GRAPHS + _TEXT),
     "LTXVideoTransformer3DModel": ("LTX-Video", _GRAPHS + _TEXT),
-    "HunyuanVideoTransformer3DModel": ("HunyuanVideo", _GRAPHS),
+    "HunyuanVideoTransformer3DModel": ("HunyuanVideo", _GRAPHS + _TEXT),
 }
 
 

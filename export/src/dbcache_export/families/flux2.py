@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint, spec
+from dbcache_export.families.flux2_text import flux2_text
 from dbcache_export.families.literal import literal_timesteps
 from dbcache_export.families.parts import Transformer, configuration, picture_plan, templates, under
 from dbcache_export.families.watched import Watched
+from dbcache_export.folder import read_json
+from dbcache_export.guidance import separate
 from dbcache_export.scheduler import scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
@@ -32,20 +35,33 @@ _MAX_TEXT = 512
 
 
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
-    """The plan of a FLUX.2 pipeline or transformer."""
+    """The plan of a FLUX.2 pipeline or transformer.
+
+    Raises:
+        ExportError: It is a variant with other inputs, or its text encoder is another.
+    """
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
     parts = transformer(inner, options, fake)
     embeds_guidance = "guidance" in parts.inputs
+    guidance = {"kind": "embedded", "default": 4.0} if embeds_guidance else _guidance(folder)
     return picture_plan(
         folder,
         options,
         fake,
         parts,
+        texts=flux2_text(folder, parts.tensors["prompt_embeds"], options, fake),
         scheduler=_scheduler(folder),
-        guidance={"kind": "embedded", "default": 4.0} if embeds_guidance else {"kind": "none"},
-        steps=50 if embeds_guidance else 4,
+        guidance=guidance,
+        steps=4 if guidance["kind"] == "none" else 50,
         prediction={"kind": "velocity"},
     )
+
+
+def _guidance(folder: Path) -> dict[str, Any]:
+    """Of a klein model: the distilled ones have none."""
+    index = folder / "model_index.json"
+    is_distilled = read_json(index).get("is_distilled", True) if index.is_file() else True
+    return {"kind": "none"} if is_distilled else separate(4.0)
 
 
 def _scheduler(folder: Path) -> dict[str, Any]:

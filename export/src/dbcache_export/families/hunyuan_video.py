@@ -15,13 +15,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from dbcache_export import checkpoint, spec
+from dbcache_export.encoders import clip, tokenizer
 from dbcache_export.errors import ExportError
 from dbcache_export.families.literal import literal_timesteps
-from dbcache_export.families.parts import configuration, under
+from dbcache_export.families.parts import Texts, configuration, under, whole
 from dbcache_export.families.positions import counted, rotary_tables
 from dbcache_export.families.rotary import mix
 from dbcache_export.families.video import Transformer, Video, original, prefix_mask, templates, video_plan
 from dbcache_export.families.watched import Watched
+from dbcache_export.language import language_model
 from dbcache_export.scheduler import scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
@@ -32,21 +34,28 @@ _CONTEXT = (*_STREAMS, "temb", "attention_bias", "rotary_cos", "rotary_sin")
 _WIDTH, _HEIGHT, _FRAMES, _FPS = 1280, 720, 129, 15.0
 _DOWNSCALE, _TEMPORAL_DOWNSCALE = 8, 4
 _MAX_TEXT = 256
+#: The chat template of diffusers' pipeline, whose first 95 tokens are those in front of the prompt.
+_PREFIX = (
+    "<|start_header_id|>system<|end_header_id|>\n\nDescribe the video by detailing the following aspects: "
+    "1. The main content and theme of the video."
+    "2. The color, shape, size, texture, quantity, text, and spatial relationships of the objects."
+    "3. Actions, events, behaviors temporal relationships, physical movement changes of the objects."
+    "4. background environment, light, style and atmosphere."
+    "5. camera angles, movements, and transitions used in the video:<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\n"
+)
+_SUFFIX = "<|eot_id|>"
+_DROP = 95
 #: The scheduler with which HunyuanVideo was published.
 _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 7.0}
 
 
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
-    """The plan of a HunyuanVideo text-to-video pipeline or transformer, without text encoders.
+    """The plan of a HunyuanVideo text-to-video pipeline or transformer.
 
     Raises:
-        ExportError: There are text encoders, or it is a variant with other inputs.
+        ExportError: It is a variant with other inputs, or its text encoders are others.
     """
-    if (folder / "text_encoder").is_dir():
-        raise ExportError(
-            f"{folder}: HunyuanVideo's text encoders are not supported",
-            "give its transformer folder, and tensors as text",
-        )
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
     parts = transformer(inner, options, fake)
     embeds_guidance = "guidance" in parts.inputs
@@ -55,11 +64,34 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         options,
         fake,
         parts,
+        texts=_text(folder, options, fake),
         scheduler=scheduler(folder, published=_SCHEDULER),
         guidance={"kind": "embedded", "default": 6.0} if embeds_guidance else {"kind": "none"},
         steps=50,
         prediction={"kind": "velocity"},
     )
+
+
+def _text(folder: Path, options: Options, fake: FakeTensorMode) -> Texts | None:
+    """Llama, asked to describe a video, two layers before its end; and what CLIP makes of the prompt alone."""
+    parts = whole(folder, ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    if parts is None:
+        return None
+    names = ("prompt_embeds", "prompt_attention_mask")
+    llama = language_model(parts[0], "llama", (-3,), options, fake, names, tokens="llama", drop=_DROP)
+    pooled = clip(parts[1], "text_001.onnx", "clip", options, fake, ("pooled_projections",))
+    template: dict[str, Any] = {"prefix": _PREFIX, "suffix": _SUFFIX, "drop": _DROP, "padding": "longest"}
+    tokenizers = {
+        "llama": tokenizer(parts[2], _MAX_TEXT + _DROP, **template),
+        "clip": tokenizer(parts[3], int(pooled.graph.template.inputs["input_ids"].shape[1])),
+    }
+    if tokenizers["llama"].pad_side != "right":
+        raise ExportError(f"{parts[2]} pads on the left", "set padding_side to right, as HunyuanVideo has it")
+    graphs: list[tuple[Graph, Mapping[str, spec.TextInput]]] = [
+        (llama.graph, {"input_ids": ("llama", "ids"), "attention_mask": ("llama", "mask")}),
+        (pooled.graph, {"input_ids": ("clip", "ids")}),
+    ]
+    return Texts(spec.Text(tokenizers, graphs, unconditional=""), [llama, pooled])
 
 
 def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:

@@ -1,22 +1,25 @@
 """Whole pipelines, tiny and with random weights: text encoders and decoders against transformers and diffusers."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines import flux2
 from tokenizers import Tokenizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoTokenizer
 
-from dbcache_export import families
+from dbcache_export import families, spec
 from dbcache_export.check import OTHER_TOLERANCE
 from dbcache_export.engine import export
 from dbcache_export.errors import ExportError
+from dbcache_export.families import flux2_text
 from dbcache_export.spec import Options, Plan
 from dbcache_export.tiny.pictures import write_pipeline
-from dbcache_export.tiny.texts import write_texts
+from dbcache_export.tiny.texts import write_qwen3, write_texts
 
 pytestmark = pytest.mark.slow
 
@@ -26,8 +29,16 @@ GRAPHS = {
     "sd35": ({"clip_l", "clip_g", "text", "decode"}, {"clip_g": "tokenizer_2"}),
     "pixart": ({"t5", "decode"}, {}),
     "qwen_image": ({"qwen", "decode"}, {}),
-    "flux2": ({"decode"}, {}),
+    "flux2": ({"mistral3", "decode"}, {}),
+    "z_image": ({"qwen", "decode"}, {}),
 }
+
+
+@pytest.fixture(autouse=True)
+def _fewer_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLUX.2's layers are those of models with thirty and more; the tiny ones have five."""
+    few = {kind: ((1, 2, 4), *rest) for kind, (_, *rest) in flux2_text._ENCODERS.items()}
+    monkeypatch.setattr(flux2_text, "_ENCODERS", few)
 
 
 def write(family: str, folder: Path) -> Path:
@@ -49,7 +60,6 @@ def test_a_pipeline_computes_what_its_parts_compute(family: str, tmp_path: Path)
     assert graphs <= set(report.errors)
     assert max(report.errors[graph] for graph in graphs) < OTHER_TOLERANCE["f32"]
     fields: dict[str, Any] = json.loads((tmp_path / "engine" / "manifest.json").read_text("utf-8"))
-    assert (fields["text"] is None) == (family == "flux2")
     for name, folder in tokenizers.items():
         entry = fields["text"]["tokenizers"][name]
         ours = Tokenizer.from_file(str(tmp_path / "engine" / entry["file"]))
@@ -127,6 +137,85 @@ def test_variants_are_refused_by_the_setting_that_differs(
         plan(tmp_path)
 
 
+def ids(tokenizer: spec.Tokenizer, prompt: str) -> list[int]:
+    """As the engine reads a prompt."""
+    read = Tokenizer.from_str(tokenizer.json).encode(f"{tokenizer.prefix}{prompt}{tokenizer.suffix}").ids
+    padding = [tokenizer.pad_id] * (tokenizer.length - len(read))
+    return padding + read if tokenizer.pad_side == "left" else read + padding
+
+
+@pytest.mark.parametrize("prompt", ["", " a cat ", "word " * 300])
+@pytest.mark.parametrize("family", ["z_image", "klein", "flux2"])
+def test_prompts_are_read_in_the_models_chat_template(family: str, prompt: str, tmp_path: Path) -> None:
+    """Token for token as diffusers' pipelines read them."""
+    model = write("flux2" if family == "klein" else family, tmp_path / "model")
+    if family == "klein":
+        shutil.rmtree(model / "text_encoder")
+        shutil.rmtree(model / "tokenizer")
+        write_qwen3(model, 8)
+    made = plan(model).text
+    assert made is not None
+    (tokenizer,) = made.tokenizers.values()
+    loaded: Any = AutoTokenizer.from_pretrained(model / "tokenizer")
+    settings = {"padding": "max_length", "max_length": 512, "truncation": True}
+    if family == "flux2":
+        talk = flux2.pipeline_flux2.format_input([prompt])
+        settings |= {"add_generation_prompt": False, "tokenize": True, "return_dict": True}
+        theirs = loaded.apply_chat_template(talk, **settings).input_ids[0]
+        assert (tokenizer.pad_side, theirs[-1]) == ("left", 3)
+    else:
+        talk = [{"role": "user", "content": prompt}]
+        thinks = family == "z_image"
+        text = loaded.apply_chat_template(talk, tokenize=False, add_generation_prompt=True, enable_thinking=thinks)
+        theirs = loaded(text, **settings).input_ids
+    assert ids(tokenizer, prompt) == theirs
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "message"),
+    [
+        ("z_image", None, "holds no usable chat template"),
+        ("z_image", "{{ messages[0].content | trim }}", "changes prompts"),
+        ("flux2", "{{ messages | length }}", "holds no usable chat template"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_kept_is_refused(
+    family: str, template: str | None, message: str, tmp_path: Path
+) -> None:
+    model = write(family, tmp_path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model / "tokenizer")
+    shutil.rmtree(model / "tokenizer")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(model / "tokenizer")
+    with pytest.raises(ExportError, match=message):
+        plan(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sliding_window": 64, "use_sliding_window": True}, "sliding windows are not supported"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "positions of type linear"),
+        ({"model_type": "gemma"}, "gemma is not supported"),
+    ],
+)
+def test_another_language_model_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    config = write("z_image", tmp_path) / "text_encoder" / "config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps({name: value for name, value in settings.items() if name != "layer_types"} | change))
+    with pytest.raises(ExportError, match=message):
+        plan(tmp_path)
+
+
+def test_a_text_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
+    model = write("flux2", tmp_path)
+    shutil.rmtree(model / "text_encoder")
+    shutil.rmtree(model / "tokenizer")
+    write_qwen3(model, 16)
+    with pytest.raises(ExportError, match="gives 48 values a token, the transformer expects 24"):
+        plan(model)
+
+
 def test_flux2_shifts_by_tokens_and_steps(tmp_path: Path) -> None:
     write_pipeline("flux2", tmp_path)
     made = plan(tmp_path)
@@ -135,6 +224,18 @@ def test_flux2_shifts_by_tokens_and_steps(tmp_path: Path) -> None:
         {"name": "transformer_blocks", "blocks": 4},
         {"name": "single_transformer_blocks", "blocks": 4},
     ]
+
+
+@pytest.mark.parametrize(("is_distilled", "kind", "steps"), [(False, "classifier_free", 50), (True, "none", 4)])
+def test_a_klein_model_is_guided_unless_it_is_distilled(
+    is_distilled: bool, kind: str, steps: int, tmp_path: Path
+) -> None:
+    write_pipeline("flux2", tmp_path)
+    config = tmp_path / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"guidance_embeds": False}))
+    (tmp_path / "model_index.json").write_text(json.dumps({"is_distilled": is_distilled}))
+    made = plan(tmp_path)
+    assert (made.guidance["kind"], made.steps) == (kind, steps)
 
 
 def test_z_image_makes_pictures_of_whole_groups_of_tokens(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
+from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import families, video_vae
 from dbcache_export.check import OTHER_TOLERANCE
+from dbcache_export.cogvideox_vae import CogVideoX
 from dbcache_export.engine import export
 from dbcache_export.errors import ExportError
 from dbcache_export.families.video_text import _Mask
@@ -22,7 +24,8 @@ pytestmark = pytest.mark.slow
 
 #: Family: its graphs beside the transformer's.
 GRAPHS = {
-    "cogvideox": {"t5"},
+    "cogvideox": {"t5", "decode"},
+    "hunyuan_video": {"llama", "clip", "decode"},
     "mochi": {"t5", "mask", "decode"},
     "wan": {"t5", "zero", "decode"},
     "ltx": {"t5", "mask", "decode"},
@@ -67,18 +70,41 @@ def test_wans_frames_decode_in_one_pass(residual: bool) -> None:
     torch.testing.assert_close(at_once, frame_by_frame, rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 7])
+def test_cogvideoxs_groups_of_frames_decode_in_one_pass(frames: int) -> None:
+    """The original takes three latent frames or two, then two at a time; of an even number it gives three more."""
+    settings = {"block_out_channels": (8,) * 4, "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 4}
+    model = AutoencoderKLCogVideoX(scaling_factor=1.0, **settings).eval()
+    randomise(model)
+    latents = torch.randn(2, 4, frames, 4, 6, generator=torch.Generator().manual_seed(frames))
+    with torch.no_grad():
+        by_group = model.decode(latents, return_dict=False)[0].clamp(-1, 1)
+        at_once = CogVideoX(model, torch.float32)(latents)
+    assert at_once.shape[2] == 4 * (frames - 1) + 1
+    torch.testing.assert_close(at_once, by_group[:, :, -at_once.shape[2] :], rtol=0, atol=5e-5)
+
+
 def test_a_decoder_of_another_kind_is_refused(tmp_path: Path) -> None:
     write_pipeline("cogvideox", tmp_path)
     (tmp_path / "vae").mkdir()
-    (tmp_path / "vae" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLCogVideoX"}))
-    with pytest.raises(ExportError, match=r"AutoencoderKLCogVideoX is not supported; take vae out"):
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLMagvit"}))
+    with pytest.raises(ExportError, match=r"AutoencoderKLMagvit is not supported; take vae out"):
         families.plan(tmp_path, Options(), FakeTensorMode())
 
 
-def test_text_encoders_that_are_not_exported_are_refused(tmp_path: Path) -> None:
+def test_hunyuan_video_asks_in_its_template(tmp_path: Path) -> None:
     write_pipeline("hunyuan_video", tmp_path)
-    (tmp_path / "text_encoder").mkdir()
-    with pytest.raises(ExportError, match="text encoders are not supported; give its transformer folder, and tensors"):
+    write_parts("hunyuan_video", tmp_path)
+    text = families.plan(tmp_path, Options(), FakeTensorMode()).text
+    assert text is not None
+    tokenizer = text.tokenizers["llama"]
+    published = pipeline_hunyuan_video.DEFAULT_PROMPT_TEMPLATE
+    assert f"{tokenizer.prefix}{{}}{tokenizer.suffix}" == published["template"]
+    assert (tokenizer.drop, tokenizer.length) == (published["crop_start"], 256 + published["crop_start"])
+    assert text.tokenizers["clip"].prefix == ""
+    config = tmp_path / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"padding_side": "left"}))
+    with pytest.raises(ExportError, match="pads on the left"):
         families.plan(tmp_path, Options(), FakeTensorMode())
 
 

@@ -19,12 +19,24 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint, spec
+from dbcache_export.encoders import tokenizer
+from dbcache_export.errors import ExportError
 from dbcache_export.families.literal import Literal
-from dbcache_export.families.parts import Transformer, configuration, padded, picture_plan, templates, under
+from dbcache_export.families.parts import (
+    Texts,
+    Transformer,
+    configuration,
+    padded,
+    picture_plan,
+    templates,
+    under,
+    whole,
+)
 from dbcache_export.families.patches import pack, to_packed, unpack
 from dbcache_export.families.rotary import MASKED, angles, attend, tables
 from dbcache_export.families.watched import Watched
 from dbcache_export.guidance import fused
+from dbcache_export.language import chat, language_model
 from dbcache_export.scheduler import scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
@@ -41,18 +53,40 @@ _MAX_TEXT = 512
 
 
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
-    """The plan of a Z-Image pipeline or transformer."""
+    """The plan of a Z-Image pipeline or transformer.
+
+    Raises:
+        ExportError: It is a variant with other inputs, or its text encoder is another.
+    """
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
     return picture_plan(
         folder,
         options,
         fake,
         transformer(inner, options, fake),
+        texts=_text(folder, options, fake),
         scheduler=scheduler(folder),
         guidance=fused(5.0, "cond", "difference"),
         steps=50,
         prediction={"kind": "velocity"},
     )
+
+
+def _text(folder: Path, options: Options, fake: FakeTensorMode) -> Texts | None:
+    """Qwen3 in its chat template, one layer before its end."""
+    parts = whole(folder, ("text_encoder", "tokenizer"))
+    if parts is None:
+        return None
+    names = ("prompt_embeds", "prompt_embeds_mask")
+    encoder = language_model(parts[0], "qwen", (-2,), options, fake, names, tokens=_MAX_TEXT)
+    prefix, suffix = chat(
+        parts[1], lambda prompt: [{"role": "user", "content": prompt}], add_generation_prompt=True, enable_thinking=True
+    )
+    tokenizers = {"qwen": tokenizer(parts[1], _MAX_TEXT, prefix=prefix, suffix=suffix)}
+    if tokenizers["qwen"].pad_side != "right":
+        raise ExportError(f"{parts[1]} pads on the left", "set padding_side to right, as Z-Image has it")
+    graph = (encoder.graph, {"input_ids": ("qwen", "ids"), "attention_mask": ("qwen", "mask")})
+    return Texts(spec.Text(tokenizers, [graph], unconditional=""), [encoder])
 
 
 def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:

@@ -6,7 +6,10 @@ __all__ = [
     "write_clip",
     "write_flux2_vae",
     "write_kl",
+    "write_llama",
+    "write_mistral",
     "write_qwen",
+    "write_qwen3",
     "write_qwen_vae",
     "write_t5",
     "write_texts",
@@ -26,9 +29,15 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    LlamaConfig,
+    LlamaModel,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -37,6 +46,18 @@ from transformers import (
 
 from dbcache_export.tiny import save
 
+#: Of Z-Image's and FLUX.2's pipelines, in a few words.
+_QWEN_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}"
+)
+_MISTRAL_CHAT = (
+    "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ message.content[0].text }}[/{{ message.role }}]"
+    "{% endfor %}"
+)
+
+_ALPHABET = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
 _LETTERS = ["a", "b", "c", "a</w>", "b</w>", "c</w>", "ab", "ab</w>", "<|startoftext|>", "<|endoftext|>"]
 
 
@@ -55,7 +76,11 @@ def write_texts(family: str, folder: Path) -> None:
         write_qwen(folder, 24)
         write_qwen_vae(folder)
     elif family == "flux2":
+        write_mistral(folder, 8)
         write_flux2_vae(folder)
+    elif family == "z_image":
+        write_qwen3(folder, 24)
+        write_kl(folder)
     else:
         write_kl(folder)
 
@@ -133,10 +158,9 @@ def write_umt5(folder: Path, width: int) -> None:
 
 def write_qwen(folder: Path, width: int) -> None:
     """Qwen2.5-VL with its visual half, and a tokenizer of single letters."""
-    letters = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(letters),
+            "vocab_size": len(_ALPHABET),
             "hidden_size": width,
             "intermediate_size": 32,
             "num_hidden_layers": 2,
@@ -155,11 +179,54 @@ def write_qwen(folder: Path, width: int) -> None:
         },
     )
     save(Qwen2_5_VLForConditionalGeneration(config), folder / "text_encoder")
-    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="<unk>"))
+    _write_letters(folder / "tokenizer")
+
+
+def write_qwen3(folder: Path, width: int) -> None:
+    """Qwen3 with a tokenizer of single letters and a chat template."""
+    save(Qwen3ForCausalLM(Qwen3Config(**_language(width))), folder / "text_encoder")
+    _write_letters(folder / "tokenizer", _QWEN_CHAT)
+
+
+def write_mistral(folder: Path, width: int) -> None:
+    """Mistral with its visual half, and a tokenizer that pads on the left."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**_language(width), "model_type": "mistral", "sliding_window": None}
+    config = Mistral3Config(text_config=text, vision_config={**vision, "model_type": "pixtral", "head_dim": 8})
+    save(Mistral3ForConditionalGeneration(config), folder / "text_encoder")
+    _write_letters(folder / "tokenizer", _MISTRAL_CHAT, padding_side="left", bos_token="<|im_start|>")
+
+
+def write_llama(folder: Path, width: int) -> None:
+    """Llama with a tokenizer of single letters."""
+    save(LlamaModel(LlamaConfig(**_language(width))), folder / "text_encoder")
+    _write_letters(folder / "tokenizer")
+
+
+def _language(width: int) -> dict[str, Any]:
+    """Arguments that the language models have in common."""
+    return {
+        "vocab_size": len(_ALPHABET),
+        "hidden_size": width,
+        "intermediate_size": 24,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+
+
+def _write_letters(folder: Path, chat: str | None = None, **settings: Any) -> None:
+    """A tokenizer of single letters, which puts the token that begins a text, if any, in front."""
+    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(_ALPHABET)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    names = {"pad_token": "<|endoftext|>", "unk_token": "<unk>"}
+    if start := settings.get("bos_token"):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A", special_tokens=[(start, _ALPHABET.index(start))]
+        )
+    names = {"pad_token": "<|endoftext|>", "unk_token": "<unk>", "chat_template": chat, **settings}
     ends = {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}
-    _save_tokenizer(tokenizer, names | ends, folder / "tokenizer", 2048)
+    _save_tokenizer(tokenizer, names | ends, folder, 2048)
 
 
 def write_kl(folder: Path) -> None:

@@ -12,7 +12,7 @@ import diffusers
 import torch
 
 from dbcache_export.tiny import save
-from dbcache_export.tiny.texts import write_t5, write_umt5
+from dbcache_export.tiny.texts import write_clip, write_llama, write_t5, write_umt5
 
 _HEADS: Mapping[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 16}
 _COGVIDEOX: Mapping[str, Any] = {
@@ -128,6 +128,20 @@ def write_pipeline(family: str, folder: Path, dtype: torch.dtype = torch.float32
 
 #: Family: (class of diffusers, arguments) of its autoencoder.
 AUTOENCODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "cogvideox": (
+        "AutoencoderKLCogVideoX",
+        {
+            "block_out_channels": (8, 8, 8, 8),
+            "latent_channels": 4,
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "scaling_factor": 0.7,
+        },
+    ),
+    "hunyuan_video": (
+        "AutoencoderKLHunyuanVideo",
+        {"block_out_channels": (8, 8, 8, 8), "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 4},
+    ),
     "mochi": (
         "AutoencoderKLMochi",
         {
@@ -160,6 +174,9 @@ def write_parts(family: str, folder: Path) -> None:
     """Writes the text encoder of a family, and its autoencoder where there is one."""
     if family == "wan":
         write_umt5(folder, 20)
+    elif family == "hunyuan_video":
+        write_llama(folder, 20)
+        write_clip(folder, "_2", 12)
     else:
         write_t5(folder, "", TRANSFORMERS[family][1].get("text_embed_dim", 20))
     if family in AUTOENCODERS:
