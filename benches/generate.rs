@@ -8,7 +8,7 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use dbcache_trt::cache::Action;
 use dbcache_trt::trace::Trace;
-use dbcache_trt::{Engine, EngineOptions, Inputs, RequestOptions, StagesChoice};
+use dbcache_trt::{Engine, EngineOptions, Inputs, OtherPlan, RequestOptions, StagesChoice};
 
 fn model() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/emoji")
@@ -35,7 +35,9 @@ fn runs(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("run/cpu");
     group.sample_size(10);
     for (name, stages) in [("per-block", StagesChoice::PerBlock), ("fused", StagesChoice::Fused)] {
-        let engine = Engine::load(model(), &EngineOptions { stages, ..EngineOptions::default() }).expect("an engine");
+        let engine =
+            Engine::load(model(), &EngineOptions { stages, other_plan: OtherPlan::Add, ..EngineOptions::default() })
+                .expect("an engine");
         group.bench_function(format!("uncached/{name}"), |bencher| {
             bencher.iter_custom(|n| {
                 (0..n).map(|_| Duration::from_secs_f64(run(&engine, "none").timings.steps_ms / 1e3)).sum()
@@ -46,7 +48,8 @@ fn runs(criterion: &mut Criterion) {
 }
 
 fn steps(criterion: &mut Criterion) {
-    let engine = Engine::load(model(), &EngineOptions::default()).expect("an engine");
+    let engine = Engine::load(model(), &EngineOptions { other_plan: OtherPlan::Add, ..EngineOptions::default() })
+        .expect("an engine");
     let mut group = criterion.benchmark_group("step/cpu");
     group.sample_size(10);
     for (tag, action) in [

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use dbcache_trt::trace::Trace;
-use dbcache_trt::{Engine, EngineOptions, Inputs, RequestOptions};
+use dbcache_trt::{Engine, EngineOptions, Inputs, OtherPlan, RequestOptions};
 
 /// Beyond the share of the blocks that run, of a full step.
 const ALLOWANCE: f64 = 0.05;
@@ -42,7 +42,8 @@ fn least(engine: &Engine, tag: &str) -> (f64, Trace) {
 
 fn prune(criterion: &mut Criterion) {
     let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/emoji");
-    let engine = Engine::load(model, &EngineOptions::default()).expect("an engine");
+    let engine = Engine::load(model, &EngineOptions { other_plan: OtherPlan::Add, ..EngineOptions::default() })
+        .expect("an engine");
     let (full, _) = least(&engine, "none");
     for tag in TAGS {
         let (step, trace) = least(&engine, tag);

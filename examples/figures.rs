@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use dbcache_trt::{Engine, EngineOptions, Image, Inputs, Output, Providers, RequestOptions, StagesChoice};
+use dbcache_trt::{Engine, EngineOptions, Image, Inputs, OtherPlan, Output, Providers, RequestOptions, StagesChoice};
 use ndarray::ArrayD;
 use serde_json::Value;
 
@@ -49,8 +49,11 @@ fn main() -> anyhow::Result<()> {
     let providers: Providers = provider.parse()?;
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let model = root.join("models/emoji");
+    // Each policy in the longest stages, whatever was run before.
+    let other_plan = OtherPlan::Add;
     let load = |stages| {
-        Engine::load(&model, &EngineOptions { stages, provider: providers.clone(), ..EngineOptions::default() })
+        let provider = providers.clone();
+        Engine::load(&model, &EngineOptions { stages, provider, other_plan, ..EngineOptions::default() })
     };
     let (engine, per_block, fused) =
         (load(StagesChoice::Auto)?, load(StagesChoice::PerBlock)?, load(StagesChoice::Fused)?);

@@ -195,7 +195,8 @@ impl Engine {
         let load = |device: &Device| {
             let loader = Loader::new(&directory, options, device, weights)?;
             let limits = (options.stages, options.stage_bytes);
-            let stages = Stages::new(&directory, limits, options.other_plan)?;
+            let copies_weights = copies_weights(device.spec().kind(), weights, options.arithmetic);
+            let stages = Stages::new(&directory, limits, options.other_plan, copies_weights)?;
             if options.require_built {
                 let joined = stages.graphs(&directory, &cuts)?;
                 let all: Vec<&Graph> = graphs.iter().copied().chain(&joined).collect();
@@ -286,7 +287,8 @@ impl Engine {
         self.0.device.spec()
     }
 
-    /// The stages that are loaded, in the order in which they were. A block can be in several of them.
+    /// The stages that are loaded: in the order of the model, each block in one, where the provider compiles nothing and
+    /// the weights are packed; else in the order in which they were loaded, and a block can be in several.
     pub fn stages(&self) -> Vec<StageInfo> {
         self.0.stages.loaded().iter().map(|stage| StageInfo::new(&self.0.directory, stage)).collect()
     }
@@ -416,6 +418,13 @@ fn check_provider(options: &EngineOptions) -> Result<()> {
         return Err(Error::usage(message));
     }
     Ok(())
+}
+
+/// Whether a block that is part of two stages would have its weights twice, and may run in parts of them instead: not
+/// where they are mapped, where engines are compiled for one division, or where stages hold a policy's arithmetic.
+fn copies_weights(kind: ProviderKind, weights: WeightsMode, arithmetic: ArithmeticChoice) -> bool {
+    let is_mapped = kind == ProviderKind::Cpu && weights == WeightsMode::Mapped;
+    !is_mapped && !kind.compiles() && arithmetic != ArithmeticChoice::Stages
 }
 
 /// A block that multiplies less than this at the default size gains nothing from a second thread (docs/speed-log.md):

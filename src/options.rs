@@ -277,7 +277,7 @@ mod tests {
             ("cache", "f8z", "--cache: "),
             ("max-warmup-steps", "x", "--max-warmup-steps is `x`"),
             ("stages", "some", "--stages: "),
-            ("other-plan", "none", "expected `load` or `refuse`"),
+            ("other-plan", "none", "expected `load`, `add` or `refuse`"),
         ] {
             let mut options = Options::default();
             let error = options.set(name, text).unwrap_err();

@@ -212,6 +212,19 @@ impl Stage {
         Self { embed: false, blocks, last: false, arithmetic: Vec::new() }
     }
 
+    /// Which graphs of a model of `count` blocks it holds, counted from embed: that is 0, block b is b + 1.
+    fn graphs(&self, count: usize) -> Range<usize> {
+        let start = if self.embed { 0 } else { self.blocks.start + 1 };
+        let end = if self.last { count + 2 } else { self.blocks.end + 1 };
+        start..end
+    }
+
+    fn of_graphs(graphs: Range<usize>, count: usize) -> Self {
+        let block = |graph: usize| graph.saturating_sub(1).min(count);
+        let blocks = block(graphs.start)..block(graphs.end);
+        Self { embed: graphs.start == 0, blocks, last: graphs.end == count + 2, arithmetic: Vec::new() }
+    }
+
     fn is_added_to(&self) -> bool {
         self.arithmetic.iter().any(|part| matches!(part, Arithmetic::Add { .. }))
     }
@@ -268,6 +281,15 @@ impl Plan {
             plan.stages.iter_mut().for_each(|stage| stage.arithmetic = arithmetic.of(stage));
         }
         plan
+    }
+
+    /// The same, divided also where any of these stages begins or ends; none of both holds arithmetic.
+    pub(crate) fn divided(&self, others: &[Stage]) -> Self {
+        let count = self.stages.last().map_or(0, |stage| stage.blocks.end);
+        let ends = |stage: &Stage| [stage.graphs(count).start, stage.graphs(count).end];
+        let cuts: BTreeSet<usize> = self.stages.iter().chain(others).flat_map(ends).collect();
+        let cuts: Vec<usize> = cuts.into_iter().collect();
+        Self { stages: cuts.windows(2).map(|pair| Stage::of_graphs(pair[0]..pair[1], count)).collect() }
     }
 
     /// Of stages that follow each other.
@@ -359,6 +381,35 @@ mod tests {
             (14, Auto, Some(700), vec![], vec!["embed", "blocks 0..7", "blocks 7..14", "final"]),
         ] {
             assert_eq!(plan(blocks, choice, bytes, &cuts), expected, "{choice:?} {bytes:?} {cuts:?}");
+        }
+    }
+
+    #[test]
+    fn plans_are_divided_where_others_are() {
+        let (sizes, count) = (sizes(4), 4);
+        let plan = |choice, ranges: &[Range<usize>], sees_start, sees_end| {
+            let cuts = Cuts { ranges: ranges.to_vec(), sees_start, sees_end, arithmetic: None };
+            Plan::new(&sizes, Limits::new(choice, None, &sizes).unwrap(), &cuts)
+        };
+        let blocks = 0..count;
+        let all = std::slice::from_ref(&blocks);
+        let whole = plan(StagesChoice::Fused, all, false, false);
+        let seen = plan(StagesChoice::Fused, all, true, true);
+        let middle = plan(StagesChoice::Fused, &[0..1, 1..3, 3..4], false, false);
+        let single = plan(StagesChoice::PerBlock, all, false, false);
+        for (plan, others, expected) in [
+            (&whole, &[][..], vec!["embed and blocks 0..4 and final"]),
+            (&whole, whole.stages(), vec!["embed and blocks 0..4 and final"]),
+            (&whole, seen.stages(), vec!["embed", "blocks 0..4", "final"]),
+            (&middle, seen.stages(), vec!["embed", "block 0", "blocks 1..3", "block 3", "final"]),
+            (&seen, middle.stages(), vec!["embed", "block 0", "blocks 1..3", "block 3", "final"]),
+            (&whole, single.stages(), vec!["embed", "block 0", "block 1", "block 2", "block 3", "final"]),
+            // Some of them are enough.
+            (&whole, &single.stages()[1..3], vec!["embed", "block 0", "block 1", "blocks 2..4 and final"]),
+        ] {
+            let divided = plan.divided(others);
+            assert_eq!(divided.stages().iter().map(Stage::name).collect::<Vec<_>>(), expected);
+            assert_eq!(divided.divided(others), divided);
         }
     }
 

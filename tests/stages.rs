@@ -11,7 +11,7 @@ use common::{data, emoji, relative_l1, tiny_inputs};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::{
     ArithmeticChoice, CacheDType, Engine, EngineInfo, EngineOptions, ErrorKind, Inputs, OtherPlan, RequestOptions,
-    StageInfo, StagesChoice,
+    StageInfo, StagesChoice, WeightsChoice,
 };
 use serde_json::{Value, json};
 
@@ -79,10 +79,12 @@ fn the_shipped_model_is_the_same_in_long_stages() {
     }
 }
 
-/// One engine serves all policies one after the other, and several at once; what it has loaded stays.
+/// Where plans are added to each other, one engine serves all policies one after the other, and several at once; what it
+/// has loaded stays.
 #[test]
 fn an_engine_loads_the_stages_that_a_policy_needs() {
-    let fused = || engine(EngineOptions { stages: StagesChoice::Fused, ..EngineOptions::default() });
+    let other_plan = OtherPlan::Add;
+    let fused = || engine(EngineOptions { stages: StagesChoice::Fused, other_plan, ..EngineOptions::default() });
     let per_block = engine(EngineOptions { stages: StagesChoice::PerBlock, ..EngineOptions::default() });
     let expected: Vec<Facts> = TINY_POLICIES.iter().map(|cache| tiny(&per_block, cache)).collect();
     let one = fused();
@@ -111,6 +113,51 @@ fn an_engine_loads_the_stages_that_a_policy_needs() {
     loaded.sort();
     loaded.dedup();
     assert_eq!(loaded.len(), count, "a stage was loaded twice");
+}
+
+/// By default a new policy divides the stages that are loaded: no block's weights are held twice, and all compute the
+/// same as before.
+#[test]
+fn an_engine_divides_the_stages_that_a_policy_cuts() {
+    let load = |stages, other_plan| engine(EngineOptions { stages, other_plan, ..EngineOptions::default() });
+    let bytes = |engine: &Engine| engine.stages().iter().map(|stage| stage.weight_bytes).sum::<u64>();
+    let per_block = load(StagesChoice::PerBlock, OtherPlan::Load);
+    let [divided, added] = [OtherPlan::Load, OtherPlan::Add].map(|other| load(StagesChoice::Fused, other));
+    for (cache, expected) in [
+        ("none", vec!["embed and blocks 0..12 and final"]),
+        ("f3b4w2l0.3", vec!["embed and blocks 0..3", "blocks 3..8", "blocks 8..12 and final"]),
+        ("none", vec!["embed and blocks 0..3", "blocks 3..8", "blocks 8..12 and final"]),
+        ("f1b0w2r0.3", vec!["embed", "block 0", "blocks 1..3", "blocks 3..8", "blocks 8..12", "final"]),
+        ("f3b4w2r0.3", vec!["embed", "block 0", "blocks 1..3", "blocks 3..8", "blocks 8..12", "final"]),
+        ("f1b0w2l0.3", vec!["embed", "block 0", "blocks 1..3", "blocks 3..8", "blocks 8..12", "final"]),
+    ] {
+        for engine in [&divided, &added] {
+            assert!(tiny(engine, cache) == tiny(&per_block, cache), "{cache}");
+        }
+        assert_eq!(names(&divided), expected, "{cache}");
+        assert_eq!(bytes(&divided), bytes(&per_block), "{cache}");
+    }
+    assert!(bytes(&added) > 2 * bytes(&per_block), "{}", bytes(&added));
+    // Stages that a request runs stay until it ends, whoever divides them.
+    let shared = load(StagesChoice::Fused, OtherPlan::Load);
+    let running = shared.request(&tiny_inputs(false), &options("none", 10)).unwrap();
+    let expected = tiny(&per_block, "prune_f1b2w2r0.3");
+    assert!(tiny(&shared, "prune_f1b2w2r0.3") == expected);
+    let alone = per_block.request(&tiny_inputs(false), &options("none", 10)).unwrap().run(&mut ()).unwrap();
+    assert_eq!(running.run(&mut ()).unwrap().latents, alone.latents);
+    let shared = load(StagesChoice::Fused, OtherPlan::Load);
+    thread::scope(|scope| {
+        for cache in TINY_POLICIES.iter().cycle().take(2 * TINY_POLICIES.len()) {
+            let shared = &shared;
+            let expected = tiny(&per_block, cache);
+            scope.spawn(move || assert!(tiny(shared, cache) == expected, "{cache}"));
+        }
+    });
+    // Mapped weights are in memory once whatever is loaded: nothing is divided.
+    let mapped = EngineOptions { weights: WeightsChoice::Mapped, stages: StagesChoice::Fused, ..Default::default() };
+    let mapped = engine(mapped);
+    assert!(mapped.request(&tiny_inputs(false), &options("f3b4w2r0.3", 10)).is_ok());
+    assert_eq!(mapped.stages().len(), 5);
 }
 
 #[test]

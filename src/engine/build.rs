@@ -72,7 +72,7 @@ impl EngineBuild {
             ));
         }
         let limits = (options.stages, options.stage_bytes);
-        let stages = Stages::new(&directory, limits, options.other_plan)?.graphs(&directory, &cuts)?;
+        let stages = Stages::new(&directory, limits, options.other_plan, false)?.graphs(&directory, &cuts)?;
         let mut build = Self { directory, device, loader, stages, planned: Vec::new(), refused };
         build.planned = build.look()?;
         Ok(build)

@@ -1,4 +1,8 @@
-//! The stages that an engine has loaded: shared by all requests, and added to when a policy needs other cuts.
+//! The stages that an engine has loaded: shared by all requests, and changed when a policy needs other cuts.
+//!
+//! Each session holds the weights of its blocks, packed or on the device. Where nothing is compiled, two plans therefore
+//! never lie side by side: a stage that a new policy cuts is freed, and its parts take its place, for all policies
+//! (docs/performance.md). Where engines are compiled, each policy keeps the long ones that were built for it.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -14,14 +18,19 @@ use crate::model::join::{Part, Piece, boundary, join};
 use crate::model::manifest::GraphSpec;
 use crate::plan::{Cuts, GraphSize, Limits, Plan, Sizes, Stage, StagesChoice};
 use crate::runtime::device::Device;
+use crate::runtime::heap;
 use crate::runtime::session::Session;
 
 /// What happens when a request's policy needs cuts that no loaded plan has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OtherPlan {
-    /// The stages that are missing are loaded, and stay.
+    /// The stages that are missing are loaded, and stay. Where the provider compiles nothing, they take the place of a
+    /// stage that holds the same blocks: weights are in memory once, and later requests run that stage in parts.
     #[default]
     Load,
+    /// The stages that are missing are loaded beside the others: each policy runs in the longest stages, and a block's
+    /// weights are in memory once for each stage that it is part of.
+    Add,
     /// The request is refused with `Usage`: for services that must not load, or compile, while they serve.
     Refuse,
 }
@@ -32,8 +41,9 @@ impl FromStr for OtherPlan {
     fn from_str(text: &str) -> Result<Self> {
         match text {
             "load" => Ok(Self::Load),
+            "add" => Ok(Self::Add),
             "refuse" => Ok(Self::Refuse),
-            _ => Err(Error::usage(format!("unknown other plan `{text}`; expected `load` or `refuse`"))),
+            _ => Err(Error::usage(format!("unknown other plan `{text}`; expected `load`, `add` or `refuse`"))),
         }
     }
 }
@@ -56,6 +66,8 @@ pub(crate) struct LoadedStage {
 pub(crate) struct Stages {
     limits: Limits,
     other: OtherPlan,
+    /// Whether the loaded stages are one plan, in order, which each new policy divides further.
+    are_divided: bool,
     loaded: Mutex<Vec<Arc<LoadedStage>>>,
     /// Held while stages load, so that two requests do not load the same ones; others go on.
     loading: Mutex<()>,
@@ -72,20 +84,25 @@ impl LoadedPlan {
 }
 
 impl Stages {
+    /// `copies_weights`: whether a block that is part of two stages would have its weights twice.
+    ///
     /// # Errors
     /// `Usage` for limits that do not fit the model.
     pub(crate) fn new(
         directory: &EngineDirectory,
         (choice, bytes): (StagesChoice, Option<u64>),
         other: OtherPlan,
+        copies_weights: bool,
     ) -> Result<Self> {
         let limits = Limits::new(choice, bytes, &sizes(directory))?;
-        Ok(Self { limits, other, loaded: Mutex::default(), loading: Mutex::default() })
+        let are_divided = copies_weights && other == OtherPlan::Load;
+        Ok(Self { limits, other, are_divided, loaded: Mutex::default(), loading: Mutex::default() })
     }
 
-    /// The plan for a policy that wants to see these cuts; nothing is loaded.
+    /// The plan for a policy that wants to see these cuts, as long as no other policy divides it; nothing is loaded.
     pub(crate) fn plan(&self, directory: &EngineDirectory, cuts: &Cuts) -> Plan {
-        Plan::new(&sizes(directory), self.limits, cuts)
+        let plan = Plan::new(&sizes(directory), self.limits, cuts);
+        if self.are_divided { plan.divided(&self.loaded()) } else { plan }
     }
 
     /// The graphs of that plan.
@@ -112,9 +129,13 @@ impl Stages {
             return Ok(LoadedPlan { plan, stages });
         }
         let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let is_missing = |stage: &&Stage| !known.iter().any(|loaded| loaded.stage == **stage);
-        let missing: Vec<&Stage> = plan.stages().iter().filter(is_missing).collect();
+        // Another request may have loaded, and divided, since.
+        let plan = self.plan(directory, cuts);
+        if self.are_divided {
+            self.free(&plan);
+        }
+        let known = self.loaded();
+        let missing: Vec<&Stage> = plan.stages().iter().filter(|stage| !known.contains(stage)).collect();
         let graphs = missing.iter().map(|stage| StageGraph::new(directory, stage)).collect::<Result<Vec<_>>>()?;
         let borrowed: Vec<&Graph> = graphs.iter().map(|stage| stage.graph.as_ref()).collect();
         let sessions = loader.sessions(device, &borrowed)?;
@@ -123,7 +144,12 @@ impl Stages {
             let StageGraph { inputs, outputs, .. } = graph;
             Arc::new(LoadedStage { stage: (*stage).clone(), session, inputs, outputs })
         });
-        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).extend(fresh);
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.extend(fresh);
+        if self.are_divided {
+            loaded.sort_by_key(|loaded| (loaded.stage.blocks.start, loaded.stage.blocks.end));
+        }
+        drop(loaded);
         let stages = self.find(&plan).ok_or_else(|| Error::internal("a stage that was loaded is lost"))?;
         Ok(LoadedPlan { plan, stages })
     }
@@ -138,7 +164,7 @@ impl Stages {
         on: (&Device, &Loader),
         cuts: &Cuts,
     ) -> Result<LoadedPlan> {
-        if self.other == OtherPlan::Load {
+        if self.other != OtherPlan::Refuse {
             return self.load(directory, on, cuts);
         }
         let stages = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -158,7 +184,22 @@ impl Stages {
         .about("cache"))
     }
 
-    /// The stages that are loaded, in the order in which they were.
+    /// Frees the stages that a plan divides, before their parts are loaded: so that weights are there once. A request that
+    /// runs them keeps them until it ends. Where loading the parts fails, the next request loads what is missing.
+    fn free(&self, plan: &Plan) {
+        let is_kept = |loaded: &Arc<LoadedStage>| plan.stages().contains(&loaded.stage);
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let (kept, divided): (Vec<_>, Vec<_>) = std::mem::take(&mut *loaded).into_iter().partition(is_kept);
+        *loaded = kept;
+        drop(loaded);
+        if !divided.is_empty() {
+            tracing::info!(freed = divided.len(), "stages divided");
+            drop(divided);
+            heap::give_back();
+        }
+    }
+
+    /// The stages that are loaded.
     pub(crate) fn loaded(&self) -> Vec<Stage> {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.iter().map(|loaded| loaded.stage.clone()).collect()

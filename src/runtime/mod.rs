@@ -6,6 +6,8 @@ pub(crate) mod engine_cache;
 #[expect(unsafe_code, reason = "the memory is a host's, who promises what it holds")]
 pub(crate) mod foreign;
 pub(crate) mod guidance;
+#[expect(unsafe_code, reason = "the C library's heap is only to be had through a raw call")]
+pub(crate) mod heap;
 pub(crate) mod host;
 pub(crate) mod items;
 #[expect(unsafe_code, reason = "the library's version is only to be had through a raw call")]
