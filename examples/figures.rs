@@ -22,15 +22,20 @@ const PROMPTS: [&str; 8] =
 const TAGS: [&str; 7] = ["none", "f1b0", "f8b8", "f8b16", "f8b8r0.2", "f1b0r0.2", "f1b0r0.4w4mc4"];
 /// What the first release of cache-dit measured on FLUX.1-dev at a share of saved work, and a policy that saves about as
 /// much here: `(what, tag, its speed-up)`.
-const SEED: [(&str, &str, f64); 8] = [
+const SEED: [(&str, &str, f64); 13] = [
     ("DBCache F1 B0, 11 of 28 steps skipped", "f1b0r1m11", 1.59),
     ("DBCache F1 B0, 19 of 28 steps skipped", "f1b0r1m19", 2.90),
     ("DBCache F8 B8, 15 of 28 steps skipped", "f8b8r1m15", 1.61),
-    ("DBPrune, 24 % of blocks pruned", "prune_f1b0w0r0.04", 1.28),
-    ("DBPrune, 35 % of blocks pruned", "prune_f1b0w0r0.048", 1.48),
-    ("DBPrune, 38 % of blocks pruned", "prune_f1b0w0r0.05", 1.56),
-    ("DBPrune, 45 % of blocks pruned", "prune_f1b0w0r0.06", 1.75),
-    ("DBPrune, 60 % of blocks pruned", "prune_f1b0w0r0.09", 2.33),
+    ("DBPrune, 24 % of blocks pruned", "prune_f8b8w0r0.048", 1.28),
+    ("DBPrune, 35 % of blocks pruned", "prune_f8b8w0r0.062", 1.48),
+    ("DBPrune, 38 % of blocks pruned", "prune_f8b8w0r0.07", 1.56),
+    ("DBPrune, 45 % of blocks pruned", "prune_f8b8w0r0.093", 1.75),
+    ("DBPrune, 60 % of blocks pruned", "prune_f8b8w0r0.22", 2.33),
+    ("the same, every block but the first decides", "prune_f1b0w0r0.04", 1.28),
+    ("", "prune_f1b0w0r0.048", 1.48),
+    ("", "prune_f1b0w0r0.05", 1.56),
+    ("", "prune_f1b0w0r0.06", 1.75),
+    ("", "prune_f1b0w0r0.09", 2.33),
 ];
 /// Rows of the grid.
 const SHOWN: [usize; 4] = [0, 1, 2, 3];

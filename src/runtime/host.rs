@@ -2,6 +2,8 @@
 //! times cheaper than an ONNX Runtime session for it. The graphs of `ops` and `measure` do the same on any provider;
 //! `EngineOptions::arithmetic` chooses, and tests/parity.rs runs both.
 
+use multiversion::multiversion;
+
 use super::measure::Compared;
 use super::tensor::{BufferId, Buffers};
 use crate::cache::DiffTensor;
@@ -10,19 +12,19 @@ use crate::error::Result;
 /// Numbers that are summed in f32 before they are added to an f64 total: the error stays far below that of the blocks.
 const RUN: usize = 512;
 /// Sums that grow side by side, so that no addition waits for the one before it.
-const LANES: usize = 16;
+const LANES: usize = 64;
 
 /// out = a - b, all f32 and of one shape.
 pub(crate) fn subtract(buffers: &mut Buffers, a: BufferId, b: BufferId, out: BufferId) -> Result<()> {
     let ([a, b], out) = buffers.split([a, b], out)?;
-    out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (a, b))| *out = a - b);
+    difference(a, b, out);
     Ok(())
 }
 
 /// out = a + b, all f32 and of one shape.
 pub(crate) fn add(buffers: &mut Buffers, a: BufferId, b: BufferId, out: BufferId) -> Result<()> {
     let ([a, b], out) = buffers.split([a, b], out)?;
-    out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (a, b))| *out = a + b);
+    sum(a, b, out);
     Ok(())
 }
 
@@ -42,7 +44,7 @@ pub(crate) fn keep(buffers: &mut Buffers, streams: &[Compared], tensor: DiffTens
             DiffTensor::HeadResidual => subtract(buffers, stream.after, stream.before, stream.kept)?,
             DiffTensor::HeadOutput | DiffTensor::BlockInput => copy(buffers, stream.after, stream.kept)?,
         }
-        total += buffers.floats(stream.kept)?.chunks(RUN).map(size).sum::<f64>();
+        total += size(buffers.floats(stream.kept)?);
     }
     Ok(total as f32)
 }
@@ -52,45 +54,60 @@ pub(crate) fn change(buffers: &Buffers, streams: &[Compared], tensor: DiffTensor
     let mut change = 0.0;
     for stream in streams {
         let (after, kept) = (buffers.floats(stream.after)?, buffers.floats(stream.kept)?);
-        let runs = after.chunks(RUN).zip(kept.chunks(RUN));
-        match tensor {
-            DiffTensor::HeadResidual => {
-                let mut now = [0.0; RUN];
-                for ((after, kept), before) in runs.zip(buffers.floats(stream.before)?.chunks(RUN)) {
-                    now.iter_mut().zip(after.iter().zip(before)).for_each(|(now, (a, b))| *now = a - b);
-                    change += distance(&now[..kept.len()], kept);
-                }
-            }
-            DiffTensor::HeadOutput | DiffTensor::BlockInput => {
-                change += runs.map(|(now, kept)| distance(now, kept)).sum::<f64>();
-            }
-        }
+        change += match tensor {
+            DiffTensor::HeadResidual => distance_of_difference(after, buffers.floats(stream.before)?, kept),
+            DiffTensor::HeadOutput | DiffTensor::BlockInput => distance(after, kept),
+        };
     }
     Ok(change as f32)
 }
 
-/// sum|a - b| of two runs.
+// Each of these loops is compiled for several instruction sets; the widest that the processor has is taken.
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+fn difference(a: &[f32], b: &[f32], out: &mut [f32]) {
+    out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (a, b))| *out = a - b);
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+fn sum(a: &[f32], b: &[f32], out: &mut [f32]) {
+    out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (a, b))| *out = a + b);
+}
+
+/// sum|a|.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+fn size(a: &[f32]) -> f64 {
+    a.chunks(RUN).map(|a| total(a, a, |a, _| a.abs())).sum()
+}
+
+/// sum|a - b|.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn distance(a: &[f32], b: &[f32]) -> f64 {
+    a.chunks(RUN).zip(b.chunks(RUN)).map(|(a, b)| total(a, b, |a, b| (b - a).abs())).sum()
+}
+
+/// sum|after - before - kept|.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+fn distance_of_difference(after: &[f32], before: &[f32], kept: &[f32]) -> f64 {
+    let mut now = [0.0; RUN];
+    let runs = after.chunks(RUN).zip(before.chunks(RUN)).zip(kept.chunks(RUN));
+    runs.map(|((after, before), kept)| {
+        now.iter_mut().zip(after.iter().zip(before)).for_each(|(now, (a, b))| *now = a - b);
+        total(&now[..kept.len()], kept, |a, b| (b - a).abs())
+    })
+    .sum()
+}
+
+/// The sum of what `of` gives for the pairs of two runs.
+#[inline(always)]
+fn total(a: &[f32], b: &[f32], of: impl Fn(f32, f32) -> f32) -> f64 {
     let mut lanes = [0.0_f32; LANES];
     let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let rest = a_lanes.remainder().iter().zip(b_lanes.remainder());
-    lanes.iter_mut().zip(rest).for_each(|(lane, (a, b))| *lane += (b - a).abs());
+    lanes.iter_mut().zip(rest).for_each(|(lane, (a, b))| *lane += of(*a, *b));
     for (a, b) in a_lanes.zip(b_lanes) {
         for lane in 0..LANES {
-            lanes[lane] += (b[lane] - a[lane]).abs();
-        }
-    }
-    f64::from(lanes.iter().sum::<f32>())
-}
-
-/// sum|a| of a run.
-fn size(a: &[f32]) -> f64 {
-    let mut lanes = [0.0_f32; LANES];
-    let all = a.chunks_exact(LANES);
-    lanes.iter_mut().zip(all.remainder()).for_each(|(lane, a)| *lane += a.abs());
-    for a in all {
-        for lane in 0..LANES {
-            lanes[lane] += a[lane].abs();
+            lanes[lane] += of(a[lane], b[lane]);
         }
     }
     f64::from(lanes.iter().sum::<f32>())

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort::AsPointer;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::logging::LogLevel;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 
 use super::provider::{ProviderKind, refused};
 use crate::error::{Error, ErrorKind, Result};
@@ -23,6 +24,9 @@ use crate::setup;
 mod inspect;
 
 use inspect::{NOT_THERE, inspect_file};
+
+/// ONNX Runtime's word for an arena that grows by what is asked of it, not by powers of two.
+const SAME_AS_REQUESTED: i32 = 1;
 
 /// The environment variable that names the library file; `ort` and other programs know it too.
 pub const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -382,6 +386,7 @@ fn build_environment(library: Place, options: &LibraryOptions, work: Work) -> Re
     let environment =
         builder.with_name("dbcache-trt").with_telemetry(false).with_global_thread_pool(pool).build().map_err(failed)?;
     environment.set_log_level(wanted_log_level());
+    share_scratch(&environment).map_err(failed)?;
     let info = LibraryInfo {
         path: library.path,
         found_by: library.found_by,
@@ -391,6 +396,24 @@ fn build_environment(library: Place, options: &LibraryOptions, work: Work) -> Re
         spin: options.spin,
     };
     Ok(Loaded { environment, info, plugins: Mutex::default() })
+}
+
+/// Registers the arena in which the intermediate results of all sessions on the CPU lie. Sessions of one block each give
+/// that memory back after every run: to the system, which has to fill it with zeros again, or to this arena.
+fn share_scratch(environment: &Environment) -> ort::Result<()> {
+    let api = ort::api();
+    let info = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?;
+    let mut arena = std::ptr::null_mut();
+    // SAFETY: the place is ours to write.
+    let status = unsafe { (api.CreateArenaCfg)(0, SAME_AS_REQUESTED, -1, -1, &mut arena) };
+    // SAFETY: the status comes from ONNX Runtime and is used once.
+    unsafe { ort::Error::result_from_status(status) }?;
+    // SAFETY: all three are alive; the environment is read only by us so far.
+    let status = unsafe { (api.CreateAndRegisterAllocator)(environment.ptr().cast_mut(), info.ptr(), arena) };
+    // SAFETY: the settings were made above and are used no more.
+    unsafe { (api.ReleaseArenaCfg)(arena) };
+    // SAFETY: the status comes from ONNX Runtime and is used once.
+    unsafe { ort::Error::result_from_status(status) }
 }
 
 /// The version of the loaded library. Neither `ort` nor the library's table of functions tells it, but every provider

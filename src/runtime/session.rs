@@ -225,6 +225,8 @@ fn configure(builder: SessionBuilder, source: &Source<'_>, is_foreign: bool) -> 
     if is_foreign {
         return Ok(builder);
     }
+    // Intermediate results lie in the arena that all sessions share; weights, which stay, do not.
+    builder = builder.with_env_allocators()?.with_device_allocated_initializers()?;
     // Folding constants copies every transposed weight. It pays only where a cast is folded too: a graph over f32
     // weights runs bit-identically without it, because ONNX Runtime fuses the transposition into the product.
     if source.weights == WeightsMode::Mapped || !source.casts_weights {

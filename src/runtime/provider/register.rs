@@ -97,7 +97,7 @@ impl Provider {
             }
             ProviderKind::Cuda => append_cuda(builder, &self.spec.pairs()).map_err(refuse)?,
         };
-        // Without arenas 57 sessions keep about 0.6 MB less each, at the same speed (docs/performance.md).
+        // Arenas of their own would keep about 0.6 MB a session; they share one (docs/performance.md).
         let cpu = ep::CPU::default().with_arena_allocator(false).build().error_on_failure();
         builder.with_execution_providers([cpu]).map_err(|error| refuse(error.into()))
     }
