@@ -30,8 +30,9 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     **{name: partial(write_video, name) for name in VIDEOS},
 }
 
-#: What the builder of TensorRT-RTX does not take, and what it says; an entry that no longer fails fails the test.
-REFUSED: dict[tuple[str, DType], str] = {}
+#: Where the model's own size is too much for one of its products without a fused attention, as in f32: 119 thousand
+#: tokens of video are 57 GB of scores a head.
+PROFILES: dict[tuple[str, DType], str] = {("hunyuan_video", "f32"): "176..320,frames=1..17"}
 
 
 @pytest.mark.parametrize("compute", ["f32", "f16", "bf16"])
@@ -41,14 +42,11 @@ def test_every_stage_is_accepted(family: str, compute: DType, tmp_path: Path) ->
     options = Options(compute=compute, check=False, pack=True)
     export(tmp_path / "model", tmp_path / "engine", options, lambda _: None)
     # A block alone, a long stage, and both ends joined to their neighbours.
-    stages = written_stages(tmp_path / "engine", tmp_path / "stages", "--cache", "f1b1", "--stages", "fused")
-    refused = REFUSED.get((family, compute))
-    for graph, profile in stages.items():
-        if refused is None:
-            print(family, compute, graph.name, accept(graph, profile))
-        else:
-            with pytest.raises(Refused, match=refused):
-                accept(graph, profile)
+    profile = PROFILES.get((family, compute))
+    ranges = [] if profile is None else ["--profile", profile]
+    stages = written_stages(tmp_path / "engine", tmp_path / "stages", "--cache", "f1b1", "--stages", "fused", *ranges)
+    for graph, shapes in stages.items():
+        print(family, compute, graph.name, accept(graph, shapes))
 
 
 def written_stages(engine: Path, out: Path, *options: str) -> dict[Path, Profile]:
