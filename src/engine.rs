@@ -25,6 +25,7 @@ pub use self::stages::OtherPlan;
 pub(crate) use self::stages::{LoadedPlan, LoadedStage, Stages, sizes};
 use crate::cache::{DiffOptions, PolicyConfig};
 use crate::error::{Error, Result};
+use crate::generate::cancel::CancelToken;
 use crate::generate::request::{Inputs, Request, RequestOptions};
 use crate::generate::text::TextEncoder;
 use crate::generate::{lists, memory};
@@ -80,6 +81,8 @@ pub struct EngineOptions {
     pub weights_folder: Option<PathBuf>,
     /// Compare the content hash of every weights file, not only its size and header: reads all weights once.
     pub verify: bool,
+    /// Stops the load from another thread, between two sessions. An engine that is loaded does not heed it.
+    pub cancel: CancelToken,
 }
 
 /// How residuals are kept and applied, and how diffs are taken.
@@ -174,7 +177,8 @@ impl Engine {
     /// Loads an engine directory: checks every file, then makes one ONNX Runtime session per graph.
     ///
     /// # Errors
-    /// `EngineDirectory`, `Runtime`; `Library`, also when the process has loaded ONNX Runtime with other settings.
+    /// `EngineDirectory`, `Runtime`, `Cancelled`; `Library`, also when the process has loaded ONNX Runtime with other
+    /// settings.
     pub fn load(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
         let start = Instant::now();
         let directory = EngineDirectory::open(directory.as_ref(), options.weights_folder.as_deref())?;
@@ -202,8 +206,8 @@ impl Engine {
                 let all: Vec<&Graph> = graphs.iter().copied().chain(&joined).collect();
                 loader.check_built(device, &all)?;
             }
-            stages.load(&directory, (device, &loader), &cuts)?;
-            let sessions = loader.sessions(device, &graphs)?;
+            stages.load(&directory, (device, &loader), &cuts, &options.cancel)?;
+            let sessions = loader.sessions(device, &graphs, &options.cancel)?;
             Ok((loader, stages, sessions))
         };
         let (device, (loader, stages, sessions), refused) =
@@ -313,9 +317,9 @@ impl Loaded {
     /// The stages for a policy that wants to see these cuts.
     ///
     /// # Errors
-    /// `Usage` where they are not loaded and may not be; `Runtime`.
-    pub(crate) fn load_plan(&self, cuts: &Cuts) -> Result<Arc<LoadedPlan>> {
-        self.stages.for_request(&self.directory, (&self.device, &self.loader), cuts).map(Arc::new)
+    /// `Usage` where they are not loaded and may not be; `Runtime`, `Cancelled`.
+    pub(crate) fn load_plan(&self, cuts: &Cuts, cancel: &CancelToken) -> Result<Arc<LoadedPlan>> {
+        self.stages.for_request(&self.directory, (&self.device, &self.loader), cuts, cancel).map(Arc::new)
     }
 
     /// The same without its sessions: nothing is loaded.

@@ -7,6 +7,7 @@ mod statistics;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use serde_json::{Value, json};
 
@@ -43,6 +44,8 @@ pub struct StepRecord {
     pub blocks: Vec<BlockRecord>,
     /// Blocks that ran.
     pub blocks_run: usize,
+    /// Which they were, counted from the start of the model: in rising order, with a gap between two ranges.
+    pub ran: Vec<Range<usize>>,
     /// Runs of ONNX Runtime sessions for this branch (and list of blocks) of the step, with all pictures of the batch:
     /// stages, and small graphs of the cache. Guidance and the scheduler's update come on top, once a step.
     pub session_runs: usize,
@@ -72,6 +75,16 @@ impl StepRecord {
             return 'P';
         }
         self.decision.action.letter()
+    }
+
+    /// Adds blocks that ran, which come after those that did before.
+    pub(crate) fn add_run(&mut self, blocks: Range<usize>) {
+        self.blocks_run += blocks.len();
+        match self.ran.last_mut() {
+            Some(last) if last.end == blocks.start => last.end = blocks.end,
+            _ if blocks.is_empty() => {}
+            _ => self.ran.push(blocks),
+        }
     }
 
     /// Single blocks that were skipped.
@@ -361,6 +374,7 @@ impl Trace {
                 "threshold": record.threshold,
                 "blocks": record.blocks.iter().map(block).collect::<Vec<_>>(),
                 "blocks_run": record.blocks_run,
+                "ran": record.ran.iter().map(|blocks| [blocks.start, blocks.end]).collect::<Vec<_>>(),
                 "session_runs": record.session_runs,
                 "elapsed_ms": record.elapsed_ms,
             })

@@ -12,20 +12,23 @@ use std::sync::LazyLock;
 use common::capi::{Capi, With, runtime};
 use common::damage::Copy;
 use common::{data, emoji};
-use dbcache_trt::{Engine, EngineOptions, Inputs, RequestOptions};
+use dbcache_trt::{Engine, EngineOptions, Image, Inputs, RequestOptions};
 use serde_json::Value;
+use tempfile::TempDir;
 
 static CAPI: LazyLock<Capi> = LazyLock::new(Capi::build);
 
-/// Builds and runs one of the test programs with what it needs.
-fn program(source: &str) {
+/// Builds and runs one of the test programs with what it needs. Gives the folder to which it wrote.
+fn program(source: &str) -> TempDir {
     let with = With::asked();
     let binary = CAPI.compile(source, with);
     let few_blocks = Copy::few_blocks();
     let folder = tempfile::tempdir().unwrap();
-    let tiny = data("tiny-flux");
-    let said = CAPI.run(&binary, &[&runtime(), &tiny, few_blocks.folder.path(), folder.path()], with);
+    let engines = [data("tiny-flux"), few_blocks.folder.path().to_owned(), data("tiny-video/engine")];
+    let [tiny, emoji, video] = &engines;
+    let said = CAPI.run(&binary, &[&runtime(), tiny, emoji, video, folder.path()], with);
     assert!(said.ends_with(": ok\n"), "{said}");
+    folder
 }
 
 #[test]
@@ -41,6 +44,26 @@ fn requests_from_start_to_end() {
 #[test]
 fn hosts_that_own_the_loop() {
     program("capi/tests/c/stepwise.c");
+}
+
+#[test]
+fn what_hosts_hear() {
+    program("capi/tests/c/logs.c");
+}
+
+/// What the program wrote tells the seed of its video, not of a frame.
+#[test]
+fn results_that_are_videos() {
+    let folder = program("capi/tests/c/video.c");
+    let frame = |name: &str| Image::read_png(&folder.path().join(name)).unwrap();
+    for (name, seed) in [("first_0000.png", "40"), ("first_0008.png", "40"), ("second/frame_0008.png", "41")] {
+        let (image, text) = frame(name);
+        assert_eq!((image.width, image.height), (128, 128), "{name}");
+        assert!(text.contains(&("seed".to_owned(), seed.to_owned())), "{name}: {text:?}");
+    }
+    assert_eq!(frame("second.png").0, frame("second/frame_0000.png").0);
+    assert!(folder.path().join("first.gif").is_file());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1 + 9 + 1 + 1);
 }
 
 #[test]
@@ -126,6 +149,6 @@ fn a_host_with_its_own_loop() {
     let options =
         RequestOptions { cache: "f1b0w2r0.3".parse().unwrap(), guidance: Some(2.0), ..RequestOptions::default() };
     let whole = loaded.request(&Inputs::prompt("lemon"), &options).unwrap().run(&mut ()).unwrap();
-    let (own, _) = dbcache_trt::Image::read_png(&picture).unwrap();
+    let (own, _) = Image::read_png(&picture).unwrap();
     assert!(own.psnr(&whole.images[0]).unwrap() > 55.0);
 }

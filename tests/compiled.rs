@@ -6,9 +6,11 @@ mod common;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+#[cfg(unix)]
+use common::capi::{Capi, With, runtime};
 use common::damage::{Copy, WEIGHTS};
 use common::shell::{Ran, Shell};
 use common::{data, relative_l1, tiny_inputs};
@@ -289,6 +291,35 @@ fn every_option_of_the_provider_is_in_the_key() {
     let none = format!("--steps 1 --provider {} --engine-cache none --trace none.json", openvino());
     compiled.shell.tiny(&none).code(0);
     assert!(compiled.counts("none.json").0 > 0 && compiled.counts("none.json").1 == 0);
+}
+
+/// Through the C library: what a load will find in the cache, and what it will compile.
+#[cfg(unix)]
+#[test]
+#[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
+fn a_plan_tells_hits_and_builds() {
+    let compiled = Compiled::new();
+    let capi = Capi::build();
+    let program = capi.compile("capi/tests/c/plan.c", With::Nothing);
+    let plan = |cache: &str| -> (u64, u64, BTreeSet<String>) {
+        let mut command = Command::new(&program);
+        command.arg(data("tiny-flux")).args(["provider", &openvino(), "cache", cache, "engine-cache"]);
+        let output = command.arg(&compiled.store).env("ORT_DYLIB_PATH", runtime()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let of = &plan["engine_cache"];
+        let built = of["engines"].as_array().unwrap().iter().filter(|engine| engine["is_built"] == true);
+        let keys = built.map(|engine| engine["key"].as_str().unwrap().to_owned()).collect();
+        (of["hits"].as_u64().unwrap(), of["builds"].as_u64().unwrap(), keys)
+    };
+    let (hits, builds, keys) = plan("f1b1w2r0.5");
+    assert!(hits == 0 && builds >= 4 && keys.is_empty(), "{hits} {builds}");
+    compiled.build(&data("tiny-flux"), CACHE).code(0);
+    assert_eq!(plan("f1b1w2r0.5"), (builds, 0, compiled.entries()));
+    // Another policy has most of its stages in common with this one.
+    let (hits, builds, keys) = plan("f2b0w2r0.5");
+    assert!(hits >= 1 && builds >= 1 && keys.is_subset(&compiled.entries()), "{hits} {builds}");
+    assert_eq!(hits, keys.len() as u64);
 }
 
 #[test]

@@ -274,3 +274,21 @@ fn a_host_owns_the_loop() {
     assert!(stepwise.velocity(&latents, 0.1).is_err(), "a step too many");
     assert_eq!(stepwise.run(&mut ()).unwrap_err().kind(), ErrorKind::Usage);
 }
+
+#[test]
+fn a_load_can_be_cancelled() {
+    let options = EngineOptions::default();
+    options.cancel.cancel();
+    let error = Engine::load(data("tiny-flux"), &options).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    // An engine that is loaded does not heed it: it loads more for this policy.
+    let options = EngineOptions::default();
+    let engine = Engine::load(data("tiny-flux"), &options).unwrap();
+    options.cancel.cancel();
+    run(&engine, &tiny_inputs(false), &self::options("f3b2w1", 2));
+    // A request that loads more stops with its own token.
+    let cancelled = self::options("f4b3w1", 2);
+    cancelled.cancel.cancel();
+    let error = engine.request(&tiny_inputs(false), &cancelled).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+}

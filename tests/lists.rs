@@ -71,7 +71,7 @@ fn a_trace_has_a_record_for_each_list() {
         ("/lists", json!([8, 4]), "outside of its list, which holds the blocks 8..12"),
         ("/records/1/list", json!(0), "`records[1].list` is 0; expected 1"),
         ("/records/1/list", json!(null), "`records[1].list` is null; expected 1"),
-        ("/records/1/blocks_run", json!(9), "outside of its list"),
+        ("/records/1/ran", json!([[3, 11]]), "outside of its list"),
     ] {
         let mut damaged = json.clone();
         *damaged.pointer_mut(pointer).unwrap() = value;

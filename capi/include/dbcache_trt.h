@@ -265,8 +265,8 @@ typedef struct dbcache_options dbcache_options;
 typedef struct dbcache_request dbcache_request;
 
 /**
- * Latents, pictures and what happened. Immutable: any number of threads may read it. It needs neither its request nor
- * its engine any more.
+ * Latents, pictures or videos, and what happened. Immutable: any number of threads may read it. It needs neither its
+ * request nor its engine any more.
  */
 typedef struct dbcache_result dbcache_result;
 
@@ -274,6 +274,34 @@ typedef struct dbcache_result dbcache_result;
  * A tensor in host memory, immutable: any number of threads may read it. Its numbers are 32-bit floats, row-major.
  */
 typedef struct dbcache_tensor dbcache_tensor;
+
+/**
+ * One message of the library or of ONNX Runtime.
+ */
+typedef struct dbcache_log {
+  /**
+   * Of this struct, in bytes.
+   */
+  size_t struct_size;
+  /**
+   * One of DBCACHE_LOG_….
+   */
+  int32_t level;
+  /**
+   * The part of the library that speaks.
+   */
+  const char *target;
+  /**
+   * One line of UTF-8.
+   */
+  const char *message;
+} dbcache_log;
+
+/**
+ * Called with each message, one at a time. Not 0 cancels. What `log` points to lives until it returns. It may cancel and
+ * poll requests; loading, running and waiting are errors, because what speaks may hold a lock.
+ */
+typedef int32_t (*dbcache_log_fn)(const struct dbcache_log *log, void *user);
 
 /**
  * How far a request is.
@@ -351,17 +379,30 @@ typedef struct dbcache_step {
    */
   double threshold;
   /**
-   * Blocks that ran.
+   * How many blocks ran.
    */
   size_t blocks_run;
   /**
    * Wall time of this branch of the step.
    */
   double elapsed_ms;
+  /**
+   * Which blocks ran: `blocks_run` numbers in rising order, counted from the start of the model. NULL where none did.
+   */
+  const size_t *blocks;
+  /**
+   * The list of blocks that was decided on, from 0; -1 where all blocks are one list.
+   */
+  int64_t list;
+  /**
+   * Runs of ONNX Runtime sessions for this branch and list of the step.
+   */
+  size_t session_runs;
 } dbcache_step;
 
 /**
- * Called after each branch of each step. Not 0 cancels. What `step` points to lives until it returns.
+ * Called after each branch of each step (and list of blocks and picture that decides for itself). Not 0 cancels. What
+ * `step` and its members point to lives until it returns.
  */
 typedef int32_t (*dbcache_step_fn)(const struct dbcache_step *step, void *user);
 
@@ -378,7 +419,7 @@ typedef struct dbcache_preview {
    */
   size_t step;
   /**
-   * The picture of the batch, from 0.
+   * The picture or video of the batch, from 0; of a video the frame in its middle is shown.
    */
   size_t index;
   /**
@@ -405,38 +446,11 @@ typedef struct dbcache_preview {
 typedef int32_t (*dbcache_preview_fn)(const struct dbcache_preview *preview, void *user);
 
 /**
- * One message of the library or of ONNX Runtime.
- */
-typedef struct dbcache_log {
-  /**
-   * Of this struct, in bytes.
-   */
-  size_t struct_size;
-  /**
-   * One of DBCACHE_LOG_….
-   */
-  int32_t level;
-  /**
-   * The part of the library that speaks.
-   */
-  const char *target;
-  /**
-   * One line of UTF-8.
-   */
-  const char *message;
-} dbcache_log;
-
-/**
- * Called with each message. Not 0 cancels. What `log` points to lives until it returns.
- */
-typedef int32_t (*dbcache_log_fn)(const struct dbcache_log *log, void *user);
-
-/**
- * A picture of a result.
+ * A picture of a result, or a frame of a video.
  */
 typedef struct dbcache_picture {
   /**
-   * Of this struct, in bytes; the caller sets it before the call.
+   * Of this struct, in bytes; the caller sets it before the call. Afterwards it is how many bytes were filled.
    */
   size_t struct_size;
   /**
@@ -455,6 +469,18 @@ typedef struct dbcache_picture {
    * How many they are.
    */
   size_t bytes;
+  /**
+   * With which the picture or video was made.
+   */
+  uint64_t seed;
+  /**
+   * Frames of the video; 1 for a picture.
+   */
+  size_t frames;
+  /**
+   * Frames per second of the video; 0 for a picture.
+   */
+  double fps;
 } dbcache_picture;
 
 /**
@@ -616,8 +642,8 @@ struct dbcache_error *dbcache_inspect(const char *directory,
  * What dbcache_engine_load and a request with these options will do, as JSON with a member `version`: sessions and stages,
  * bytes by kind (weights as stored and packed, graphs, what the cache will keep at most), and for a provider that
  * compiles the engines of which the engine cache has some (`hits`) and lacks others (`builds`). No model is loaded, and
- * ONNX Runtime is needed for a provider that compiles only. `text_length` is the number of text tokens, 0 where the engine knows it: that of its tokenizer,
- * or the most that it takes. NULL for no options.
+ * ONNX Runtime is needed for a provider that compiles only. `text_length` is the number of text tokens, 0 where the engine
+ * knows it: that of its tokenizer, or the most that it takes. NULL for no options.
  *
  * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
  *
@@ -709,6 +735,21 @@ DBCACHE_MUST_USE
 struct dbcache_error *dbcache_options_set(struct dbcache_options *options,
                                           const char *name,
                                           const char *value);
+
+/**
+ * Hands on the messages that the library and ONNX Runtime give during calls that take these options and look at or load
+ * an engine (dbcache_inspect, dbcache_plan, dbcache_engine_load), up to the level `most` (DBCACHE_LOG_ERROR …
+ * DBCACHE_LOG_TRACE); NULL for no longer. A callback that does not answer with 0 makes the call end with
+ * DBCACHE_ERROR_CANCELLED. Requests have their own: dbcache_request_on_log.
+ *
+ * Threads: one at a time for one object; the callback is called on the thread of the call and on those that load for it,
+ * one at a time. Ownership: `user` is handed back, and must live until these calls have returned.
+ */
+DBCACHE_MUST_USE
+struct dbcache_error *dbcache_options_on_log(struct dbcache_options *options,
+                                             int32_t most,
+                                             dbcache_log_fn callback,
+                                             void *user);
 
 /**
  * The names of all options, as a JSON list.
@@ -803,9 +844,11 @@ struct dbcache_error *dbcache_request_on_preview(struct dbcache_request *request
 
 /**
  * Hands on the messages that the library and ONNX Runtime give on the thread of the request, up to the level `most`
- * (DBCACHE_LOG_ERROR … DBCACHE_LOG_TRACE); NULL for no longer.
+ * (DBCACHE_LOG_ERROR … DBCACHE_LOG_TRACE); NULL for no longer. For what an engine says while it is loaded:
+ * dbcache_options_on_log.
  *
- * Threads and ownership: as dbcache_request_on_progress.
+ * Threads and ownership: as dbcache_request_on_progress; where a request loads more of an engine, on the threads that do
+ * so as well, one at a time. It may cancel and poll, but not load, run or wait.
  */
 DBCACHE_MUST_USE
 struct dbcache_error *dbcache_request_on_log(struct dbcache_request *request,
@@ -860,7 +903,8 @@ struct dbcache_error *dbcache_request_cancel(const struct dbcache_request *reque
 
 /**
  * Frees a request. NULL is allowed. One that runs is cancelled and waited for: afterwards no callback is made any more. In
- * one of its own callbacks it does not wait: that callback is the last one, and the rest goes when it has returned.
+ * one of its own callbacks it does not wait: that callback is the last one, and the rest goes when it has returned. Nor
+ * does it wait in a log callback of another one.
  *
  * Threads: one, when no other call begins with the handle; a thread in dbcache_request_run or dbcache_request_wait gets
  * its error. Ownership: takes the request; results stay.
@@ -877,8 +921,7 @@ struct dbcache_error *dbcache_result_latents(const struct dbcache_result *result
                                              const struct dbcache_tensor **out);
 
 /**
- * How many pictures there are; 0 for an engine without a decode graph. The frames of videos are pictures, in order, one
- * video after the other.
+ * How many pictures or videos there are: one for each of the batch, 0 for an engine without a decode graph.
  *
  * Threads: any. Ownership: none changes.
  */
@@ -887,7 +930,8 @@ struct dbcache_error *dbcache_result_pictures(const struct dbcache_result *resul
                                               size_t *count);
 
 /**
- * One picture, counted from 0. `picture->struct_size` must be `sizeof(dbcache_picture)`.
+ * One picture, or the first frame of a video, counted from 0 in the batch. `picture->struct_size` must be
+ * `sizeof(dbcache_picture)`.
  *
  * Threads: any. Ownership: the pixels are the result's and live as long.
  */
@@ -897,7 +941,20 @@ struct dbcache_error *dbcache_result_picture(const struct dbcache_result *result
                                              struct dbcache_picture *picture);
 
 /**
- * Writes one picture as a PNG file that tells how it was made; the file appears when it is complete.
+ * One frame of a video, both counted from 0; a picture has one. Else as dbcache_result_picture, whose `frames` tells how
+ * many there are.
+ *
+ * Threads: any. Ownership: the pixels are the result's and live as long.
+ */
+DBCACHE_MUST_USE
+struct dbcache_error *dbcache_result_frame(const struct dbcache_result *result,
+                                           size_t index,
+                                           size_t frame,
+                                           struct dbcache_picture *picture);
+
+/**
+ * Writes one picture as a PNG file that tells how it was made; the file appears when it is complete. For videos there is
+ * dbcache_result_write_video.
  *
  * Threads: any. Ownership: the path is copied.
  */
@@ -905,6 +962,18 @@ DBCACHE_MUST_USE
 struct dbcache_error *dbcache_result_write_png(const struct dbcache_result *result,
                                                size_t index,
                                                const char *path);
+
+/**
+ * Writes one video, in the format of its name, as the command does: `.png` (animated), `.gif`, `name_%04d.png` (one PNG a
+ * frame), no ending (a folder of such), and by the program ffmpeg `.mp4` and `.webm`. PNG files tell how it was made. It
+ * appears when it is complete. For pictures there is dbcache_result_write_png.
+ *
+ * Threads: any. Ownership: the path is copied.
+ */
+DBCACHE_MUST_USE
+struct dbcache_error *dbcache_result_write_video(const struct dbcache_result *result,
+                                                 size_t index,
+                                                 const char *path);
 
 /**
  * The record of every decision, as JSON with a member `version`: what the command's --trace writes, and --replay and the

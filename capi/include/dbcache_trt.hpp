@@ -51,20 +51,20 @@ struct deleter {
 template <typename T, void (*Free)(T *)>
 using handle = std::unique_ptr<T, deleter<T, Free>>;
 
-/// A text from a call that is made twice: for its length, then for itself.
-template <typename Call>
-std::string text(Call call) {
+/// A text from a call that is made twice: for its length, then for itself. `checked` throws what a call failed with.
+template <typename Call, typename Checked = void (*)(dbcache_error *)>
+std::string text(Call call, Checked checked = check) {
     size_t length = 0;
-    check(call(nullptr, 0, &length));
+    checked(call(nullptr, 0, &length));
     std::string text(length, '\0');
-    check(call(&text[0], text.size(), &length));
+    checked(call(&text[0], text.size(), &length));
     text.resize(length - 1);
     return text;
 }
 
 }  // namespace detail
 
-/// Options by the names of the command's long flags.
+/// Options by the names of the command's long flags. They are moved, not copied.
 class options {
 public:
     options() {
@@ -78,9 +78,45 @@ public:
         return *this;
     }
 
+    /// Hears messages while an engine is looked at or loaded with these options. The callback returns true to go on; what it
+    /// throws comes out of that call. For requests there is request::on_log.
+    options &on_log(int32_t most, std::function<bool(const dbcache_log &)> callback) {
+        auto hears = std::make_unique<hearing>();
+        hears->callback = std::move(callback);
+        check(dbcache_options_on_log(handle_.get(), most, hear, hears.get()));
+        hears_ = std::move(hears);
+        return *this;
+    }
+
     const dbcache_options *get() const noexcept { return handle_.get(); }
 
+    /// Throws what a call with these options failed with, or what the callback has thrown.
+    void checked(dbcache_error *object) const {
+        if (hears_ && hears_->thrown) {
+            dbcache_error_free(object);
+            std::rethrow_exception(std::exchange(hears_->thrown, nullptr));
+        }
+        check(object);
+    }
+
 private:
+    struct hearing {
+        std::function<bool(const dbcache_log &)> callback;
+        std::exception_ptr thrown;
+    };
+
+    /// No exception may pass through the library: it is kept, and cancels.
+    static int32_t hear(const dbcache_log *told, void *user) {
+        auto *self = static_cast<hearing *>(user);
+        try {
+            return self->callback(*told) ? 0 : 1;
+        } catch (...) {
+            self->thrown = std::current_exception();
+            return 1;
+        }
+    }
+
+    std::unique_ptr<hearing> hears_;
     detail::handle<dbcache_options, dbcache_options_free> handle_;
 };
 
@@ -89,16 +125,18 @@ inline void load_runtime(const std::string &path) { check(dbcache_runtime_load(p
 
 /// What an engine directory is, as JSON.
 inline std::string inspect(const std::string &directory, const options &with = options()) {
-    return detail::text([&](char *buffer, size_t capacity, size_t *length) {
+    auto call = [&](char *buffer, size_t capacity, size_t *length) {
         return dbcache_inspect(directory.c_str(), with.get(), buffer, capacity, length);
-    });
+    };
+    return detail::text(call, [&](dbcache_error *object) { with.checked(object); });
 }
 
 /// What loading and running with these options will take, as JSON. `text_length` 0: what the engine knows.
 inline std::string plan(const std::string &directory, const options &with = options(), uint64_t text_length = 0) {
-    return detail::text([&](char *buffer, size_t capacity, size_t *length) {
+    auto call = [&](char *buffer, size_t capacity, size_t *length) {
         return dbcache_plan(directory.c_str(), with.get(), text_length, buffer, capacity, length);
-    });
+    };
+    return detail::text(call, [&](dbcache_error *object) { with.checked(object); });
 }
 
 /// A loaded model.
@@ -106,8 +144,9 @@ class engine {
 public:
     explicit engine(const std::string &directory, const options &with = options()) {
         dbcache_engine *object = nullptr;
-        check(dbcache_engine_load(directory.c_str(), with.get(), &object));
+        dbcache_error *outcome = dbcache_engine_load(directory.c_str(), with.get(), &object);
         handle_.reset(object);
+        with.checked(outcome);
     }
 
     std::string info() const {
@@ -153,22 +192,28 @@ public:
         return std::vector<float>(data, data + count);
     }
 
+    /// Pictures or videos, one for each of the batch.
     size_t pictures() const {
         size_t count = 0;
         check(dbcache_result_pictures(handle_.get(), &count));
         return count;
     }
 
-    /// The pixels are the result's and live as long.
-    dbcache_picture picture(size_t index) const {
+    /// A picture, or a frame of a video. The pixels are the result's and live as long.
+    dbcache_picture picture(size_t index, size_t frame = 0) const {
         dbcache_picture picture{};
         picture.struct_size = sizeof picture;
-        check(dbcache_result_picture(handle_.get(), index, &picture));
+        check(dbcache_result_frame(handle_.get(), index, frame, &picture));
         return picture;
     }
 
     void write_png(size_t index, const std::string &path) const {
         check(dbcache_result_write_png(handle_.get(), index, path.c_str()));
+    }
+
+    /// In the format of its name, such as `.gif`; dbcache_result_write_video has the list.
+    void write_video(size_t index, const std::string &path) const {
+        check(dbcache_result_write_video(handle_.get(), index, path.c_str()));
     }
 
     std::string trace() const { return text(dbcache_result_trace); }

@@ -9,6 +9,8 @@ use dbcache::cache::Action;
 use dbcache::trace::StepRecord;
 use dbcache::{Image, Observer, Phase, Progress};
 
+use crate::log::Hears;
+
 /// The prompt is encoded, and tensors are allocated.
 pub const DBCACHE_PHASE_PREPARE: i32 = 1;
 /// Denoising steps.
@@ -72,10 +74,16 @@ pub struct dbcache_step {
     pub diff: f64,
     /// What the diff was compared with; NaN where no diff was taken.
     pub threshold: f64,
-    /// Blocks that ran.
+    /// How many blocks ran.
     pub blocks_run: usize,
     /// Wall time of this branch of the step.
     pub elapsed_ms: f64,
+    /// Which blocks ran: `blocks_run` numbers in rising order, counted from the start of the model. NULL where none did.
+    pub blocks: *const usize,
+    /// The list of blocks that was decided on, from 0; -1 where all blocks are one list.
+    pub list: i64,
+    /// Runs of ONNX Runtime sessions for this branch and list of the step.
+    pub session_runs: usize,
 }
 
 /// One picture as the model expects it after a step.
@@ -85,7 +93,7 @@ pub struct dbcache_preview {
     pub struct_size: usize,
     /// From 0.
     pub step: usize,
-    /// The picture of the batch, from 0.
+    /// The picture or video of the batch, from 0; of a video the frame in its middle is shown.
     pub index: usize,
     /// In pixels.
     pub width: u32,
@@ -113,11 +121,13 @@ pub struct dbcache_log {
 /// Called when a phase begins and after each step. Not 0 cancels. What `progress` points to lives until it returns.
 pub type dbcache_progress_fn =
     Option<unsafe extern "C" fn(progress: *const dbcache_progress, user: *mut c_void) -> i32>;
-/// Called after each branch of each step. Not 0 cancels. What `step` points to lives until it returns.
+/// Called after each branch of each step (and list of blocks and picture that decides for itself). Not 0 cancels. What
+/// `step` and its members point to lives until it returns.
 pub type dbcache_step_fn = Option<unsafe extern "C" fn(step: *const dbcache_step, user: *mut c_void) -> i32>;
 /// Called with each picture of the batch. Not 0 cancels. What `preview` points to lives until it returns.
 pub type dbcache_preview_fn = Option<unsafe extern "C" fn(preview: *const dbcache_preview, user: *mut c_void) -> i32>;
-/// Called with each message. Not 0 cancels. What `log` points to lives until it returns.
+/// Called with each message, one at a time. Not 0 cancels. What `log` points to lives until it returns. It may cancel and
+/// poll requests; loading, running and waiting are errors, because what speaks may hold a lock.
 pub type dbcache_log_fn = Option<unsafe extern "C" fn(log: *const dbcache_log, user: *mut c_void) -> i32>;
 
 /// What the caller gave for its callbacks; never followed here.
@@ -163,8 +173,7 @@ pub(crate) struct Callbacks {
     pub(crate) step: Option<Callback<dbcache_step>>,
     /// With how many steps lie between two previews.
     pub(crate) preview: Option<(Callback<dbcache_preview>, usize)>,
-    /// With the least important level that is told.
-    pub(crate) log: Option<(Callback<dbcache_log>, i32)>,
+    pub(crate) log: Option<Hears>,
 }
 
 /// Hands what the library tells to the callbacks; to none once the request is freed.
@@ -204,19 +213,25 @@ impl Observer for Teller<'_> {
             _ if record.decision.action == Action::Skip => DBCACHE_DECISION_SKIP,
             _ => DBCACHE_DECISION_COMPUTE,
         };
+        let blocks: Vec<usize> = record.ran.iter().cloned().flatten().collect();
+        let blocks_run = blocks.len();
+        let number = |number: Option<usize>| number.map_or(-1, |number| number as i64);
         self.tell(Some(callback), || dbcache_step {
             struct_size: size_of::<dbcache_step>(),
             step: record.step,
             steps: record.steps,
             branch: branch.as_ptr(),
-            sample: record.sample.map_or(-1, |sample| sample as i64),
+            sample: number(record.sample),
             decision,
             reason: reason.as_ptr(),
             sigma: record.sigma.into(),
             diff: record.diff.map_or(f64::NAN, f64::from),
             threshold: record.threshold.unwrap_or(f64::NAN),
-            blocks_run: record.blocks_run,
+            blocks_run,
             elapsed_ms: record.elapsed_ms,
+            blocks: if blocks.is_empty() { std::ptr::null() } else { blocks.as_ptr() },
+            list: number(record.list),
+            session_runs: record.session_runs,
         })
     }
 

@@ -3,6 +3,7 @@
 //! What a caller must keep: pointers are NULL or valid, texts end with a zero, arrays are as long as said.
 
 use std::ffi::{CStr, c_char};
+use std::mem::MaybeUninit;
 use std::path::PathBuf;
 
 use crate::error::{Failure, Outcome};
@@ -25,33 +26,80 @@ pub(crate) unsafe fn exclusive<'a, T>(pointer: *mut T, name: &str) -> Outcome<&'
     unsafe { pointer.as_mut() }.ok_or_else(|| Failure::null(name))
 }
 
-/// The size that a struct of the caller tells of itself, if it is the expected one.
+/// A struct that crosses. Newer versions append members, so that programs and libraries of different ages go together.
+///
+/// # Safety
+/// It is `repr(C)`, its first member is `struct_size: usize`, and zeros are a value of each member.
+pub(crate) unsafe trait Versioned: Copy {
+    /// Bytes of the oldest version.
+    const LEAST: usize;
+}
+
+/// The size that a struct of the caller tells of itself.
 ///
 /// # Safety
 /// `pointer` is NULL or a struct of which the first member, its size, is set.
-pub(crate) unsafe fn size<T>(pointer: *const T, name: &str) -> Outcome<usize> {
+unsafe fn told_size<T: Versioned>(pointer: *const T, name: &str) -> Outcome<usize> {
     if pointer.is_null() {
         return Err(Failure::null(name));
     }
     // SAFETY: not NULL, and the caller's promise.
     let size = unsafe { pointer.cast::<usize>().read() };
-    let expected = size_of::<T>();
-    if size != expected {
-        let problem = format!("has struct_size {size}; set it to the size of the struct, which is {expected}");
+    if size < T::LEAST {
+        let now = size_of::<T>();
+        let problem = format!("has struct_size {size}; set it to the size of the struct, which is {now}");
         return Err(Failure::argument(name, &problem));
     }
     Ok(size)
 }
 
-/// A struct of the caller, which begins with its size.
+/// A struct of the caller, copied. Members that an older program does not know are 0; those that this library does not know
+/// must be.
 ///
 /// # Safety
-/// As [`size`]; the other members are set as well, and it lives for as long as the reference is used.
-pub(crate) unsafe fn sized<'a, T>(pointer: *const T, name: &str) -> Outcome<&'a T> {
+/// `pointer` is NULL, or a struct as long as its first member says.
+pub(crate) unsafe fn versioned<T: Versioned>(pointer: *const T, name: &str) -> Outcome<T> {
     // SAFETY: the caller's promise.
-    unsafe { size(pointer, name) }?;
-    // SAFETY: not NULL, of the expected size, and the caller's promise.
-    Ok(unsafe { &*pointer })
+    let size = unsafe { told_size(pointer, name) }?;
+    let known = size.min(size_of::<T>());
+    // SAFETY: the caller's promise.
+    let unknown = unsafe { std::slice::from_raw_parts(pointer.cast::<u8>().add(known), size - known) };
+    if unknown.iter().any(|byte| *byte != 0) {
+        let problem = format!(
+            "has struct_size {size}, of which this library knows {known} bytes, and sets something in the others; set \
+             them to 0, or use a newer library"
+        );
+        return Err(Failure::argument(name, &problem));
+    }
+    let mut value = MaybeUninit::<T>::zeroed();
+    // SAFETY: both have `known` bytes and are not the same; zeros are values of the members that are not copied.
+    Ok(unsafe {
+        value.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(pointer.cast(), known);
+        value.assume_init()
+    })
+}
+
+/// A struct of the caller that is filled: as many bytes as both sides know, which its first member tells afterwards.
+pub(crate) struct VersionedPlace<T> {
+    pointer: *mut T,
+    size: usize,
+}
+
+/// # Safety
+/// As [`versioned`], until the call returns; members but the first one may be uninitialised.
+pub(crate) unsafe fn versioned_place<T: Versioned>(pointer: *mut T, name: &str) -> Outcome<VersionedPlace<T>> {
+    // SAFETY: the caller's promise.
+    let size = unsafe { told_size(pointer, name) }?.min(size_of::<T>());
+    Ok(VersionedPlace { pointer, size })
+}
+
+impl<T: Versioned> VersionedPlace<T> {
+    pub(crate) fn put(self, value: T) {
+        // SAFETY: `versioned_place` was promised room for `size` bytes, which `value` has, too; they are not the same.
+        unsafe { self.pointer.cast::<u8>().copy_from_nonoverlapping((&raw const value).cast(), self.size) };
+        // SAFETY: `size` is at least that of the oldest version, which begins with this member.
+        unsafe { self.pointer.cast::<usize>().write(self.size) };
+    }
 }
 
 /// A text, copied.
@@ -166,4 +214,63 @@ pub(crate) unsafe fn copy_array<T: Copy>(from: &[T], to: *mut T, count: usize, n
     // SAFETY: room for `count` elements, which are as many as there are, and not the same memory.
     unsafe { to.copy_from_nonoverlapping(from.as_ptr(), count) };
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The third version of a struct that once ended after `a`, then after `b`.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    struct Thing {
+        struct_size: usize,
+        a: u32,
+        b: u32,
+        c: u64,
+    }
+
+    // SAFETY: it is as the trait wants it.
+    unsafe impl Versioned for Thing {
+        const LEAST: usize = std::mem::offset_of!(Thing, b);
+    }
+
+    const NOW: usize = size_of::<Thing>();
+
+    fn thing(struct_size: usize) -> Thing {
+        Thing { struct_size, a: 1, b: 2, c: 3 }
+    }
+
+    /// The thing, and bytes after it, as a newer program would have them.
+    #[repr(C)]
+    struct Newer(Thing, [u8; 8]);
+
+    #[test]
+    fn older_and_newer_structs_are_read() {
+        // SAFETY: the structs are at least as long as they say.
+        let read = |thing: Thing, more| unsafe { versioned(&Newer(thing, [more; 8]).0, "thing") };
+        for (size, b, c) in [(12, 0, 0), (16, 2, 0), (NOW, 2, 3)] {
+            assert_eq!(read(thing(size), 9).unwrap(), Thing { b, c, ..thing(size) }, "{size}");
+        }
+        assert_eq!(read(thing(NOW + 8), 0).unwrap(), thing(NOW + 8));
+        let refused = read(thing(NOW + 8), 9).unwrap_err();
+        assert!(refused.message.contains("has struct_size 32, of which this library knows 24"), "{}", refused.message);
+        for size in [0, 8, 11] {
+            let refused = read(thing(size), 0).unwrap_err();
+            assert!(refused.message.ends_with("the size of the struct, which is 24"), "{}", refused.message);
+        }
+    }
+
+    #[test]
+    fn older_and_newer_structs_are_filled() {
+        let filled = Thing { struct_size: 0, a: 7, b: 8, c: 9 };
+        for (size, told, b, c) in [(12, 12, 2, 3), (16, 16, 8, 3), (NOW, NOW, 8, 9), (NOW + 8, NOW, 8, 9)] {
+            let mut place = Newer(thing(size), [5; 8]);
+            // SAFETY: the struct is at least as long as it says.
+            unsafe { versioned_place(&raw mut place.0, "thing") }.unwrap().put(filled);
+            assert_eq!((place.0, place.1), (Thing { struct_size: told, a: 7, b, c }, [5; 8]), "{size}");
+        }
+        // SAFETY: NULL is allowed.
+        assert!(unsafe { versioned_place::<Thing>(std::ptr::null_mut(), "thing") }.is_err());
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use dbcache::cache::Branch;
 use dbcache::{CancelToken, Denoiser, GuidanceBy, Inputs, Observer};
@@ -10,8 +10,8 @@ use ndarray::ArrayD;
 
 use crate::callbacks::{Callbacks, Teller};
 use crate::cast;
-use crate::error::{DBCACHE_ERROR_CANCELLED, Failure, Outcome, dbcache_error, guard, release};
-use crate::log::listening;
+use crate::error::{Failure, Outcome, dbcache_error, guard, release};
+use crate::log::{listening, not_while_telling};
 use crate::request::{dbcache_request, job};
 use crate::result::dbcache_result;
 
@@ -78,6 +78,7 @@ pub unsafe extern "C" fn dbcache_denoiser_new(
     guard(|| {
         // SAFETY: C's promise.
         let (job, out) = unsafe { (job(request)?, cast::place(out, "out")?) };
+        not_while_telling()?;
         let by = match guidance {
             DBCACHE_GUIDANCE_LIBRARY => GuidanceBy::Library,
             DBCACHE_GUIDANCE_HOST => GuidanceBy::Host,
@@ -89,7 +90,9 @@ pub unsafe extern "C" fn dbcache_denoiser_new(
         let setup = job.setup();
         let cancel = CancelToken::default();
         let options = dbcache::RequestOptions { cancel: cancel.clone(), ..job.options.clone() };
-        let session = listening(&setup.callbacks, &cancel, || job.engine.denoiser(&setup.inputs, &options, by))?;
+        let session = listening(setup.callbacks.log.as_ref(), &cancel, &Arc::default(), || {
+            job.engine.denoiser(&setup.inputs, &options, by)
+        })?;
         let steps = session.steps();
         let shape = session.latents()?.shape().iter().map(|extent| *extent as i64).collect();
         let (callbacks, inputs) = (setup.callbacks, setup.inputs);
@@ -225,16 +228,18 @@ pub unsafe extern "C" fn dbcache_denoiser_velocity(
         if velocity.is_null() {
             return Err(Failure::null("velocity"));
         }
+        not_while_telling()?;
         // SAFETY: C's promise.
         let latents = unsafe { denoiser.tensor(latents, count) }?;
         let mut session = denoiser.session()?;
-        let (numbers, records) =
-            listening(&denoiser.callbacks, &denoiser.cancel, || session.velocity(branch, &latents, sigma))?;
+        let (numbers, records) = listening(denoiser.callbacks.log.as_ref(), &denoiser.cancel, &Arc::default(), || {
+            session.velocity(branch, &latents, sigma)
+        })?;
         drop(session);
         let mut teller = Teller { callbacks: &denoiser.callbacks, is_freed: &AtomicBool::new(false) };
         if let ControlFlow::Break(()) = records.iter().try_for_each(|record| teller.on_step(record)) {
             denoiser.cancel.cancel();
-            return Err(Failure { code: DBCACHE_ERROR_CANCELLED, message: "cancelled".to_owned(), field: None });
+            return Err(Failure::cancelled());
         }
         let numbers: Vec<f32> = numbers.iter().copied().collect();
         // SAFETY: C's promise.
@@ -257,9 +262,13 @@ pub unsafe extern "C" fn dbcache_denoiser_result(
     guard(|| {
         // SAFETY: C's promise.
         let (denoiser, out) = unsafe { (cast::shared(denoiser, "denoiser")?, cast::place(out, "out")?) };
+        not_while_telling()?;
         // SAFETY: C's promise.
         let latents = unsafe { denoiser.tensor(latents, count) }?;
-        let output = denoiser.session()?.output(&latents)?;
+        let mut session = denoiser.session()?;
+        let output =
+            listening(denoiser.callbacks.log.as_ref(), &denoiser.cancel, &Arc::default(), || session.output(&latents))?;
+        drop(session);
         out.put_new(dbcache_result::new(output, denoiser.inputs.clone()));
         Ok(())
     })

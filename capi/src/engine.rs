@@ -3,11 +3,12 @@
 use std::ffi::c_char;
 
 use dbcache::options::Options;
-use dbcache::{Engine, EngineInfo, load_library};
+use dbcache::{Engine, EngineInfo, EngineOptions, load_library};
 use serde_json::json;
 
 use crate::cast;
 use crate::error::{dbcache_error, guard, release};
+use crate::log::not_while_telling;
 use crate::options::{dbcache_options, or_none};
 
 /// A loaded model. Immutable: requests may run on several threads at once.
@@ -28,6 +29,7 @@ pub unsafe extern "C" fn dbcache_runtime_load(path: *const c_char) -> Option<Box
     guard(|| {
         // SAFETY: C's promise.
         let path = unsafe { cast::path(path, "path") }?;
+        not_while_telling()?;
         Ok(load_library(&path)?)
     })
 }
@@ -50,22 +52,26 @@ pub unsafe extern "C" fn dbcache_inspect(
     guard(|| {
         // SAFETY: C's promise.
         let (directory, options) = unsafe { (cast::path(directory, "directory")?, or_none(options)) };
-        let weights = options.engine().weights_folder.as_deref();
-        let mut json = EngineInfo::open(&directory, weights)?.to_json();
-        json["words"] = json!(EngineInfo::words(&directory, weights)?);
-        if options.engine().verify {
-            json["not_verified"] = json!(EngineInfo::verify(&directory, weights)?);
-        }
+        let json = options.heard(|_| {
+            let load = options.options.engine();
+            let weights = load.weights_folder.as_deref();
+            let mut json = EngineInfo::open(&directory, weights)?.to_json();
+            json["words"] = json!(EngineInfo::words(&directory, weights)?);
+            if load.verify {
+                json["not_verified"] = json!(EngineInfo::verify(&directory, weights)?);
+            }
+            Ok(json.to_string())
+        })?;
         // SAFETY: C's promise.
-        unsafe { cast::copy_text(&json.to_string(), buffer, capacity, length) }
+        unsafe { cast::copy_text(&json, buffer, capacity, length) }
     })
 }
 
 /// What dbcache_engine_load and a request with these options will do, as JSON with a member `version`: sessions and stages,
 /// bytes by kind (weights as stored and packed, graphs, what the cache will keep at most), and for a provider that
 /// compiles the engines of which the engine cache has some (`hits`) and lacks others (`builds`). No model is loaded, and
-/// ONNX Runtime is needed for a provider that compiles only. `text_length` is the number of text tokens, 0 where the engine knows it: that of its tokenizer,
-/// or the most that it takes. NULL for no options.
+/// ONNX Runtime is needed for a provider that compiles only. `text_length` is the number of text tokens, 0 where the engine
+/// knows it: that of its tokenizer, or the most that it takes. NULL for no options.
 ///
 /// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
 ///
@@ -84,7 +90,10 @@ pub unsafe extern "C" fn dbcache_plan(
         // SAFETY: C's promise.
         let (directory, options) = unsafe { (cast::path(directory, "directory")?, or_none(options)) };
         let text_length = (text_length > 0).then_some(text_length);
-        let plan = EngineInfo::dry_run(&directory, options.engine(), &options.request()?, text_length)?;
+        let plan = options.heard(|_| {
+            let (load, request) = (options.options.engine(), options.options.request()?);
+            Ok(EngineInfo::dry_run(&directory, load, &request, text_length)?)
+        })?;
         // SAFETY: C's promise.
         unsafe { cast::copy_text(&plan.to_json().to_string(), buffer, capacity, length) }
     })
@@ -105,8 +114,11 @@ pub unsafe extern "C" fn dbcache_engine_load(
         // SAFETY: C's promise.
         let (directory, options, out) =
             unsafe { (cast::path(directory, "directory")?, or_none(options), cast::place(out, "out")?) };
-        let engine = Engine::load(&directory, options.engine())?;
-        out.put_new(dbcache_engine { engine, options });
+        let engine = options.heard(|cancel| {
+            let load = EngineOptions { cancel: cancel.clone(), ..options.options.engine().clone() };
+            Ok(Engine::load(&directory, &load)?)
+        })?;
+        out.put_new(dbcache_engine { engine, options: options.options });
         Ok(())
     })
 }

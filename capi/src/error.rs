@@ -121,6 +121,10 @@ impl Failure {
         Self { code: DBCACHE_ERROR_STATE, message: message.to_owned(), field: None }
     }
 
+    pub(crate) fn cancelled() -> Self {
+        Self { code: DBCACHE_ERROR_CANCELLED, message: "cancelled".to_owned(), field: None }
+    }
+
     fn into_object(self) -> Box<dbcache_error> {
         // A zero would cut the text off: no error ends where a prompt or a file name had one.
         let text = |text: String| CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default();

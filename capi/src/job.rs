@@ -7,8 +7,8 @@ use std::thread::{self, ThreadId};
 use dbcache::{CancelToken, Engine, Inputs, RequestOptions};
 
 use crate::callbacks::{Callbacks, DBCACHE_PHASE_PREPARE, Teller};
-use crate::error::{DBCACHE_ERROR_CANCELLED, DBCACHE_ERROR_IO, Failure, Outcome, caught};
-use crate::log::listening;
+use crate::error::{DBCACHE_ERROR_IO, Failure, Outcome, caught};
+use crate::log::{is_telling, listening};
 use crate::result::dbcache_result;
 
 /// Shared by the handle and the thread that runs.
@@ -20,7 +20,7 @@ pub(crate) struct Job {
     state: Mutex<State>,
     changed: Condvar,
     /// From then on no callback is made.
-    is_freed: AtomicBool,
+    is_freed: Arc<AtomicBool>,
 }
 
 /// What can be set until the job runs.
@@ -62,7 +62,7 @@ impl Job {
             setup: Mutex::default(),
             state: Mutex::new(State::New),
             changed: Condvar::new(),
-            is_freed: AtomicBool::new(false),
+            is_freed: Arc::default(),
         }
     }
 
@@ -129,13 +129,13 @@ impl Job {
         }
     }
 
-    /// Cancels a running job and waits until it has stopped; in its own callback it does not wait.
+    /// Cancels a running job and waits until it has stopped; in its own callback, or a log callback, it does not wait.
     pub(crate) fn stop(&self) {
         self.cancel.cancel();
         let mut state = lock(&self.state);
         loop {
             match &*state {
-                State::Running(Some(thread)) if *thread == thread::current().id() => {
+                State::Running(thread) if is_telling() || *thread == Some(thread::current().id()) => {
                     self.is_freed.store(true, Ordering::Release);
                     return;
                 }
@@ -156,20 +156,20 @@ impl Job {
 
     fn execute(&self) {
         let setup = self.setup();
-        let outcome = caught(|| listening(&setup.callbacks, &self.cancel, || self.generate(&setup)));
+        let outcome =
+            caught(|| listening(setup.callbacks.log.as_ref(), &self.cancel, &self.is_freed, || self.generate(&setup)));
         *lock(&self.state) = State::Ended(Box::new(outcome.and_then(|outcome| outcome)));
         self.changed.notify_all();
     }
 
     fn generate(&self, setup: &Setup) -> Outcome<dbcache_result> {
-        let cancelled = || Failure { code: DBCACHE_ERROR_CANCELLED, message: "cancelled".to_owned(), field: None };
         let mut teller = Teller { callbacks: &setup.callbacks, is_freed: &self.is_freed };
         if teller.phase(DBCACHE_PHASE_PREPARE).is_break() || self.cancel.is_cancelled() {
-            return Err(cancelled());
+            return Err(Failure::cancelled());
         }
         let request = self.engine.request(&setup.inputs, &self.options)?;
         if self.cancel.is_cancelled() {
-            return Err(cancelled());
+            return Err(Failure::cancelled());
         }
         let output = request.run(&mut teller)?;
         Ok(dbcache_result::new(output, setup.inputs.clone()))

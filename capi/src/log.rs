@@ -1,8 +1,11 @@
-//! Messages of the library and of ONNX Runtime, handed to the callback of the request whose thread they come from.
+//! Messages of the library and of ONNX Runtime, handed to the callback of the request, or of the load, on whose threads
+//! they come up.
 
-use std::ffi::CString;
+use std::cell::Cell;
+use std::ffi::{CString, c_void};
 use std::fmt::{Debug, Write};
-use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dbcache::CancelToken;
 use tracing::field::{Field, Visit};
@@ -10,21 +13,60 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 
 use crate::callbacks::{
-    Callback, Callbacks, DBCACHE_LOG_DEBUG, DBCACHE_LOG_ERROR, DBCACHE_LOG_INFO, DBCACHE_LOG_TRACE, DBCACHE_LOG_WARN,
-    dbcache_log,
+    Callback, DBCACHE_LOG_DEBUG, DBCACHE_LOG_ERROR, DBCACHE_LOG_INFO, DBCACHE_LOG_TRACE, DBCACHE_LOG_WARN, dbcache_log,
+    dbcache_log_fn,
 };
+use crate::error::{Failure, Outcome};
 
-/// Runs `body` with the log callback listening to this thread.
-pub(crate) fn listening<T>(callbacks: &Callbacks, cancel: &CancelToken, body: impl FnOnce() -> T) -> T {
-    let Some((callback, most)) = &callbacks.log else { return body() };
-    let listener = Listener { callback: callback.clone(), most: *most, cancel: cancel.clone() };
+/// A callback for messages, with the least important level that it is told.
+pub(crate) type Hears = (Callback<dbcache_log>, i32);
+
+/// Checks a level and makes what hears it; none for a NULL function.
+pub(crate) fn hears(most: i32, callback: dbcache_log_fn, user: *mut c_void) -> Outcome<Option<Hears>> {
+    if !(DBCACHE_LOG_ERROR..=DBCACHE_LOG_TRACE).contains(&most) {
+        return Err(Failure::argument("most", &format!("is {most}; expected a DBCACHE_LOG_ constant")));
+    }
+    Ok(Callback::new(callback, user).map(|callback| (callback, most)))
+}
+
+/// Runs `body` with the callback listening to this thread, and to those that load for it. Once `is_freed`, it hears nothing
+/// more.
+pub(crate) fn listening<T>(
+    hears: Option<&Hears>,
+    cancel: &CancelToken,
+    is_freed: &Arc<AtomicBool>,
+    body: impl FnOnce() -> T,
+) -> T {
+    let Some((callback, most)) = hears else { return body() };
+    let (callback, cancel, is_freed) = (callback.clone(), cancel.clone(), Arc::clone(is_freed));
+    let listener = Listener { callback, most: *most, cancel, is_freed, turn: Mutex::default() };
     tracing::dispatcher::with_default(&Dispatch::new(listener), body)
+}
+
+thread_local! {
+    static IS_TELLING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is in a log callback: ONNX Runtime and the library may hold locks.
+pub(crate) fn is_telling() -> bool {
+    IS_TELLING.get()
+}
+
+/// Refuses what may wait for what this thread does.
+pub(crate) fn not_while_telling() -> Outcome<()> {
+    if is_telling() {
+        return Err(Failure::state("a log callback can cancel and poll, but not load, run or wait; return first"));
+    }
+    Ok(())
 }
 
 struct Listener {
     callback: Callback<dbcache_log>,
     most: i32,
     cancel: CancelToken,
+    is_freed: Arc<AtomicBool>,
+    /// Held while the callback is called: several threads load.
+    turn: Mutex<()>,
 }
 
 fn number(level: &Level) -> i32 {
@@ -43,6 +85,9 @@ impl Subscriber for Listener {
     }
 
     fn event(&self, event: &Event<'_>) {
+        if self.is_freed.load(Ordering::Acquire) {
+            return;
+        }
         let mut line = Line::default();
         event.record(&mut line);
         let text = |text: &str| CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default();
@@ -53,7 +98,12 @@ impl Subscriber for Listener {
             target: target.as_ptr(),
             message: message.as_ptr(),
         };
-        if let ControlFlow::Break(()) = self.callback.call(&told) {
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_telling = IS_TELLING.replace(true);
+        let answer = self.callback.call(&told);
+        IS_TELLING.set(was_telling);
+        drop(turn);
+        if answer.is_break() {
             self.cancel.cancel();
         }
     }

@@ -1,17 +1,32 @@
 //! Options by name.
 
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
+use std::sync::Arc;
 
+use dbcache::CancelToken;
 use dbcache::options::Options;
 
+use crate::callbacks::dbcache_log_fn;
 use crate::cast;
-use crate::error::{dbcache_error, guard, release};
+use crate::error::{Failure, Outcome, dbcache_error, guard, release};
+use crate::log::{Hears, hears, listening, not_while_telling};
 
 /// Options of engines and requests, by the names of the long flags of the command `dbcache-trt`. One object can serve
 /// both: an engine reads those of its kind, a request the others.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct dbcache_options {
     pub(crate) options: Options,
+    hears: Option<Hears>,
+}
+
+impl dbcache_options {
+    /// Runs what loads or looks at an engine, with the log callback listening; once it asks to cancel, nothing is given.
+    pub(crate) fn heard<T>(&self, body: impl FnOnce(&CancelToken) -> Outcome<T>) -> Outcome<T> {
+        not_while_telling()?;
+        let cancel = CancelToken::default();
+        let outcome = listening(self.hears.as_ref(), &cancel, &Arc::default(), || body(&cancel))?;
+        if cancel.is_cancelled() { Err(Failure::cancelled()) } else { Ok(outcome) }
+    }
 }
 
 /// Makes an object without options: everything is the library's default.
@@ -43,6 +58,29 @@ pub unsafe extern "C" fn dbcache_options_set(
         let (options, name, value) =
             unsafe { (cast::exclusive(options, "options")?, cast::text(name, "name")?, cast::text(value, "value")?) };
         Ok(options.options.set(&name, &value)?)
+    })
+}
+
+/// Hands on the messages that the library and ONNX Runtime give during calls that take these options and look at or load
+/// an engine (dbcache_inspect, dbcache_plan, dbcache_engine_load), up to the level `most` (DBCACHE_LOG_ERROR …
+/// DBCACHE_LOG_TRACE); NULL for no longer. A callback that does not answer with 0 makes the call end with
+/// DBCACHE_ERROR_CANCELLED. Requests have their own: dbcache_request_on_log.
+///
+/// Threads: one at a time for one object; the callback is called on the thread of the call and on those that load for it,
+/// one at a time. Ownership: `user` is handed back, and must live until these calls have returned.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn dbcache_options_on_log(
+    options: *mut dbcache_options,
+    most: i32,
+    callback: dbcache_log_fn,
+    user: *mut c_void,
+) -> Option<Box<dbcache_error>> {
+    guard(|| {
+        // SAFETY: C's promise.
+        let options = unsafe { cast::exclusive(options, "options") }?;
+        options.hears = hears(most, callback, user)?;
+        Ok(())
     })
 }
 
@@ -78,7 +116,7 @@ pub unsafe extern "C" fn dbcache_options_free(options: *mut dbcache_options) {
 ///
 /// # Safety
 /// As [`cast::shared`].
-pub(crate) unsafe fn or_none(options: *const dbcache_options) -> Options {
+pub(crate) unsafe fn or_none(options: *const dbcache_options) -> dbcache_options {
     // SAFETY: the caller's promise.
-    unsafe { options.as_ref() }.map(|options| options.options.clone()).unwrap_or_default()
+    unsafe { options.as_ref() }.cloned().unwrap_or_default()
 }

@@ -3,14 +3,12 @@
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 
-use crate::callbacks::{
-    Callback, DBCACHE_LOG_ERROR, DBCACHE_LOG_TRACE, dbcache_log_fn, dbcache_preview_fn, dbcache_progress_fn,
-    dbcache_step_fn,
-};
+use crate::callbacks::{Callback, dbcache_log_fn, dbcache_preview_fn, dbcache_progress_fn, dbcache_step_fn};
 use crate::cast;
 use crate::engine::dbcache_engine;
 use crate::error::{Failure, Outcome, dbcache_error, guard, release};
 use crate::job::{Job, Stage};
+use crate::log::{hears, not_while_telling};
 use crate::options::{dbcache_options, or_none};
 use crate::result::dbcache_result;
 use crate::tensor::dbcache_tensor;
@@ -53,7 +51,7 @@ pub unsafe extern "C" fn dbcache_request_new(
     guard(|| {
         // SAFETY: C's promise.
         let (engine, options, out) =
-            unsafe { (cast::shared(engine, "engine")?, or_none(options), cast::place(out, "out")?) };
+            unsafe { (cast::shared(engine, "engine")?, or_none(options).options, cast::place(out, "out")?) };
         options.check_loaded(&engine.options)?;
         let job = Job::new(engine.engine.clone(), options.request()?);
         out.put_new(dbcache_request { job: Arc::new(job) });
@@ -172,9 +170,11 @@ pub unsafe extern "C" fn dbcache_request_on_preview(
 }
 
 /// Hands on the messages that the library and ONNX Runtime give on the thread of the request, up to the level `most`
-/// (DBCACHE_LOG_ERROR … DBCACHE_LOG_TRACE); NULL for no longer.
+/// (DBCACHE_LOG_ERROR … DBCACHE_LOG_TRACE); NULL for no longer. For what an engine says while it is loaded:
+/// dbcache_options_on_log.
 ///
-/// Threads and ownership: as dbcache_request_on_progress.
+/// Threads and ownership: as dbcache_request_on_progress; where a request loads more of an engine, on the threads that do
+/// so as well, one at a time. It may cancel and poll, but not load, run or wait.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn dbcache_request_on_log(
@@ -186,10 +186,8 @@ pub unsafe extern "C" fn dbcache_request_on_log(
     guard(|| {
         // SAFETY: C's promise.
         let job = unsafe { job(request) }?;
-        if !(DBCACHE_LOG_ERROR..=DBCACHE_LOG_TRACE).contains(&most) {
-            return Err(Failure::argument("most", &format!("is {most}; expected a DBCACHE_LOG_ constant")));
-        }
-        job.set(|setup| setup.callbacks.log = Callback::new(callback, user).map(|callback| (callback, most)))
+        let hears = hears(most, callback, user)?;
+        job.set(|setup| setup.callbacks.log = hears)
     })
 }
 
@@ -206,6 +204,7 @@ pub unsafe extern "C" fn dbcache_request_run(
     guard(|| {
         // SAFETY: C's promise.
         let (job, out) = unsafe { (job(request)?, cast::place(out, "out")?) };
+        not_while_telling()?;
         out.put_new(job.run()?);
         Ok(())
     })
@@ -258,6 +257,7 @@ pub unsafe extern "C" fn dbcache_request_wait(
     guard(|| {
         // SAFETY: C's promise.
         let (job, out) = unsafe { (job(request)?, cast::place(out, "out")?) };
+        not_while_telling()?;
         out.put_new(job.wait()?);
         Ok(())
     })
@@ -280,7 +280,8 @@ pub unsafe extern "C" fn dbcache_request_cancel(request: *const dbcache_request)
 }
 
 /// Frees a request. NULL is allowed. One that runs is cancelled and waited for: afterwards no callback is made any more. In
-/// one of its own callbacks it does not wait: that callback is the last one, and the rest goes when it has returned.
+/// one of its own callbacks it does not wait: that callback is the last one, and the rest goes when it has returned. Nor
+/// does it wait in a log callback of another one.
 ///
 /// Threads: one, when no other call begins with the handle; a thread in dbcache_request_run or dbcache_request_wait gets
 /// its error. Ownership: takes the request; results stay.

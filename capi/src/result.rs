@@ -4,26 +4,33 @@ use std::ffi::c_char;
 use std::sync::OnceLock;
 
 use dbcache::trace::Trace;
-use dbcache::{Image, Inputs, Output};
+use dbcache::{Image, Inputs, Output, Video};
 
-use crate::cast;
+use crate::cast::{self, Versioned};
 use crate::error::{Failure, Outcome, dbcache_error, guard, release};
 use crate::tensor::dbcache_tensor;
 
-/// Latents, pictures and what happened. Immutable: any number of threads may read it. It needs neither its request nor
-/// its engine any more.
+/// Latents, pictures or videos, and what happened. Immutable: any number of threads may read it. It needs neither its
+/// request nor its engine any more.
 pub struct dbcache_result {
     latents: dbcache_tensor,
-    images: Vec<Image>,
+    made: Made,
     trace: Trace,
     inputs: Inputs,
     trace_text: OnceLock<String>,
 }
 
-/// A picture of a result.
+/// One for each of the batch.
+enum Made {
+    Pictures(Vec<Image>),
+    Videos(Vec<Video>),
+}
+
+/// A picture of a result, or a frame of a video.
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub struct dbcache_picture {
-    /// Of this struct, in bytes; the caller sets it before the call.
+    /// Of this struct, in bytes; the caller sets it before the call. Afterwards it is how many bytes were filled.
     pub struct_size: usize,
     /// In pixels.
     pub width: u32,
@@ -33,19 +40,59 @@ pub struct dbcache_picture {
     pub rgb: *const u8,
     /// How many they are.
     pub bytes: usize,
+    /// With which the picture or video was made.
+    pub seed: u64,
+    /// Frames of the video; 1 for a picture.
+    pub frames: usize,
+    /// Frames per second of the video; 0 for a picture.
+    pub fps: f64,
+}
+
+// SAFETY: it is as the trait wants it.
+unsafe impl Versioned for dbcache_picture {
+    const LEAST: usize = std::mem::offset_of!(Self, seed);
 }
 
 impl dbcache_result {
     pub(crate) fn new(output: Output, inputs: Inputs) -> Self {
-        let Output { latents, mut images, videos, trace } = output;
-        // The frames of videos are pictures, one video after the other.
-        images.extend(videos.into_iter().flat_map(|video| video.frames));
-        Self { latents: dbcache_tensor::new(latents), images, trace, inputs, trace_text: OnceLock::new() }
+        let Output { latents, images, videos, trace } = output;
+        let made = if videos.is_empty() { Made::Pictures(images) } else { Made::Videos(videos) };
+        Self { latents: dbcache_tensor::new(latents), made, trace, inputs, trace_text: OnceLock::new() }
     }
 
-    fn image(&self, index: usize) -> Outcome<&Image> {
-        self.images.get(index).ok_or_else(|| {
-            Failure::argument("index", &format!("is {index}; the result holds {} pictures", self.images.len()))
+    fn count(&self) -> usize {
+        match &self.made {
+            Made::Pictures(images) => images.len(),
+            Made::Videos(videos) => videos.len(),
+        }
+    }
+
+    fn no_such(&self, index: usize) -> Failure {
+        Failure::argument("index", &format!("is {index}; the result holds {} pictures", self.count()))
+    }
+
+    fn picture(&self, index: usize, frame: usize) -> Outcome<dbcache_picture> {
+        let (image, frames, fps) = match &self.made {
+            Made::Pictures(images) => {
+                let image = images.get(index).ok_or_else(|| self.no_such(index))?;
+                ((frame == 0).then_some(image), 1, 0.0)
+            }
+            Made::Videos(videos) => {
+                let video = videos.get(index).ok_or_else(|| self.no_such(index))?;
+                (video.frames.get(frame), video.frames.len(), video.fps)
+            }
+        };
+        let no_such = || Failure::argument("frame", &format!("is {frame}; picture {index} has {frames} frames"));
+        let image = image.ok_or_else(no_such)?;
+        Ok(dbcache_picture {
+            struct_size: size_of::<dbcache_picture>(),
+            width: image.width,
+            height: image.height,
+            rgb: image.rgb.as_ptr(),
+            bytes: image.rgb.len(),
+            seed: self.trace.seed_of(index),
+            frames,
+            fps,
         })
     }
 }
@@ -67,8 +114,7 @@ pub unsafe extern "C" fn dbcache_result_latents(
     })
 }
 
-/// How many pictures there are; 0 for an engine without a decode graph. The frames of videos are pictures, in order, one
-/// video after the other.
+/// How many pictures or videos there are: one for each of the batch, 0 for an engine without a decode graph.
 ///
 /// Threads: any. Ownership: none changes.
 #[unsafe(no_mangle)]
@@ -80,12 +126,13 @@ pub unsafe extern "C" fn dbcache_result_pictures(
     guard(|| {
         // SAFETY: C's promise.
         let (result, count) = unsafe { (cast::shared(result, "result")?, cast::place(count, "count")?) };
-        count.put(result.images.len());
+        count.put(result.count());
         Ok(())
     })
 }
 
-/// One picture, counted from 0. `picture->struct_size` must be `sizeof(dbcache_picture)`.
+/// One picture, or the first frame of a video, counted from 0 in the batch. `picture->struct_size` must be
+/// `sizeof(dbcache_picture)`.
 ///
 /// Threads: any. Ownership: the pixels are the result's and live as long.
 #[unsafe(no_mangle)]
@@ -97,22 +144,34 @@ pub unsafe extern "C" fn dbcache_result_picture(
 ) -> Option<Box<dbcache_error>> {
     guard(|| {
         // SAFETY: C's promise.
-        let (result, place) = unsafe { (cast::shared(result, "result")?, cast::place(picture, "picture")?) };
-        // SAFETY: C's promise that the first member is set; the others are not looked at.
-        let struct_size = unsafe { cast::size(picture, "picture") }?;
-        let image = result.image(index)?;
-        place.put(dbcache_picture {
-            struct_size,
-            width: image.width,
-            height: image.height,
-            rgb: image.rgb.as_ptr(),
-            bytes: image.rgb.len(),
-        });
+        let (result, place) = unsafe { (cast::shared(result, "result")?, cast::versioned_place(picture, "picture")?) };
+        place.put(result.picture(index, 0)?);
         Ok(())
     })
 }
 
-/// Writes one picture as a PNG file that tells how it was made; the file appears when it is complete.
+/// One frame of a video, both counted from 0; a picture has one. Else as dbcache_result_picture, whose `frames` tells how
+/// many there are.
+///
+/// Threads: any. Ownership: the pixels are the result's and live as long.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn dbcache_result_frame(
+    result: *const dbcache_result,
+    index: usize,
+    frame: usize,
+    picture: *mut dbcache_picture,
+) -> Option<Box<dbcache_error>> {
+    guard(|| {
+        // SAFETY: C's promise.
+        let (result, place) = unsafe { (cast::shared(result, "result")?, cast::versioned_place(picture, "picture")?) };
+        place.put(result.picture(index, frame)?);
+        Ok(())
+    })
+}
+
+/// Writes one picture as a PNG file that tells how it was made; the file appears when it is complete. For videos there is
+/// dbcache_result_write_video.
 ///
 /// Threads: any. Ownership: the path is copied.
 #[unsafe(no_mangle)]
@@ -125,8 +184,35 @@ pub unsafe extern "C" fn dbcache_result_write_png(
     guard(|| {
         // SAFETY: C's promise.
         let (result, path) = unsafe { (cast::shared(result, "result")?, cast::path(path, "path")?) };
-        let metadata = result.trace.picture_metadata(&result.inputs, index);
-        Ok(result.image(index)?.write_png(&path, &metadata)?)
+        let Made::Pictures(images) = &result.made else {
+            return Err(Failure::state("this result holds videos; write them with dbcache_result_write_video"));
+        };
+        let image = images.get(index).ok_or_else(|| result.no_such(index))?;
+        Ok(image.write_png(&path, &result.trace.picture_metadata(&result.inputs, index))?)
+    })
+}
+
+/// Writes one video, in the format of its name, as the command does: `.png` (animated), `.gif`, `name_%04d.png` (one PNG a
+/// frame), no ending (a folder of such), and by the program ffmpeg `.mp4` and `.webm`. PNG files tell how it was made. It
+/// appears when it is complete. For pictures there is dbcache_result_write_png.
+///
+/// Threads: any. Ownership: the path is copied.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn dbcache_result_write_video(
+    result: *const dbcache_result,
+    index: usize,
+    path: *const c_char,
+) -> Option<Box<dbcache_error>> {
+    guard(|| {
+        // SAFETY: C's promise.
+        let (result, path) = unsafe { (cast::shared(result, "result")?, cast::path(path, "path")?) };
+        let Made::Videos(videos) = &result.made else {
+            return Err(Failure::state("this result holds no videos; write pictures with dbcache_result_write_png"));
+        };
+        let video = videos.get(index).ok_or_else(|| result.no_such(index))?;
+        video.write(&path, &result.trace.picture_metadata(&result.inputs, index))?;
+        Ok(())
     })
 }
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use dbcache::{FloatType, ForeignTensor, MemoryKind};
 use ndarray::ArrayD;
 
-use crate::cast;
+use crate::cast::{self, Versioned};
 use crate::engine::dbcache_engine;
 use crate::error::{Failure, Outcome, dbcache_error, guard, release};
+use crate::log::not_while_telling;
 
 /// 32-bit floats.
 pub const DBCACHE_DTYPE_F32: i32 = 1;
@@ -24,6 +25,7 @@ pub const DBCACHE_MEMORY_CUDA: i32 = 1;
 
 /// Numbers in memory of the caller, on a device or not.
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub struct dbcache_memory {
     /// Of this struct, in bytes; the caller sets it before the call.
     pub struct_size: usize,
@@ -37,6 +39,11 @@ pub struct dbcache_memory {
     pub data: *mut c_void,
     /// How many bytes they have.
     pub bytes: usize,
+}
+
+// SAFETY: it is as the trait wants it.
+unsafe impl Versioned for dbcache_memory {
+    const LEAST: usize = size_of::<Self>();
 }
 
 /// Most axes of a tensor.
@@ -133,11 +140,12 @@ pub unsafe extern "C" fn dbcache_tensor_import(
     out: *mut *mut dbcache_tensor,
 ) -> Option<Box<dbcache_error>> {
     guard(|| {
+        not_while_telling()?;
         // SAFETY: C's promise.
         let (engine, memory, shape, out) = unsafe {
             (
                 cast::shared(engine, "engine")?,
-                cast::sized(memory, "memory")?,
+                cast::versioned(memory, "memory")?,
                 cast::array(shape, rank, "shape")?,
                 cast::place(out, "out")?,
             )

@@ -1,4 +1,5 @@
-//! The binary interface: a change fails here until its version is raised.
+//! The binary interface: a change fails here until its version is raised. Version 1 is that of the first release: what
+//! changes before it removes `capi/abi/1.txt`, which this test then writes anew.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,11 +44,12 @@ fn layouts() -> String {
         ("dbcache_progress", "struct_size phase done steps elapsed_ms"),
         (
             "dbcache_step",
-            "struct_size step steps branch sample decision reason sigma diff threshold blocks_run elapsed_ms",
+            "struct_size step steps branch sample decision reason sigma diff threshold blocks_run elapsed_ms blocks list \
+             session_runs",
         ),
         ("dbcache_preview", "struct_size step index width height rgb bytes"),
         ("dbcache_log", "struct_size level target message"),
-        ("dbcache_picture", "struct_size width height rgb bytes"),
+        ("dbcache_picture", "struct_size width height rgb bytes seed frames fps"),
         ("dbcache_memory", "struct_size kind device_id stream data bytes"),
     ];
     let mut program = "#include <dbcache_trt.h>\n#include <stdio.h>\nint main(void) {\n".to_owned();

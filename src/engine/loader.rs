@@ -6,9 +6,12 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tracing::dispatcher::{self, Dispatch};
+
 use super::profile::{Extremes, Profile, check, shapes};
 use super::{EngineOptions, build};
 use crate::error::{Error, ErrorKind, Result};
+use crate::generate::cancel::CancelToken;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::model::manifest::Extents;
@@ -137,14 +140,20 @@ impl Loader {
     /// A session for each graph.
     ///
     /// # Errors
-    /// `Runtime`, `Provider`; `NotBuilt` where an engine is missing and none may be compiled.
-    pub(crate) fn sessions(&self, device: &Device, graphs: &[&Graph]) -> Result<Vec<Arc<Session>>> {
+    /// `Runtime`, `Provider`; `Cancelled` between two sessions; `NotBuilt` where an engine is missing and none may be
+    /// compiled.
+    pub(crate) fn sessions(
+        &self,
+        device: &Device,
+        graphs: &[&Graph],
+        cancel: &CancelToken,
+    ) -> Result<Vec<Arc<Session>>> {
         let Some(compiler) = &self.compiler else {
-            return in_parallel(graphs.len(), |index| Session::load(device, &self.source(graphs[index])));
+            return in_parallel(graphs.len(), cancel, |index| Session::load(device, &self.source(graphs[index])));
         };
         self.check_built(device, graphs)?;
         let jobs = self.jobs(device, graphs)?;
-        let sessions = in_parallel(jobs.len(), |index| compiler.session(device, &jobs[index]));
+        let sessions = in_parallel(jobs.len(), cancel, |index| compiler.session(device, &jobs[index]));
         let sessions = sessions.map_err(|error| match error.kind() {
             // Found, but damaged.
             ErrorKind::NotBuilt => error.at(format!("compile it with `{}`", self.remedy)),
@@ -195,26 +204,33 @@ impl Loader {
 }
 
 /// Loads on as many threads as the machine offers: most of a load is ONNX Runtime's graph optimiser.
-fn in_parallel(count: usize, load: impl Fn(usize) -> Result<Session> + Sync) -> Result<Vec<Arc<Session>>> {
+fn in_parallel(
+    count: usize,
+    cancel: &CancelToken,
+    load: impl Fn(usize) -> Result<Session> + Sync,
+) -> Result<Vec<Arc<Session>>> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(BTreeMap::new());
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(count);
+    let work = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return;
+            }
+            let session = cancel.check().and_then(|()| load(index));
+            let failed = session.is_err();
+            done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, session);
+            if failed {
+                next.store(count, Ordering::Relaxed);
+            }
+        }
+    };
+    // Whoever listens to this thread alone hears the others as well.
+    let listener = dispatcher::get_default(Dispatch::clone);
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= count {
-                        return;
-                    }
-                    let session = load(index);
-                    let failed = session.is_err();
-                    done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, session);
-                    if failed {
-                        next.store(count, Ordering::Relaxed);
-                    }
-                }
-            });
+            scope.spawn(|| dispatcher::with_default(&listener, work));
         }
     });
     let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);

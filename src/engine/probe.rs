@@ -9,6 +9,7 @@ use ndarray::ArrayD;
 use super::Engine;
 use super::stages::StageGraph;
 use crate::error::{At, Error, Result};
+use crate::generate::cancel::CancelToken;
 use crate::generate::conditioning;
 use crate::model::graph::output_port;
 use crate::model::manifest::{Axis, Extents};
@@ -53,7 +54,7 @@ impl Engine {
         }
         let stage = Stage { embed, blocks, last, arithmetic: Vec::new() };
         let StageGraph { graph, inputs, outputs } = StageGraph::new(&loaded.directory, &stage)?;
-        let sessions = loaded.loader.sessions(&loaded.device, &[graph.as_ref()])?;
+        let sessions = loaded.loader.sessions(&loaded.device, &[graph.as_ref()], &CancelToken::default())?;
         let session = sessions.first().ok_or_else(|| Error::internal("a stage without a session"))?;
 
         let mut buffers = Buffers::new(&loaded.device, Place::Device)?;

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::arithmetic::Around;
 use super::loader::Loader;
 use crate::error::{Error, Result};
+use crate::generate::cancel::CancelToken;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::model::join::{Part, Piece, boundary, join};
@@ -117,12 +118,13 @@ impl Stages {
     /// The same with its sessions, of which those that are missing are loaded, whatever `other` says.
     ///
     /// # Errors
-    /// `Runtime`; `EngineDirectory` for blocks that cannot be joined.
+    /// `Runtime`, `Cancelled`; `EngineDirectory` for blocks that cannot be joined.
     pub(crate) fn load(
         &self,
         directory: &EngineDirectory,
         (device, loader): (&Device, &Loader),
         cuts: &Cuts,
+        cancel: &CancelToken,
     ) -> Result<LoadedPlan> {
         let plan = self.plan(directory, cuts);
         if let Some(stages) = self.find(&plan) {
@@ -138,7 +140,7 @@ impl Stages {
         let missing: Vec<&Stage> = plan.stages().iter().filter(|stage| !known.contains(stage)).collect();
         let graphs = missing.iter().map(|stage| StageGraph::new(directory, stage)).collect::<Result<Vec<_>>>()?;
         let borrowed: Vec<&Graph> = graphs.iter().map(|stage| stage.graph.as_ref()).collect();
-        let sessions = loader.sessions(device, &borrowed)?;
+        let sessions = loader.sessions(device, &borrowed, cancel)?;
         tracing::info!(loaded = missing.len(), of = plan.stages().len(), "stages loaded");
         let fresh = missing.iter().zip(graphs).zip(sessions).map(|((stage, graph), session)| {
             let StageGraph { inputs, outputs, .. } = graph;
@@ -163,9 +165,10 @@ impl Stages {
         directory: &EngineDirectory,
         on: (&Device, &Loader),
         cuts: &Cuts,
+        cancel: &CancelToken,
     ) -> Result<LoadedPlan> {
         if self.other != OtherPlan::Refuse {
-            return self.load(directory, on, cuts);
+            return self.load(directory, on, cuts, cancel);
         }
         let stages = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let plan = Plan::of(stages.iter().map(|loaded| loaded.stage.clone()).collect());

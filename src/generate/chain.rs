@@ -223,17 +223,16 @@ impl Chain {
         self.stages[index - self.first].run()
     }
 
-    /// Runs a range of blocks, stage by stage, with the ends that are part of their stages; gives the number of blocks
-    /// that ran.
+    /// Runs a range of blocks, stage by stage, with the ends that are part of their stages.
     ///
     /// # Errors
     /// `Cancelled` between two stages, `Runtime`.
-    pub(crate) fn run(&self, blocks: Range<usize>, cancel: &CancelToken) -> Result<usize> {
+    pub(crate) fn run(&self, blocks: Range<usize>, cancel: &CancelToken) -> Result<()> {
         for stage in self.plan.cover(&blocks)? {
             cancel.check()?;
             self.run_stage(stage)?;
         }
-        Ok(blocks.len())
+        Ok(())
     }
 
     /// Runs all stages again, one after the other; gives the first whose output is not finite: a stream, or one of the

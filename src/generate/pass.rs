@@ -35,6 +35,7 @@ impl Pass<'_> {
             threshold: None,
             blocks: Vec::new(),
             blocks_run: 0,
+            ran: Vec::new(),
             session_runs: 0,
             elapsed_ms: 0.0,
         }
@@ -63,7 +64,8 @@ pub(super) fn run_list(
     for part in &list.parts {
         let (block, unit) = match part {
             Part::Run(blocks) => {
-                record.blocks_run += chain.run(blocks.clone(), cancel)?;
+                chain.run(blocks.clone(), cancel)?;
+                record.add_run(blocks.clone());
                 timings.blocks_ms += clock.lap();
                 continue;
             }
@@ -78,7 +80,8 @@ pub(super) fn run_list(
                     unit.keep_compared(chain, buffers)?;
                 }
                 timings.cache_ms += clock.lap();
-                record.blocks_run += chain.run(unit.blocks.clone(), cancel)?;
+                chain.run(unit.blocks.clone(), cancel)?;
+                record.add_run(unit.blocks.clone());
                 timings.blocks_ms += clock.lap();
                 if keeps {
                     unit.keep(policy.calibrator_step(at), &list.cache, buffers)?;

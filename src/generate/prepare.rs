@@ -84,7 +84,7 @@ pub(super) fn request(
             limit,
         )?;
     }
-    let plan = engine.load_plan(&cuts)?;
+    let plan = engine.load_plan(&cuts, &options.cancel)?;
     let of_provider = engine.provider_warnings().map(Warning::Provider);
     let of_cache = lists::warnings(&lists, steps, n_branches).into_iter().map(Warning::Setting);
     let mut warnings: Vec<Warning> = of_provider.chain(of_cache).collect();

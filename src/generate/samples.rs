@@ -257,18 +257,20 @@ pub(super) fn run_list(
         return Err(Error::internal("a batch without its samples"));
     };
     let mut decided = vec![Decided { decision: Reason::None.into(), diff: None, threshold: None }; samples.batch];
-    let (mut always_run, mut middle) = (0, 0);
+    // Blocks, and whether all pictures ran them or only those that compute.
+    let mut ran: Vec<(Range<usize>, bool)> = Vec::new();
     let mut units = units.iter_mut();
     for part in &list.parts {
         let unit = match part {
             Part::Run(blocks) => {
-                always_run += chain.run(blocks.clone(), cancel)?;
+                chain.run(blocks.clone(), cancel)?;
+                ran.push((blocks.clone(), true));
                 timings.blocks_ms += clock.lap();
                 continue;
             }
             Part::Unit { .. } => units.next().ok_or_else(|| Error::internal("a branch lacks a unit"))?,
         };
-        middle = unit.blocks.len();
+        ran.push((unit.blocks.clone(), false));
         decided = decide(&mut own.policies, at, unit, shared, buffers)?;
         let computing = decided.iter().map(|decided| decided.decision.action == Action::Compute);
         let keeps: Vec<bool> =
@@ -297,13 +299,15 @@ pub(super) fn run_list(
         }
         timings.cache_ms += clock.lap();
     }
-    let record = |(sample, decided): (usize, Decided)| StepRecord {
-        sample: Some(sample),
-        decision: decided.decision,
-        diff: decided.diff,
-        threshold: decided.threshold,
-        blocks_run: always_run + if decided.decision.action == Action::Compute { middle } else { 0 },
-        ..pass.record(list)
+    let record = |(sample, decided): (usize, Decided)| {
+        let Decided { decision, diff, threshold } = decided;
+        let mut record = StepRecord { sample: Some(sample), decision, diff, threshold, ..pass.record(list) };
+        for (blocks, by_all) in &ran {
+            if *by_all || decision.action == Action::Compute {
+                record.add_run(blocks.clone());
+            }
+        }
+        record
     };
     Ok(decided.into_iter().enumerate().map(record).collect())
 }

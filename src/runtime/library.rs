@@ -239,9 +239,24 @@ impl Loaded {
 struct Process {
     library: Option<Place>,
     loaded: Option<Arc<Loaded>>,
+    /// What ONNX Runtime was asked to tell: the most that anyone wanted to hear.
+    log_level: Option<LogLevel>,
 }
 
-static PROCESS: Mutex<Process> = Mutex::new(Process { library: None, loaded: None });
+impl Process {
+    /// Makes ONNX Runtime tell what this thread's listener wants to hear, in sessions that are loaded from now on.
+    fn raise_log_level(&mut self) {
+        let wanted = wanted_log_level();
+        if let Some(loaded) = &self.loaded
+            && self.log_level.is_none_or(|level| wanted < level)
+        {
+            loaded.environment.set_log_level(wanted);
+            self.log_level = Some(wanted);
+        }
+    }
+}
+
+static PROCESS: Mutex<Process> = Mutex::new(Process { library: None, loaded: None, log_level: None });
 
 /// The environment of this process; the first call loads the library.
 ///
@@ -277,7 +292,9 @@ pub(crate) fn environment_for(options: &LibraryOptions, work: Work) -> Result<Ar
         if work == Work::Large && options.threads.is_none() && loaded.info.threads < physical_cores() {
             tracing::warn!(threads = loaded.info.threads, "this engine would use more threads than the process has");
         }
-        return Ok(Arc::clone(loaded));
+        let loaded = Arc::clone(loaded);
+        process.raise_log_level();
+        return Ok(loaded);
     }
     let library = match process.library.take() {
         Some(library) => library,
@@ -286,6 +303,7 @@ pub(crate) fn environment_for(options: &LibraryOptions, work: Work) -> Result<Ar
     process.library = Some(library.clone());
     let loaded = Arc::new(build_environment(library, options, work)?);
     process.loaded = Some(Arc::clone(&loaded));
+    process.raise_log_level();
     Ok(loaded)
 }
 
@@ -385,7 +403,6 @@ fn build_environment(library: Place, options: &LibraryOptions, work: Work) -> Re
         .map_err(failed)?;
     let environment =
         builder.with_name("dbcache-trt").with_telemetry(false).with_global_thread_pool(pool).build().map_err(failed)?;
-    environment.set_log_level(wanted_log_level());
     share_scratch(&environment).map_err(failed)?;
     let info = LibraryInfo {
         path: library.path,

@@ -5,7 +5,12 @@ use crate::cache::Branch;
 use crate::{CacheDType, Inputs};
 
 impl Trace {
-    /// `(keyword, text)` of one picture of the batch, counted from 0.
+    /// The seed of one picture or video of the batch, counted from 0.
+    pub fn seed_of(&self, picture: usize) -> u64 {
+        self.seed.wrapping_add(picture as u64)
+    }
+
+    /// `(keyword, text)` of one picture or video of the batch, counted from 0.
     pub fn picture_metadata(&self, inputs: &Inputs, picture: usize) -> Vec<(String, String)> {
         let mut text = vec![("Software".to_owned(), concat!("dbcache-trt ", env!("CARGO_PKG_VERSION")).to_owned())];
         let mut add = |key: &str, value: String| text.push((key.to_owned(), value));
@@ -15,7 +20,7 @@ impl Trace {
         if let Some(prompt) = &inputs.negative_prompt {
             add("negative_prompt", prompt.clone());
         }
-        add("seed", self.seed.wrapping_add(picture as u64).to_string());
+        add("seed", self.seed_of(picture).to_string());
         add("steps", self.records.first().map_or(0, |record| record.steps).to_string());
         if let Some(scale) = self.guidance {
             add("guidance", scale.to_string());

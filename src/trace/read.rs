@@ -1,6 +1,7 @@
 //! Traces read back: what [`Trace::to_json`] wrote, checked field by field.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde_json::{Map, Value};
 
@@ -155,7 +156,7 @@ const TIMINGS: [&str; 8] =
     ["text_ms", "embed_ms", "blocks_ms", "cache_ms", "final_ms", "update_ms", "decode_ms", "steps_ms"];
 const ENGINES: [&str; 4] = ["built", "loaded", "build_seconds", "damaged"];
 const CACHE_BYTES: [&str; 4] = ["residuals", "calibrators", "compare", "streams"];
-const STEP: [&str; 13] = [
+const STEP: [&str; 14] = [
     "step",
     "branch",
     "list",
@@ -167,6 +168,7 @@ const STEP: [&str; 13] = [
     "threshold",
     "blocks",
     "blocks_run",
+    "ran",
     "session_runs",
     "elapsed_ms",
 ];
@@ -268,14 +270,32 @@ fn step_record(place: &str, json: &Value, n_blocks: usize) -> Result<StepRecord>
         threshold: fields.real_or_null("threshold")?,
         blocks,
         blocks_run: fields.count("blocks_run")?,
+        ran: ran(&fields)?,
         session_runs: fields.count("session_runs")?,
         elapsed_ms: fields.real("elapsed_ms")?,
     };
     if record.blocks_run > n_blocks {
         return Err(fields.damaged("blocks_run", &format!("at most {n_blocks}, the `blocks` of the trace")));
     }
+    if record.blocks_run != record.ran.iter().map(Range::len).sum::<usize>() {
+        return Err(fields.damaged("ran", &format!("{} blocks, as `blocks_run` says", record.blocks_run)));
+    }
     check_letter(&fields, record.letter())?;
     Ok(record)
+}
+
+/// The blocks that ran, as `[start, end]` with the end not among them.
+fn ran(fields: &Fields<'_>) -> Result<Vec<Range<usize>>> {
+    let wrong = || fields.damaged("ran", "a list of ranges `[start, end]` in rising order, with a gap between two");
+    let number = |number: &Value| number.as_u64().and_then(|number| usize::try_from(number).ok());
+    let range = |range: &Value| match range.as_array().map(Vec::as_slice) {
+        Some([start, end]) => number(start).zip(number(end)).map(|(start, end)| start..end),
+        _ => None,
+    };
+    let ranges: Option<Vec<_>> = fields.list("ran")?.iter().map(range).collect();
+    let ranges = ranges.ok_or_else(wrong)?;
+    let rises = ranges.is_sorted_by(|a, b| a.end < b.start) && ranges.iter().all(|range| range.start < range.end);
+    if rises { Ok(ranges) } else { Err(wrong()) }
 }
 
 fn block_record(place: &str, json: &Value, n_blocks: usize) -> Result<BlockRecord> {
@@ -339,7 +359,8 @@ fn number_steps(records: &mut [StepRecord], batch: usize, lists: &[usize]) -> Re
                 return Err(Error::input(format!("`records[{index}].{field}` is {found}; expected {expected}")));
             }
         }
-        if record.blocks_run > blocks.len() || record.blocks.iter().any(|block| !blocks.contains(&block.block)) {
+        let is_inside = |ran: &Range<usize>| blocks.start <= ran.start && ran.end <= blocks.end;
+        if !record.ran.iter().all(is_inside) || record.blocks.iter().any(|block| !blocks.contains(&block.block)) {
             return Err(Error::input(format!(
                 "`records[{index}]` runs or decides on blocks outside of its list, which holds the blocks {blocks:?}"
             )));

@@ -50,6 +50,9 @@ static inline dbcache_options *options_of(const char *const *pairs) {
 
 #define OPTIONS(...) options_of((const char *const[]){__VA_ARGS__, NULL})
 
+/* Less of what only repeats: under valgrind everything takes fifty times as long. */
+static inline int is_small(void) { return getenv("DBCACHE_CAPI_SMALL") != NULL; }
+
 /* Numbers without a pattern that a model could like. */
 static inline void fill(float *numbers, size_t count, unsigned seed) {
     for (size_t i = 0; i < count; i++) numbers[i] = (float)sin((double)(i * 37 + seed * 11 + 1));

@@ -1,5 +1,5 @@
 /* Every way a call can fail, and that outputs are written on success only.
- * errors ONNXRUNTIME TINY EMOJI FOLDER */
+ * errors ONNXRUNTIME TINY EMOJI VIDEO FOLDER */
 #include "check.h"
 
 #define NULLS(call, name) FAILS(call, DBCACHE_ERROR_ARGUMENT, name, "is NULL")
@@ -36,6 +36,9 @@ static void test_options(void) {
     FAILS(dbcache_options_set(options, "guidance", "nan"), DBCACHE_ERROR_USAGE, "guidance", "expected a number");
     FAILS(dbcache_options_set(options, "cache", "f8z"), DBCACHE_ERROR_USAGE, "cache", "");
     FAILS(dbcache_options_set(options, "replay", "no/such.json"), DBCACHE_ERROR_IO, "no/such.json", "cannot read");
+    NULLS(dbcache_options_on_log(NULL, DBCACHE_LOG_WARN, NULL, NULL), "options");
+    FAILS(dbcache_options_on_log(options, 0, NULL, NULL), DBCACHE_ERROR_ARGUMENT, "most", "is 0");
+    OK(dbcache_options_on_log(options, DBCACHE_LOG_WARN, NULL, NULL));
     size_t length = 0;
     OK(dbcache_options_names(NULL, 0, &length));
     char *names = malloc(length);
@@ -196,6 +199,17 @@ static void test_imports(const dbcache_engine *engine) {
     memory.stream = NULL;
     memory.data = NULL;
     FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_INPUT, NULL, "not at 0");
+    struct {
+        dbcache_memory known;
+        uint64_t more;
+    } newer = {.known = memory, .more = 0};
+    newer.known.struct_size = sizeof newer;
+    newer.known.data = halves;
+    OK(dbcache_tensor_import(engine, &newer.known, DBCACHE_DTYPE_F16, shape, 2, &tensor));
+    dbcache_tensor_free(tensor);
+    tensor = NULL;
+    newer.more = 1;
+    FAILS(dbcache_tensor_import(engine, &newer.known, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "use a newer library");
     memory.struct_size = 8;
     FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "the size of the struct");
     CHECK(tensor == NULL);
@@ -270,6 +284,12 @@ static void test_requests(const dbcache_engine *engine) {
     NULLS(dbcache_result_latents(result, NULL), "out");
     NULLS(dbcache_result_pictures(NULL, &count), "result");
     NULLS(dbcache_result_pictures(result, NULL), "count");
+    NULLS(dbcache_result_frame(NULL, 0, 0, &picture), "result");
+    NULLS(dbcache_result_frame(result, 0, 0, NULL), "picture");
+    FAILS(dbcache_result_frame(result, 0, 0, &picture), DBCACHE_ERROR_ARGUMENT, "picture", "the size of the struct");
+    NULLS(dbcache_result_write_video(NULL, 0, "a.gif"), "result");
+    NULLS(dbcache_result_write_video(result, 0, NULL), "path");
+    FAILS(dbcache_result_write_video(result, 0, "a.gif"), DBCACHE_ERROR_STATE, NULL, "holds no videos");
     NULLS(dbcache_result_picture(NULL, 0, &picture), "result");
     NULLS(dbcache_result_picture(result, 0, NULL), "picture");
     FAILS(dbcache_result_picture(result, 0, &picture), DBCACHE_ERROR_ARGUMENT, "picture", "the size of the struct");
@@ -386,7 +406,7 @@ static void test_denoisers(const dbcache_engine *engine) {
 }
 
 int main(int argc, char **argv) {
-    CHECK(argc == 5);
+    CHECK(argc == 6);
     test_versions();
     test_nothing();
     test_options();

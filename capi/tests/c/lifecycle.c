@@ -1,6 +1,6 @@
 /* Requests from their start to their end: run, started, cancelled in each phase, freed while they run, several at a
  * time, and with callbacks that cancel or call back in.
- * lifecycle ONNXRUNTIME TINY EMOJI FOLDER */
+ * lifecycle ONNXRUNTIME TINY EMOJI VIDEO FOLDER */
 #include "check.h"
 
 #include <pthread.h>
@@ -19,17 +19,24 @@ typedef struct {
     /* The callback answers with not 0 at this step, phase, preview or log; -1 never. */
     int stop_at_step, stop_at_phase, stop_at_preview, stop_at_log;
     double last_diff;
+    /* Of the model. */
+    size_t blocks;
 } watch;
 
-static const watch WATCH = {.stop_at_step = -1, .stop_at_phase = -1, .stop_at_preview = -1, .stop_at_log = -1};
+static const watch WATCH = {.stop_at_step = -1, .stop_at_phase = -1, .stop_at_preview = -1, .stop_at_log = -1, .blocks = 12};
 
 static int32_t on_step(const dbcache_step *step, void *user) {
     watch *w = user;
     CHECK(step->struct_size == sizeof *step && step->sample == -1 && strcmp(step->branch, "cond") == 0);
     CHECK(step->reason[0] != '\0' && step->sigma > 0 && step->blocks_run > 0 && step->elapsed_ms >= 0);
     CHECK(isnan(step->diff) == isnan(step->threshold));
+    CHECK(step->list == -1 && step->session_runs > 0);
+    /* All blocks of the model, or of a skipped step those before the middle. */
+    int is_skipped = step->decision == DBCACHE_DECISION_SKIP;
+    CHECK(is_skipped ? step->blocks_run == 1 : step->blocks_run == w->blocks);
+    for (size_t i = 0; i < step->blocks_run; i++) CHECK(step->blocks[i] == i);
     if (!isnan(step->diff)) w->last_diff = step->diff;
-    if (step->decision == DBCACHE_DECISION_SKIP) w->skipped++;
+    if (is_skipped) w->skipped++;
     CHECK((int)step->step == w->steps);
     return w->steps++ == w->stop_at_step;
 }
@@ -180,11 +187,12 @@ static void test_callbacks_that_cancel(const dbcache_engine *tiny, const dbcache
 
     options = OPTIONS("steps", "4", "weights-mode", "mapped");
     w = WATCH;
+    w.blocks = 4;
     w.stop_at_preview = 0;
     OK(dbcache_request_new(emoji, options, &request));
     OK(dbcache_request_set_prompt(request, "lemon"));
     stops(request, w, DBCACHE_PHASE_STEPS, 2);
-    w = WATCH;
+    w.stop_at_preview = -1;
     w.stop_at_phase = DBCACHE_PHASE_DECODE;
     OK(dbcache_request_new(emoji, options, &request));
     OK(dbcache_request_set_prompt(request, "lemon"));
@@ -283,8 +291,48 @@ static void test_callbacks_that_call_in(const dbcache_engine *engine, const dbca
     CHECK(freed.calls == 1 && result == NULL);
 }
 
+/* Where each list of blocks and each picture decides for itself, each has a record of its own. */
+typedef struct {
+    int calls, skipped, samples[2];
+    size_t lists[2];
+} parts;
+
+static int32_t on_part(const dbcache_step *step, void *user) {
+    parts *p = user;
+    p->calls++;
+    if (step->decision == DBCACHE_DECISION_SKIP) p->skipped++;
+    if (step->sample >= 0) p->samples[step->sample]++;
+    if (step->list < 0) return 0;
+    size_t start = step->list == 0 ? 0 : 4;
+    CHECK(step->decision == DBCACHE_DECISION_SKIP ? step->blocks_run == 1 : step->blocks_run == (start == 0 ? 4 : 8));
+    for (size_t i = 0; i < step->blocks_run; i++) CHECK(step->blocks[i] == start + i);
+    p->lists[step->list] += step->blocks_run;
+    return 0;
+}
+
+static void test_records_of_parts(const dbcache_engine *tiny, const dbcache_engine *emoji) {
+    dbcache_options *options = OPTIONS("steps", "5", "cache", "f1b0w2r0.9sl1");
+    dbcache_request *request = tiny_request(tiny, options, 0);
+    parts p = {0};
+    OK(dbcache_request_on_step(request, on_part, &p));
+    dbcache_result_free(run(request));
+    dbcache_request_free(request);
+    dbcache_options_free(options);
+    CHECK(p.calls == 10 && p.skipped > 0 && p.lists[0] >= 8 + 3 && p.lists[1] >= 16 + 3);
+
+    options = OPTIONS("steps", "4", "cache", "f1b0w2r0.9", "batch", "2", "per-sample", "true", "weights-mode", "mapped");
+    OK(dbcache_request_new(emoji, options, &request));
+    OK(dbcache_request_set_prompt(request, "lemon"));
+    p = (parts){0};
+    OK(dbcache_request_on_step(request, on_part, &p));
+    dbcache_result_free(run(request));
+    dbcache_request_free(request);
+    dbcache_options_free(options);
+    CHECK(p.calls == 8 && p.samples[0] == 4 && p.samples[1] == 4 && p.skipped > 0);
+}
+
 static void test_pictures(const dbcache_engine *engine, const char *folder) {
-    dbcache_options *options = OPTIONS("steps", "4", "batch", "2");
+    dbcache_options *options = OPTIONS("steps", "4", "batch", "2", "seed", "7");
     dbcache_request *request = NULL;
     OK(dbcache_request_new(engine, options, &request));
     OK(dbcache_request_set_prompt(request, "lemon"));
@@ -297,6 +345,24 @@ static void test_pictures(const dbcache_engine *engine, const char *folder) {
     dbcache_picture picture = {.struct_size = sizeof picture};
     OK(dbcache_result_picture(result, 1, &picture));
     CHECK(picture.width == 64 && picture.height == 64 && picture.bytes == 64 * 64 * 3);
+    CHECK(picture.struct_size == sizeof picture && picture.seed == 8 && picture.frames == 1 && picture.fps == 0);
+    dbcache_picture frame = {.struct_size = sizeof frame};
+    OK(dbcache_result_frame(result, 1, 0, &frame));
+    CHECK(frame.rgb == picture.rgb);
+    FAILS(dbcache_result_frame(result, 1, 1, &frame), DBCACHE_ERROR_ARGUMENT, "frame", "has 1 frames");
+    FAILS(dbcache_result_frame(result, 2, 0, &frame), DBCACHE_ERROR_ARGUMENT, "index", "holds 2 pictures");
+    FAILS(dbcache_result_write_video(result, 0, "a.gif"), DBCACHE_ERROR_STATE, NULL, "dbcache_result_write_png");
+    /* A program that was compiled when the struct ended after `bytes`, and one that knows more than this library. */
+    dbcache_picture older = {.struct_size = offsetof(dbcache_picture, seed), .seed = 77, .frames = 77};
+    OK(dbcache_result_picture(result, 1, &older));
+    CHECK(older.rgb == picture.rgb && older.seed == 77 && older.frames == 77);
+    CHECK(older.struct_size == offsetof(dbcache_picture, seed));
+    struct {
+        dbcache_picture known;
+        int more;
+    } newer = {.known = {.struct_size = sizeof newer}, .more = 77};
+    OK(dbcache_result_picture(result, 1, &newer.known));
+    CHECK(newer.known.struct_size == sizeof picture && newer.known.seed == 8 && newer.more == 77);
     char path[4096];
     snprintf(path, sizeof path, "%s/lifecycle.png", folder);
     OK(dbcache_result_write_png(result, 1, path));
@@ -306,7 +372,7 @@ static void test_pictures(const dbcache_engine *engine, const char *folder) {
 }
 
 int main(int argc, char **argv) {
-    CHECK(argc == 5);
+    CHECK(argc == 6);
     OK(dbcache_runtime_load(argv[1]));
     dbcache_result *solo = test_run(argv[2]);
     dbcache_options *options = OPTIONS("steps", "8", "cache", "f1b0w2r0.9");
@@ -320,7 +386,8 @@ int main(int argc, char **argv) {
     test_callbacks_that_cancel(tiny, emoji);
     test_cancel_from_outside(tiny);
     test_callbacks_that_call_in(tiny, options);
-    test_pictures(emoji, argv[4]);
+    test_records_of_parts(tiny, emoji);
+    test_pictures(emoji, argv[5]);
     dbcache_engine_free(emoji);
     dbcache_engine_free(tiny);
     dbcache_options_free(options);

@@ -1,5 +1,5 @@
 /* Hosts that own the loop: their Euler steps and their guidance give what a request gives by itself.
- * stepwise ONNXRUNTIME TINY EMOJI FOLDER */
+ * stepwise ONNXRUNTIME TINY EMOJI VIDEO FOLDER */
 #include "check.h"
 
 /* Sums on the host may round in another order than those of a graph. */
@@ -111,7 +111,7 @@ static void test_cancelling_callback(const dbcache_engine *engine) {
 }
 
 int main(int argc, char **argv) {
-    CHECK(argc == 5);
+    CHECK(argc == 6);
     OK(dbcache_runtime_load(argv[1]));
     dbcache_engine *engine = NULL;
     OK(dbcache_engine_load(argv[2], NULL, &engine));

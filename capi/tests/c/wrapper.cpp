@@ -1,5 +1,5 @@
 // The C++ wrapper: objects, exceptions, and exceptions out of callbacks.
-// wrapper ONNXRUNTIME TINY EMOJI FOLDER
+// wrapper ONNXRUNTIME TINY EMOJI VIDEO FOLDER
 #include <dbcache_trt.hpp>
 
 #include <cmath>
@@ -34,7 +34,7 @@ static dbcache::request tiny(const dbcache::engine &engine, const dbcache::optio
 }
 
 int main(int argc, char **argv) {
-    CHECK(argc == 5);
+    CHECK(argc == 6);
     dbcache::load_runtime(argv[1]);
     dbcache::options options;
     dbcache::error error = thrown<dbcache::error>([&] { options.set("step", "4"); });
@@ -43,7 +43,16 @@ int main(int argc, char **argv) {
     options.set("steps", "4").set("cache", "f1b0w2r0.9").set("seed", "3");
     CHECK(dbcache::inspect(argv[2]).find("\"blocks\":12") != std::string::npos);
     CHECK(dbcache::plan(argv[2], options, 12).find("\"stages\"") != std::string::npos);
-    dbcache::engine engine(argv[2]);
+    int heard = 0;
+    options.on_log(DBCACHE_LOG_INFO, [&](const dbcache_log &) { return ++heard > 0; });
+    dbcache::options moved_options = std::move(options);
+    dbcache::engine engine(argv[2], moved_options);
+    CHECK(heard > 0);
+    moved_options.on_log(DBCACHE_LOG_INFO, [](const dbcache_log &) -> bool { throw std::logic_error("while loading"); });
+    CHECK(std::string(thrown<std::logic_error>([&] { dbcache::engine(argv[2], moved_options); }).what()) == "while loading");
+    moved_options.on_log(DBCACHE_LOG_INFO, [](const dbcache_log &) { return false; });
+    CHECK(thrown<dbcache::error>([&] { dbcache::engine(argv[2], moved_options); }).code() == DBCACHE_ERROR_CANCELLED);
+    options = std::move(moved_options);
     CHECK(engine.info().find("onnxruntime") != std::string::npos);
 
     int steps = 0, phases = 0, logs = 0;
@@ -58,6 +67,7 @@ int main(int argc, char **argv) {
     CHECK(result.trace().find("\"records\"") != std::string::npos);
     CHECK(result.statistics().find("\"version\":1") == 1 && result.summary().find("cache") == 0);
     CHECK(thrown<dbcache::error>([&] { result.picture(0); }).field() == "index");
+    CHECK(thrown<dbcache::error>([&] { result.write_video(0, "a.gif"); }).code() == DBCACHE_ERROR_STATE);
 
     dbcache::request started = tiny(engine, options);
     started.start();
@@ -86,7 +96,7 @@ int main(int argc, char **argv) {
     int previews = 0;
     lemon.prompt("lemon").on_preview(2, [&](const dbcache_preview &preview) { return ++previews + preview.width > 0; });
     dbcache::result picture = lemon.run();
-    CHECK(previews == 2 && picture.pictures() == 1 && picture.picture(0).width == 64);
-    picture.write_png(0, std::string(argv[4]) + "/wrapper.png");
+    CHECK(previews == 2 && picture.pictures() == 1 && picture.picture(0).width == 64 && picture.picture(0).frames == 1);
+    picture.write_png(0, std::string(argv[5]) + "/wrapper.png");
     std::puts("wrapper: ok");
 }
