@@ -181,7 +181,7 @@ impl Engine {
     /// settings.
     pub fn load(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
         let start = Instant::now();
-        let directory = EngineDirectory::open(directory.as_ref(), options.weights_folder.as_deref())?;
+        let directory = open(directory.as_ref(), options)?;
         if options.verify {
             let unknown = directory.verify()?;
             if !unknown.is_empty() {
@@ -389,6 +389,20 @@ fn cached<K: PartialEq, V>(list: &Cached<K, V>, key: K, load: impl FnOnce() -> R
     let value = Arc::new(load()?);
     list.push((key, Arc::clone(&value)));
     Ok(value)
+}
+
+/// Opens a directory for the providers of these options: all of them can run what it gives.
+///
+/// # Errors
+/// `EngineDirectory`; `Usage` for a precision that has no effect on its graphs.
+pub(crate) fn open(directory: &Path, options: &EngineOptions) -> Result<EngineDirectory> {
+    let directory = EngineDirectory::open(directory, options.weights_folder.as_deref())?;
+    let is_quantised = || directory.blocks.iter().any(|block| block.runs(&["QuantizeLinear", "DequantizeLinear"]));
+    for spec in options.provider.iter() {
+        spec.check_precision(directory.manifest.compute_dtype, is_quantised)?;
+    }
+    let takes_bf16 = options.provider.iter().all(|spec| spec.kind().takes_bf16_ports());
+    if takes_bf16 { Ok(directory) } else { directory.without_bf16_ports() }
 }
 
 /// Refuses what no provider of the list obeys.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 pub use self::plan::DryRun;
 use crate::EngineCounts;
 use crate::cache::PolicyConfig;
-use crate::engine::{EngineOptions, sizes};
+use crate::engine::{EngineOptions, open, sizes};
 use crate::error::Result;
 use crate::generate::request::RequestOptions;
 use crate::generate::text::TextEncoder;
@@ -184,7 +184,7 @@ impl EngineInfo {
         options: &RequestOptions,
         text_length: Option<u64>,
     ) -> Result<CacheBytes> {
-        let directory = EngineDirectory::open(directory, load.weights_folder.as_deref())?;
+        let directory = open(directory, load)?;
         let plan = planned(&directory, load, &options.cache)?;
         let plain = planned(&directory, load, &PolicyConfig::None)?;
         memory::of_options(&directory.manifest, [&plan, &plain], options, text_length)
@@ -196,7 +196,7 @@ impl EngineInfo {
     /// # Errors
     /// `EngineDirectory`, as when it is loaded; `Usage` for options that do not fit.
     pub fn stages(directory: &Path, load: &EngineOptions) -> Result<Vec<StageInfo>> {
-        let directory = EngineDirectory::open(directory, load.weights_folder.as_deref())?;
+        let directory = open(directory, load)?;
         let plan = planned(&directory, load, &load.cache)?;
         Ok(plan.stages().iter().map(|stage| StageInfo::new(&directory, stage)).collect())
     }

@@ -11,7 +11,7 @@ use dbcache_trt::cache::Branch;
 use dbcache_trt::trace::{Trace, Warning};
 use dbcache_trt::{
     ArithmeticChoice, CacheDType, CachePlace, Engine, EngineOptions, ErrorKind, Inputs, Output, ProviderKind,
-    Providers, RequestOptions,
+    Providers, RequestOptions, StagesChoice,
 };
 use ndarray::{Axis, concatenate};
 
@@ -37,13 +37,16 @@ fn load(options: EngineOptions) -> dbcache_trt::Result<Engine> {
 }
 
 fn tested() -> Engine {
-    load(match provider() {
-        Some(provider) => {
-            EngineOptions { provider, allow_fallback: !fallbacks().is_empty(), ..EngineOptions::default() }
-        }
-        None => EngineOptions { arithmetic: ArithmeticChoice::Graphs, ..EngineOptions::default() },
-    })
+    load(on_tested(match provider() {
+        Some(_) => ArithmeticChoice::Auto,
+        None => ArithmeticChoice::Graphs,
+    }))
     .unwrap()
+}
+
+fn on_tested(arithmetic: ArithmeticChoice) -> EngineOptions {
+    let provider = provider().unwrap_or_default();
+    EngineOptions { provider, arithmetic, allow_fallback: !fallbacks().is_empty(), ..EngineOptions::default() }
 }
 
 fn run(engine: &Engine, inputs: &Inputs, options: &RequestOptions) -> Output {
@@ -91,6 +94,36 @@ fn every_provider_decides_as_the_cpu() {
         assert!(difference < LATENT_RELATIVE_L1, "{name}: latents differ by {difference}");
         check_places(name, &found.trace);
         eprintln!("{name}: {} as on the CPU, latents {difference:.1e}", found.trace.decisions(Branch::Cond));
+    }
+}
+
+/// The cache's arithmetic may be part of the stages, on every provider: the same decisions in fewer session runs.
+#[test]
+fn arithmetic_in_the_stages_decides_as_the_cpu() {
+    let cpu = load(EngineOptions::default()).unwrap();
+    let graphs = load(on_tested(ArithmeticChoice::Graphs)).unwrap();
+    let (one, guided) = (tiny_inputs(false), tiny_inputs(true));
+    for (cache, stages, inputs) in [
+        ("f2b2w2r0.1", StagesChoice::Fused, &one),
+        ("f1b0w2r0.2l0.2", StagesChoice::Fused, &one),
+        ("f3b4w2r0.1ds3", StagesChoice::Auto, &one),
+        ("f1b0w2r0.1", StagesChoice::Blocks(2), &guided),
+    ] {
+        let options =
+            RequestOptions { true_cfg: (inputs.tensors.len() > one.tensors.len()).then_some(2.0), ..options(cache) };
+        let load_stages = EngineOptions { stages, cache: options.cache.clone(), ..on_tested(ArithmeticChoice::Stages) };
+        let expected = run(&cpu, inputs, &options);
+        let found = run(&load(load_stages).unwrap(), inputs, &options);
+        assert_eq!(found.trace.decisions(Branch::Cond), expected.trace.decisions(Branch::Cond), "{cache}");
+        assert!(expected.trace.skipped() > 0, "{cache} skips nothing, and so tests nothing");
+        compare_diffs(cache, &found.trace, &expected.trace);
+        let difference = relative_l1(&found.latents, &expected.latents);
+        assert!(difference < LATENT_RELATIVE_L1, "{cache}: latents differ by {difference}");
+        check_places(cache, &found.trace);
+        let runs = |trace: &Trace| trace.records.iter().map(|record| record.session_runs).sum::<usize>();
+        let beside = run(&graphs, inputs, &options);
+        assert!(runs(&found.trace) < runs(&beside.trace), "{cache}");
+        eprintln!("{cache} in the stages: {} as on the CPU", found.trace.decisions(Branch::Cond));
     }
 }
 

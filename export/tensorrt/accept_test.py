@@ -44,7 +44,8 @@ def test_every_stage_is_accepted(family: str, compute: DType, tmp_path: Path) ->
     # A block alone, a long stage, and both ends joined to their neighbours.
     profile = PROFILES.get((family, compute))
     ranges = [] if profile is None else ["--profile", profile]
-    stages = written_stages(tmp_path / "engine", tmp_path / "stages", "--cache", "f1b1", "--stages", "fused", *ranges)
+    division = ["--cache", "f1b1", "--stages", "fused", "--provider", "tensorrt", *ranges]
+    stages = written_stages(tmp_path / "engine", tmp_path / "stages", *division)
     for graph, shapes in stages.items():
         print(family, compute, graph.name, accept(graph, shapes))
 

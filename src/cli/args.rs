@@ -385,6 +385,9 @@ pub struct WriteStagesArgs {
     /// size, a batch of 1, any text]
     #[arg(long, value_name = "PROFILE")]
     pub profile: Option<Profile>,
+    /// What will run them: tensorrt takes no bf16 where graphs begin and end, and is given f32 there [default: cpu]
+    #[arg(long, value_name = "LIST")]
+    pub provider: Option<Providers>,
     /// The folder of the weights, instead of the one that the engine names
     #[arg(long, value_name = "DIR")]
     pub weights: Option<PathBuf>,

@@ -13,6 +13,7 @@ pub fn run(args: &WriteStagesArgs) -> anyhow::Result<()> {
         stages: args.stages.stages.unwrap_or_default(),
         stage_bytes: args.stages.stage_bytes,
         weights_folder: args.weights.clone(),
+        provider: args.provider.clone().unwrap_or_default(),
         ..EngineOptions::default()
     };
     let profile = args.profile.clone().unwrap_or_default();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::loader::Loader;
 use super::stages::Stages;
-use super::{ArithmeticChoice, EngineOptions, StagesChoice, check_provider, choose_weights, work};
+use super::{ArithmeticChoice, EngineOptions, StagesChoice, check_provider, choose_weights, open, work};
 use crate::cache::PolicyConfig;
 use crate::error::{Error, Result};
 use crate::generate::lists;
@@ -54,7 +54,7 @@ impl EngineBuild {
     /// # Errors
     /// As [`Engine::load`](crate::Engine::load); `Usage` if the provider does not compile, or there is no cache.
     pub fn plan(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
-        let directory = EngineDirectory::open(directory.as_ref(), options.weights_folder.as_deref())?;
+        let directory = open(directory.as_ref(), options)?;
         check_provider(options)?;
         if options.engine_cache.folder()?.is_none() {
             return Err(Error::option("engine-cache", "is `none`: there is no place for what would be compiled"));

@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::EngineOptions;
 use super::profile::{self, Extremes, Profile};
 use super::stages::StageGraph;
+use super::{EngineOptions, open};
 use crate::error::{At, Error, Result};
 use crate::info::planned;
-use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::plan::Stage;
 
@@ -37,14 +36,14 @@ pub struct StageFile {
 /// Writes every graph that runs in a step, and the decoder, into the new folder `out`, with the weights files that they
 /// refer to (hard links, copies where those cannot be made) and `stages.json`, which holds what is returned.
 ///
-/// `load` says how the blocks are divided: its `cache`, `stages`, `stage_bytes` and `weights_folder` count. Nothing is
-/// loaded, and no provider is asked.
+/// `load` says how the blocks are divided: its `cache`, `stages`, `stage_bytes` and `weights_folder` count, and its
+/// `provider` where the graphs must obey its limits. Nothing is loaded, and no provider is asked.
 ///
 /// # Errors
 /// `EngineDirectory`, as when it is loaded; `Usage` and `Input` for options or a profile that do not fit; `Io`, also where
 /// `out` exists.
 pub fn write_stages(directory: &Path, load: &EngineOptions, profile: &Profile, out: &Path) -> Result<Vec<StageFile>> {
-    let directory = EngineDirectory::open(directory, load.weights_folder.as_deref())?;
+    let directory = open(directory, load)?;
     let extremes = profile.resolve(&directory.manifest)?;
     let plan = planned(&directory, load, &load.cache)?;
     let mut graphs = Vec::new();

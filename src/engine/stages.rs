@@ -261,3 +261,79 @@ impl<'d> StageGraph<'d> {
         Ok(Self { graph, inputs, outputs })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use prost::Message;
+
+    use super::*;
+    use crate::cache::PolicyConfig;
+    use crate::engine::ArithmeticChoice;
+    use crate::generate::lists;
+    use crate::model::graph::element_type;
+    use crate::model::manifest::DType;
+    use crate::model::onnx::{self, GraphProto, ValueInfoProto, element};
+
+    fn decoded(graph: &Graph) -> GraphProto {
+        onnx::decode(&graph.bytes).unwrap().graph.unwrap()
+    }
+
+    fn element(port: &mut ValueInfoProto) -> &mut i32 {
+        port.r#type.as_mut().unwrap().tensor_type.as_mut().unwrap().elem_type.as_mut().unwrap()
+    }
+
+    /// The tiny model with the ports of one that was exported in bf16.
+    fn in_bf16() -> EngineDirectory {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-flux");
+        let mut directory = EngineDirectory::open(&folder, None).unwrap();
+        let ends = [&mut directory.embed, &mut directory.last];
+        for graph in ends.into_iter().chain(&mut directory.blocks) {
+            let mut model = onnx::decode(&graph.bytes).unwrap();
+            let inner = model.graph.as_mut().unwrap();
+            let ports = inner.input.iter_mut().chain(&mut inner.output).map(element);
+            ports.filter(|element| **element == element::FLOAT).for_each(|element| *element = element::BFLOAT16);
+            graph.bytes = model.encode_to_vec();
+        }
+        directory.manifest.tensors.values_mut().for_each(|tensor| tensor.dtype = DType::Bf16);
+        directory
+    }
+
+    /// For a provider that takes no bf16 there, every stage begins and ends in f32, however the blocks are joined, and with
+    /// the cache's arithmetic in it; within a stage nothing is cast to f32 and back.
+    #[test]
+    fn stages_meet_in_f32_where_a_provider_takes_no_bf16() {
+        for (is_cast, expected) in [(false, element::BFLOAT16), (true, element::FLOAT)] {
+            let directory = if is_cast { in_bf16().without_bf16_ports().unwrap() } else { in_bf16() };
+            let streams = &directory.manifest.streams;
+            assert!(streams.iter().all(|stream| element_type(directory.manifest.tensors[stream].dtype) == expected));
+            for (choice, cache, arithmetic) in [
+                (StagesChoice::PerBlock, "none", ArithmeticChoice::Auto),
+                (StagesChoice::Blocks(5), "f3b4", ArithmeticChoice::Auto),
+                (StagesChoice::Fused, "none", ArithmeticChoice::Auto),
+                (StagesChoice::Fused, "f3b4", ArithmeticChoice::Stages),
+            ] {
+                let stages = Stages::new(&directory, (choice, None), OtherPlan::Load, false).unwrap();
+                let policy: PolicyConfig = cache.parse().unwrap();
+                let cuts = lists::cuts_of(&directory.manifest, &policy, arithmetic).unwrap();
+                for graph in stages.graphs(&directory, &cuts).unwrap() {
+                    let mut graph = decoded(&graph);
+                    let carries = |port: &&mut ValueInfoProto| {
+                        port.name.as_deref().is_some_and(|name| streams.iter().any(|stream| name.starts_with(stream)))
+                    };
+                    let mut ports: Vec<_> = graph.input.iter_mut().chain(&mut graph.output).filter(carries).collect();
+                    assert!(ports.iter_mut().all(|port| *element(port) == expected), "{choice} {cache}");
+                    let is_cast = |node: &&onnx::NodeProto| node.op_type.as_deref() == Some("Cast");
+                    let at_boundary = |value: &String| value.contains("dbcache-boundary/");
+                    let casts: Vec<_> = graph.node.iter().filter(is_cast).collect();
+                    let widened: Vec<_> =
+                        casts.iter().filter(|node| at_boundary(&node.input[0])).map(|node| &node.output[0]).collect();
+                    let narrowed = casts.iter().filter(|node| at_boundary(&node.output[0]));
+                    assert!(narrowed.clone().all(|node| !widened.contains(&&node.input[0])), "{choice} {cache}");
+                    assert_eq!(narrowed.count() > 0, expected == element::FLOAT, "{choice} {cache}");
+                }
+            }
+        }
+    }
+}

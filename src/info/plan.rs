@@ -5,10 +5,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{EngineInfo, StageInfo};
-use crate::engine::{EngineBuild, EngineOptions, PlannedEngine, WeightsChoice, choose_weights};
+use crate::engine::{EngineBuild, EngineOptions, PlannedEngine, WeightsChoice, choose_weights, open};
 use crate::error::{ErrorKind, Result};
 use crate::generate::request::RequestOptions;
-use crate::model::directory::EngineDirectory;
 use crate::runtime::session::WeightsMode;
 use crate::trace::CacheBytes;
 
@@ -58,7 +57,7 @@ impl EngineInfo {
         let load = EngineOptions { cache: options.cache.clone(), ..load.clone() };
         let stages = Self::stages(directory, &load)?;
         let engines = engines(directory, &load)?;
-        let directory = EngineDirectory::open(directory, load.weights_folder.as_deref())?;
+        let directory = open(directory, &load)?;
         let info = Self::new(&directory);
         let is_mapped = choose_weights(load.weights, &directory) == WeightsMode::Mapped;
         Ok(DryRun {

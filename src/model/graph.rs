@@ -95,6 +95,12 @@ impl Graph {
         Ok(found)
     }
 
+    /// Whether a node of it is one of these operators.
+    pub(crate) fn runs(&self, operators: &[&str]) -> bool {
+        let graph = onnx::decode(&self.bytes).ok().and_then(|model| model.graph).unwrap_or_default();
+        graph.node.iter().any(|node| node.op_type.as_deref().is_some_and(|operator| operators.contains(&operator)))
+    }
+
     /// Counts the weights of another graph, of which this one is made.
     pub(super) fn absorb(&mut self, part: &Self) -> Result<()> {
         if let Some(folder) = &part.weights_folder

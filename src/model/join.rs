@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 
+use super::boundary::drop_round_trips;
 use super::graph::{Graph, output_port};
 use super::onnx::{self, GraphProto, ModelProto, ValueInfoProto};
 use crate::error::{Error, Result};
@@ -136,6 +137,8 @@ pub(crate) fn join(name: &str, pieces: &[Piece<'_>], wanted: &[String]) -> Resul
     }
     debug_assert_eq!(graph.output.len(), wanted.len());
     let mut model = first.unwrap_or_default();
+    drop_round_trips(&mut graph);
+    joined.nodes = graph.node.len();
     model.graph = Some(graph);
     joined.bytes = model.encode_to_vec();
     Ok(joined)

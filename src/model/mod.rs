@@ -1,5 +1,6 @@
 //! What is on disk, and nothing that runs.
 
+pub(crate) mod boundary;
 pub(crate) mod directory;
 pub(crate) mod graph;
 pub(crate) mod join;

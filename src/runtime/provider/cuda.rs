@@ -13,6 +13,15 @@ pub(super) const DEVICE_KEY: &str = "device_id";
 /// Which GPU.
 pub(super) const DEVICE: &str = "device";
 
+/// On which stream.
+pub(super) const STREAM: OptionDef = OptionDef {
+    name: "stream",
+    form: Form::Choice(&[("shared", SHARED), ("own", "own")]),
+    key: None,
+    about: "one stream for all sessions of the process, or one of each session; shared unless asked for",
+};
+pub(super) const SHARED: &str = "shared";
+
 pub(super) const OPTIONS: &[OptionDef] = &[
     OptionDef {
         name: DEVICE,
@@ -44,6 +53,7 @@ pub(super) const OPTIONS: &[OptionDef] = &[
         key: Some("cudnn_conv_algo_search"),
         about: "how convolution kernels are chosen",
     },
+    STREAM,
     OptionDef { name: "nhwc", form: Form::Flag, key: Some("prefer_nhwc"), about: "channels last in convolutions" },
 ];
 

@@ -8,6 +8,7 @@ mod cuda;
 mod failure;
 mod openvino;
 mod options;
+mod precision;
 #[expect(unsafe_code, reason = "what a plugin tells of its devices is only to be had through raw calls")]
 mod register;
 mod report;

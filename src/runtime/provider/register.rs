@@ -17,6 +17,8 @@ use super::failure::{install, no_device, refused};
 use super::spec::{ProviderKind, ProviderSpec};
 use super::{cuda, openvino, webgpu};
 use crate::error::{Error, ErrorKind, Result};
+#[cfg(feature = "cuda")]
+use crate::runtime::cuda_stream::Stream;
 use crate::runtime::library::Loaded;
 use crate::runtime::memory::Memory;
 
@@ -37,6 +39,8 @@ pub(crate) struct Provider {
     spec: ProviderSpec,
     /// Whether nodes that it cannot run may run elsewhere.
     allows_fallback: bool,
+    /// What its sessions are told of the stream that they share; nothing where each has its own.
+    stream: Vec<(String, String)>,
 }
 
 impl Provider {
@@ -46,10 +50,12 @@ impl Provider {
         if let Some(file) = plugin_file(spec.kind()) {
             library.register_plugin(spec.kind(), &plugin_path(library, spec, file)?)?;
         }
-        let provider = Self { spec: spec.clone(), allows_fallback };
+        let mut provider = Self { spec: spec.clone(), allows_fallback, stream: Vec::new() };
         let builder = ort::session::Session::builder(&library.environment)
             .map_err(|error| refused(spec.kind(), &library.info.path, error.message()))?;
         provider.append(library, builder, Role::Model, &[])?;
+        // Now that the provider is loaded, so is CUDA's runtime.
+        provider.stream = stream(spec)?;
         Ok(provider)
     }
 
@@ -95,7 +101,7 @@ impl Provider {
                 // What TensorRT leaves should at least stay on the device.
                 if self.allows_fallback { append_cuda(builder, &self.cuda_pairs()).map_err(refuse)? } else { builder }
             }
-            ProviderKind::Cuda => append_cuda(builder, &self.spec.pairs()).map_err(refuse)?,
+            ProviderKind::Cuda => append_cuda(builder, &self.pairs(&[])).map_err(refuse)?,
         };
         // Arenas of their own would keep about 0.6 MB a session; they share one (docs/performance.md).
         let cpu = ep::CPU::default().with_arena_allocator(false).build().error_on_failure();
@@ -106,6 +112,7 @@ impl Provider {
     fn pairs(&self, extra: &[(String, String)]) -> Vec<(String, String)> {
         let mut pairs: BTreeMap<String, String> = extra.iter().cloned().collect();
         pairs.extend(self.spec.pairs());
+        pairs.extend(self.stream.iter().cloned());
         pairs.into_iter().collect()
     }
 
@@ -113,6 +120,7 @@ impl Provider {
     fn cuda_pairs(&self) -> Vec<(String, String)> {
         let mut pairs = ProviderSpec::new(ProviderKind::Cuda).pairs();
         pairs.extend(self.spec.raw(cuda::DEVICE).map(|device| (cuda::DEVICE_KEY.to_owned(), device)));
+        pairs.extend(self.stream.iter().cloned());
         pairs
     }
 
@@ -153,13 +161,30 @@ impl Provider {
     pub(crate) fn memory(&self, library: &Loaded) -> Result<Memory> {
         Ok(match self.spec.kind() {
             ProviderKind::Cpu => Memory::Host,
-            ProviderKind::Cuda | ProviderKind::TensorRt => {
-                let device = self.spec.raw(cuda::DEVICE).and_then(|device| device.parse().ok()).unwrap_or(0);
-                Memory::Cuda { device }
-            }
+            ProviderKind::Cuda | ProviderKind::TensorRt => Memory::Cuda { device: gpu(&self.spec) },
             ProviderKind::OpenVino | ProviderKind::WebGpu => device_memory(&self.device(library)?),
         })
     }
+}
+
+/// Which GPU of NVIDIA's.
+fn gpu(spec: &ProviderSpec) -> i32 {
+    spec.raw(cuda::DEVICE).and_then(|device| device.parse().ok()).unwrap_or(0)
+}
+
+/// What the sessions of a provider are told of their stream.
+#[cfg(feature = "cuda")]
+fn stream(spec: &ProviderSpec) -> Result<Vec<(String, String)>> {
+    let is_shared = spec.raw(cuda::STREAM.name).is_none_or(|stream| stream == cuda::SHARED);
+    match spec.kind() {
+        ProviderKind::Cuda | ProviderKind::TensorRt if is_shared => Ok(Stream::of_device(gpu(spec))?.pairs().into()),
+        _ => Ok(Vec::new()),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn stream(_: &ProviderSpec) -> Result<Vec<(String, String)>> {
+    Ok(Vec::new())
 }
 
 /// A device's own memory; else what it shares with the host; else the host's.
@@ -263,4 +288,39 @@ fn append_tensorrt(builder: SessionBuilder, pairs: &[(String, String)]) -> ort::
 #[cfg(not(feature = "tensorrt"))]
 fn append_tensorrt(_: SessionBuilder, _: &[(String, String)]) -> ort::Result<SessionBuilder> {
     Err(ort::Error::new("this program is built without the Cargo feature `tensorrt`; build it with the feature"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The stream reaches every session of the provider: those of the model, and the arithmetic beside them.
+    #[test]
+    fn all_sessions_of_a_provider_are_told_of_one_stream() {
+        let told = |spec: &str| {
+            let stream = vec![("user_compute_stream".to_owned(), "64".to_owned())];
+            let provider = Provider { spec: spec.parse().unwrap(), allows_fallback: false, stream };
+            let text = |pairs: Vec<(String, String)>| {
+                pairs.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+            };
+            [text(provider.pairs(&[("trt_x".to_owned(), "1".to_owned())])), text(provider.cuda_pairs())]
+        };
+        let fixed = "enable_skip_layer_norm_strict_mode=1 use_tf32=0";
+        let [model, beside] = told("tensorrt:device=2,fp16");
+        assert_eq!(
+            model,
+            "device_id=2 trt_fp16_enable=1 trt_layer_norm_fp32_fallback=1 trt_x=1 user_compute_stream=64"
+        );
+        assert_eq!(beside, format!("{fixed} device_id=2 user_compute_stream=64"));
+        let [model, _] = told("cuda:tf32");
+        assert_eq!(model, "enable_skip_layer_norm_strict_mode=1 trt_x=1 use_tf32=1 user_compute_stream=64");
+    }
+
+    /// A stream that cannot be made is an error, never a session with another one.
+    #[test]
+    fn only_sessions_on_cuda_share_a_stream() {
+        for spec in ["cpu", "webgpu", "openvino", "cuda:stream=own", "tensorrt:device=1,stream=own"] {
+            assert_eq!(stream(&spec.parse().unwrap()).unwrap(), [], "{spec}");
+        }
+    }
 }

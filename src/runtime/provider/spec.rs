@@ -300,6 +300,7 @@ mod tests {
             ("tensorrt:workspace=4096M,fp16=on,device=0", "tensorrt:device=0,fp16,workspace=4G"),
             ("tensorrt:norm-fp32=off,aux-streams=-1", "tensorrt:norm-fp32=off,aux-streams=-1"),
             ("tensorrt,cuda", "tensorrt,cuda"),
+            ("tensorrt:stream=own,cuda:stream=shared", "tensorrt:stream=own,cuda:stream=shared"),
             ("tensorrt:fp16,device=1,cuda:device=1,cpu", "tensorrt:device=1,fp16,cuda:device=1,cpu"),
             ("cuda:arena=AS-requested,memory=2g,tf32", "cuda:memory=2G,arena=as-requested,tf32"),
             ("openvino:library=/a:b/c.so,precision=fp16", "openvino:library=/a:b/c.so,precision=fp16"),
@@ -394,7 +395,7 @@ mod tests {
             unique.dedup();
             assert_eq!(keys.len(), unique.len(), "{kind}");
             let ours: Vec<&str> = kind.defs().iter().filter(|def| def.key.is_none()).map(|def| def.name).collect();
-            assert!(ours.iter().all(|name| ["library", "device"].contains(name)), "{kind}: {ours:?}");
+            assert!(ours.iter().all(|name| ["library", "device", "stream"].contains(name)), "{kind}: {ours:?}");
             assert!(kind.defs().iter().all(|def| ProviderKind::of_name(def.name).is_none()));
         }
     }

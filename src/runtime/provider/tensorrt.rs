@@ -4,7 +4,8 @@
 //! no such choice: there, and wherever the numbers must be known, the graph itself carries its types (strongly typed):
 //! export with `--compute fp16`, and leave these flags out.
 //!
-//! Not offered: CUDA graphs. A captured graph replays the addresses of one request, and a session here serves several.
+//! Not offered: CUDA graphs. A captured graph replays the addresses of one request, a session here serves several, and none
+//! is let go before its session ends.
 
 use super::cuda;
 use super::options::{Form, OptionDef};
@@ -102,6 +103,7 @@ pub(super) const OPTIONS: &[OptionDef] = &[
         key: Some("trt_context_memory_sharing_enable"),
         about: "parts of one graph share their scratch memory",
     },
+    cuda::STREAM,
     OptionDef {
         name: "sequential",
         form: Form::Flag,

@@ -1,0 +1,92 @@
+//! In which dtype graphs compute: the exporter says so, and no provider changes it in silence.
+
+use super::spec::{ProviderKind, ProviderSpec};
+use crate::error::{Error, Result};
+use crate::model::manifest::DType;
+
+/// Options of TensorRT 10 that allow other kernels in graphs exported as f32.
+const OF_F32: [&str; 2] = ["fp16", "bf16"];
+const INT8: &str = "int8";
+
+/// Where a precision is asked for by a name that a provider does not have.
+pub(super) const AT_EXPORT: &str =
+    "the dtype in which graphs compute is fixed when they are exported: dbcache-export --compute fp32, fp16 or bf16";
+
+/// Whether a word asks for a precision.
+pub(super) fn is_precision(option: &str) -> bool {
+    ["fp32", "fp16", "bf16", "f32", "f16", "int8", "fp8", "precision", "compute", "dtype"].contains(&option)
+}
+
+impl ProviderKind {
+    /// Whether graphs may begin and end in bf16. TensorRT computes in it, but its plugin refuses it there, and its wrapper of
+    /// engines has no name for it.
+    pub(crate) fn takes_bf16_ports(self) -> bool {
+        self != Self::TensorRt
+    }
+}
+
+impl ProviderSpec {
+    /// Refuses a precision that has no effect on graphs that compute in `dtype`; `is_quantised` says whether they quantise.
+    ///
+    /// # Errors
+    /// `Usage` with the exporter's flag.
+    pub(crate) fn check_precision(&self, dtype: DType, is_quantised: impl FnOnce() -> bool) -> Result<()> {
+        if self.kind() != ProviderKind::TensorRt {
+            return Ok(());
+        }
+        let refuse = |option: &str, reason: String| {
+            Err(Error::option("provider", format!("{}: `{option}` has no effect: {reason}", self.kind())))
+        };
+        if let Some(option) = OF_F32.iter().find(|option| self.is_on(option) && dtype != DType::F32) {
+            let computes = dtype.name();
+            let reason = format!(
+                "this engine's graphs compute in {computes}, and carry their types; leave it out, or export the model with \
+                 --compute {option}"
+            );
+            return refuse(option, reason);
+        }
+        if self.is_on(INT8) && !is_quantised() {
+            let reason = "no graph of this engine quantises, and the exporter writes none that does (--compute fp32, fp16, bf16); leave it out";
+            return refuse(INT8, reason.to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_precision_that_has_no_effect_is_refused() {
+        for (spec, dtype, is_quantised, words) in [
+            ("tensorrt:fp16", DType::F32, false, None),
+            ("tensorrt:fp16,bf16", DType::F32, false, None),
+            ("tensorrt:fp16=off", DType::F16, false, None),
+            ("tensorrt", DType::Bf16, false, None),
+            ("tensorrt:int8", DType::F32, true, None),
+            ("cuda", DType::Bf16, false, None),
+            ("tensorrt:fp16", DType::F16, false, Some("`fp16` has no effect: this engine's graphs compute in f16")),
+            ("tensorrt:fp16", DType::Bf16, false, Some("export the model with --compute fp16")),
+            ("tensorrt:bf16", DType::F16, false, Some("export the model with --compute bf16")),
+            ("tensorrt:int8", DType::F32, false, Some("`int8` has no effect: no graph of this engine quantises")),
+        ] {
+            let spec: ProviderSpec = spec.parse().unwrap();
+            match (spec.check_precision(dtype, || is_quantised), words) {
+                (Ok(()), None) => {}
+                (Err(error), Some(words)) => assert!(error.to_string().contains(words), "{spec}: {error}"),
+                (found, _) => panic!("{spec}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_precision_that_a_provider_does_not_know_names_the_exporter() {
+        for spec in ["cuda:fp16", "cpu:bf16", "webgpu:precision=fp16", "openvino:fp16", "tensorrt:precision=bf16"] {
+            let error = spec.parse::<ProviderSpec>().unwrap_err().to_string();
+            assert!(error.contains("dbcache-export --compute fp32, fp16 or bf16"), "{error}");
+        }
+        let error = "cuda:streem=own".parse::<ProviderSpec>().unwrap_err().to_string();
+        assert!(!error.contains("--compute"), "{error}");
+    }
+}
