@@ -91,6 +91,8 @@ const TABLE: &[Entry] = &[
     request("guidance-rescale", |options, text| some(&mut options.request.guidance_rescale, text)),
     request("frames", |options, text| some(&mut options.request.frames, text)),
     request("fps", |options, text| some(&mut options.request.fps, text)),
+    request("decode-tile", |options, text| some(&mut options.request.decode_tile, text)),
+    request("decode-slices", |options, text| plain(&mut options.request.decode_slices, text)),
     request("batch", |options, text| some(&mut options.request.batch, text)),
     request("seed", |options, text| plain(&mut options.request.seed, text)),
 ];

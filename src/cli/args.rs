@@ -106,6 +106,12 @@ pub struct GenerateArgs {
     /// Each picture of a batch decides for itself
     #[arg(long)]
     pub per_sample: bool,
+    /// Decode in tiles of so many pixels a side, which overlap and are blended: less memory
+    #[arg(long, value_name = "N")]
+    pub decode_tile: Option<u64>,
+    /// Decode the pictures of a batch one by one: less memory
+    #[arg(long)]
+    pub decode_slices: bool,
     /// Denoising steps [default: the engine's]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
@@ -195,6 +201,8 @@ impl GenerateArgs {
             frames: self.frames,
             fps: self.fps,
             per_sample: self.per_sample,
+            decode_tile: self.decode_tile,
+            decode_slices: self.decode_slices,
             seed: self.seed.unwrap_or_default(),
             cache_memory: self.cache_memory,
             ..RequestOptions::default()
@@ -450,7 +458,7 @@ mod tests {
     const OF_HOSTS: [&str; 1] = ["other-plan"];
 
     /// A legal value for each option that is no policy's (those: `policy.rs`), other than its default.
-    const VALUES: [(&str, &str); 27] = [
+    const VALUES: [(&str, &str); 29] = [
         ("threads", "3"),
         ("spin", "true"),
         ("ort-library", "a.so"),
@@ -470,6 +478,8 @@ mod tests {
         ("cache-place", "host"),
         ("cache-memory", "2K"),
         ("per-sample", "true"),
+        ("decode-tile", "64"),
+        ("decode-slices", "true"),
         ("steps", "4"),
         ("guidance", "-1.5"),
         ("true-cfg", "2"),

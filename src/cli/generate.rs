@@ -39,6 +39,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             batch: inputs.tensors.is_empty().then_some(batch),
             // The last batch may be one picture, which decides for itself anyway.
             per_sample: asked.per_sample && (first == 0 || batch > 1),
+            decode_slices: asked.decode_slices && (first == 0 || batch > 1),
             seed: asked.seed.wrapping_add(first as u64),
             cancel: cancel.clone(),
             ..asked.clone()

@@ -2,18 +2,24 @@
 
 use std::sync::Arc;
 
-use ndarray::{ArrayD, Axis, Ix3, Ix4};
+use ndarray::{ArrayD, ArrayViewD, Axis, Ix3, Ix4};
 
 use super::branch::bind_graph;
 use super::chain::Named;
 use super::image::Image;
+use super::latents::Grid;
 use super::observer::Observer;
-use super::request::Request;
+use super::request::{Request, RequestOptions};
+use super::tiles::{Cut, in_runs, in_tiles};
 use super::video::Video;
+use crate::engine::Loaded;
 use crate::error::{At, Error, Result};
-use crate::model::manifest::Extents;
+use crate::model::manifest::{Extents, Manifest};
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::BufferId;
+
+/// Tiles overlap by a part of their side: a quarter, as in diffusers.
+const TILE_OVERLAP: u64 = 4;
 
 /// The decode graph, bound to tensors of the request.
 pub(super) struct Decoder {
@@ -32,26 +38,93 @@ pub(super) enum Decoded {
     Videos(Vec<Video>),
 }
 
+/// Refuses options of the decoder that have no effect, and tiles that it cannot make.
+///
+/// # Errors
+/// `Usage`.
+pub(super) fn check(engine: &Loaded, options: &RequestOptions, grid: &Grid, batch: usize) -> Result<()> {
+    let manifest = &engine.directory.manifest;
+    let refuse = |name, why: &str| Err(Error::option(name, format!("has no effect: {why}; leave it out")));
+    let asked = [("decode-tile", options.decode_tile.is_some()), ("decode-slices", options.decode_slices)];
+    if manifest.decode.is_none()
+        && let Some((name, _)) = asked.iter().find(|(_, is_asked)| *is_asked)
+    {
+        return refuse(name, "this engine has no decode graph and gives latents");
+    }
+    if options.decode_slices && manifest.video.is_some() {
+        return refuse("decode-slices", "videos are decoded one by one");
+    }
+    if options.decode_slices && batch == 1 {
+        return refuse("decode-slices", "there is one picture");
+    }
+    let Some(pixels) = options.decode_tile else { return Ok(()) };
+    let multiple = TILE_OVERLAP * manifest.latents.downscale;
+    if pixels == 0 || pixels % multiple != 0 {
+        return Err(Error::option("decode-tile", format!("is {pixels}; expected a multiple of {multiple} pixels")));
+    }
+    let whole = grid.latents_shape(1);
+    let Some(cut) = tile(manifest, options, &whole) else {
+        return refuse("decode-tile", "the picture is not larger than one tile");
+    };
+    // A provider that compiles has to have been told of shapes as small as those at the edges.
+    let [height, width] = [whole[whole.len() - 2], whole[whole.len() - 1]];
+    for rows in cut.pieces(height) {
+        for columns in cut.pieces(width) {
+            let mut shape = whole.clone();
+            shape.splice(whole.len() - 2.., [rows.len(), columns.len()]);
+            engine.loader.check_extents(&grid.extents_of(&shape)).map_err(|error| error.about("decode-tile"))?;
+        }
+    }
+    Ok(())
+}
+
+/// How latents `[…, height, width]` are cut into tiles; not at all where they are no larger than one.
+fn tile(manifest: &Manifest, options: &RequestOptions, shape: &[usize]) -> Option<Cut> {
+    let scale = manifest.latents.downscale;
+    let size = (options.decode_tile? / scale) as usize;
+    let cut = Cut { size, stride: size - size / TILE_OVERLAP as usize, scale: scale as usize };
+    shape.iter().rev().take(2).any(|extent| *extent > size).then_some(cut)
+}
+
+/// How latents `[batch, channels, frames, …]` are cut into runs; not at all where there are few frames.
+fn runs(manifest: &Manifest, shape: &[usize]) -> Option<Cut> {
+    let video = manifest.video?;
+    let runs = video.runs?;
+    let cut = Cut {
+        size: runs.latent_frames as usize,
+        stride: runs.stride as usize,
+        scale: video.temporal_downscale as usize,
+    };
+    (shape[2] > cut.size).then_some(cut)
+}
+
 impl Request {
     /// Decodes latents of the request's shape. Videos are decoded one by one: a video needs far more memory than its
     /// latents.
     pub(super) fn decode(&mut self, latents: &ArrayD<f32>) -> Result<Decoded> {
-        let Some(decoder) = self.decoder()? else { return Ok(Decoded::Nothing) };
-        let (latents_id, image_id) = (decoder.latents, decoder.image);
+        let engine = Arc::clone(&self.engine);
+        let manifest = &engine.directory.manifest;
+        if manifest.decode.is_none() {
+            return Ok(Decoded::Nothing);
+        }
         let unpacked = self.grid.unpack(latents)?;
-        let at_once = self.buffers.shape(latents_id)[0] as usize;
+        let alone = self.fps.is_some() || self.options.decode_slices;
+        let at_once = if alone { 1 } else { unpacked.len_of(Axis(0)) };
+        let tile = tile(manifest, &self.options, unpacked.shape());
+        let runs = runs(manifest, unpacked.shape());
         let mut images = Vec::new();
         let mut videos = Vec::new();
         for part in unpacked.axis_chunks_iter(Axis(0), at_once) {
-            let numbers: Vec<f32> = part.iter().copied().collect();
-            self.buffers.write(latents_id, &numbers)?;
-            self.options.cancel.check()?;
-            if let Some(decoder) = &self.decoder {
-                decoder.graph.run().at("decode")?;
-            }
-            let shape: Vec<usize> = self.buffers.shape(image_id).iter().map(|extent| *extent as usize).collect();
+            let mut whole = |latents: ArrayViewD<'_, f32>| self.pixels(latents);
+            let mut in_space = |latents: ArrayViewD<'_, f32>| match tile {
+                Some(cut) => in_tiles(latents, cut, &mut whole),
+                None => whole(latents),
+            };
+            let pixels = match runs {
+                Some(cut) => in_runs(part, cut, &mut in_space)?,
+                None => in_space(part)?,
+            };
             let odd = |error| Error::internal("pixels that are not pictures").with_source(error);
-            let pixels = ArrayD::from_shape_vec(shape, self.buffers.read(image_id)?).map_err(odd)?;
             for one in pixels.axis_iter(Axis(0)) {
                 match self.fps {
                     None => images.push(Image::from_tensor(one.into_dimensionality::<Ix3>().map_err(odd)?)),
@@ -65,29 +138,46 @@ impl Request {
         Ok(if self.fps.is_some() { Decoded::Videos(videos) } else { Decoded::Images(images) })
     }
 
-    fn decoder(&mut self) -> Result<Option<&Decoder>> {
-        let engine = Arc::clone(&self.engine);
-        let manifest = &engine.directory.manifest;
-        let (Some(spec), Some(session)) = (&manifest.decode, &engine.decode) else { return Ok(None) };
-        if self.decoder.is_none() {
-            let mut extents: Extents = self.extents.clone();
-            if self.fps.is_some() {
-                extents.insert("batch".into(), 1);
-            }
-            let mut named = Named::new();
-            for tensor in spec.inputs.iter().chain(&spec.outputs) {
-                let shape = manifest.shape(tensor, &extents)?;
-                named.insert(tensor.clone(), self.buffers.add(manifest.tensor(tensor)?.dtype, &shape)?);
-            }
-            let (Some(&latents), Some(&image)) = (named.get("image_latents"), named.get("image")) else {
-                return Err(Error::internal("a decode graph without its ports"));
-            };
-            self.decoder =
-                Some(Decoder { graph: bind_graph(session, spec, &named, &mut self.buffers)?, latents, image });
-        }
-        Ok(self.decoder.as_ref())
+    /// What the decode graph makes of latents `[batch, channels, (latent frames,) latent height, latent width]`.
+    fn pixels(&mut self, latents: ArrayViewD<'_, f32>) -> Result<ArrayD<f32>> {
+        self.options.cancel.check()?;
+        let decoder = self.decoder(latents.shape())?;
+        let (latents_id, image_id) = (self.decoders[decoder].latents, self.decoders[decoder].image);
+        let numbers: Vec<f32> = latents.iter().copied().collect();
+        self.buffers.write(latents_id, &numbers)?;
+        self.decoders[decoder].graph.run().at("decode")?;
+        let shape: Vec<usize> = self.buffers.shape(image_id).iter().map(|extent| *extent as usize).collect();
+        ArrayD::from_shape_vec(shape, self.buffers.read(image_id)?)
+            .map_err(|error| Error::internal("pixels that are not pictures").with_source(error))
     }
 
+    /// The index of the decoder for latents of a shape, which is bound when it is first needed.
+    fn decoder(&mut self, shape: &[usize]) -> Result<usize> {
+        let is_bound = |decoder: &Decoder| {
+            let bound = self.buffers.shape(decoder.latents);
+            bound.iter().map(|extent| *extent as usize).eq(shape.iter().copied())
+        };
+        if let Some(index) = self.decoders.iter().position(is_bound) {
+            return Ok(index);
+        }
+        let engine = Arc::clone(&self.engine);
+        let manifest = &engine.directory.manifest;
+        let (Some(spec), Some(session)) = (&manifest.decode, &engine.decode) else {
+            return Err(Error::internal("no decode graph"));
+        };
+        let mut extents: Extents = self.extents.clone();
+        extents.extend(self.grid.extents_of(shape));
+        let mut named = Named::new();
+        for tensor in spec.inputs.iter().chain(&spec.outputs) {
+            let shape = manifest.shape(tensor, &extents)?;
+            named.insert(tensor.clone(), self.buffers.add(manifest.tensor(tensor)?.dtype, &shape)?);
+        }
+        let (Some(&latents), Some(&image)) = (named.get("image_latents"), named.get("image")) else {
+            return Err(Error::internal("a decode graph without its ports"));
+        };
+        self.decoders.push(Decoder { graph: bind_graph(session, spec, &named, &mut self.buffers)?, latents, image });
+        Ok(self.decoders.len() - 1)
+    }
     /// Shows the pictures that the model expects at this step, between its prediction and the scheduler's update; of a
     /// video the frame in its middle.
     pub(super) fn preview(&mut self, step: usize, observer: &mut dyn Observer) -> Result<()> {

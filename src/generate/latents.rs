@@ -74,6 +74,32 @@ impl Grid {
         .collect()
     }
 
+    /// The shape of the latents of so many pictures, as the decoder takes them.
+    pub(crate) fn latents_shape(&self, batch: usize) -> Vec<usize> {
+        let [height, width] = self.sides();
+        let mut shape = vec![batch, self.channels, height, width];
+        if self.temporal.is_some() {
+            shape.insert(2, self.frames);
+        }
+        shape
+    }
+
+    /// The dimensions of a decoder that takes a part of the latents, of this shape.
+    pub(crate) fn extents_of(&self, latents: &[usize]) -> Extents {
+        let [height, width] = [latents[latents.len() - 2], latents[latents.len() - 1]];
+        let mut extents = vec![
+            ("batch", latents[0]),
+            ("latent_height", height),
+            ("latent_width", width),
+            ("height", height * self.downscale),
+            ("width", width * self.downscale),
+        ];
+        if let Some(temporal) = self.temporal {
+            extents.extend([("latent_frames", latents[2]), ("frames", (latents[2] - 1) * temporal + 1)]);
+        }
+        extents.into_iter().map(|(name, extent)| (name.to_owned(), extent as u64)).collect()
+    }
+
     /// The shape of the latents of so many pictures, as the transformer takes them.
     pub(crate) fn shape(&self, batch: usize) -> Vec<i64> {
         let [height, width] = self.sides();
@@ -115,7 +141,6 @@ impl Grid {
     pub(crate) fn unpack(&self, latents: &ArrayD<f32>) -> Result<ArrayD<f32>> {
         let misfit = |_| Error::internal("latents that do not fit their grid");
         let batch = latents.len_of(Axis(0));
-        let [height, width] = self.sides();
         let turned: Vec<f32> = match self.layout {
             Layout::Tokens => {
                 let [_, c, f, rows, p, columns, _] = self.cells(batch);
@@ -125,11 +150,7 @@ impl Grid {
             Layout::Bfchw => latents.view().permuted_axes(vec![0, 2, 1, 3, 4]).iter().copied().collect(),
             Layout::Bchw | Layout::Bcfhw => latents.iter().copied().collect(),
         };
-        let mut shape = vec![batch, self.channels, height, width];
-        if self.temporal.is_some() {
-            shape.insert(2, self.frames);
-        }
-        ArrayD::from_shape_vec(shape, turned).map_err(misfit)
+        ArrayD::from_shape_vec(self.latents_shape(batch), turned).map_err(misfit)
     }
 
     /// (latent frame, row, column) of each token, frame by frame and row by row: `[tokens, 3]`.
@@ -155,7 +176,7 @@ mod tests {
 
     fn video(temporal_downscale: u64) -> VideoSpec {
         let frames = crate::model::manifest::FramesSpec { default: 1, min: 1, max: 1 };
-        VideoSpec { frames, temporal_downscale, fps: 8.0 }
+        VideoSpec { frames, temporal_downscale, fps: 8.0, runs: None }
     }
 
     #[test]

@@ -28,5 +28,6 @@ mod samples;
 mod scheduler;
 mod stepwise;
 pub(crate) mod text;
+mod tiles;
 mod unit;
 pub(crate) mod video;

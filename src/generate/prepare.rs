@@ -8,6 +8,7 @@ use super::branch::{BranchState, ListState};
 use super::chain::{Chain, Named, Streams};
 use super::combine::Combine;
 use super::conditioning::{self, numbers};
+use super::decode;
 use super::denoiser::GuidanceBy;
 use super::guidance::Guidance;
 use super::in_stages::{self, StageArithmetic};
@@ -59,6 +60,7 @@ pub(super) fn request(
     options.cache_dtype.check(manifest, &options.cache)?;
     options.cache_place.check(&engine.device, &options.cache, manifest.blocks.len())?;
     check_effects(manifest, options)?;
+    decode::check(&engine, options, &grid, batch)?;
     samples::check(options, manifest, batch)?;
     if options.per_sample && guidance.is_fused() {
         return Err(Error::option(
@@ -195,7 +197,7 @@ pub(super) fn request(
         samples,
         latents,
         prediction,
-        decoder: None,
+        decoders: Vec::new(),
         done: 0,
         pictures: batch,
         fps: manifest.video.map(|_| fps),

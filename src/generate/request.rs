@@ -75,6 +75,11 @@ pub struct RequestOptions {
     /// Each picture of a batch decides for itself, as if it were alone; those that skip leave the batch for the middle
     /// blocks. Only for policies that decide per step, without calibrators.
     pub per_sample: bool,
+    /// Decode in tiles of so many pixels a side, which overlap by a quarter and are blended, as diffusers' `enable_tiling`
+    /// does: less memory for large pictures, which then differ a little. A multiple of four latent cells.
+    pub decode_tile: Option<u64>,
+    /// Decode the pictures of a batch one by one: less memory, the same pictures.
+    pub decode_slices: bool,
     /// Seed of the first picture; picture k of a batch has the seed `seed + k`.
     pub seed: u64,
     /// Most bytes that the policy may keep on the device: a request that would keep more is refused before anything is
@@ -116,8 +121,8 @@ pub struct Request {
     /// Where each picture decides for itself, of each list; else empty.
     pub(super) samples: Vec<Samples>,
     pub(super) latents: BufferId,
-    /// Bound when it is first needed.
-    pub(super) decoder: Option<Decoder>,
+    /// One for each shape of latents that was decoded.
+    pub(super) decoders: Vec<Decoder>,
     /// The prediction after guidance.
     pub(super) prediction: BufferId,
     /// Steps that a host has already taken by itself.

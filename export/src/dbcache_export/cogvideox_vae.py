@@ -54,7 +54,7 @@ class CogVideoX(nn.Module):
                 convolution.forward = partial(nn.Conv3d.forward, convolution)
 
     def forward(self, image_latents: Tensor) -> Tensor:
-        """[batch, channels, latent_frames, latent_height, latent_width] to [batch, 3, frames, …], float32, -1 … 1."""
+        """[batch, channels, latent_frames, latent_height, latent_width] to [batch, 3, frames, …], float32."""
         latents = (image_latents / self.scale).to(self.dtype)
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)
@@ -68,7 +68,7 @@ class CogVideoX(nn.Module):
                 times, space = times * upsampler.times, space * 2
                 context = self._context(latents, times, space)
         frames = decoder.conv_out(decoder.conv_act(decoder.norm_out(states, context)[0]))[0]
-        return frames[:, :, self.dropped :].float().clamp(-1, 1)
+        return frames[:, :, self.dropped :].float()
 
     def _context(self, latents: Tensor, times: int, space: int) -> _Context:
         count = latents.shape[2]

@@ -1,6 +1,6 @@
 """HunyuanVideo's decoder over the frames that it is given.
 
-The original decodes long videos in overlapping runs of frames, each as this does.
+The original decodes long videos in overlapping runs of frames; so does the engine, as the manifest says.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class HunyuanVideo(nn.Module):
                     setattr(owner, name, _Upsampler(child))
 
     def forward(self, image_latents: Tensor) -> Tensor:
-        """[batch, channels, latent_frames, latent_height, latent_width] to [batch, 3, frames, …], float32, -1 … 1."""
+        """[batch, channels, latent_frames, latent_height, latent_width] to [batch, 3, frames, …], float32."""
         latents = (image_latents / self.scale).to(self.dtype)
         frames: Tensor = self.decoder(self.post_quant_conv(latents))
-        return frames.float().clamp(-1, 1)
+        return frames.float()
 
 
 class _Mid(nn.Module):

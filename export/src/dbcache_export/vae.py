@@ -76,12 +76,12 @@ class _Decode(nn.Module):
         self.dtype = dtype
 
     def forward(self, image_latents: torch.Tensor) -> torch.Tensor:
-        """[batch, channels, latent_height, latent_width] to [batch, 3, height, width], both float32, -1 … 1."""
+        """[batch, channels, latent_height, latent_width] to [batch, 3, height, width], both float32."""
         latents = (image_latents / self.scale + self.shift).to(self.dtype)
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)
         image: torch.Tensor = self.decoder(latents)
-        return image.float().clamp(-1, 1)
+        return image.float()
 
 
 def _cases(folder: Path) -> Iterator[Case]:
@@ -97,7 +97,7 @@ def _cases(folder: Path) -> Iterator[Case]:
         latents = torch.randn(batch, channels, height, width, generator=random)
         with torch.no_grad():
             image = model.decode(latents / scale + (shift or 0.0), return_dict=False)[0]
-        yield {"image_latents": latents}, {"image": image.clamp(-1, 1)}
+        yield {"image_latents": latents}, {"image": image}
 
 
 def _qwen(folder: Path, config: Mapping[str, Any], options: Options, fake: FakeTensorMode) -> Decoder:
@@ -137,13 +137,13 @@ class _DecodeFrame(nn.Module):
         self.dtype = dtype
 
     def forward(self, image_latents: torch.Tensor) -> torch.Tensor:
-        """[batch, channels, latent_height, latent_width] to [batch, 3, height, width], both float32, -1 … 1."""
+        """[batch, channels, latent_height, latent_width] to [batch, 3, height, width], both float32."""
         mean, deviation = (
             torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.mean, self.deviation)
         )
         frame = (image_latents * deviation + mean).to(self.dtype)[:, :, None]
         image: torch.Tensor = self.decoder(self.post_quant_conv(frame), feat_cache=[None] * self.caches, feat_idx=[0])
-        return image[:, :, 0].float().clamp(-1, 1)
+        return image[:, :, 0].float().clamp(-1, 1)  # as the original does
 
 
 def _qwen_cases(folder: Path) -> Iterator[Case]:
@@ -191,14 +191,14 @@ class _DecodeFlux2(nn.Module):
         self.dtype = dtype
 
     def forward(self, image_latents: torch.Tensor) -> torch.Tensor:
-        """[batch, channels, latent_height, latent_width] to [batch, 3, height, width], both float32, -1 … 1."""
+        """[batch, channels, latent_height, latent_width] to [batch, 3, height, width], both float32."""
         mean, variance = (value.float()[:, None, None] for value in (self.bn.running_mean, self.bn.running_var))
         latents = image_latents * (variance + self.epsilon).sqrt() + mean
         cells = nn.functional.pixel_shuffle(latents, 2).to(self.dtype)
         if self.post_quant_conv is not None:
             cells = self.post_quant_conv(cells)
         image: torch.Tensor = self.decoder(cells)
-        return image.float().clamp(-1, 1)
+        return image.float()
 
 
 def _flux2_cases(folder: Path) -> Iterator[Case]:
@@ -212,7 +212,7 @@ def _flux2_cases(folder: Path) -> Iterator[Case]:
         with torch.no_grad():
             cells = Flux2Pipeline._unpatchify_latents(latents * deviation + mean)
             image = model.decode(cells, return_dict=False)[0]
-        yield {"image_latents": latents}, {"image": image.clamp(-1, 1)}
+        yield {"image_latents": latents}, {"image": image}
 
 
 _CLASSES: Mapping[str, Callable[[Path, Mapping[str, Any], Options, FakeTensorMode], Decoder]] = {

@@ -34,7 +34,7 @@ from dbcache_export.template import fake_module
 
 @dataclass(frozen=True)
 class VideoDecoder:
-    """The autoencoder's share of a Plan."""
+    """The autoencoder's share of a Plan; `runs` as in the manifest's `video`, None where videos are decoded whole."""
 
     graph: Graph
     tensors: dict[str, spec.Tensor]
@@ -43,6 +43,7 @@ class VideoDecoder:
     channels: int
     downscale: int
     temporal_downscale: int
+    runs: Mapping[str, int] | None
 
 
 def decoder(folder: Path, options: Options, fake: FakeTensorMode) -> VideoDecoder:
@@ -87,6 +88,7 @@ def decoder(folder: Path, options: Options, fake: FakeTensorMode) -> VideoDecode
         ignored,
         channels,
         *_scales(built[0]),
+        _runs(built[0]),
     )
 
 
@@ -100,6 +102,15 @@ def _scales(model: Any) -> tuple[int, int]:
     return model.spatial_compression_ratio, model.temporal_compression_ratio
 
 
+def _runs(model: Any) -> dict[str, int] | None:
+    """How the original cuts a long video, unless it is told to decode all frames at once."""
+    if not getattr(model, "use_framewise_decoding", False) or not isinstance(model, AutoencoderKLHunyuanVideo):
+        return None
+    frames, stride = model.tile_sample_min_num_frames, model.tile_sample_stride_num_frames
+    scale = model.temporal_compression_ratio
+    return {"latent_frames": frames // scale, "stride": stride // scale}
+
+
 class _Denormalised(nn.Module):
     """Undoes the normalisation of latents, then decodes; subclasses say how."""
 
@@ -110,9 +121,9 @@ class _Denormalised(nn.Module):
         self.dtype = dtype
 
     def forward(self, image_latents: Tensor) -> Tensor:
-        """[batch, channels, latent_frames, latent_height, latent_width] to [batch, 3, frames, …], float32, -1 … 1."""
+        """[batch, channels, latent_frames, latent_height, latent_width] to [batch, 3, frames, …], float32."""
         mean, std = (each.tensor()[:, None, None, None] for each in (self.mean, self.std))
-        return self.decoded((image_latents * std + mean).to(self.dtype)).float().clamp(-1, 1)
+        return self.decoded((image_latents * std + mean).to(self.dtype)).float()
 
     def decoded(self, latents: Tensor) -> Tensor:
         """Frames of latents as the autoencoder gave them."""
@@ -173,7 +184,7 @@ class _Ltx(nn.Module):
         mean, std = (each.float()[:, None, None, None] for each in (self.latents_mean, self.latents_std))
         latents = image_latents * std / self.scale + mean
         frames: Tensor = self.decoder(latents.to(self.dtype), None)
-        return frames.float().clamp(-1, 1)
+        return frames.float()
 
 
 class _Wan(_Denormalised):
@@ -197,7 +208,8 @@ class _Wan(_Denormalised):
     def decoded(self, latents: Tensor) -> Tensor:
         """See the class."""
         frames: Tensor = self.decoder(self.post_quant_conv(latents), first_chunk=True)
-        return frames if self.patch is None else unpatchify(frames, patch_size=self.patch)
+        frames = frames if self.patch is None else unpatchify(frames, patch_size=self.patch)
+        return frames.clamp(-1, 1)  # as the original does
 
 
 class _Doubled(nn.Module):
@@ -251,4 +263,4 @@ def _cases(folder: Path) -> Iterator[Case]:
             image = model.decode(latents * std / scale + mean, return_dict=False)[0]
         # CogVideoX's gives more frames than such a video has, at its start, for an even number of latent frames.
         image = image[:, :, -(1 + (frames - 1) * _scales(model)[1]) :]
-        yield {"image_latents": latents}, {"image": image.clamp(-1, 1)}
+        yield {"image_latents": latents}, {"image": image}

@@ -52,6 +52,19 @@ pub(crate) struct VideoSpec {
     pub temporal_downscale: u64,
     /// Frames per second when none are asked for.
     pub fps: f64,
+    /// Where the original decodes a long video in overlapping runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs: Option<RunsSpec>,
+}
+
+/// Overlapping runs of latent frames, whose frames are blended.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RunsSpec {
+    /// The most latent frames that are decoded whole; a run has one more, from which it goes on.
+    pub latent_frames: u64,
+    /// Latent frames from one run to the next.
+    pub stride: u64,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

@@ -4,7 +4,8 @@ use super::{MAX_EXTENT, fail};
 use crate::error::{At, Result};
 use crate::model::manifest::{
     Axis, BaseSigmas, Betas, CfgBranch, CfgMode, DType, Dimension, GraphSpec, GuidanceSpec, LastSigma, LatentsSpec,
-    Layout, Manifest, Noise, Prediction, SchedulerSpec, Shift, SizeSpec, Source, TimeShift, UnipcKind, VideoSpec,
+    Layout, Manifest, Noise, Prediction, RunsSpec, SchedulerSpec, Shift, SizeSpec, Source, TimeShift, UnipcKind,
+    VideoSpec,
 };
 
 /// A larger shift turns every sigma into 1, or overflows.
@@ -99,7 +100,7 @@ impl Manifest {
     /// Gives the latent frames of the default size; 1 for pictures.
     fn check_video(&self) -> Result<u64> {
         let has_frames = matches!(self.latents.layout, Layout::Bcfhw | Layout::Bfchw);
-        let Some(VideoSpec { frames, temporal_downscale, fps }) = self.video else {
+        let Some(VideoSpec { frames, temporal_downscale, fps, runs }) = self.video else {
             return if has_frames { fail("`latents.layout` has frames, but `video` is null") } else { Ok(1) };
         };
         if self.latents.layout == Layout::Bchw {
@@ -107,6 +108,13 @@ impl Manifest {
         }
         if !((1..=65_536).contains(&temporal_downscale) && fps > 0.0 && fps <= MAX_FPS) {
             return fail(format!("`video` has an impossible number; fps lie above 0 and up to {MAX_FPS}"));
+        }
+        if let Some(RunsSpec { latent_frames, stride }) = runs
+            && !(1..=latent_frames).contains(&stride)
+        {
+            return fail(format!(
+                "`video.runs` has a stride of {stride} and {latent_frames} latent frames; expected 1 to as many"
+            ));
         }
         let fits = |count: u64| count >= 1 && (count - 1).is_multiple_of(temporal_downscale) && count <= MAX_EXTENT;
         if ![frames.default, frames.min, frames.max].into_iter().all(fits)

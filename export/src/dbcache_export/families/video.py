@@ -158,7 +158,8 @@ def video_plan(
             "patch": video.patch,
         },
         size=size,
-        video={"frames": frames, "temporal_downscale": video.temporal_downscale, "fps": video.fps},
+        video={"frames": frames, "temporal_downscale": video.temporal_downscale, "fps": video.fps}
+        | ({"runs": decoder.runs} if decoder and decoder.runs else {}),
         scheduler=scheduler,
         guidance=guidance,
         steps=steps,

@@ -78,7 +78,7 @@ def test_cogvideoxs_groups_of_frames_decode_in_one_pass(frames: int) -> None:
     randomise(model)
     latents = torch.randn(2, 4, frames, 4, 6, generator=torch.Generator().manual_seed(frames))
     with torch.no_grad():
-        by_group = model.decode(latents, return_dict=False)[0].clamp(-1, 1)
+        by_group = model.decode(latents, return_dict=False)[0]
         at_once = CogVideoX(model, torch.float32)(latents)
     assert at_once.shape[2] == 4 * (frames - 1) + 1
     torch.testing.assert_close(at_once, by_group[:, :, -at_once.shape[2] :], rtol=0, atol=5e-5)
