@@ -15,6 +15,7 @@ use crate::engine::EngineOptions;
 use crate::error::{At, Error, Result};
 use crate::generate::request::RequestOptions;
 use crate::nearest::edit_distance;
+use crate::runtime::provider::{AT_EXPORT, is_precision};
 
 /// What an option is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,6 +190,9 @@ pub fn scope(name: &str) -> Option<Scope> {
 
 fn unknown(name: &str) -> Error {
     let nearest = Options::names().into_iter().min_by_key(|known| edit_distance(name, known)).unwrap_or_default();
+    if is_precision(name) {
+        return Error::usage(format!("there is no option `{name}`: {AT_EXPORT}")).about(name);
+    }
     Error::usage(format!("unknown option `{name}`; the nearest known one is `{nearest}`")).about(name)
 }
 
@@ -272,6 +276,11 @@ mod tests {
         for (name, text, words) in [
             ("step", "4", "unknown option `step`; the nearest known one is `steps`"),
             ("Cache", "none", "the nearest known one is `cache`"),
+            (
+                "compute",
+                "fp16",
+                "there is no option `compute`: the dtype in which graphs compute is fixed when they are",
+            ),
             ("max-warmup-step", "4", "the nearest known one is `max-warmup-steps`"),
             ("steps", "four", "--steps: `four`"),
             ("size", "64", "expected WIDTHxHEIGHT"),

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use dbcache_trt::cache::PolicyConfig;
-use dbcache_trt::options::{parse_bytes, parse_scale, parse_size, read_policy, read_replay};
+use dbcache_trt::options::{Options, parse_bytes, parse_scale, parse_size, read_policy, read_replay};
 use dbcache_trt::setup::Via;
 use dbcache_trt::{
     ArithmeticChoice, CacheDType, CachePlace, EngineCache, EngineOptions, Error, ErrorKind, LibraryOptions, Profile,
@@ -256,6 +256,13 @@ pub struct LoadArgs {
     /// Compare the content hash of all weights before anything runs
     #[arg(long)]
     verify: bool,
+    /// Not an option of this command but of the exporter's, which the error says
+    #[arg(long = "compute", value_name = "DTYPE", hide = true, value_parser = of_the_exporter)]
+    _compute: Option<String>,
+}
+
+fn of_the_exporter(text: &str) -> dbcache_trt::Result<String> {
+    Options::default().set("compute", text).map(|()| text.to_owned())
 }
 
 /// One of a few texts, as the library reads them.
@@ -434,7 +441,7 @@ pub struct TraceDiffArgs {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
-    use dbcache_trt::options::{Options, Scope, scope};
+    use dbcache_trt::options::{Scope, scope};
 
     use super::*;
 
@@ -493,7 +500,8 @@ mod tests {
     #[test]
     fn flags_and_options_by_name_are_the_same() {
         let command = Cli::command();
-        let flags = command.get_arguments().filter_map(|argument| argument.get_long());
+        let flags = command.get_arguments().filter(|argument| !argument.is_hide_set());
+        let flags = flags.filter_map(|argument| argument.get_long());
         let mut flags: Vec<&str> = flags.filter(|flag| !OF_THE_COMMAND.contains(flag)).collect();
         let mut names = Options::names();
         names.retain(|name| !OF_HOSTS.contains(&name.as_str()));

@@ -17,6 +17,7 @@ mod tensorrt;
 mod webgpu;
 
 pub(crate) use self::failure::refused;
+pub(crate) use self::precision::{AT_EXPORT, is_precision};
 pub(crate) use self::register::{Provider, Role};
 pub use self::report::{ProviderReport, provider_reports};
 pub use self::spec::{ProviderKind, ProviderSpec, Providers};

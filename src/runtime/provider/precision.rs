@@ -8,12 +8,12 @@ use crate::model::manifest::DType;
 const OF_F32: [&str; 2] = ["fp16", "bf16"];
 const INT8: &str = "int8";
 
-/// Where a precision is asked for by a name that a provider does not have.
-pub(super) const AT_EXPORT: &str =
+/// Where a precision is asked for by a name that there is not.
+pub(crate) const AT_EXPORT: &str =
     "the dtype in which graphs compute is fixed when they are exported: dbcache-export --compute fp32, fp16 or bf16";
 
 /// Whether a word asks for a precision.
-pub(super) fn is_precision(option: &str) -> bool {
+pub(crate) fn is_precision(option: &str) -> bool {
     ["fp32", "fp16", "bf16", "f32", "f16", "int8", "fp8", "precision", "compute", "dtype"].contains(&option)
 }
 
