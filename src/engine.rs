@@ -30,11 +30,11 @@ use crate::generate::request::{Inputs, Request, RequestOptions};
 use crate::generate::text::TextEncoder;
 use crate::generate::{lists, memory};
 use crate::info::{EngineInfo, StageInfo};
-use crate::model::directory::EngineDirectory;
+use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::manifest::DType;
 pub use crate::plan::StagesChoice;
-use crate::plan::{Cuts, Plan};
+use crate::plan::{Cuts, Plan, Stage};
 pub use crate::runtime::compiler::EngineCounts;
 use crate::runtime::device::Device;
 use crate::runtime::foreign::{self, ForeignTensor};
@@ -155,7 +155,8 @@ pub struct Engine(Arc<Loaded>);
 pub(crate) struct Loaded {
     pub directory: EngineDirectory,
     pub loader: Loader,
-    stages: Stages,
+    /// Of each transformer.
+    stages: Vec<Stages>,
     pub text: Option<TextEncoder>,
     pub decode: Option<Arc<Session>>,
     pub device: Arc<Device>,
@@ -200,13 +201,16 @@ impl Engine {
             let loader = Loader::new(&directory, options, device, weights)?;
             let limits = (options.stages, options.stage_bytes);
             let copies_weights = copies_weights(device.spec().kind(), weights, options.arithmetic);
-            let stages = Stages::new(&directory, limits, options.other_plan, copies_weights)?;
+            let stages = Stages::of_experts(&directory, limits, options.other_plan, copies_weights)?;
             if options.require_built {
-                let joined = stages.graphs(&directory, &cuts)?;
-                let all: Vec<&Graph> = graphs.iter().copied().chain(&joined).collect();
+                let joined =
+                    stages.iter().map(|stages| stages.graphs(&directory, &cuts)).collect::<Result<Vec<_>>>()?;
+                let all: Vec<&Graph> = graphs.iter().copied().chain(joined.iter().flatten()).collect();
                 loader.check_built(device, &all)?;
             }
-            stages.load(&directory, (device, &loader), &cuts, &options.cancel)?;
+            for stages in &stages {
+                stages.load(&directory, (device, &loader), &cuts, &options.cancel)?;
+            }
             let sessions = loader.sessions(device, &graphs, &options.cancel)?;
             Ok((loader, stages, sessions))
         };
@@ -294,7 +298,11 @@ impl Engine {
     /// The stages that are loaded: in the order of the model, each block in one, where the provider compiles nothing and
     /// the weights are packed; else in the order in which they were loaded, and a block can be in several.
     pub fn stages(&self) -> Vec<StageInfo> {
-        self.0.stages.loaded().iter().map(|stage| StageInfo::new(&self.0.directory, stage)).collect()
+        let of_expert = |stages: &Stages| {
+            let info = |stage: &Stage| StageInfo::new(&self.0.directory, stages.expert(), stage);
+            stages.loaded().iter().map(info).collect::<Vec<_>>()
+        };
+        self.0.stages.iter().flat_map(of_expert).collect()
     }
 
     /// Whether the weights are mapped rather than packed.
@@ -314,17 +322,17 @@ impl Engine {
 }
 
 impl Loaded {
-    /// The stages for a policy that wants to see these cuts.
+    /// The stages of a transformer for a policy that wants to see these cuts.
     ///
     /// # Errors
     /// `Usage` where they are not loaded and may not be; `Runtime`, `Cancelled`.
-    pub(crate) fn load_plan(&self, cuts: &Cuts, cancel: &CancelToken) -> Result<Arc<LoadedPlan>> {
-        self.stages.for_request(&self.directory, (&self.device, &self.loader), cuts, cancel).map(Arc::new)
+    pub(crate) fn load_plan(&self, expert: usize, cuts: &Cuts, cancel: &CancelToken) -> Result<Arc<LoadedPlan>> {
+        self.stages[expert].for_request(&self.directory, (&self.device, &self.loader), cuts, cancel).map(Arc::new)
     }
 
-    /// The same without its sessions: nothing is loaded.
+    /// The same without sessions, for all transformers: nothing is loaded.
     pub(crate) fn plan(&self, cuts: &Cuts) -> Plan {
-        self.stages.plan(&self.directory, cuts)
+        self.stages[0].plan(&self.directory, cuts)
     }
 
     /// Whether loops over host memory serve tensors of these dtypes.
@@ -397,7 +405,8 @@ fn cached<K: PartialEq, V>(list: &Cached<K, V>, key: K, load: impl FnOnce() -> R
 /// `EngineDirectory`; `Usage` for a precision that has no effect on its graphs.
 pub(crate) fn open(directory: &Path, options: &EngineOptions) -> Result<EngineDirectory> {
     let directory = EngineDirectory::open(directory, options.weights_folder.as_deref())?;
-    let is_quantised = || directory.blocks.iter().any(|block| block.runs(&["QuantizeLinear", "DequantizeLinear"]));
+    let blocks = || directory.experts.iter().flat_map(|expert| &expert.blocks);
+    let is_quantised = || blocks().any(|block| block.runs(&["QuantizeLinear", "DequantizeLinear"]));
     for spec in options.provider.iter() {
         spec.check_precision(directory.manifest.compute_dtype, is_quantised)?;
     }
@@ -454,7 +463,8 @@ fn work(directory: &EngineDirectory) -> Work {
     let cell = manifest.latents.downscale * manifest.latents.patch;
     let frames = manifest.video.map_or(1, |video| (video.frames.default - 1) / video.temporal_downscale + 1);
     let tokens: u64 = frames * manifest.size.default.iter().map(|side| side / cell).product::<u64>();
-    let largest = directory.blocks.iter().map(|block| block.parameters).max().unwrap_or_default();
+    let blocks = directory.experts.iter().flat_map(|expert| &expert.blocks);
+    let largest = blocks.map(|block| block.parameters).max().unwrap_or_default();
     let operations = largest.saturating_mul(2).saturating_mul(tokens);
     if operations < LARGE_WORK { Work::Small } else { Work::Large }
 }
@@ -464,7 +474,7 @@ pub(crate) fn choose_weights(choice: WeightsChoice, directory: &EngineDirectory)
         WeightsChoice::Packed => WeightsMode::Packed,
         WeightsChoice::Mapped => WeightsMode::Mapped,
         WeightsChoice::Auto => {
-            let graphs = directory.blocks.iter().chain([&directory.embed, &directory.last]).chain(&directory.text);
+            let graphs = directory.experts.iter().flat_map(ExpertGraphs::all).chain(&directory.text);
             let needed = 4 * graphs.chain(&directory.decode).map(|graph| graph.parameters).sum::<u64>();
             match available_memory() {
                 // Packing holds two copies for a moment, and a request needs room as well.

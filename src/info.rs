@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::generate::request::RequestOptions;
 use crate::generate::text::TextEncoder;
 use crate::generate::{lists, memory};
-use crate::model::directory::EngineDirectory;
+use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::manifest::{Dimension, GuidanceSpec, Manifest};
 use crate::plan::{Limits, Plan, Stage};
@@ -26,6 +26,8 @@ use crate::trace::CacheBytes;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageInfo {
     name: String,
+    /// Which of the model's transformers it is of, from 0.
+    pub expert: usize,
     /// Whether it begins with the embed graph.
     pub embed: bool,
     /// Its blocks; none where the embed graph or the final graph is alone.
@@ -39,13 +41,14 @@ pub struct StageInfo {
 }
 
 impl StageInfo {
-    pub(crate) fn new(directory: &EngineDirectory, stage: &Stage) -> Self {
-        let (name, Stage { embed, blocks, last, .. }) = (stage.name(), stage.clone());
-        let ends = embed.then_some(&directory.embed).into_iter().chain(last.then_some(&directory.last));
-        let graphs: Vec<&Graph> = ends.chain(&directory.blocks[blocks.clone()]).collect();
+    pub(crate) fn new(directory: &EngineDirectory, expert: usize, stage: &Stage) -> Self {
+        let (name, Stage { embed, blocks, last, .. }) = (directory.stage_name(expert, stage), stage.clone());
+        let of_expert = &directory.experts[expert];
+        let ends = embed.then_some(&of_expert.embed).into_iter().chain(last.then_some(&of_expert.last));
+        let graphs: Vec<&Graph> = ends.chain(&of_expert.blocks[blocks.clone()]).collect();
         let weight_bytes = graphs.iter().map(|graph| graph.weight_bytes).sum();
         let graph_bytes = graphs.iter().map(|graph| graph.bytes.len() as u64).sum();
-        Self { name, embed, blocks, last, weight_bytes, graph_bytes }
+        Self { name, expert, embed, blocks, last, weight_bytes, graph_bytes }
     }
 
     /// What `stage_bytes` limits.
@@ -60,9 +63,10 @@ impl StageInfo {
 
     /// Its facts by their names; `blocks` is the first one and the one after the last.
     pub fn to_json(&self) -> Value {
-        let Self { name, embed, blocks, last, weight_bytes, graph_bytes } = self;
+        let Self { name, expert, embed, blocks, last, weight_bytes, graph_bytes } = self;
         json!({
             "name": name,
+            "expert": expert,
             "embed": embed,
             "blocks": [blocks.start, blocks.end],
             "final": last,
@@ -198,17 +202,14 @@ impl EngineInfo {
     pub fn stages(directory: &Path, load: &EngineOptions) -> Result<Vec<StageInfo>> {
         let directory = open(directory, load)?;
         let plan = planned(&directory, load, &load.cache)?;
-        Ok(plan.stages().iter().map(|stage| StageInfo::new(&directory, stage)).collect())
+        let of_expert = |expert| plan.stages().iter().map(|stage| StageInfo::new(&directory, expert, stage)).collect();
+        Ok((0..directory.experts.len()).flat_map::<Vec<_>, _>(of_expert).collect())
     }
 
     pub(crate) fn new(directory: &EngineDirectory) -> Self {
         let manifest: &Manifest = &directory.manifest;
-        let graphs: Vec<&Graph> = [&directory.embed, &directory.last]
-            .into_iter()
-            .chain(&directory.blocks)
-            .chain(&directory.text)
-            .chain(&directory.decode)
-            .collect();
+        let experts = directory.experts.iter().flat_map(ExpertGraphs::all);
+        let graphs: Vec<&Graph> = experts.chain(&directory.text).chain(&directory.decode).collect();
         let mut block_kinds: Vec<(String, usize)> = Vec::new();
         for block in &manifest.blocks {
             match block_kinds.last_mut() {

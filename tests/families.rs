@@ -161,12 +161,12 @@ fn check_parts(family: &Family, case: usize, differences: &mut Differences) {
     let inputs = family.under(&format!("case{case}.in."));
     let embedded = family.under(&format!("case{case}.embed."));
     // What the first block does not take was not recorded.
-    let embed = family.engine.probe(&ModelPart::Embed, &inputs).unwrap_or_default();
+    let embed = family.engine.probe(0, &ModelPart::Embed, &inputs).unwrap_or_default();
     let start: Tensors = embed.into_iter().chain(inputs.clone()).chain(embedded.clone()).collect();
     let mut flowing = start.clone();
     let mut probe = |part: ModelPart, tensors: &Tensors, theirs: &Tensors, at: String, tolerance: f64| match family
         .engine
-        .probe(&part, tensors)
+        .probe(0, &part, tensors)
     {
         Ok(ours) => differences.compare(&at, &ours, theirs, tolerance),
         Err(error) => differences.0.push(format!("{at}: {error}")),

@@ -72,7 +72,10 @@ impl EngineBuild {
             ));
         }
         let limits = (options.stages, options.stage_bytes);
-        let stages = Stages::new(&directory, limits, options.other_plan, false)?.graphs(&directory, &cuts)?;
+        let mut stages = Vec::new();
+        for of_expert in Stages::of_experts(&directory, limits, options.other_plan, false)? {
+            stages.extend(of_expert.graphs(&directory, &cuts)?);
+        }
         let mut build = Self { directory, device, loader, stages, planned: Vec::new(), refused };
         build.planned = build.look()?;
         Ok(build)

@@ -47,8 +47,12 @@ pub fn write_stages(directory: &Path, load: &EngineOptions, profile: &Profile, o
     let extremes = profile.resolve(&directory.manifest)?;
     let plan = planned(&directory, load, &load.cache)?;
     let mut graphs = Vec::new();
-    for stage in plan.stages() {
-        graphs.push((file_name(stage), stage.name(), StageGraph::new(&directory, stage)?.graph.into_owned()));
+    for expert in 0..directory.experts.len() {
+        for stage in plan.stages() {
+            let prefix = if directory.experts.len() > 1 { format!("expert_{expert}_") } else { String::new() };
+            let graph = StageGraph::new(&directory, expert, stage)?.graph.into_owned();
+            graphs.push((prefix + &file_name(stage), directory.stage_name(expert, stage), graph));
+        }
     }
     graphs.extend(directory.decode.clone().map(|graph| ("decode.onnx".to_owned(), "decode".to_owned(), graph)));
 

@@ -30,13 +30,14 @@ pub enum ModelPart {
 
 impl Engine {
     /// Runs one part of the transformer on `tensors`, by the manifest's names; those that the part does not take are left
-    /// alone. Gives what the part gives. The part's graphs are loaded for this call.
+    /// alone. `expert` counts the transformers of a model that has several, from 0. Gives what the part gives. The part's graphs are loaded for this call.
     ///
     /// # Errors
-    /// `Usage` for blocks that the model does not have; `Input` for a tensor that is missing, of another shape than its axes
+    /// `Usage` for a transformer or blocks that the model does not have; `Input` for a tensor that is missing, of another shape than its axes
     /// allow, or that holds fractions where the model takes integers; `Runtime`.
     pub fn probe(
         &self,
+        expert: usize,
         part: &ModelPart,
         tensors: &BTreeMap<String, ArrayD<f32>>,
     ) -> Result<BTreeMap<String, ArrayD<f32>>> {
@@ -52,8 +53,12 @@ impl Engine {
             let count = manifest.blocks.len();
             return Err(Error::usage(format!("blocks {blocks:?} of a model that has {count}; name some of them")));
         }
+        let experts = loaded.directory.experts.len();
+        if expert >= experts {
+            return Err(Error::usage(format!("expert {expert} of a model that has {experts}; they count from 0")));
+        }
         let stage = Stage { embed, blocks, last, arithmetic: Vec::new() };
-        let StageGraph { graph, inputs, outputs } = StageGraph::new(&loaded.directory, &stage)?;
+        let StageGraph { graph, inputs, outputs } = StageGraph::new(&loaded.directory, expert, &stage)?;
         let sessions = loaded.loader.sessions(&loaded.device, &[graph.as_ref()], &CancelToken::default())?;
         let session = sessions.first().ok_or_else(|| Error::internal("a stage without a session"))?;
 

@@ -301,7 +301,7 @@ mod tests {
     fn shapes_of_a_graph_and_requests_outside() {
         let directory = tiny();
         let extremes = "8..32,text=12".parse::<Profile>().unwrap().resolve(&directory.manifest).unwrap();
-        let shapes = shapes(&directory.blocks[0], &extremes).unwrap();
+        let shapes = shapes(&directory.experts[0].blocks[0], &extremes).unwrap();
         let of = |name: &str| &shapes.iter().find(|(port, _)| port == name).unwrap().1;
         assert_eq!(of("hidden_states"), &[vec![1, 16, 64], vec![1, 64, 64], vec![1, 256, 64]]);
         assert_eq!(of("rotary_cos"), &[vec![28, 16], vec![76, 16], vec![268, 16]]);

@@ -13,7 +13,7 @@ use super::arithmetic::Around;
 use super::loader::Loader;
 use crate::error::{Error, Result};
 use crate::generate::cancel::CancelToken;
-use crate::model::directory::EngineDirectory;
+use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::join::{Part, Piece, boundary, join};
 use crate::model::manifest::GraphSpec;
@@ -63,8 +63,10 @@ pub(crate) struct LoadedStage {
     pub outputs: Vec<String>,
 }
 
-/// All stages that were loaded so far.
+/// All stages of one transformer that were loaded so far.
 pub(crate) struct Stages {
+    /// Which one.
+    expert: usize,
     limits: Limits,
     other: OtherPlan,
     /// Whether the loaded stages are one plan, in order, which each new policy divides further.
@@ -90,14 +92,33 @@ impl Stages {
     /// # Errors
     /// `Usage` for limits that do not fit the model.
     pub(crate) fn new(
-        directory: &EngineDirectory,
+        (directory, expert): (&EngineDirectory, usize),
         (choice, bytes): (StagesChoice, Option<u64>),
         other: OtherPlan,
         copies_weights: bool,
     ) -> Result<Self> {
         let limits = Limits::new(choice, bytes, &sizes(directory))?;
         let are_divided = copies_weights && other == OtherPlan::Load;
-        Ok(Self { limits, other, are_divided, loaded: Mutex::default(), loading: Mutex::default() })
+        Ok(Self { expert, limits, other, are_divided, loaded: Mutex::default(), loading: Mutex::default() })
+    }
+
+    /// The same for each transformer of a model.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn of_experts(
+        directory: &EngineDirectory,
+        limits: (StagesChoice, Option<u64>),
+        other: OtherPlan,
+        copies_weights: bool,
+    ) -> Result<Vec<Self>> {
+        let of_expert = |expert| Self::new((directory, expert), limits, other, copies_weights);
+        (0..directory.experts.len()).map(of_expert).collect()
+    }
+
+    /// Which transformer they are of.
+    pub(crate) fn expert(&self) -> usize {
+        self.expert
     }
 
     /// The plan for a policy that wants to see these cuts, as long as no other policy divides it; nothing is loaded.
@@ -111,7 +132,7 @@ impl Stages {
     /// # Errors
     /// `EngineDirectory` for blocks that cannot be joined.
     pub(super) fn graphs(&self, directory: &EngineDirectory, cuts: &Cuts) -> Result<Vec<Graph>> {
-        let graph = |stage| Ok(StageGraph::new(directory, stage)?.graph.into_owned());
+        let graph = |stage| Ok(StageGraph::new(directory, self.expert, stage)?.graph.into_owned());
         self.plan(directory, cuts).stages().iter().map(graph).collect()
     }
 
@@ -138,7 +159,8 @@ impl Stages {
         }
         let known = self.loaded();
         let missing: Vec<&Stage> = plan.stages().iter().filter(|stage| !known.contains(stage)).collect();
-        let graphs = missing.iter().map(|stage| StageGraph::new(directory, stage)).collect::<Result<Vec<_>>>()?;
+        let graphs =
+            missing.iter().map(|stage| StageGraph::new(directory, self.expert, stage)).collect::<Result<Vec<_>>>()?;
         let borrowed: Vec<&Graph> = graphs.iter().map(|stage| stage.graph.as_ref()).collect();
         let sessions = loader.sessions(device, &borrowed, cancel)?;
         tracing::info!(loaded = missing.len(), of = plan.stages().len(), "stages loaded");
@@ -215,13 +237,20 @@ impl Stages {
     }
 }
 
-/// What each graph adds to a stage.
+/// What each graph adds to a stage. Transformers that take turns have the same plan, so the largest counts.
 pub(crate) fn sizes(directory: &EngineDirectory) -> Sizes {
-    let size = |graph: &Graph| GraphSize { bytes: graph.weight_bytes + graph.bytes.len() as u64, nodes: graph.nodes };
+    let size = |of: &dyn Fn(&ExpertGraphs) -> &Graph| {
+        let graphs = || directory.experts.iter().map(of);
+        GraphSize {
+            bytes: graphs().map(|graph| graph.weight_bytes + graph.bytes.len() as u64).max().unwrap_or_default(),
+            nodes: graphs().map(|graph| graph.nodes).max().unwrap_or_default(),
+        }
+    };
+    let blocks = 0..directory.manifest.blocks.len();
     Sizes {
-        embed: size(&directory.embed),
-        blocks: directory.blocks.iter().map(size).collect(),
-        last: size(&directory.last),
+        embed: size(&|expert| &expert.embed),
+        blocks: blocks.map(|block| size(&|expert| &expert.blocks[block])).collect(),
+        last: size(&|expert| &expert.last),
     }
 }
 
@@ -233,29 +262,29 @@ pub(super) struct StageGraph<'d> {
 }
 
 impl<'d> StageGraph<'d> {
-    pub(super) fn new(directory: &'d EngineDirectory, stage: &Stage) -> Result<Self> {
-        let manifest = &directory.manifest;
+    pub(super) fn new(directory: &'d EngineDirectory, expert: usize, stage: &Stage) -> Result<Self> {
+        let (manifest, graphs) = (&directory.manifest, &directory.experts[expert]);
         let end = |is_there: bool, graph: &'d Graph, spec: &'d GraphSpec| {
             is_there.then_some(Part { graph, inputs: &spec.inputs, outputs: &spec.outputs })
         };
-        let first = end(stage.embed, &directory.embed, &manifest.embed);
-        let last = end(stage.last, &directory.last, &manifest.last);
+        let first = end(stage.embed, &graphs.embed, &manifest.embed);
+        let last = end(stage.last, &graphs.last, &manifest.last);
         let block = |block: usize| {
             let kind = &manifest.block_kinds[&manifest.blocks[block].kind]; // Manifest::parse has checked the kind.
-            Part { graph: &directory.blocks[block], inputs: &kind.inputs, outputs: &kind.outputs }
+            Part { graph: &graphs.blocks[block], inputs: &kind.inputs, outputs: &kind.outputs }
         };
         let around = Around::new(manifest, stage)?;
         let pieces = around.pieces(first, stage.blocks.clone().map(block).collect(), last);
         let (inputs, mut outputs) = boundary(&pieces);
         let graph = match (pieces.as_slice(), first.or(last)) {
             ([Piece::Part(_)], Some(end)) => Cow::Borrowed(end.graph),
-            ([Piece::Part(_)], None) => Cow::Borrowed(&directory.blocks[stage.blocks.start]),
+            ([Piece::Part(_)], None) => Cow::Borrowed(&graphs.blocks[stage.blocks.start]),
             (pieces, _) => {
                 // After the final graph nobody takes the streams, nor what embed made for the blocks.
                 if stage.last {
                     outputs.retain(|tensor| manifest.last.outputs.contains(tensor));
                 }
-                Cow::Owned(join(&stage.name(), pieces, &outputs)?)
+                Cow::Owned(join(&directory.stage_name(expert, stage), pieces, &outputs)?)
             }
         };
         Ok(Self { graph, inputs, outputs })
@@ -288,8 +317,7 @@ mod tests {
     fn in_bf16() -> EngineDirectory {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-flux");
         let mut directory = EngineDirectory::open(&folder, None).unwrap();
-        let ends = [&mut directory.embed, &mut directory.last];
-        for graph in ends.into_iter().chain(&mut directory.blocks) {
+        for graph in directory.experts.iter_mut().flat_map(ExpertGraphs::all_mut) {
             let mut model = onnx::decode(&graph.bytes).unwrap();
             let inner = model.graph.as_mut().unwrap();
             let ports = inner.input.iter_mut().chain(&mut inner.output).map(element);
@@ -314,7 +342,7 @@ mod tests {
                 (StagesChoice::Fused, "none", ArithmeticChoice::Auto),
                 (StagesChoice::Fused, "f3b4", ArithmeticChoice::Stages),
             ] {
-                let stages = Stages::new(&directory, (choice, None), OtherPlan::Load, false).unwrap();
+                let stages = Stages::new((&directory, 0), (choice, None), OtherPlan::Load, false).unwrap();
                 let policy: PolicyConfig = cache.parse().unwrap();
                 let cuts = lists::cuts_of(&directory.manifest, &policy, arithmetic).unwrap();
                 for graph in stages.graphs(&directory, &cuts).unwrap() {

@@ -66,7 +66,7 @@ impl Denoiser {
     pub fn branches(&self) -> Vec<Option<Branch>> {
         match self.by {
             GuidanceBy::Library => vec![None],
-            GuidanceBy::Host => self.request.branches.iter().map(|state| Some(state.branch)).collect(),
+            GuidanceBy::Host => self.request.branches().iter().map(|state| Some(state.branch)).collect(),
         }
     }
 
@@ -107,7 +107,7 @@ impl Denoiser {
                 self.request.write_time(step)?;
                 let Self { request, cond_diffs, records, .. } = self;
                 request.predict_branch(index, step, cond_diffs, records, &mut ()).at(format_args!("step {step}"))?;
-                request.branches[index].prediction
+                request.branches()[index].prediction
             }
         };
         let velocity = self.request.velocity_of(prediction, &before, sigma)?;

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use super::cache_dtype::CacheDType;
 use super::chain::count_places;
+use super::expert::{self, Share};
 use super::guidance::Guidance;
 use super::inputs::Inputs;
 use super::latents::Grid;
-use super::lists::{self, List};
+use super::lists::List;
 use super::prepare;
 use super::request::RequestOptions;
 use crate::cache::{KeptTensors, StreamKind, StreamLayout};
@@ -29,10 +30,10 @@ pub(crate) fn of_options(
     let guidance = Guidance::new(manifest, options)?;
     let batch = prepare::batch(options.batch, &Default::default())?;
     let grid = prepare::grid(manifest, options)?;
-    let steps = prepare::schedule(manifest, &Inputs::default(), options.steps, &grid)?.steps();
-    let lists = lists::lists(manifest, &options.cache).map_err(|error| error.about("cache"))?;
-    let run = (steps, guidance.branches().len());
-    lists::check(&lists, run.0, run.1).map_err(|error| error.about("cache"))?;
+    let schedule = prepare::schedule(manifest, &Inputs::default(), options.steps, &grid)?;
+    let shares = expert::shares(manifest, &options.cache, &schedule).map_err(|error| error.about("cache"))?;
+    let branches = guidance.branches().len();
+    expert::check(&shares, branches).map_err(|error| error.about("cache"))?;
     let mut given = Extents::new();
     if let Some(length) = text_length {
         if let Some(fixed) = text_extents(manifest).values().next() {
@@ -42,17 +43,18 @@ pub(crate) fn of_options(
         }
         given.extend(text_dimensions(manifest).into_iter().map(|dim| (dim, length)));
     }
-    predict(manifest, ([plan, plain], options), (&lists, run), &extents(manifest, &grid, guidance.rows(batch), given)?)
+    let extents = extents(manifest, &grid, guidance.rows(batch), given)?;
+    predict(manifest, ([plan, plain], options), (&shares, branches), &extents)
 }
 
-/// Refuses a policy that would keep more than `limit` bytes, on these lists of blocks in so many steps and branches.
+/// Refuses a policy that would keep more than `limit` bytes, on these transformers in so many branches.
 ///
 /// # Errors
 /// `Usage`.
 pub(super) fn check(
     manifest: &Manifest,
     ([plan, plain], options): ([&Plan; 2], &RequestOptions),
-    of_run: (&[List], (usize, usize)),
+    of_run: (&[Share], usize),
     extents: &Extents,
     limit: u64,
 ) -> Result<()> {
@@ -72,11 +74,11 @@ pub(super) fn check(
 fn predict(
     manifest: &Manifest,
     ([plan, plain], options): ([&Plan; 2], &RequestOptions),
-    (lists, (steps, branches)): (&[List], (usize, usize)),
+    (shares, branches): (&[Share], usize),
     extents: &Extents,
 ) -> Result<CacheBytes> {
     let of_cache = layouts(manifest, extents, options.cache_dtype)?;
-    let of_list = |list: &List| {
+    let of_list = |(list, steps): (&List, usize)| {
         let of_list = |(stream, layout): (usize, &StreamLayout)| StreamLayout {
             kind: list.stream_kind(stream),
             ..layout.of_blocks(&list.blocks)
@@ -84,22 +86,25 @@ fn predict(
         let layouts: Vec<StreamLayout> = of_cache.iter().enumerate().map(of_list).collect();
         list.cache.kept_tensors(list.run(steps, branches), &layouts)
     };
-    let kept: Vec<KeptTensors> = lists.iter().map(of_list).collect();
+    let mut kept: Vec<KeptTensors> = Vec::new();
+    for share in shares {
+        kept.extend(share.lists.iter().map(|list| of_list((list, share.steps.len()))));
+    }
     let bytes = |part: fn(&KeptTensors) -> u64| {
         kept.iter().fold(0, |sum: u64, kept| sum.saturating_add(part(kept))).saturating_mul(branches as u64)
     };
     let streams = layouts(manifest, extents, CacheDType::Stream)?;
-    let mut pinned: Vec<usize> = lists.iter().flat_map(List::pinned).collect();
+    let mut pinned: Vec<usize> = shares.iter().flat_map(|share| &share.lists).flat_map(List::pinned).collect();
     pinned.retain(|cut| plan.seen().contains(cut));
     let extra = streams.iter().map(|stream| {
         let count = |plan: &Plan, pinned: &[usize]| count_places(plan, pinned, |block| stream.is_written[block]);
         count(plan, &pinned).saturating_sub(count(plain, &[])).saturating_mul(stream.bytes)
     });
     // Where stages hold the arithmetic, two tensors are compared with in turns, and the tail adds zeros on computed steps,
-    // which the branches share.
+    // which branches and transformers share.
     let in_stages = plan.arithmetic().next().is_some();
     let residuals = bytes(|kept| kept.residuals.bytes);
-    let (turns, zeros) = if in_stages { (2, residuals / branches.max(1) as u64) } else { (1, 0) };
+    let (turns, zeros) = if in_stages { (2, residuals / (branches * shares.len()).max(1) as u64) } else { (1, 0) };
     Ok(CacheBytes {
         residuals: residuals.saturating_add(zeros),
         calibrators: bytes(|kept| kept.calibrators.bytes),

@@ -9,6 +9,7 @@ mod combine;
 pub(crate) mod conditioning;
 mod decode;
 pub(crate) mod denoiser;
+mod expert;
 mod forecast;
 mod guidance;
 pub(crate) mod image;

@@ -22,12 +22,12 @@ pub(super) fn latents(number: f32) -> Error {
 
 impl Request {
     /// Adds to a `Numeric` error where the number comes from: embed and all blocks run once more, one after the other.
-    pub(super) fn explain(&self, index: usize, error: Error) -> Error {
+    pub(super) fn explain(&self, at: (usize, usize), error: Error) -> Error {
         if error.kind() != ErrorKind::Numeric {
             return error;
         }
         // Where the second run fails, the first error is still true.
-        let origin = self.origin(index).unwrap_or_else(|_| format!("its origin is not known; {REMEDY}"));
+        let origin = self.origin(at).unwrap_or_else(|_| format!("its origin is not known; {REMEDY}"));
         let mut explained = Error::new(ErrorKind::Numeric, format!("{}; {origin}", error.message()));
         for place in error.context().collect::<Vec<_>>().into_iter().rev() {
             explained = explained.at(place);
@@ -35,9 +35,9 @@ impl Request {
         explained
     }
 
-    fn origin(&self, index: usize) -> Result<String> {
-        let Self { branches, buffers, named, engine, .. } = self;
-        let (state, manifest) = (&branches[index], &engine.directory.manifest);
+    fn origin(&self, (expert, branch): (usize, usize)) -> Result<String> {
+        let Self { experts, buffers, named, engine, .. } = self;
+        let (state, manifest) = (&experts[expert].branches[branch], &engine.directory.manifest);
         state.lists.iter().flat_map(|list| &list.units).for_each(|unit| unit.hand_on(&state.chain));
         if let Some(found) = state.chain.first_not_finite(manifest, named, buffers)? {
             let NotFinite { stage, tensor, number } = found;

@@ -13,7 +13,10 @@ use crate::trace::{BlockRecord, StepRecord, Timings};
 
 /// One branch of one step, as all its lists of blocks see it.
 pub(super) struct Pass<'a> {
+    /// The step as one of its transformer's.
     pub at: DecisionPoint,
+    /// The step as one of the generation's, and how many these are.
+    pub of_run: (usize, usize),
     pub sigma: f32,
     pub chain: &'a Chain,
     pub cancel: &'a CancelToken,
@@ -22,11 +25,11 @@ pub(super) struct Pass<'a> {
 impl Pass<'_> {
     /// A record without what is decided.
     pub(super) fn record(&self, list: &List) -> StepRecord {
-        let DecisionPoint { step, steps, branch, .. } = self.at;
+        let (step, steps) = self.of_run;
         StepRecord {
             step,
             steps,
-            branch,
+            branch: self.at.branch,
             list: list.index,
             sample: None,
             sigma: self.sigma,

@@ -10,6 +10,7 @@ use super::combine::Combine;
 use super::conditioning::{self, numbers};
 use super::decode;
 use super::denoiser::GuidanceBy;
+use super::expert::{self, Expert, Share};
 use super::guidance::Guidance;
 use super::in_stages::{self, StageArithmetic};
 use super::inputs::{Inputs, LATENTS, NOISE, SIGMAS};
@@ -23,7 +24,7 @@ use super::samples::{self, BranchSamples, Samples};
 use super::scheduler::Schedule;
 use super::unit::{Unit, UnitSpec};
 use crate::cache::{Branch, PolicyConfig, StreamKind};
-use crate::engine::{ArithmeticChoice, Loaded};
+use crate::engine::{ArithmeticChoice, Loaded, LoadedPlan};
 use crate::error::{Error, Result};
 use crate::model::manifest::{Axis, Extents, Manifest, SchedulerSpec, Source};
 use crate::plan::InStages;
@@ -54,9 +55,10 @@ pub(super) fn request(
         engine.loader.check_extents(&grid.extents(rows))?;
     }
     let schedule = schedule(manifest, inputs, options.steps, &grid)?;
-    let (steps, n_branches) = (schedule.steps(), guidance.branches().len());
-    let lists = lists::lists(manifest, &options.cache).map_err(|error| error.about("cache"))?;
-    lists::check(&lists, steps, n_branches).map_err(|error| error.about("cache"))?;
+    let n_branches = guidance.branches().len();
+    let shares = expert::shares(manifest, &options.cache, &schedule).map_err(|error| error.about("cache"))?;
+    expert::check(&shares, n_branches).map_err(|error| error.about("cache"))?;
+    let lists = &shares[0].lists; // All have the same lists; there is a step, so there is one.
     options.cache_dtype.check(manifest, &options.cache)?;
     options.cache_place.check(&engine.device, &options.cache, manifest.blocks.len())?;
     check_effects(manifest, options)?;
@@ -72,23 +74,19 @@ pub(super) fn request(
     let cuts = lists::cuts(manifest, options, engine.arithmetic_choice)?;
     if engine.arithmetic_choice == ArithmeticChoice::Stages {
         let refuse = |why| Error::option("arithmetic", format!("is `stages`, but {why}; leave it out"));
-        in_stages::of_request(manifest, options, &lists).map_err(refuse)?;
+        in_stages::of_request(manifest, options, lists).map_err(refuse)?;
     }
     let plain = engine.plan(&lists::cuts_of(manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?);
     if let Some(limit) = options.cache_memory {
         let given = given.iter().map(|(dim, (extent, _))| (dim.clone(), *extent)).collect();
         let extents = memory::extents(manifest, &grid, rows, given)?;
-        memory::check(
-            manifest,
-            ([&engine.plan(&cuts), &plain], options),
-            (&lists, (steps, n_branches)),
-            &extents,
-            limit,
-        )?;
+        memory::check(manifest, ([&engine.plan(&cuts), &plain], options), (&shares, n_branches), &extents, limit)?;
     }
-    let plan = engine.load_plan(&cuts, &options.cancel)?;
+    let load = |share: &Share| engine.load_plan(share.expert, &cuts, &options.cancel);
+    let plans = shares.iter().map(load).collect::<Result<Vec<_>>>()?;
+    let plan = &plans[0]; // All are divided alike.
     let of_provider = engine.provider_warnings().map(Warning::Provider);
-    let of_cache = lists::warnings(&lists, steps, n_branches).into_iter().map(Warning::Setting);
+    let of_cache = expert::warnings(&shares, n_branches).into_iter().map(Warning::Setting);
     let mut warnings: Vec<Warning> = of_provider.chain(of_cache).collect();
     if !lists.iter().any(|list| list.has_text(manifest)) && !options.cache.corrects(None, StreamKind::Encoder) {
         warnings.push(Warning::Setting(
@@ -115,52 +113,23 @@ pub(super) fn request(
     }
     let (seen, mut pinned) = (plan.plan.seen(), lists.iter().flat_map(List::pinned).collect::<Vec<_>>());
     pinned.retain(|cut| seen.contains(cut));
-    let streams = Streams::allocate(manifest, (&plan, &plain), (&extents, seen), &pinned, &mut buffers)?;
-
-    let mut samples = Vec::new();
-    for list in lists.iter().filter(|_| options.per_sample) {
-        samples.push(Samples::new(&engine, &plan, &extents, (&named, &list.split.middle), &mut buffers)?);
-    }
-    let policies = |list: &List| list.cache.policies(list.run(steps, n_branches));
-    let mut policies = lists.iter().map(policies).collect::<Result<Vec<_>>>()?;
-    let order: Vec<Branch> = policies.iter().take(1).flatten().map(|(branch, _)| *branch).collect();
+    let streams = Streams::allocate(manifest, (plan, &plain), (&extents, seen), &pinned, &mut buffers)?;
 
     let prediction = &manifest.last.outputs[0]; // Manifest::parse has checked that there is one.
-    let (mut branches, mut zeros) = (Vec::new(), Vec::new());
     let mut predictions = HashMap::new();
-    for branch in order {
+    let mut of_branches = HashMap::new();
+    for branch in guidance.branches() {
         let mut tensors = named.clone();
         tensors.extend(texts.remove(&branch).unwrap_or_default());
-        let prediction = add(manifest, prediction, &extents, &mut tensors, &mut buffers)?;
-        predictions.insert(branch, prediction);
-        let in_stages = |shape: &InStages| {
-            let rest = (&mut tensors, &mut buffers);
-            StageArithmetic::allocate(manifest, (shape, &extents), &streams, &mut zeros, rest)
-        };
-        let mut in_stages = cuts.arithmetic.as_ref().map(in_stages).transpose()?;
-        let mut chain = Chain::bind(manifest, &plan, &streams, &tensors, &mut buffers)?;
-        let mut of_lists = Vec::new();
-        for (index, list) in lists.iter().enumerate() {
-            let units = match (&cuts.arithmetic, in_stages.take()) {
-                (Some(shape), Some(kept)) => {
-                    let named = &tensors;
-                    let arithmetic = StageArithmetic::bind(manifest, shape, kept, (&mut chain, named), &mut buffers)?;
-                    vec![Unit::in_stages(shape.middle.clone(), arithmetic)]
-                }
-                _ => units(&engine, &chain, list, options, samples.get(index), &mut buffers)?,
-            };
-            let of_samples = match samples.get(index) {
-                Some(samples) => {
-                    let policies = samples::policies(list, (steps, n_branches), branch, batch)?;
-                    Some(BranchSamples::bind(&engine, policies, &units, samples.keeps, &mut buffers)?)
-                }
-                None => None,
-            };
-            // All lists have the same branches in the same order.
-            let (_, policy) = policies[index].remove(0);
-            of_lists.push(ListState { policy, units, samples: of_samples });
-        }
-        branches.push(BranchState { branch, chain, prediction, lists: of_lists });
+        predictions.insert(branch, add(manifest, prediction, &extents, &mut tensors, &mut buffers)?);
+        of_branches.insert(branch, tensors);
+    }
+    let (mut experts, mut zeros) = (Vec::new(), Vec::new());
+    for (share, plan) in shares.into_iter().zip(&plans) {
+        let tensors = (&named, &of_branches, &streams);
+        let of_plan = (plan, cuts.arithmetic.as_ref(), &extents);
+        let run = (options, n_branches, batch);
+        experts.push(bind(&engine, share, of_plan, tensors, run, (&mut zeros, &mut buffers))?);
     }
 
     let input = |source: Source| manifest.input_from(&source).and_then(|name| named.get(name)).copied();
@@ -189,12 +158,10 @@ pub(super) fn request(
         grid,
         extents,
         schedule,
-        lists,
         streams,
         named,
-        branches,
+        experts,
         zeros,
-        samples,
         latents,
         prediction,
         decoders: Vec::new(),
@@ -212,6 +179,62 @@ pub(super) fn request(
         read_bytes: None,
         engine,
     })
+}
+
+/// One transformer: its blocks in each branch, bound, and what is decided on. `of_branches` has the tensors that are no
+/// streams by branch, `named` those that all branches share.
+fn bind(
+    engine: &Loaded,
+    share: Share,
+    (plan, arithmetic, extents): (&Arc<LoadedPlan>, Option<&InStages>, &Extents),
+    (named, of_branches, streams): (&Named, &HashMap<Branch, Named>, &Arc<Streams>),
+    (options, n_branches, batch): (&RequestOptions, usize, usize),
+    (zeros, buffers): (&mut Vec<BufferId>, &mut Buffers),
+) -> Result<Expert> {
+    let manifest = &engine.directory.manifest;
+    let steps = share.steps.len();
+    let mut samples = Vec::new();
+    for list in share.lists.iter().filter(|_| options.per_sample) {
+        samples.push(Samples::new(engine, plan, extents, (named, &list.split.middle), buffers)?);
+    }
+    let policies = |list: &List| list.cache.policies(list.run(steps, n_branches));
+    let mut policies = share.lists.iter().map(policies).collect::<Result<Vec<_>>>()?;
+    let order: Vec<Branch> = policies.iter().take(1).flatten().map(|(branch, _)| *branch).collect();
+    let mut branches = Vec::new();
+    for branch in order {
+        let of_branch = of_branches.get(&branch).ok_or_else(|| Error::internal("a branch without its tensors"))?;
+        let mut tensors = of_branch.clone();
+        let in_stages = |shape: &InStages| {
+            let rest = (&mut tensors, &mut *buffers);
+            StageArithmetic::allocate(manifest, (shape, extents), streams, zeros, rest)
+        };
+        let mut in_stages = arithmetic.map(in_stages).transpose()?;
+        let mut chain = Chain::bind(manifest, plan, streams, &tensors, buffers)?;
+        let mut of_lists = Vec::new();
+        for (index, list) in share.lists.iter().enumerate() {
+            let units = match (arithmetic, in_stages.take()) {
+                (Some(shape), Some(kept)) => {
+                    let arithmetic = StageArithmetic::bind(manifest, shape, kept, (&mut chain, &tensors), buffers)?;
+                    vec![Unit::in_stages(shape.middle.clone(), arithmetic)]
+                }
+                _ => units(engine, &chain, list, options, samples.get(index), buffers)?,
+            };
+            let of_samples = match samples.get(index) {
+                Some(samples) => {
+                    let policies = samples::policies(list, (steps, n_branches), branch, batch)?;
+                    Some(BranchSamples::bind(engine, policies, &units, samples.keeps, buffers)?)
+                }
+                None => None,
+            };
+            // All lists have the same branches in the same order.
+            let (_, policy) = policies[index].remove(0);
+            of_lists.push(ListState { policy, units, samples: of_samples });
+        }
+        let prediction = &manifest.last.outputs[0]; // Manifest::parse has checked that there is one.
+        let prediction = *tensors.get(prediction).ok_or_else(|| Error::internal("a branch without a prediction"))?;
+        branches.push(BranchState { branch, chain, prediction, lists: of_lists });
+    }
+    Ok(Expert { share, branches, samples })
 }
 
 /// What is decided on in one list of blocks, in one branch.

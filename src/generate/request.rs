@@ -26,16 +26,16 @@ use super::chain::{Chain, Named, Streams};
 use super::combine::Combine;
 use super::decode::{Decoded, Decoder};
 use super::denoiser::GuidanceBy;
+use super::expert::{Expert, Share};
 use super::image::Image;
 pub use super::inputs::Inputs;
 use super::latents::Grid;
-use super::lists::List;
 use super::numeric;
 use super::observer::{Observer, Phase, Progress};
 use super::pass::{Pass, run_list};
 use super::prepare;
 use super::sampler::Sampler;
-use super::samples::{self, Samples};
+use super::samples;
 use super::scheduler::Schedule;
 use super::video::Video;
 use crate::cache::{Branch, DecisionPoint, PolicyConfig};
@@ -110,16 +110,14 @@ pub struct Request {
     pub(super) grid: Grid,
     pub(super) extents: Extents,
     pub(super) schedule: Schedule,
-    pub(super) lists: Vec<List>,
-    /// Shared by the branches, one of which runs at a time.
+    /// Shared by transformers and branches, one of which runs at a time.
     pub(super) streams: Arc<Streams>,
     /// The tensors that all branches share and that are no streams, by name.
     pub(super) named: Named,
-    pub(super) branches: Vec<BranchState>,
+    /// In the order in which they run; at least one.
+    pub(super) experts: Vec<Expert>,
     /// What the tail adds on a computed step, where its stage adds something on every step.
     pub(super) zeros: Vec<BufferId>,
-    /// Where each picture decides for itself, of each list; else empty.
-    pub(super) samples: Vec<Samples>,
     pub(super) latents: BufferId,
     /// One for each shape of latents that was decoded.
     pub(super) decoders: Vec<Decoder>,
@@ -157,8 +155,11 @@ impl Request {
     /// Records that its trace will have: one per step and branch, and list of blocks and picture if each decides for
     /// itself.
     pub fn records(&self) -> usize {
-        let pictures = if self.samples.is_empty() { 1 } else { self.batch() };
-        self.steps() * self.branches.len() * self.lists.len() * pictures
+        let of_expert = |Expert { share, branches, samples }: &Expert| {
+            let pictures = if samples.is_empty() { 1 } else { self.batch() };
+            share.steps.len() * branches.len() * share.lists.len() * pictures
+        };
+        self.experts.iter().map(of_expert).sum()
     }
 
     /// Pictures that it will make.
@@ -170,7 +171,8 @@ impl Request {
     /// The tensors through which a part of a batch flows (`per_sample`) are no cache, and not counted.
     pub fn cache_bytes(&self) -> CacheBytes {
         let mut bytes = CacheBytes { streams: self.streams.cache_bytes, ..CacheBytes::default() };
-        let units = self.branches.iter().flat_map(|branch| &branch.lists).flat_map(|list| &list.units);
+        let branches = self.experts.iter().flat_map(|expert| &expert.branches);
+        let units = branches.flat_map(|branch| &branch.lists).flat_map(|list| &list.units);
         units.for_each(|unit| unit.count(&mut bytes, &self.buffers));
         bytes.residuals += self.zeros.iter().map(|id| self.buffers.bytes(*id)).sum::<u64>();
         bytes
@@ -254,7 +256,7 @@ impl Request {
             height,
             guidance: self.guidance,
             cfg: self.cfg,
-            lists: self.lists.iter().map(|list| list.blocks.len()).collect(),
+            lists: self.experts[0].share.lists.iter().map(|list| list.blocks.len()).collect(),
             records,
             timings: self.timings,
             cache_bytes: self.cache_bytes(),
@@ -284,6 +286,17 @@ impl Request {
         Ok(())
     }
 
+    /// The transformer that runs a step, as an index of `experts`.
+    pub(super) fn expert_at(&self, step: usize) -> usize {
+        let is_its = |expert: &Expert| expert.share.steps.contains(&step);
+        self.experts.iter().position(is_its).unwrap_or_default() // Together they have all steps.
+    }
+
+    /// The branches of each step: every transformer has the same, in the same order.
+    pub(super) fn branches(&self) -> &[BranchState] {
+        &self.experts[0].branches
+    }
+
     /// All branches of one step, and guidance: from latents to the prediction.
     pub(super) fn predict(
         &mut self,
@@ -296,7 +309,7 @@ impl Request {
             combine.begin()?;
         }
         let mut cond_diffs = Vec::new();
-        for index in 0..self.branches.len() {
+        for index in 0..self.branches().len() {
             self.predict_branch(index, step, &mut cond_diffs, records, observer)?;
         }
         let start = Instant::now();
@@ -327,10 +340,14 @@ impl Request {
         records: &mut Vec<StepRecord>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let branch = self.branches[index].branch;
+        let expert = self.expert_at(step);
+        let branch = self.experts[expert].branches[index].branch;
         let is_shared = branch == Branch::Uncond && self.options.cache.shares_cond_diff();
         let shared: &[Option<f32>] = if is_shared { cond_diffs } else { &[] };
-        let decided = self.denoise(index, step, shared).map_err(|error| self.explain(index, error)).at(branch)?;
+        let decided = self
+            .denoise((expert, index), step, shared)
+            .map_err(|error| self.explain((expert, index), error))
+            .at(branch)?;
         if branch == Branch::Cond {
             *cond_diffs = decided.iter().map(|record| record.diff).collect();
         }
@@ -345,12 +362,19 @@ impl Request {
 
     /// One branch of one step: from latents to its prediction. `shared` holds the diffs of another branch, one for each
     /// record.
-    fn denoise(&mut self, index: usize, step: usize, shared: &[Option<f32>]) -> Result<Vec<StepRecord>> {
-        let Self { engine, options, buffers, lists, branches, timings, schedule, samples, .. } = self;
+    fn denoise(
+        &mut self,
+        (expert, index): (usize, usize),
+        step: usize,
+        shared: &[Option<f32>],
+    ) -> Result<Vec<StepRecord>> {
+        let Self { engine, options, buffers, experts, timings, schedule, .. } = self;
+        let Expert { share: Share { steps, lists, .. }, branches, samples } = &mut experts[expert];
         let BranchState { branch, chain, prediction, lists: own } = &mut branches[index];
         let chain: &Chain = chain;
-        let at = DecisionPoint { step, steps: schedule.steps(), branch: *branch, block: None };
-        let pass = Pass { at, sigma: schedule.sigmas[step], chain, cancel: &options.cancel };
+        let at = DecisionPoint { step: step - steps.start, steps: steps.len(), branch: *branch, block: None };
+        let of_run = (step, schedule.steps());
+        let pass = Pass { at, of_run, sigma: schedule.sigmas[step], chain, cancel: &options.cancel };
         let mut clock = Clock::start();
         let mut runs = buffers.session_runs();
 

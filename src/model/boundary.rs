@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 
-use super::directory::EngineDirectory;
+use super::directory::{EngineDirectory, ExpertGraphs};
 use super::graph::{Graph, element_type};
 use super::manifest::DType;
 use super::onnx::{self, GraphProto, NodeProto, ValueInfoProto, build};
@@ -26,8 +26,8 @@ impl EngineDirectory {
             *graph = cast_ports(graph, DType::Bf16, DType::F32)?;
             Ok::<_, Error>(())
         };
-        let ends = [&mut self.embed, &mut self.last];
-        ends.into_iter().chain(&mut self.blocks).chain(&mut self.text).chain(&mut self.decode).try_for_each(cast)?;
+        let experts = self.experts.iter_mut().flat_map(ExpertGraphs::all_mut);
+        experts.chain(&mut self.text).chain(&mut self.decode).try_for_each(cast)?;
         let tensors = self.manifest.tensors.values_mut().filter(|tensor| tensor.dtype == DType::Bf16);
         tensors.for_each(|tensor| tensor.dtype = DType::F32);
         Ok(self)
@@ -218,7 +218,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-flux");
         let open = || EngineDirectory::open(&folder, None).unwrap();
         let (before, after) = (open(), open().without_bf16_ports().unwrap());
-        assert_eq!(before.blocks[0].bytes, after.blocks[0].bytes);
-        assert_eq!(before.embed.bytes, after.embed.bytes);
+        assert_eq!(before.experts[0].blocks[0].bytes, after.experts[0].blocks[0].bytes);
+        assert_eq!(before.experts[0].embed.bytes, after.experts[0].embed.bytes);
     }
 }

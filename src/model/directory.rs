@@ -5,10 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::graph::{Graph, Port, Weights, ports};
-use super::manifest::{FileRef, GraphSpec, Manifest, Padding, TextInputSpec};
+use super::manifest::{BlockSpec, ExpertFiles, FileRef, GraphSpec, Manifest, Padding, TextInputSpec};
 use super::weights::{WeightsFile, hash_bytes};
 use crate::error::{At, Error, Result};
 use crate::model::manifest::{Axis, DType};
+use crate::plan::Stage;
 
 const MAX_MANIFEST: u64 = 16 << 20;
 /// Graphs hold no weights, and tokenizers are a few megabytes.
@@ -21,12 +22,29 @@ pub(crate) struct EngineDirectory {
     pub manifest: Manifest,
     /// SHA-256 of the manifest, which holds the hashes of everything else.
     pub hash: String,
-    pub embed: Graph,
-    pub blocks: Vec<Graph>,
-    pub last: Graph,
+    /// At least one.
+    pub experts: Vec<ExpertGraphs>,
     pub text: Vec<Graph>,
     pub decode: Option<Graph>,
     pub weights: Weights,
+}
+
+/// The graphs of a transformer. A model has one, or several of the same form that take turns.
+#[derive(Debug)]
+pub(crate) struct ExpertGraphs {
+    pub embed: Graph,
+    pub blocks: Vec<Graph>,
+    pub last: Graph,
+}
+
+impl ExpertGraphs {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Graph> {
+        [&self.embed].into_iter().chain(&self.blocks).chain([&self.last])
+    }
+
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut Graph> {
+        [&mut self.embed].into_iter().chain(&mut self.blocks).chain([&mut self.last])
+    }
 }
 
 impl EngineDirectory {
@@ -57,22 +75,24 @@ impl EngineDirectory {
             let bytes = read_checked(path, file)?;
             Graph::check(file.file, &bytes, manifest.opset, ins, outs, &weights).at(file.file)
         };
-        let whole = |graph: &GraphSpec| {
+        let whole = |file: FileRef<'_>, graph: &GraphSpec| {
             let (ins, outs) = ports(&manifest, &graph.inputs, &graph.outputs)?;
-            load(FileRef { file: &graph.file, bytes: graph.bytes, sha256: &graph.sha256 }, &ins, &outs)
+            load(file, &ins, &outs)
         };
-        let embed = whole(&manifest.embed)?;
-        let blocks = manifest
-            .blocks
-            .iter()
-            .map(|block| {
-                let kind = &manifest.block_kinds[&block.kind]; // Manifest::parse has checked that the kind exists.
-                let (ins, outs) = ports(&manifest, &kind.inputs, &kind.outputs)?;
-                load(FileRef { file: &block.file, bytes: block.bytes, sha256: &block.sha256 }, &ins, &outs)
+        let block = |(file, block): (FileRef<'_>, &BlockSpec)| {
+            let kind = &manifest.block_kinds[&block.kind]; // Manifest::parse has checked that the kind exists.
+            let (ins, outs) = ports(&manifest, &kind.inputs, &kind.outputs)?;
+            load(file, &ins, &outs)
+        };
+        let expert = |files: ExpertFiles<'_>| {
+            Ok(ExpertGraphs {
+                embed: whole(files.embed, &manifest.embed)?,
+                blocks: files.blocks.into_iter().zip(&manifest.blocks).map(block).collect::<Result<_>>()?,
+                last: whole(files.last, &manifest.last)?,
             })
-            .collect::<Result<_>>()?;
-        let last = whole(&manifest.last)?;
-        let decode = manifest.decode.as_ref().map(whole).transpose()?;
+        };
+        let experts = manifest.experts().into_iter().map(expert).collect::<Result<_>>()?;
+        let decode = manifest.decode.as_ref().map(|graph| whole(graph.into(), graph)).transpose()?;
         let mut text = Vec::new();
         if let Some(spec) = &manifest.text {
             for graph in &spec.graphs {
@@ -95,17 +115,22 @@ impl EngineDirectory {
                 };
                 let ins: Vec<Port> = graph.inputs.iter().map(port).collect::<Result<_>>()?;
                 let (_, outs) = ports(&manifest, &[], &graph.outputs)?;
-                text.push(load(FileRef { file: &graph.file, bytes: graph.bytes, sha256: &graph.sha256 }, &ins, &outs)?);
+                text.push(load(graph.into(), &ins, &outs)?);
             }
             for tokenizer in spec.tokenizers.values() {
-                read_checked(
-                    path,
-                    FileRef { file: &tokenizer.file, bytes: tokenizer.bytes, sha256: &tokenizer.sha256 },
-                )?;
+                read_checked(path, tokenizer.into())?;
             }
         }
         let hash = hash_bytes(&json);
-        Ok(Self { path: path.to_owned(), hash, embed, blocks, last, text, decode, weights, manifest })
+        Ok(Self { path: path.to_owned(), hash, experts, text, decode, weights, manifest })
+    }
+
+    /// What a stage of a transformer is called: with several transformers, which one comes first.
+    pub(crate) fn stage_name(&self, expert: usize, stage: &Stage) -> String {
+        match self.experts.len() {
+            1 => stage.name(),
+            _ => format!("expert {expert}: {}", stage.name()),
+        }
     }
 
     /// Reads a file that the manifest names, checked by size and hash.

@@ -324,21 +324,35 @@ impl Manifest {
         Ok(extents)
     }
 
+    /// The graphs of each transformer, in the order in which they run.
+    pub(crate) fn experts(&self) -> Vec<ExpertFiles<'_>> {
+        vec![ExpertFiles {
+            embed: (&self.embed).into(),
+            blocks: self.blocks.iter().map(FileRef::from).collect(),
+            last: (&self.last).into(),
+        }]
+    }
+
     /// Every graph and tokenizer file.
     pub(crate) fn files(&self) -> Vec<FileRef<'_>> {
-        let mut files = vec![
-            FileRef { file: &self.embed.file, bytes: self.embed.bytes, sha256: &self.embed.sha256 },
-            FileRef { file: &self.last.file, bytes: self.last.bytes, sha256: &self.last.sha256 },
-        ];
-        files.extend(self.blocks.iter().map(|b| FileRef { file: &b.file, bytes: b.bytes, sha256: &b.sha256 }));
-        files.extend(self.decode.iter().map(|g| FileRef { file: &g.file, bytes: g.bytes, sha256: &g.sha256 }));
+        let mut files: Vec<FileRef<'_>> = Vec::new();
+        for ExpertFiles { embed, blocks, last } in self.experts() {
+            files.extend([embed, last].into_iter().chain(blocks));
+        }
+        files.extend(self.decode.iter().map(FileRef::from));
         if let Some(text) = &self.text {
-            files.extend(text.graphs.iter().map(|g| FileRef { file: &g.file, bytes: g.bytes, sha256: &g.sha256 }));
-            let tokenizers = text.tokenizers.values();
-            files.extend(tokenizers.map(|t| FileRef { file: &t.file, bytes: t.bytes, sha256: &t.sha256 }));
+            files.extend(text.graphs.iter().map(FileRef::from));
+            files.extend(text.tokenizers.values().map(FileRef::from));
         }
         files
     }
+}
+
+/// The graph files of a transformer.
+pub(crate) struct ExpertFiles<'a> {
+    pub embed: FileRef<'a>,
+    pub blocks: Vec<FileRef<'a>>,
+    pub last: FileRef<'a>,
 }
 
 /// A file of the engine directory that is not weights.
@@ -348,3 +362,16 @@ pub(crate) struct FileRef<'a> {
     pub bytes: u64,
     pub sha256: &'a str,
 }
+
+macro_rules! file_of {
+    ($($spec:ty),*) => {$(
+        impl<'a> From<&'a $spec> for FileRef<'a> {
+            fn from(spec: &'a $spec) -> Self {
+                Self { file: &spec.file, bytes: spec.bytes, sha256: &spec.sha256 }
+            }
+        }
+    )*};
+}
+
+// They have the same three fields among others, and are written without nesting.
+file_of!(GraphSpec, BlockSpec, TextGraphSpec, TokenizerSpec);

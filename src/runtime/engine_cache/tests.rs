@@ -151,11 +151,13 @@ fn blocks_whose_weights_are_swapped_swap_their_keys() {
     let copy = copy_of_tiny();
     let directory = EngineDirectory::open(copy.path(), None).unwrap();
     let (a, b) = twins(&directory);
-    let (before_a, before_b) = (of_graph(&directory.blocks[a], None), of_graph(&directory.blocks[b], None));
+    let (before_a, before_b) =
+        (of_graph(&directory.experts[0].blocks[a], None), of_graph(&directory.experts[0].blocks[b], None));
     assert_ne!(before_a.weights, before_b.weights);
 
     // The parameters of the two blocks change places in the weights file; its header, size and manifest stay.
-    let (of_a, of_b) = (ranges(&directory.blocks[a]).unwrap(), ranges(&directory.blocks[b]).unwrap());
+    let (of_a, of_b) =
+        (ranges(&directory.experts[0].blocks[a]).unwrap(), ranges(&directory.experts[0].blocks[b]).unwrap());
     let file = of_a[0].file.clone();
     let mut bytes = fs::read(&file).unwrap();
     for (x, y) in of_a.iter().zip(&of_b) {
@@ -165,7 +167,8 @@ fn blocks_whose_weights_are_swapped_swap_their_keys() {
     }
     fs::write(&file, bytes).unwrap();
     let directory = EngineDirectory::open(copy.path(), None).unwrap();
-    let (after_a, after_b) = (of_graph(&directory.blocks[a], None), of_graph(&directory.blocks[b], None));
+    let (after_a, after_b) =
+        (of_graph(&directory.experts[0].blocks[a], None), of_graph(&directory.experts[0].blocks[b], None));
     assert_eq!((&after_a.weights, &after_b.weights), (&before_b.weights, &before_a.weights));
     assert_eq!((&after_a.graph, &after_b.graph), (&before_a.graph, &before_b.graph));
     let keys: BTreeSet<Key> =
@@ -173,7 +176,7 @@ fn blocks_whose_weights_are_swapped_swap_their_keys() {
     assert_eq!(keys.len(), 4);
 
     // One graph with the parameters of either block: nothing differs but the content that the references lead to.
-    let mut of_the_other = directory.blocks[a].clone();
+    let mut of_the_other = directory.experts[0].blocks[a].clone();
     let mut model = crate::model::onnx::decode(&of_the_other.bytes).unwrap();
     let parameters = model.graph.as_mut().unwrap().initializer.iter_mut().filter(|t| !t.external_data.is_empty());
     for (tensor, range) in parameters.zip(&of_b) {
@@ -181,7 +184,7 @@ fn blocks_whose_weights_are_swapped_swap_their_keys() {
         offset.value = Some(range.offset.to_string());
     }
     of_the_other.bytes = prost::Message::encode_to_vec(&model);
-    let (own, other) = (of_graph(&directory.blocks[a], None), of_graph(&of_the_other, None));
+    let (own, other) = (of_graph(&directory.experts[0].blocks[a], None), of_graph(&of_the_other, None));
     assert_eq!(own.graph, other.graph);
     assert_ne!(own.key().unwrap(), other.key().unwrap());
 }
@@ -190,12 +193,12 @@ fn blocks_whose_weights_are_swapped_swap_their_keys() {
 fn a_moved_model_keeps_its_keys_and_another_checkpoint_does_not() {
     let key = |folder: &Path| {
         let directory = EngineDirectory::open(folder, None).unwrap();
-        of_graph(&directory.blocks[0], None).key().unwrap()
+        of_graph(&directory.experts[0].blocks[0], None).key().unwrap()
     };
     let copy = copy_of_tiny();
     assert_eq!(key(copy.path()), key(&tiny()));
     let directory = EngineDirectory::open(copy.path(), None).unwrap();
-    let range = &ranges(&directory.blocks[0]).unwrap()[0];
+    let range = &ranges(&directory.experts[0].blocks[0]).unwrap()[0];
     let mut bytes = fs::read(&range.file).unwrap();
     bytes[range.offset as usize] ^= 1;
     fs::write(&range.file, bytes).unwrap();
@@ -207,7 +210,7 @@ fn digests_are_remembered_until_the_file_changes() {
     let copy = copy_of_tiny();
     let memory = tempfile::tempdir().unwrap();
     let directory = EngineDirectory::open(copy.path(), None).unwrap();
-    let graph = &directory.blocks[0];
+    let graph = &directory.experts[0].blocks[0];
     let weights = || of_graph(graph, Some(memory.path())).weights;
     let true_weights = of_graph(graph, None).weights;
 
