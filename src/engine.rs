@@ -322,12 +322,15 @@ impl Engine {
 }
 
 impl Loaded {
-    /// The stages of a transformer for a policy that wants to see these cuts.
+    /// The stages of each transformer for a policy that wants to see these cuts. All are divided at once, also where a
+    /// request runs one alone, so that they stay alike.
     ///
     /// # Errors
     /// `Usage` where they are not loaded and may not be; `Runtime`, `Cancelled`.
-    pub(crate) fn load_plan(&self, expert: usize, cuts: &Cuts, cancel: &CancelToken) -> Result<Arc<LoadedPlan>> {
-        self.stages[expert].for_request(&self.directory, (&self.device, &self.loader), cuts, cancel).map(Arc::new)
+    pub(crate) fn load_plans(&self, cuts: &Cuts, cancel: &CancelToken) -> Result<Vec<Arc<LoadedPlan>>> {
+        let on = (self.device.as_ref(), &self.loader);
+        let load = |stages: &Stages| stages.for_request(&self.directory, on, cuts, cancel).map(Arc::new);
+        self.stages.iter().map(load).collect()
     }
 
     /// The same without sessions, for all transformers: nothing is loaded.

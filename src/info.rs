@@ -132,6 +132,8 @@ pub struct EngineInfo {
     pub size_limits: [u64; 3],
     /// `none`, `embedded` or `classifier_free`, and the default scale.
     pub guidance: (String, f64),
+    /// Of a model with two transformers: below which timestep the second takes over, and its default guidance scale.
+    pub low_noise: Option<(f64, f64)>,
     /// Whether it has text graphs; without them, text comes from `--inputs`.
     pub takes_prompt: bool,
     /// Whether it makes pictures; without, latents only.
@@ -243,6 +245,10 @@ impl EngineInfo {
             default_size: manifest.size.default,
             size_limits: [manifest.size.min, manifest.size.max, manifest.size.multiple_of],
             guidance: (guidance.to_owned(), manifest.guidance.default_scale()),
+            low_noise: manifest
+                .low_noise
+                .as_ref()
+                .map(|other| (other.below, other.guidance.unwrap_or(manifest.guidance.default_scale()))),
             takes_prompt: manifest.text.is_some(),
             makes_pictures: manifest.decode.is_some(),
             makes_videos: manifest.video.is_some(),
@@ -289,6 +295,7 @@ impl EngineInfo {
             "defaults": { "steps": self.default_steps, "size": self.default_size, "guidance": self.guidance.1 },
             "size_limits": { "min": self.size_limits[0], "max": self.size_limits[1], "multiple_of": self.size_limits[2] },
             "guidance": self.guidance.0,
+            "low_noise": self.low_noise.map(|(below, guidance)| json!({"below": below, "guidance": guidance})),
             "takes_prompt": self.takes_prompt,
             "makes_pictures": self.makes_pictures,
             "video": self.frames.map(|[default, min, max, stride]| {
@@ -332,6 +339,9 @@ impl fmt::Display for EngineInfo {
             writeln!(f, "frames      {frames} by default; {range}")?;
         }
         writeln!(f, "defaults    {} steps, guidance {} ({})", self.default_steps, self.guidance.1, self.guidance.0)?;
+        if let Some((below, guidance)) = self.low_noise {
+            writeln!(f, "experts     2 transformers; the second below timestep {below}, guidance {guidance}")?;
+        }
         let ranges: Vec<String> = self.dimensions.iter().map(|(name, range)| format!("{name} {range}")).collect();
         writeln!(f, "dimensions  {}", ranges.join(", "))?;
         let no = |has: bool, without: &'static str| if has { "yes" } else { without };

@@ -81,6 +81,10 @@ const TABLE: &[Entry] = &[
         options.request.guidance = Some(parse_scale(text).map_err(|problem| bad(text, problem))?);
         Ok(())
     }),
+    request("guidance-2", |options, text| {
+        options.request.guidance_2 = Some(parse_scale(text).map_err(|problem| bad(text, problem))?);
+        Ok(())
+    }),
     request("true-cfg", |options, text| {
         options.request.true_cfg = Some(parse_scale(text).map_err(|problem| bad(text, problem))?);
         Ok(())

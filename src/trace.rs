@@ -17,7 +17,9 @@ use crate::cache::{Action, Branch, Decision, PolicyConfig, Reason};
 use crate::{CacheDType, EngineCounts};
 
 /// The version of the JSON that [`Trace::to_json`] gives.
-pub const TRACE_VERSION: u32 = 1;
+///
+/// Version 2 has `frames`, `fps`, `guidance_rescale`, `cfg_2` and, of each record, `expert` and `ran`; version 1 is still read.
+pub const TRACE_VERSION: u32 = 2;
 
 /// One decision: what one branch of one step did.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +30,8 @@ pub struct StepRecord {
     pub steps: usize,
     /// The guidance branch.
     pub branch: Branch,
+    /// Which transformer ran, from 0; none where the model has one.
+    pub expert: Option<usize>,
     /// The list of blocks that was decided on, from 0; none where all blocks are one list.
     pub list: Option<usize>,
     /// The picture of the batch that decided, from 0; none where the batch decides as one.
@@ -44,7 +48,8 @@ pub struct StepRecord {
     pub blocks: Vec<BlockRecord>,
     /// Blocks that ran.
     pub blocks_run: usize,
-    /// Which they were, counted from the start of the model: in rising order, with a gap between two ranges.
+    /// Which they were, counted from the start of the model: in rising order, with a gap between two ranges. Not known
+    /// of traces of version 1.
     pub ran: Vec<Range<usize>>,
     /// Runs of ONNX Runtime sessions for this branch (and list of blocks) of the step, with all pictures of the batch:
     /// stages, and small graphs of the cache. Guidance and the scheduler's update come on top, once a step.
@@ -183,10 +188,18 @@ pub struct Trace {
     pub width: u64,
     /// In pixels.
     pub height: u64,
+    /// Of a video.
+    pub frames: Option<u64>,
+    /// Frames per second of a video.
+    pub fps: Option<f64>,
     /// The guidance scale that the model takes as an input, where it does.
     pub guidance: Option<f32>,
     /// The scale of classifier-free guidance, where two branches ran.
     pub cfg: Option<f32>,
+    /// The same of the second transformer, where the model has two.
+    pub cfg_2: Option<f32>,
+    /// How far guidance was drawn back to the spread of the cond prediction, where it was.
+    pub guidance_rescale: Option<f32>,
     /// Blocks of each list that was decided on by itself; one entry where all blocks of the model were decided on
     /// together.
     pub lists: Vec<usize>,
@@ -365,6 +378,7 @@ impl Trace {
             json!({
                 "step": record.step,
                 "branch": record.branch.as_str(),
+                "expert": record.expert,
                 "list": record.list,
                 "sample": record.sample,
                 "sigma": record.sigma,
@@ -391,8 +405,12 @@ impl Trace {
             "batch": self.batch,
             "width": self.width,
             "height": self.height,
+            "frames": self.frames,
+            "fps": self.fps,
             "guidance": self.guidance,
             "cfg": self.cfg,
+            "cfg_2": self.cfg_2,
+            "guidance_rescale": self.guidance_rescale,
             "blocks": self.blocks(),
             "lists": self.lists,
             "decisions": {

@@ -165,7 +165,7 @@ fn traces_and_json() {
     let trace = &traces[0];
     let decisions = trace["decisions"]["cond"].as_str().unwrap();
     assert!(ran.out.contains(&format!("cond     {decisions}\n")));
-    assert_eq!((&trace["version"], &trace["blocks"], &trace["guidance"]), (&json!(1), &json!(12), &json!(3.5)));
+    assert_eq!((&trace["version"], &trace["blocks"], &trace["guidance"]), (&json!(2), &json!(12), &json!(3.5)));
     assert_eq!((&trace["cache"], &trace["engine"]), (&json!("f1b0w2i1r0.1"), &json!("tiny-flux")));
     assert_eq!(trace["cache_options"]["Fn_compute_blocks"], 1);
     let records = trace["records"].as_array().unwrap();

@@ -367,6 +367,9 @@ const LEGAL: &[&str] = &[
     "/scheduler/noise/kind 0",
     "/scheduler/shift_terminal 0",
     "/lists/0/name ",
+    "/lists/1/name ",
+    "/lists/1/joined removed",
+    "/low_noise/guidance ",
     "/guidance/rescale 0",
     // What fills the labels of the uncond branch is a matter of the model.
     "/inputs/class_labels/from/given/unconditional ",
@@ -392,6 +395,8 @@ fn every_field() {
         (Copy::family("wan"), &of_families),
         (Copy::family("pixart"), &of_families),
         (Copy::family("dit"), &of_families),
+        (Copy::family("wan_two"), &["/low_noise"]),
+        (Copy::family("flux2"), &["/lists"]),
     ] {
         let manifest: Value = serde_json::from_slice(&fs::read(copy.path("manifest.json")).unwrap()).unwrap();
         let wanted = |pointer: &String| parts.iter().any(|part| pointer.starts_with(part));

@@ -48,7 +48,7 @@ impl Family {
                 name,
             });
         }
-        assert!(families.len() >= 13, "{} families", families.len());
+        assert!(families.len() >= 14, "{} families", families.len());
         families.sort_by(|a, b| a.name.cmp(&b.name));
         families
     }
@@ -94,6 +94,7 @@ impl Family {
             cache,
             steps: reference["steps"].as_u64().map(|steps| steps as usize),
             guidance: reference["guidance"].as_f64().map(|scale| scale as f32),
+            guidance_2: reference["guidance_2"].as_f64().map(|scale| scale as f32),
             size: Some((side(0), side(1))),
             frames: reference["frames"].as_u64().filter(|_| !self.manifest["video"].is_null()),
             ..RequestOptions::default()
@@ -149,39 +150,50 @@ fn every_part_of_the_transformer() {
             .collect();
         assert!(cases.len() >= 2, "{}: {cases:?}", family.name);
         for case in cases {
-            check_parts(&family, case, &mut differences);
+            check_parts(
+                &family,
+                0,
+                &format!("case{case}"),
+                &family.under(&format!("case{case}.in.")),
+                &mut differences,
+            );
+        }
+        // A second transformer, on the inputs of the first case.
+        let has_two = !family.manifest["low_noise"].is_null();
+        assert_eq!(has_two, !family.under("second.").is_empty(), "{}", family.name);
+        if has_two {
+            check_parts(&family, 1, "second.case0", &family.under("case0.in."), &mut differences);
         }
     }
     differences.none();
 }
 
-fn check_parts(family: &Family, case: usize, differences: &mut Differences) {
+fn check_parts(family: &Family, expert: usize, case: &str, inputs: &Tensors, differences: &mut Differences) {
     let blocks = family.engine.info().blocks;
-    let at = |part: &str| format!("{}, case {case}, {part}", family.name);
-    let inputs = family.under(&format!("case{case}.in."));
-    let embedded = family.under(&format!("case{case}.embed."));
+    let at = |part: &str| format!("{}, {case}, {part}", family.name);
+    let embedded = family.under(&format!("{case}.embed."));
     // What the first block does not take was not recorded.
-    let embed = family.engine.probe(0, &ModelPart::Embed, &inputs).unwrap_or_default();
+    let embed = family.engine.probe(expert, &ModelPart::Embed, inputs).unwrap_or_default();
     let start: Tensors = embed.into_iter().chain(inputs.clone()).chain(embedded.clone()).collect();
     let mut flowing = start.clone();
     let mut probe = |part: ModelPart, tensors: &Tensors, theirs: &Tensors, at: String, tolerance: f64| match family
         .engine
-        .probe(0, &part, tensors)
+        .probe(expert, &part, tensors)
     {
         Ok(ours) => differences.compare(&at, &ours, theirs, tolerance),
         Err(error) => differences.0.push(format!("{at}: {error}")),
     };
-    probe(ModelPart::Embed, &inputs, &embedded, at("embed"), EMBED_TOLERANCE);
+    probe(ModelPart::Embed, inputs, &embedded, at("embed"), EMBED_TOLERANCE);
     let mut last = Tensors::new();
     for block in 0..blocks {
-        let theirs = family.under(&format!("case{case}.block{block}."));
+        let theirs = family.under(&format!("{case}.block{block}."));
         assert!(!theirs.is_empty(), "{}", at(&format!("block {block}")));
         let name = at(&format!("block {block}"));
         probe(ModelPart::Blocks(block..block + 1), &flowing, &theirs, name, BLOCK_TOLERANCE);
         last.extend(theirs.clone());
         flowing.extend(theirs);
     }
-    let prediction = family.vectors[&format!("case{case}.prediction")].clone();
+    let prediction = family.vectors[&format!("{case}.prediction")].clone();
     let name = family.manifest["final"]["outputs"][0].as_str().unwrap().to_owned();
     let prediction = Tensors::from([(name, prediction)]);
     probe(ModelPart::Final, &flowing, &prediction, at("final"), BLOCK_TOLERANCE);

@@ -99,13 +99,33 @@ fn a_recording_of_another_run_is_refused() {
 }
 
 #[test]
+fn a_trace_of_the_first_version_is_read() {
+    let trace = run(&engine(), "f1b0w2r0.9".parse().unwrap(), false).trace.to_json();
+    let mut old = trace.clone();
+    old["version"] = json!(1);
+    for name in ["frames", "fps", "cfg_2", "guidance_rescale"] {
+        assert!(old.as_object_mut().unwrap().shift_remove(name).is_some(), "{name}");
+    }
+    for record in old["records"].as_array_mut().unwrap() {
+        for name in ["expert", "ran"] {
+            assert!(record.as_object_mut().unwrap().shift_remove(name).is_some());
+        }
+    }
+    // Which blocks ran is not known.
+    let mut expected = trace;
+    expected["records"].as_array_mut().unwrap().iter_mut().for_each(|record| record["ran"] = json!([]));
+    assert_eq!(Trace::from_json(&old).unwrap().to_json(), expected);
+}
+
+#[test]
 fn a_damaged_trace_is_refused_by_its_field() {
     let good = run(&engine(), "f2b4w2r0.9mc3_id0.2nt0.5".parse().unwrap(), false).trace.to_json();
     assert!(recording(&good).is_ok());
     let step = good["records"].as_array().unwrap().iter().position(|record| record["action"] == "S").unwrap();
     let at = |field: &str| format!("/records/{step}/{field}");
     for (pointer, value, words) in [
-        ("/version", json!(2), "version 2, this program reads version 1"),
+        ("/version", json!(3), "version 3, this program reads versions 1 and 2"),
+        ("/version", json!(1), "`trace` has an unknown field `frames`"),
         ("/blocks", json!("12"), "`trace.blocks` is \"12\"; expected a whole number"),
         ("/blocks", json!(3), "expected positive numbers of blocks that add up to 3"),
         ("/cache", json!("f1b0"), "`trace.cache` is \"f1b0\"; expected"),

@@ -61,6 +61,8 @@ class Subject:
         separate: Whether the branches are two calls of the transformer, which cache-dit keeps apart.
         latents: From the pipeline's result to latents shaped as the noise.
         frames: Of a video.
+        first_steps: Steps of the first transformer, where there are two.
+        guidance_2: The scale of the second.
     """
 
     write: Callable[[Path], None]
@@ -73,6 +75,8 @@ class Subject:
     separate: bool
     latents: Callable[[Any], torch.Tensor] = field(default=lambda result: result[0])
     frames: int | None = None
+    first_steps: int | None = None
+    guidance_2: float | None = None
 
     def run(self, pipe: Any) -> torch.Tensor:
         """The final latents."""
@@ -107,7 +111,7 @@ def record(family: str, subject: Subject, out: Path) -> None:
         uncached = subject.run(subject.pipeline(model))
         vectors["out.uncached"] = uncached
         cases = []
-        for name, config in _CASES.items():
+        for name, config in _cases(subject).items():
             case, latents = _cached(subject, model, config)
             cases.append({"name": name} | case | {"rel_l1_vs_uncached": _significant(rel_l1(latents, uncached))})
             vectors[f"out.{name}"] = latents
@@ -120,6 +124,7 @@ def record(family: str, subject: Subject, out: Path) -> None:
         "frames": subject.frames,
         "steps": STEPS,
         "guidance": subject.guidance,
+        **({"guidance_2": subject.guidance_2} if subject.guidance_2 else {}),
         "inputs": sorted(subject.inputs),
         "cases": cases,
     }
@@ -142,6 +147,9 @@ def _blocks(model: Path, options: Options) -> Tensors:
     small, *_, large = example_inputs(whole)
     for number, inputs in enumerate((small, large)):
         vectors |= {f"case{number}.{name}": value for name, value in _seen(reference, inputs).items()}
+    if whole.low_noise:
+        seen = _seen(whole.low_noise.reference(), small)  # on the inputs of case 0
+        vectors |= {f"second.case0.{name}": value for name, value in seen.items() if not name.startswith("in.")}
     return vectors
 
 
@@ -170,7 +178,13 @@ def _cached(subject: Subject, model: Path, config: Mapping[str, Any]) -> tuple[d
         lists, latents = _under_cache(subject, model, given)
         branches = [branch for one in lists for branch in one["branches"].values()]
         distances = [abs(diff - threshold) for branch in branches for diff in branch["diffs"] if diff is not None]
-        decisions = [one["decisions"][config["max_warmup_steps"] :] for one in branches]
+        warm = config["max_warmup_steps"]
+        if (
+            subject.first_steps
+        ):  # each transformer has a warm-up of its own, and few steps: its branches are taken together
+            decisions = ["".join(one["decisions"][part][warm:] for one in branches) for part in _parts(subject)]
+        else:
+            decisions = [one["decisions"][warm:] for one in branches]
         if all({"C", "S"} <= set(one) for one in decisions) and min(distances) > _MARGIN * threshold:
             return {"config": given, "lists": lists, "margin": _significant(min(distances))}, latents
     raise SystemExit("no threshold gives mixed decisions: take other weights or inputs")
@@ -182,20 +196,47 @@ def _under_cache(subject: Subject, model: Path, config: dict[str, Any]) -> tuple
     given = cache_dit.DBCacheConfig(**config, enable_separate_cfg=subject.separate)
     cache_dit.enable_cache(pipe, cache_config=given)
     latents = subject.run(pipe)
-    lists = []
-    for name in pipe.transformer._context_names:
-        context = pipe.transformer._context_manager.get_context(name)
-        branches = {"cond": _branch(context.get_cached_steps(), context.get_residual_diffs())}
-        if subject.separate:
-            branches["uncond"] = _branch(context.get_cfg_cached_steps(), context.get_cfg_residual_diffs())
-        lists.append({"list": name.rpartition("_")[0], "branches": branches})
+    if subject.first_steps:
+        boundary = pipe.config.boundary_ratio * pipe.scheduler.config.num_train_timesteps
+        assert int((pipe.scheduler.timesteps >= boundary).sum()) == subject.first_steps
+    transformers = [pipe.transformer, *([pipe.transformer_2] if subject.first_steps else [])]
+    parts = [
+        [_list(subject, one._context_manager, name, part.stop - part.start) for name in one._context_names]
+        for one, part in zip(transformers, _parts(subject), strict=True)
+    ]
+    lists = parts[0]
+    for later in parts[1:]:  # the steps of the second transformer follow those of the first
+        for one, other in zip(lists, later, strict=True):
+            for branch, recorded in other["branches"].items():
+                for key, value in recorded.items():
+                    one["branches"][branch][key] += value
     return lists, latents
 
 
-def _branch(cached: list[int], diffs: Mapping[str, float]) -> dict[str, Any]:
+def _cases(subject: Subject) -> dict[str, dict[str, Any]]:
+    fewer = 1 if subject.first_steps else 0
+    return {name: config | {"max_warmup_steps": config["max_warmup_steps"] - fewer} for name, config in _CASES.items()}
+
+
+def _parts(subject: Subject) -> list[slice]:
+    """The steps of each transformer."""
+    first = subject.first_steps or STEPS
+    return [slice(0, first), *([slice(first, STEPS)] if first < STEPS else [])]
+
+
+def _list(subject: Subject, manager: Any, name: str, steps: int) -> dict[str, Any]:
+    """What was decided in one list of blocks, whose cache counts steps from 0."""
+    context = manager.get_context(name)
+    branches = {"cond": _branch(context.get_cached_steps(), context.get_residual_diffs(), steps)}
+    if subject.separate:
+        branches["uncond"] = _branch(context.get_cfg_cached_steps(), context.get_cfg_residual_diffs(), steps)
+    return {"list": name.rpartition("_")[0], "branches": branches}
+
+
+def _branch(cached: list[int], diffs: Mapping[str, float], steps: int) -> dict[str, Any]:
     return {
-        "decisions": "".join("S" if step in cached else "C" for step in range(STEPS)),
-        "diffs": [round(diffs[str(step)], 7) if str(step) in diffs else None for step in range(STEPS)],
+        "decisions": "".join("S" if step in cached else "C" for step in range(steps)),
+        "diffs": [round(diffs[str(step)], 7) if str(step) in diffs else None for step in range(steps)],
     }
 
 

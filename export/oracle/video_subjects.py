@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import torch
 from dbcache_export.families.video import original
-from dbcache_export.tiny.videos import write_pipeline
+from dbcache_export.tiny.videos import write_pipeline, write_second
 
 from families import Subject
 
@@ -128,6 +128,33 @@ def _wan() -> Subject:
     )
 
 
+def _wan_two() -> Subject:
+    """Two transformers, each with five of the ten steps and a scale of its own."""
+    ratio, first = 0.8, _wan()
+
+    def write(folder: Path) -> None:
+        first.write(folder)
+        write_second("wan", folder, ratio, torch.float16)
+
+    def pipeline(folder: Path) -> Any:
+        one, two = (
+            original(diffusers.WanTransformer3DModel, folder / name) for name in ("transformer", "transformer_2")
+        )
+        return diffusers.WanPipeline(
+            transformer=one,
+            transformer_2=two,
+            boundary_ratio=ratio,
+            scheduler=diffusers.UniPCMultistepScheduler.from_pretrained(folder / "scheduler"),
+            tokenizer=None,
+            text_encoder=None,
+            vae=None,
+        )
+
+    given = dict(first.arguments()) | {"guidance_scale": 4.0, "guidance_scale_2": 3.0}
+    changed = {"write": write, "pipeline": pipeline, "arguments": lambda: given}
+    return Subject(**(vars(first) | changed | {"guidance": 4.0, "guidance_2": 3.0, "first_steps": 5}))
+
+
 def _ltx() -> Subject:
     frames, rows, columns = 3, 3, 4
     noise = _random(5, 1, 4, frames, rows, columns)
@@ -179,6 +206,7 @@ SUBJECTS: Mapping[str, Callable[[], Subject]] = {
     "cogvideox_rotary": lambda: _cogvideox("cogvideox_rotary"),
     "mochi": _mochi,
     "wan": _wan,
+    "wan_two": _wan_two,
     "ltx": _ltx,
     "hunyuan_video": _hunyuan_video,
 }

@@ -185,6 +185,13 @@ impl PolicyConfig {
         Ok(recording.lists.iter().map(of_list).collect())
     }
 
+    /// The policy of some of the steps of a run, which count from 0 again: the same, but a replay repeats what was decided
+    /// there.
+    pub fn of_steps(&self, steps: Range<usize>) -> Self {
+        let Self::Replay { config, recording } = self else { return self.clone() };
+        Self::Replay { config: config.clone(), recording: recording.of_steps(&steps) }
+    }
+
     /// Refuses options that are impossible, or that do not fit the model or the run.
     ///
     /// # Errors

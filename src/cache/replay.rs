@@ -1,6 +1,8 @@
 //! A recorded run, decided again without asking for a single diff: for debugging, for measuring what the diffs cost,
 //! and for comparing two machines on the same decisions.
 
+use std::ops::Range;
+
 use super::policy::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, Reason};
 use super::schedule::Schedule;
 use super::{PolicyConfig, RunShape};
@@ -78,6 +80,16 @@ impl Recording {
     /// Of a run that decided on all blocks together.
     pub fn joined(n_blocks: usize, branches: Vec<RecordedBranch>) -> Self {
         Self { lists: vec![RecordedList { n_blocks, branches }] }
+    }
+
+    /// Of some steps.
+    pub(super) fn of_steps(&self, steps: &Range<usize>) -> Self {
+        let mut part = self.clone();
+        for branch in part.lists.iter_mut().flat_map(|list| &mut list.branches) {
+            let end = steps.end.min(branch.steps.len());
+            branch.steps = branch.steps.drain(steps.start.min(end)..end).collect();
+        }
+        part
     }
 
     /// The one list that it has, or is to have.

@@ -118,6 +118,9 @@ pub struct GenerateArgs {
     /// Guidance scale [default: the engine's]
     #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true)]
     pub guidance: Option<f32>,
+    /// Guidance scale of the second transformer, of a model that has two [default: the engine's, or --guidance]
+    #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true)]
+    pub guidance_2: Option<f32>,
     /// Classifier-free guidance for a model that does not have it by itself: two runs a step
     #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true)]
     pub true_cfg: Option<f32>,
@@ -195,6 +198,7 @@ impl GenerateArgs {
             cache_place: self.cache_place.unwrap_or_default(),
             steps: self.steps,
             guidance: self.guidance,
+            guidance_2: self.guidance_2,
             true_cfg: self.true_cfg,
             guidance_rescale: self.guidance_rescale,
             size: self.size,
@@ -465,7 +469,7 @@ mod tests {
     const OF_HOSTS: [&str; 1] = ["other-plan"];
 
     /// A legal value for each option that is no policy's (those: `policy.rs`), other than its default.
-    const VALUES: [(&str, &str); 29] = [
+    const VALUES: [(&str, &str); 30] = [
         ("threads", "3"),
         ("spin", "true"),
         ("ort-library", "a.so"),
@@ -490,6 +494,7 @@ mod tests {
         ("steps", "4"),
         ("guidance", "-1.5"),
         ("true-cfg", "2"),
+        ("guidance-2", "3"),
         ("size", "64x32"),
         ("guidance-rescale", "0.5"),
         ("frames", "17"),

@@ -77,8 +77,8 @@ impl Combine {
     }
 
     /// After they have run.
-    pub(super) fn end(&self, timestep: f32, steps: usize, buffers: &mut Buffers) -> Result<()> {
-        buffers.write(self.scale, &[self.cfg.scale_at(timestep, steps)])?;
+    pub(super) fn end(&self, expert: usize, timestep: f32, steps: usize, buffers: &mut Buffers) -> Result<()> {
+        buffers.write(self.scale, &[self.cfg.scale_at(expert, timestep, steps)])?;
         self.guide.run()
     }
 }

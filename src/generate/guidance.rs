@@ -15,7 +15,8 @@ pub(super) struct Guidance {
 /// Classifier-free guidance.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Cfg {
-    pub scale: f32,
+    /// Of each transformer, of which a model has one or two.
+    scales: [f32; 2],
     pub mode: CfgMode,
     /// Whether a fused batch begins with the cond branch.
     pub cond_first: bool,
@@ -33,7 +34,8 @@ impl Guidance {
         }
         let is_classifier_free = matches!(manifest.guidance, GuidanceSpec::ClassifierFree { .. });
         let idle = if is_classifier_free { ("guidance", options.guidance) } else { ("true-cfg", options.true_cfg) };
-        for (name, scale) in [idle, ("guidance-rescale", options.guidance_rescale)] {
+        let rest = [("guidance-rescale", options.guidance_rescale), ("guidance-2", options.guidance_2)];
+        for (name, scale) in [idle].into_iter().chain(rest) {
             if scale.is_some() {
                 return Err(Error::option(name, "has no effect: the host combines the branches; leave it out"));
             }
@@ -48,7 +50,9 @@ impl Guidance {
     }
 
     pub(super) fn new(manifest: &Manifest, options: &RequestOptions) -> Result<Self> {
-        for (name, scale) in [("guidance", options.guidance), ("true-cfg", options.true_cfg)] {
+        let given =
+            [("guidance", options.guidance), ("guidance-2", options.guidance_2), ("true-cfg", options.true_cfg)];
+        for (name, scale) in given {
             if let Some(scale) = scale
                 && !scale.is_finite()
             {
@@ -61,7 +65,7 @@ impl Guidance {
         }
         let scale = options.guidance.unwrap_or(spec.default_scale() as f32);
         let separate = |scale| Cfg {
-            scale,
+            scales: [scale; 2],
             mode: CfgMode::Separate,
             cond_first: true,
             formula: CfgFormula::Standard,
@@ -77,9 +81,19 @@ impl Guidance {
                     ));
                 }
                 let cond_first = order[0] == CfgBranch::Cond;
-                Some(Cfg { scale, mode, cond_first, formula, rescale: rescale as f32, curve })
+                Some(Cfg {
+                    scales: [scale, second(manifest, options, scale)?],
+                    mode,
+                    cond_first,
+                    formula,
+                    rescale: rescale as f32,
+                    curve,
+                })
             }
-            GuidanceSpec::None {} | GuidanceSpec::Embedded { .. } => options.true_cfg.map(separate),
+            GuidanceSpec::None {} | GuidanceSpec::Embedded { .. } => {
+                second(manifest, options, scale)?;
+                options.true_cfg.map(separate)
+            }
         };
         let cfg = cfg.filter(Cfg::needs_both);
         let embedded = matches!(spec, GuidanceSpec::Embedded { .. }).then_some(scale);
@@ -113,19 +127,42 @@ impl Cfg {
     /// Whether the uncond branch matters: it cancels out with one scale.
     fn needs_both(&self) -> bool {
         let idle = if self.formula == CfgFormula::Difference { 0.0 } else { 1.0 };
-        self.curve == ScaleCurve::Cosine || self.scale != idle
+        self.curve == ScaleCurve::Cosine || self.scales.iter().any(|scale| *scale != idle)
     }
 
-    /// The scale at a step.
-    pub(super) fn scale_at(&self, timestep: f32, steps: usize) -> f32 {
+    /// The scale that a transformer has by itself.
+    pub(super) fn scale(&self, expert: usize) -> f32 {
+        self.scales[expert.min(1)]
+    }
+
+    /// The scale at a step of a transformer.
+    pub(super) fn scale_at(&self, expert: usize, timestep: f32, steps: usize) -> f32 {
+        let scale = self.scale(expert);
         match self.curve {
-            ScaleCurve::Constant => self.scale,
+            ScaleCurve::Constant => scale,
             ScaleCurve::Cosine => {
                 let steps = steps as f64;
                 let phase = ((steps - f64::from(timestep)) / steps).powi(5);
-                (1.0 + f64::from(self.scale) * (1.0 - (std::f64::consts::PI * phase).cos()) / 2.0) as f32
+                (1.0 + f64::from(scale) * (1.0 - (std::f64::consts::PI * phase).cos()) / 2.0) as f32
             }
         }
+    }
+}
+
+/// The scale of the second transformer: by default the manifest's, or where the user gave one for the first, the same.
+fn second(manifest: &Manifest, options: &RequestOptions, scale: f32) -> Result<f32> {
+    let is_classifier_free = matches!(manifest.guidance, GuidanceSpec::ClassifierFree { .. });
+    match (manifest.low_noise.as_ref().filter(|_| is_classifier_free), options.guidance_2) {
+        (None, Some(_)) => Err(Error::option(
+            "guidance-2",
+            "has no effect: this model has no second transformer with classifier-free guidance; leave it out",
+        )),
+        (None, None) => Ok(scale),
+        (Some(_), Some(second)) => Ok(second),
+        (Some(other), None) => Ok(match other.guidance {
+            Some(default) if options.guidance.is_none() => default as f32,
+            _ => scale,
+        }),
     }
 }
 
@@ -150,7 +187,7 @@ mod tests {
     #[test]
     fn the_cosine_scale_follows_its_formula() {
         let cfg = Cfg {
-            scale: 6.0,
+            scales: [6.0, 1.0],
             mode: CfgMode::Fused,
             cond_first: false,
             formula: CfgFormula::Standard,
@@ -159,7 +196,7 @@ mod tests {
         };
         // Of `1 + 6 * (1 - math.cos(math.pi * ((50 - t) / 50) ** 5.0)) / 2` in Python.
         for (timestep, expected) in [(999.0, PYTHON[0]), (50.0, 1.0), (25.0, PYTHON[1]), (0.0, 7.0)] {
-            assert!((f64::from(cfg.scale_at(timestep, 50)) - expected).abs() < 1e-5, "{timestep}");
+            assert!((f64::from(cfg.scale_at(0, timestep, 50)) - expected).abs() < 1e-5, "{timestep}");
         }
     }
 

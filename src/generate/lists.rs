@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::expert;
 use super::in_stages;
 use super::request::RequestOptions;
 use crate::cache::{BlocksSplit, DiffTensor, PolicyConfig, RunShape, StreamKind};
@@ -141,18 +142,8 @@ pub(crate) fn check(lists: &[List], steps: usize, branches: usize) -> Result<()>
 
 /// What is suspicious about the policy: once where it is so of all lists, else with the list.
 pub(crate) fn warnings(lists: &[List], steps: usize, branches: usize) -> Vec<String> {
-    let each: Vec<Vec<String>> = lists.iter().map(|list| list.cache.warnings(list.run(steps, branches))).collect();
-    let mut all = Vec::new();
-    for (list, of_list) in lists.iter().zip(&each) {
-        for warning in of_list {
-            let is_common = each.iter().all(|other| other.contains(warning));
-            let warning = if is_common { warning.clone() } else { format!("{}: {warning}", list.name()) };
-            if !all.contains(&warning) {
-                all.push(warning);
-            }
-        }
-    }
-    all
+    let of_list = |list: &List| (list.name(), list.cache.warnings(list.run(steps, branches)));
+    expert::merged(&lists.iter().map(of_list).collect::<Vec<_>>())
 }
 
 /// What a policy wants to see: the stages of its plan end where its ranges do.

@@ -17,6 +17,8 @@ pub(super) struct Pass<'a> {
     pub at: DecisionPoint,
     /// The step as one of the generation's, and how many these are.
     pub of_run: (usize, usize),
+    /// Which transformer runs it, where the model has several.
+    pub expert: Option<usize>,
     pub sigma: f32,
     pub chain: &'a Chain,
     pub cancel: &'a CancelToken,
@@ -30,6 +32,7 @@ impl Pass<'_> {
             step,
             steps,
             branch: self.at.branch,
+            expert: self.expert,
             list: list.index,
             sample: None,
             sigma: self.sigma,

@@ -82,9 +82,7 @@ pub(super) fn request(
         let extents = memory::extents(manifest, &grid, rows, given)?;
         memory::check(manifest, ([&engine.plan(&cuts), &plain], options), (&shares, n_branches), &extents, limit)?;
     }
-    let load = |share: &Share| engine.load_plan(share.expert, &cuts, &options.cancel);
-    let plans = shares.iter().map(load).collect::<Result<Vec<_>>>()?;
-    let plan = &plans[0]; // All are divided alike.
+    let plans = engine.load_plans(&cuts, &options.cancel)?;
     let of_provider = engine.provider_warnings().map(Warning::Provider);
     let of_cache = expert::warnings(&shares, n_branches).into_iter().map(Warning::Setting);
     let mut warnings: Vec<Warning> = of_provider.chain(of_cache).collect();
@@ -111,9 +109,20 @@ pub(super) fn request(
     for tensor in manifest.embed.outputs.iter().filter(|tensor| !manifest.streams.contains(tensor)) {
         add(manifest, tensor, &extents, &mut named, &mut buffers)?;
     }
-    let (seen, mut pinned) = (plan.plan.seen(), lists.iter().flat_map(List::pinned).collect::<Vec<_>>());
-    pinned.retain(|cut| seen.contains(cut));
-    let streams = Streams::allocate(manifest, (plan, &plain), (&extents, seen), &pinned, &mut buffers)?;
+    let pinned: Vec<usize> = lists.iter().flat_map(List::pinned).collect();
+    let mut streams: Vec<Arc<Streams>> = Vec::new();
+    for (index, plan) in plans.iter().enumerate() {
+        // They are divided alike, unless another request divided the stages of one in the meantime.
+        let same = plans[..index].iter().position(|other| other.plan == plan.plan);
+        streams.push(match same {
+            Some(other) => Arc::clone(&streams[other]),
+            None => {
+                let seen = plan.plan.seen();
+                let pinned: Vec<usize> = pinned.iter().copied().filter(|cut| seen.contains(cut)).collect();
+                Streams::allocate(manifest, (plan, &plain), (&extents, seen), &pinned, &mut buffers)?
+            }
+        });
+    }
 
     let prediction = &manifest.last.outputs[0]; // Manifest::parse has checked that there is one.
     let mut predictions = HashMap::new();
@@ -125,9 +134,9 @@ pub(super) fn request(
         of_branches.insert(branch, tensors);
     }
     let (mut experts, mut zeros) = (Vec::new(), Vec::new());
-    for (share, plan) in shares.into_iter().zip(&plans) {
-        let tensors = (&named, &of_branches, &streams);
-        let of_plan = (plan, cuts.arithmetic.as_ref(), &extents);
+    for share in shares {
+        let tensors = (&named, &of_branches, &streams[share.expert]);
+        let of_plan = (&plans[share.expert], cuts.arithmetic.as_ref(), &extents);
         let run = (options, n_branches, batch);
         experts.push(bind(&engine, share, of_plan, tensors, run, (&mut zeros, &mut buffers))?);
     }
@@ -173,7 +182,7 @@ pub(super) fn request(
         combine,
         sampler,
         guidance: guidance.embedded,
-        cfg: guidance.cfg.filter(|_| by == GuidanceBy::Library).map(|cfg| cfg.scale),
+        cfg: guidance.cfg.filter(|_| by == GuidanceBy::Library),
         warnings,
         timings,
         read_bytes: None,

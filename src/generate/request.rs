@@ -27,6 +27,7 @@ use super::combine::Combine;
 use super::decode::{Decoded, Decoder};
 use super::denoiser::GuidanceBy;
 use super::expert::{Expert, Share};
+use super::guidance::Cfg;
 use super::image::Image;
 pub use super::inputs::Inputs;
 use super::latents::Grid;
@@ -58,6 +59,9 @@ pub struct RequestOptions {
     pub steps: Option<usize>,
     /// Guidance scale, dimensionless; an error for a model without guidance.
     pub guidance: Option<f32>,
+    /// Guidance scale of the second transformer of a model that has two, as diffusers' `guidance_scale_2`; if only
+    /// `guidance` is given, both have that.
+    pub guidance_2: Option<f32>,
     /// Scale of classifier-free guidance for a model that does not have it by itself: a second run a step with the
     /// negative prompt, as diffusers' `true_cfg_scale`.
     pub true_cfg: Option<f32>,
@@ -110,8 +114,8 @@ pub struct Request {
     pub(super) grid: Grid,
     pub(super) extents: Extents,
     pub(super) schedule: Schedule,
-    /// Shared by transformers and branches, one of which runs at a time.
-    pub(super) streams: Arc<Streams>,
+    /// Of each transformer; most often they share them, as branches do: one of all runs at a time.
+    pub(super) streams: Vec<Arc<Streams>>,
     /// The tensors that all branches share and that are no streams, by name.
     pub(super) named: Named,
     /// In the order in which they run; at least one.
@@ -135,7 +139,7 @@ pub struct Request {
     pub(super) combine: Option<Combine>,
     pub(super) sampler: Sampler,
     pub(super) guidance: Option<f32>,
-    pub(super) cfg: Option<f32>,
+    pub(super) cfg: Option<Cfg>,
     pub(super) warnings: Vec<Warning>,
     pub(super) timings: Timings,
     /// Bytes that left the device during the steps, once they are done.
@@ -170,7 +174,11 @@ impl Request {
     /// Bytes that the policy keeps on the device at the moment. Calibrators allocate when they first keep something.
     /// The tensors through which a part of a batch flows (`per_sample`) are no cache, and not counted.
     pub fn cache_bytes(&self) -> CacheBytes {
-        let mut bytes = CacheBytes { streams: self.streams.cache_bytes, ..CacheBytes::default() };
+        let is_first = |(index, streams): &(usize, &Arc<Streams>)| {
+            !self.streams[..*index].iter().any(|other| Arc::ptr_eq(other, streams))
+        };
+        let of_streams = self.streams.iter().enumerate().filter(is_first).map(|(_, streams)| streams.cache_bytes).sum();
+        let mut bytes = CacheBytes { streams: of_streams, ..CacheBytes::default() };
         let branches = self.experts.iter().flat_map(|expert| &expert.branches);
         let units = branches.flat_map(|branch| &branch.lists).flat_map(|list| &list.units);
         units.for_each(|unit| unit.count(&mut bytes, &self.buffers));
@@ -254,8 +262,12 @@ impl Request {
             batch: self.batch(),
             width,
             height,
+            frames: self.fps.and_then(|_| self.extents.get("frames").copied()),
+            fps: self.fps,
             guidance: self.guidance,
-            cfg: self.cfg,
+            cfg: self.cfg.map(|cfg| cfg.scale(0)),
+            cfg_2: self.cfg.filter(|_| manifest.low_noise.is_some()).map(|cfg| cfg.scale(1)),
+            guidance_rescale: self.cfg.map(|cfg| cfg.rescale).filter(|rescale| *rescale > 0.0),
             lists: self.experts[0].share.lists.iter().map(|list| list.blocks.len()).collect(),
             records,
             timings: self.timings,
@@ -314,7 +326,8 @@ impl Request {
         }
         let start = Instant::now();
         if let Some(combine) = &self.combine {
-            combine.end(self.schedule.timesteps[step], self.schedule.steps(), &mut self.buffers)?;
+            let expert = self.experts[self.expert_at(step)].share.expert;
+            combine.end(expert, self.schedule.timesteps[step], self.schedule.steps(), &mut self.buffers)?;
         }
         self.timings.update_ms += elapsed_ms(start);
         Ok(())
@@ -369,12 +382,13 @@ impl Request {
         shared: &[Option<f32>],
     ) -> Result<Vec<StepRecord>> {
         let Self { engine, options, buffers, experts, timings, schedule, .. } = self;
-        let Expert { share: Share { steps, lists, .. }, branches, samples } = &mut experts[expert];
+        let Expert { share: Share { steps, lists, expert: number }, branches, samples } = &mut experts[expert];
         let BranchState { branch, chain, prediction, lists: own } = &mut branches[index];
         let chain: &Chain = chain;
         let at = DecisionPoint { step: step - steps.start, steps: steps.len(), branch: *branch, block: None };
         let of_run = (step, schedule.steps());
-        let pass = Pass { at, of_run, sigma: schedule.sigmas[step], chain, cancel: &options.cancel };
+        let expert = (engine.directory.experts.len() > 1).then_some(*number);
+        let pass = Pass { at, of_run, expert, sigma: schedule.sigmas[step], chain, cancel: &options.cancel };
         let mut clock = Clock::start();
         let mut runs = buffers.session_runs();
 

@@ -35,6 +35,12 @@ impl Request {
                 "this model predicts no velocity, so that a host cannot own its loop; let the engine run all steps",
             ));
         }
+        if self.engine.directory.experts.len() > 1 {
+            return Err(Error::usage(
+                "this model has two transformers, whose steps follow from its own scheduler, so that a host cannot own \
+                 its loop; let the engine run all steps",
+            ));
+        }
         if step >= self.steps() {
             return Err(Error::usage(format!(
                 "all {step} steps of the request are done; ask for more with its `steps`"

@@ -39,6 +39,9 @@ pub(crate) struct Manifest {
     pub lists: Vec<ListSpec>,
     #[serde(rename = "final")]
     pub last: GraphSpec,
+    /// A second transformer of the same form, for the steps with little noise.
+    #[serde(default)]
+    pub low_noise: Option<LowNoiseSpec>,
     pub prediction: Prediction,
     pub latents: LatentsSpec,
     #[serde(deserialize_with = "given")]
@@ -202,6 +205,28 @@ pub(crate) struct BlockSpec {
     pub sha256: String,
 }
 
+/// The transformer of the steps whose timestep is below `below`: other weights in graphs with the same ports.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LowNoiseSpec {
+    pub below: f64,
+    /// Its own default scale of guidance; without it, that of the other.
+    #[serde(deserialize_with = "given")]
+    pub guidance: Option<f64>,
+    pub embed: FileSpec,
+    pub blocks: Vec<FileSpec>,
+    #[serde(rename = "final")]
+    pub last: FileSpec,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FileSpec {
+    pub file: String,
+    pub bytes: u64,
+    pub sha256: String,
+}
+
 /// Consecutive blocks that the model itself keeps in one list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -326,11 +351,22 @@ impl Manifest {
 
     /// The graphs of each transformer, in the order in which they run.
     pub(crate) fn experts(&self) -> Vec<ExpertFiles<'_>> {
-        vec![ExpertFiles {
+        let first = ExpertFiles {
             embed: (&self.embed).into(),
             blocks: self.blocks.iter().map(FileRef::from).collect(),
             last: (&self.last).into(),
-        }]
+        };
+        let second = self.low_noise.iter().map(|other| ExpertFiles {
+            embed: (&other.embed).into(),
+            blocks: other.blocks.iter().map(FileRef::from).collect(),
+            last: (&other.last).into(),
+        });
+        [first].into_iter().chain(second).collect()
+    }
+
+    /// Which of them runs the step with this timestep.
+    pub(crate) fn expert_at(&self, timestep: f32) -> usize {
+        usize::from(self.low_noise.as_ref().is_some_and(|other| f64::from(timestep) < other.below))
     }
 
     /// Every graph and tokenizer file.
@@ -374,4 +410,4 @@ macro_rules! file_of {
 }
 
 // They have the same three fields among others, and are written without nesting.
-file_of!(GraphSpec, BlockSpec, TextGraphSpec, TokenizerSpec);
+file_of!(FileSpec, GraphSpec, BlockSpec, TextGraphSpec, TokenizerSpec);

@@ -44,6 +44,7 @@ impl Manifest {
         self.check_picture()?;
         self.check_decode()?;
         self.check_guidance()?;
+        self.check_low_noise()?;
         self.check_scheduler()?;
         self.check_text()?;
         self.check_files()

@@ -119,6 +119,10 @@ fn settings(a: &Trace, b: &Trace) -> Vec<Setting> {
             ("cache_dtype", trace.cache_dtype.to_string()),
             ("guidance", scale(trace.guidance)),
             ("cfg", scale(trace.cfg)),
+            ("cfg_2", scale(trace.cfg_2)),
+            ("guidance_rescale", scale(trace.guidance_rescale)),
+            ("frames", trace.frames.map_or("none".to_owned(), |frames| frames.to_string())),
+            ("fps", trace.fps.map_or("none".to_owned(), |fps| fps.to_string())),
             ("branches", if has_uncond { "cond and uncond" } else { "cond" }.to_owned()),
         ]
     };

@@ -28,6 +28,16 @@ impl Trace {
         if let Some(scale) = self.cfg {
             add("cfg", scale.to_string());
         }
+        if let Some(scale) = self.cfg_2 {
+            add("cfg_2", scale.to_string());
+        }
+        if let Some(rescale) = self.guidance_rescale {
+            add("guidance_rescale", rescale.to_string());
+        }
+        if let (Some(frames), Some(fps)) = (self.frames, self.fps) {
+            add("frames", frames.to_string());
+            add("fps", fps.to_string());
+        }
         add("cache", self.cache.to_string());
         if self.cache_dtype != CacheDType::default() {
             add("cache_dtype", self.cache_dtype.to_string());

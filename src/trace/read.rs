@@ -17,18 +17,22 @@ impl Trace {
     /// `Input` with the field that is missing, unknown, of another type, or that contradicts another one.
     pub fn from_json(json: &Value) -> Result<Self> {
         let version = json.get("version").ok_or_else(|| Error::input("is no trace: it has no `version`"))?;
-        if version.as_u64() != Some(TRACE_VERSION.into()) {
-            return Err(Error::input(format!(
-                "the trace has version {version}, this program reads version {TRACE_VERSION}"
-            )));
-        }
-        let fields = Fields::new("trace", json, &NAMES)?;
+        let absent: &[&str] = match version.as_u64() {
+            Some(1) => &SINCE_2,
+            version if version == Some(TRACE_VERSION.into()) => &[],
+            _ => {
+                return Err(Error::input(format!(
+                    "the trace has version {version}, this program reads versions 1 and {TRACE_VERSION}"
+                )));
+            }
+        };
+        let fields = Fields::new("trace", json, &present(&NAMES, absent))?;
         let (blocks, lists) = lists(&fields)?;
         let mut records = fields
             .list("records")?
             .iter()
             .enumerate()
-            .map(|(index, record)| step_record(&format!("records[{index}]"), record, blocks))
+            .map(|(index, record)| step_record(&format!("records[{index}]"), record, (blocks, absent)))
             .collect::<Result<Vec<_>>>()?;
         let batch = fields.count("batch")?;
         number_steps(&mut records, batch, &lists)?;
@@ -55,8 +59,12 @@ impl Trace {
             batch,
             width: fields.number("width")?,
             height: fields.number("height")?,
+            frames: fields.number_or_null("frames")?,
+            fps: fields.real_or_null("fps")?,
             guidance: fields.real_or_null("guidance")?.map(|scale| scale as f32),
             cfg: fields.real_or_null("cfg")?.map(|scale| scale as f32),
+            cfg_2: fields.real_or_null("cfg_2")?.map(|scale| scale as f32),
+            guidance_rescale: fields.real_or_null("guidance_rescale")?.map(|rescale| rescale as f32),
             lists,
             timings: Timings {
                 text_ms: timings.real("text_ms")?,
@@ -126,7 +134,7 @@ pub fn recording(json: &Value) -> Result<(PolicyConfig, Recording)> {
     Ok((config, recording))
 }
 
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 28] = [
     "version",
     "engine",
     "engine_hash",
@@ -137,8 +145,12 @@ const NAMES: [&str; 24] = [
     "batch",
     "width",
     "height",
+    "frames",
+    "fps",
     "guidance",
     "cfg",
+    "cfg_2",
+    "guidance_rescale",
     "blocks",
     "lists",
     "decisions",
@@ -156,9 +168,10 @@ const TIMINGS: [&str; 8] =
     ["text_ms", "embed_ms", "blocks_ms", "cache_ms", "final_ms", "update_ms", "decode_ms", "steps_ms"];
 const ENGINES: [&str; 4] = ["built", "loaded", "build_seconds", "damaged"];
 const CACHE_BYTES: [&str; 4] = ["residuals", "calibrators", "compare", "streams"];
-const STEP: [&str; 14] = [
+const STEP: [&str; 15] = [
     "step",
     "branch",
+    "expert",
     "list",
     "sample",
     "sigma",
@@ -172,7 +185,14 @@ const STEP: [&str; 14] = [
     "session_runs",
     "elapsed_ms",
 ];
+/// What the first version of a trace does not have.
+const SINCE_2: [&str; 6] = ["frames", "fps", "cfg_2", "guidance_rescale", "expert", "ran"];
 const BLOCK: [&str; 5] = ["block", "action", "reason", "diff", "threshold"];
+
+/// The names without those that are absent.
+fn present<'n>(names: &[&'n str], absent: &[&str]) -> Vec<&'n str> {
+    names.iter().copied().filter(|name| !absent.contains(name)).collect()
+}
 
 /// Bytes by memory.
 fn memory(fields: &Fields<'_>) -> Result<BTreeMap<String, u64>> {
@@ -246,8 +266,8 @@ fn recorded(lists: &[usize], records: &[StepRecord]) -> Result<Recording> {
     Ok(Recording { lists: recorded })
 }
 
-fn step_record(place: &str, json: &Value, n_blocks: usize) -> Result<StepRecord> {
-    let fields = Fields::new(place, json, &STEP)?;
+fn step_record(place: &str, json: &Value, (n_blocks, absent): (usize, &[&str])) -> Result<StepRecord> {
+    let fields = Fields::new(place, json, &present(&STEP, absent))?;
     let blocks = fields
         .list("blocks")?
         .iter()
@@ -262,6 +282,7 @@ fn step_record(place: &str, json: &Value, n_blocks: usize) -> Result<StepRecord>
         step: fields.count("step")?,
         steps: 0,
         branch: branch.parse().map_err(|_| fields.damaged("branch", "`cond` or `uncond`"))?,
+        expert: fields.count_or_null("expert")?,
         list: fields.count_or_null("list")?,
         sample: fields.count_or_null("sample")?,
         sigma: fields.real("sigma")? as f32,
@@ -270,14 +291,15 @@ fn step_record(place: &str, json: &Value, n_blocks: usize) -> Result<StepRecord>
         threshold: fields.real_or_null("threshold")?,
         blocks,
         blocks_run: fields.count("blocks_run")?,
-        ran: ran(&fields)?,
+        ran: if absent.contains(&"ran") { Vec::new() } else { ran(&fields)? },
         session_runs: fields.count("session_runs")?,
         elapsed_ms: fields.real("elapsed_ms")?,
     };
     if record.blocks_run > n_blocks {
         return Err(fields.damaged("blocks_run", &format!("at most {n_blocks}, the `blocks` of the trace")));
     }
-    if record.blocks_run != record.ran.iter().map(Range::len).sum::<usize>() {
+    let has_ran = !absent.contains(&"ran");
+    if has_ran && record.blocks_run != record.ran.iter().map(Range::len).sum::<usize>() {
         return Err(fields.damaged("ran", &format!("{} blocks, as `blocks_run` says", record.blocks_run)));
     }
     check_letter(&fields, record.letter())?;
@@ -403,6 +425,10 @@ impl<'j> Fields<'j> {
 
     fn number(&self, name: &str) -> Result<u64> {
         self.value(name).as_u64().ok_or_else(|| self.damaged(name, "a whole number"))
+    }
+
+    fn number_or_null(&self, name: &str) -> Result<Option<u64>> {
+        if self.value(name).is_null() { Ok(None) } else { self.number(name).map(Some) }
     }
 
     fn count(&self, name: &str) -> Result<usize> {

@@ -20,7 +20,7 @@ import onnxruntime as ort
 import torch
 
 from dbcache_export.errors import ExportError
-from dbcache_export.spec import DType, Graph, Plan
+from dbcache_export.spec import DType, Graph, LowNoise, Plan
 from dbcache_export.template import output_port
 from dbcache_export.widen import widen
 
@@ -86,17 +86,18 @@ def check(engine: Path, plan: Plan, compute: DType) -> Report:
         for inputs, expected in graph.cases() if graph.cases else ():
             got = sessions.run(graph, inputs)
             report.add(graph.template.name, graph.file, OTHER_TOLERANCE[compute], got, expected)
-    _check_transformer(plan, compute, sessions, report)
+    for transformer in plan.transformers():
+        _check_transformer(plan, transformer, compute, sessions, report)
     return report
 
 
-def _check_transformer(plan: Plan, compute: DType, sessions: _Sessions, report: Report) -> None:
+def _check_transformer(plan: Plan, parts: Plan | LowNoise, compute: DType, sessions: _Sessions, report: Report) -> None:
     """Blocks and final on the tensors that PyTorch saw there; then the chain on its own."""
-    reference = plan.reference()
+    reference = parts.reference()
     tolerance = GRAPH_TOLERANCE[compute]
-    last = len(plan.blocks) - 1
+    last = len(parts.blocks) - 1
     for case in example_inputs(plan):
-        embedded = sessions.run(plan.embed, case)
+        embedded = sessions.run(parts.embed, case)
         final_inputs: Tensors = {}
 
         def on_block(
@@ -107,20 +108,20 @@ def _check_transformer(plan: Plan, compute: DType, sessions: _Sessions, report: 
             outside: Tensors = case,
             final: Tensors = final_inputs,
         ) -> None:
-            block = plan.blocks[index]
+            block = parts.blocks[index]
             if index == 0:
-                report.add("embed", plan.embed.file, EMBED_TOLERANCE[compute], embedded, inputs)
+                report.add("embed", parts.embed.file, EMBED_TOLERANCE[compute], embedded, inputs)
             report.add(block.kind, block.graph.file, tolerance, sessions.run(block.graph, inputs), expected)
             if index == last:
                 final.update(outside | inputs | expected)
 
         prediction = reference.run(case, on_block)
-        expected = dict.fromkeys(plan.final.template.outputs, prediction)
-        report.add("final", plan.final.file, tolerance, sessions.run(plan.final, final_inputs), expected)
+        expected = dict.fromkeys(parts.final.template.outputs, prediction)
+        report.add("final", parts.final.file, tolerance, sessions.run(parts.final, final_inputs), expected)
         flowing = case | embedded
-        for block in plan.blocks:
+        for block in parts.blocks:
             flowing |= sessions.run(block.graph, flowing)
-        report.add("chain", plan.final.file, CHAIN_TOLERANCE[compute], sessions.run(plan.final, flowing), expected)
+        report.add("chain", parts.final.file, CHAIN_TOLERANCE[compute], sessions.run(parts.final, flowing), expected)
 
 
 def example_inputs(plan: Plan) -> Iterator[Tensors]:

@@ -47,6 +47,11 @@ def merged(model: Path, adapters: Sequence[tuple[Path, float]], beside: Path) ->
     Raises:
         ExportError: An adapter cannot be read, has an unknown key, or does not fit the transformer.
     """
+    if (model / "transformer_2").is_dir():
+        raise ExportError(
+            f"{model} has two transformers, and an adapter belongs to one of them",
+            "merge it into that transformer's files beforehand",
+        )
     inside = (model / "transformer").is_dir()
     original = model / "transformer" if inside else model
     stored = checkpoint.read(original, "transformer")

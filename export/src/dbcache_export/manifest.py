@@ -74,6 +74,7 @@ def manifest(
         "blocks": [{"kind": block.kind} | asdict(graphs[block.graph]) for block in plan.blocks],
         "lists": plan.lists(),
         "final": described(plan.final),
+        **_low_noise(plan, graphs),
         "prediction": plan.prediction,
         "latents": plan.latents,
         "video": plan.video,
@@ -86,6 +87,19 @@ def manifest(
         "defaults": {"steps": plan.steps},
     }
     return (_render(fields) + "\n").encode()
+
+
+def _low_noise(plan: Plan, graphs: Mapping[Graph, Written]) -> dict[str, Any]:
+    """The field of a model with two transformers."""
+    if plan.low_noise is None:
+        return {}
+    other = plan.low_noise
+    files = {
+        "embed": asdict(graphs[other.embed]),
+        "blocks": [asdict(graphs[block.graph]) for block in other.blocks],
+        "final": asdict(graphs[other.final]),
+    }
+    return {"low_noise": {"below": other.below, "guidance": other.guidance} | files}
 
 
 def _text(plan: Plan, graphs: Mapping[Graph, Written], tokenizers: Mapping[str, Written]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ __all__ = [
     "Case",
     "DType",
     "Graph",
+    "LowNoise",
     "Options",
     "Plan",
     "Reference",
@@ -176,6 +177,24 @@ class Reference(Protocol):
 
 
 @dataclass(frozen=True)
+class LowNoise:
+    """A second transformer of the same form as the first: the same templates over parameters of its own.
+
+    Attributes:
+        below: It runs the steps whose timestep is below this.
+        guidance: Its default scale; None for that of the first.
+        reference: Loads the original.
+    """
+
+    below: float
+    guidance: float | None
+    embed: Graph
+    blocks: Sequence[Block]
+    final: Graph
+    reference: Callable[[], Reference]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that an engine directory says about a model, before any tracing.
 
@@ -213,6 +232,7 @@ class Plan:
     examples: Mapping[str, Callable[[Sequence[int], torch.Generator], torch.Tensor]] = field(default_factory=dict)
     oblong: bool = True
     video: Mapping[str, Any] | None = None
+    low_noise: LowNoise | None = None
 
     def lists(self) -> list[dict[str, Any]]:
         """The model's own lists of blocks, in the order of the blocks."""
@@ -224,8 +244,13 @@ class Plan:
             lists[-1]["blocks"] += 1
         return lists
 
+    def transformers(self) -> list[Plan | LowNoise]:
+        """The parts of each transformer, in the order in which they run."""
+        return [self, self.low_noise] if self.low_noise else [self]
+
     def graphs(self) -> list[Graph]:
         """All graphs, in the order in which they run."""
         text = [graph for graph, _ in self.text.graphs] if self.text else []
         decode = [self.decode] if self.decode else []
-        return [*text, self.embed, *(block.graph for block in self.blocks), self.final, *decode]
+        parts = [[one.embed, *(block.graph for block in one.blocks), one.final] for one in self.transformers()]
+        return [*text, *(graph for part in parts for graph in part), *decode]

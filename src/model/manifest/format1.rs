@@ -178,6 +178,7 @@ impl From<Format1> for Manifest {
             blocks: old.blocks,
             lists,
             last: old.last,
+            low_noise: None,
             prediction: match old.prediction {
                 Prediction1::Velocity {} => Prediction::Velocity {},
                 Prediction1::Sample { min_sigma } => Prediction::Sample { min_sigma },

@@ -179,6 +179,27 @@ impl Manifest {
         Ok(())
     }
 
+    pub(super) fn check_low_noise(&self) -> Result<()> {
+        let Some(other) = &self.low_noise else { return Ok(()) };
+        if !(other.below > 0.0 && other.below < MAX_TRAIN_STEPS as f64) {
+            return fail(format!("`low_noise.below` is {}; expected a timestep above 0", other.below));
+        }
+        if other.blocks.len() != self.blocks.len() {
+            let (found, expected) = (other.blocks.len(), self.blocks.len());
+            return fail(format!("`low_noise` has {found} blocks; expected {expected}, as the other transformer"));
+        }
+        if other.guidance.is_some_and(|scale| !(scale as f32).is_finite()) {
+            return fail("`low_noise.guidance` is not a finite f32");
+        }
+        if other.guidance.is_some() && !matches!(self.guidance, GuidanceSpec::ClassifierFree { .. }) {
+            return fail("`low_noise.guidance` goes with `classifier_free` guidance only");
+        }
+        if matches!(self.scheduler, SchedulerSpec::FlowMatchEuler { inverted: true, .. }) {
+            return fail("`low_noise` does not go with a scheduler that counts sigmas from 0 to 1");
+        }
+        Ok(())
+    }
+
     pub(super) fn check_scheduler(&self) -> Result<()> {
         if let Prediction::Sample { min_sigma } = self.prediction
             && !(min_sigma > 0.0 && min_sigma < 1.0)

@@ -27,7 +27,7 @@ CHECKED: Mapping[str, tuple[str, str]] = {
     "ZImageTransformer2DModel": ("Z-Image", _GRAPHS + _TEXT),
     "CogVideoXTransformer3DModel": ("CogVideoX 1.0", _GRAPHS + _TEXT),
     "MochiTransformer3DModel": ("Mochi", _GRAPHS + _TEXT),
-    "WanTransformer3DModel": ("Wan 2.1", _GRAPHS + _TEXT),
+    "WanTransformer3DModel": ("Wan 2.1, 2.2", _GRAPHS + _TEXT),
     "LTXVideoTransformer3DModel": ("LTX-Video", _GRAPHS + _TEXT),
     "HunyuanVideoTransformer3DModel": ("HunyuanVideo", _GRAPHS + _TEXT),
 }

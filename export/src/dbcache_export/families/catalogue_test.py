@@ -29,7 +29,11 @@ def test_the_command_lists_families(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("Flux3Transformer2DModel", {"num_layers": 1}, r"closest is Flux\w* .*it lacks"),
         ("QwenImageEditTransformer2DModel", {"image_tokens": 4}, r"QwenImageTransformer2DModel .*it adds image_tokens"),
-        ("WanVACETransformer3DModel", {"vace_layers": [0]}, r"WanTransformer3DModel \(Wan 2\.1\): it adds vace_layers"),
+        (
+            "WanVACETransformer3DModel",
+            {"vace_layers": [0]},
+            r"WanTransformer3DModel \(Wan 2\.1, 2\.2\): it adds vace_layers",
+        ),
     ],
 )
 def test_an_unknown_model_is_refused_with_the_closest_family(

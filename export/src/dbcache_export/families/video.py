@@ -116,6 +116,25 @@ def prefix_mask(shape: Sequence[int], random: torch.Generator) -> torch.Tensor:
     return (torch.arange(shape[1]) < lengths).float()
 
 
+def low_noise(
+    parts: Transformer, folder: Path, below: float, guidance: float | None, reference: Callable[[], spec.Reference]
+) -> tuple[spec.LowNoise, checkpoint.Checkpoint]:
+    """The second transformer of a pipeline: the graphs of `parts` over the parameters in `folder`."""
+
+    def other(graph: Graph) -> Graph:
+        return replace(graph, file=f"low_noise_{graph.file}", component=folder.name)
+
+    second = spec.LowNoise(
+        below=below,
+        guidance=guidance,
+        embed=other(parts.embed),
+        blocks=tuple(replace(block, graph=other(block.graph)) for block in parts.blocks),
+        final=other(parts.final),
+        reference=reference,
+    )
+    return second, checkpoint.read(folder, folder.name)
+
+
 def video_plan(
     folder: Path,
     options: Options,
@@ -127,6 +146,7 @@ def video_plan(
     steps: int,
     prediction: Mapping[str, Any],
     texts: Texts | None = None,
+    second: tuple[spec.LowNoise, checkpoint.Checkpoint] | None = None,
 ) -> Plan:
     """The plan of a pipeline in `folder`, or of its transformer alone.
 
@@ -142,7 +162,8 @@ def video_plan(
     frames = _frames(options, video)
     return Plan(
         name=options.name or model_name(folder),
-        description=f"{parts.description}, {parts.checkpoint.values() / 1e6:.3g} M parameters",
+        description=f"{parts.description}, {parts.checkpoint.values() / 1e6:.3g} M parameters"
+        + (", and another transformer for steps with little noise" if second else ""),
         dimensions=_dimensions(size, frames, video, parts.text, decodes=decoder is not None),
         tensors=parts.tensors | (decoder.tensors if decoder else {}) | dict(texts.tensors if texts else {}),
         inputs=parts.inputs,
@@ -164,6 +185,7 @@ def video_plan(
         guidance=guidance,
         steps=steps,
         checkpoints={"transformer": parts.checkpoint}
+        | ({"transformer_2": second[1]} if second else {})
         | {encoder.graph.component or "": encoder.checkpoint for encoder in encoders}
         | ({"vae": decoder.checkpoint} if decoder else {}),
         ignored={encoder.graph.component or "": encoder.ignored for encoder in encoders}
@@ -171,6 +193,7 @@ def video_plan(
         text=texts.text if texts else None,
         decode=decoder.graph if decoder else None,
         reference=parts.reference,
+        low_noise=second[0] if second else None,
         documents=documents(folder),
         examples=parts.examples,
     )

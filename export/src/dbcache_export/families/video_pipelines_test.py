@@ -18,7 +18,7 @@ from dbcache_export.errors import ExportError
 from dbcache_export.families.video_text import _Mask
 from dbcache_export.spec import Options
 from dbcache_export.tiny import randomise
-from dbcache_export.tiny.videos import write_parts, write_pipeline
+from dbcache_export.tiny.videos import write_parts, write_pipeline, write_second
 
 pytestmark = pytest.mark.slow
 
@@ -108,11 +108,29 @@ def test_hunyuan_video_asks_in_its_template(tmp_path: Path) -> None:
         families.plan(tmp_path, Options(), FakeTensorMode())
 
 
-def test_a_pipeline_of_two_transformers_is_refused(tmp_path: Path) -> None:
-    write_pipeline("wan", tmp_path)
-    (tmp_path / "transformer_2").mkdir()
-    with pytest.raises(ExportError, match=r"has two transformers, as the large Wan 2.2; .* holds one"):
-        families.plan(tmp_path, Options(), FakeTensorMode())
+def test_a_pipeline_of_two_transformers(tmp_path: Path) -> None:
+    """Its export is checked against both originals; its adapters, and pipelines that do not fit, are refused."""
+    model = tmp_path / "model"
+    write_pipeline("wan", model)
+    write_second("wan", model, 0.9)
+    export(model, tmp_path / "engine", Options(check=True, pack=True), lambda _: None)
+    manifest = json.loads((tmp_path / "engine" / "manifest.json").read_text())
+    other = manifest["low_noise"]
+    assert (other["below"], other["guidance"], manifest["guidance"]["default"]) == (900.0, 3.0, 4.0)
+    assert len(other["blocks"]) == len(manifest["blocks"])
+    assert [weights["name"] for weights in manifest["weights"]] == [
+        "transformer.safetensors",
+        "transformer_2.safetensors",
+    ]
+    with pytest.raises(ExportError, match="two transformers, and an adapter belongs to one"):
+        export(model, tmp_path / "other", Options(lora=((tmp_path / "x", 1.0),)), lambda _: None)
+    config = json.loads((model / "transformer_2" / "config.json").read_text())
+    (model / "transformer_2" / "config.json").write_text(json.dumps(config | {"num_layers": 5}))
+    with pytest.raises(ExportError, match="differ in num_layers"):
+        families.plan(model, Options(), FakeTensorMode())
+    (model / "model_index.json").write_text("{}")
+    with pytest.raises(ExportError, match=r"model_index\.json has the boundary_ratio None"):
+        families.plan(model, Options(), FakeTensorMode())
 
 
 def test_an_autoencoder_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint, spec
-from dbcache_export.errors import ExportError
+from dbcache_export.errors import ExportError, listed
 from dbcache_export.families.literal import literal_timesteps
 from dbcache_export.families.parts import configuration, under
 from dbcache_export.families.positions import counted, rotary_tables
 from dbcache_export.families.rotary import mix, rotate
-from dbcache_export.families.video import Transformer, Video, original, templates, video_plan
+from dbcache_export.families.video import Transformer, Video, low_noise, original, templates, video_plan
 from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Watched
+from dbcache_export.folder import read_json
 from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module, keep_float32
@@ -33,6 +34,8 @@ _FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
 _AUTOENCODERS = {16: (8, 832, 480, 81, 16.0), 48: (16, 1280, 704, 121, 24.0)}
 _TEMPORAL_DOWNSCALE = 4
 _MAX_TEXT = 512
+#: Scales with which pipelines of two transformers were published: of the first, and of the second.
+_GUIDANCE = (4.0, 3.0)
 #: The scheduler with which Wan was published.
 _SCHEDULER = {
     "_class_name": "UniPCMultistepScheduler",
@@ -46,15 +49,11 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
     """The plan of a Wan text-to-video pipeline or transformer.
 
     Raises:
-        ExportError: The pipeline has a second transformer, for the later steps, or is a variant with other inputs.
+        ExportError: It is a variant with other inputs, or its two transformers do not fit each other.
     """
-    if (folder / "transformer_2").is_dir():
-        raise ExportError(
-            f"{folder} has two transformers, as the large Wan 2.2",
-            "an engine directory holds one: give the folder transformer, or the Wan 2.1 or the 5 B model",
-        )
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
     parts = transformer(inner, options, fake)
+    second = _second(folder, parts)
     return video_plan(
         folder,
         options,
@@ -64,16 +63,51 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         scheduler=scheduler(folder, None, _SCHEDULER),
         guidance={
             "kind": "classifier_free",
-            "default": 5.0,
+            "default": _GUIDANCE[0] if second else 5.0,
             "mode": "separate",
             "order": ["cond", "uncond"],
             "formula": "standard",
             "rescale": 0.0,
             "scale": "constant",
         },
-        steps=50,
+        steps=40 if second else 50,
         prediction=prediction(folder, published=_SCHEDULER),
+        second=second,
     )
+
+
+def _second(folder: Path, parts: Transformer) -> tuple[spec.LowNoise, checkpoint.Checkpoint] | None:
+    """The transformer of the later steps, in pipelines that have one.
+
+    Raises:
+        ExportError: The pipeline does not say when it takes over, or it is of another form.
+    """
+    other = folder / "transformer_2"
+    if not other.is_dir():
+        return None
+    ratio = read_json(folder / "model_index.json").get("boundary_ratio")
+    if not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
+        raise ExportError(
+            f"{folder} has two transformers, but its model_index.json has the boundary_ratio {ratio}",
+            "give the complete pipeline, or one transformer's folder",
+        )
+    forms = [
+        {name: value for name, value in read_json(one / "config.json").items() if not name.startswith("_")}
+        for one in (folder / "transformer", other)
+    ]
+    if forms[0] != forms[1]:
+        differing = sorted(name for name in {*forms[0], *forms[1]} if forms[0].get(name) != forms[1].get(name))
+        raise ExportError(
+            f"the two transformers of {folder} differ in {listed(differing)}", "give a plain text-to-video pipeline"
+        )
+    steps = _train_steps(folder)
+    return low_noise(parts, other, ratio * steps, _GUIDANCE[1], lambda: _reference(other))
+
+
+def _train_steps(folder: Path) -> int:
+    """How many timesteps the scheduler counts."""
+    config = folder / "scheduler" / "scheduler_config.json"
+    return int(read_json(config).get("num_train_timesteps", 1000)) if config.is_file() else 1000
 
 
 def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 
 
-def randomise(model: torch.nn.Module) -> None:
+def randomise(model: torch.nn.Module, salt: str = "") -> None:
     """Gives every parameter values of its own, so that no two can be mistaken for each other and none has no effect.
 
-    Matrices keep the size of what flows through them; scales of norms lie around one.
+    Two models of one form differ by `salt`. Matrices keep the size of what flows through them; scales of norms lie
+    around one.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            random = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            random = torch.Generator().manual_seed(zlib.crc32(f"{salt}{name}".encode()))
             values = torch.randn(parameter.shape, generator=random)
             if parameter.ndim > 1:
                 values /= parameter[0].numel() ** 0.5
@@ -29,7 +30,7 @@ def randomise(model: torch.nn.Module) -> None:
             parameter.copy_(values)
 
 
-def save(model: Any, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save(model: Any, folder: Path, dtype: torch.dtype = torch.float32, salt: str = "") -> None:
     """Randomises a diffusers or transformers model and writes it as `dtype`."""
-    randomise(model)
+    randomise(model, salt)
     model.to(dtype).save_pretrained(folder)

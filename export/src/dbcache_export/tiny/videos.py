@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["AUTOENCODERS", "SCHEDULERS", "TRANSFORMERS", "write_parts", "write_pipeline", "write_transformer"]
+__all__ = [
+    "AUTOENCODERS",
+    "SCHEDULERS",
+    "TRANSFORMERS",
+    "write_parts",
+    "write_pipeline",
+    "write_second",
+    "write_transformer",
+]
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +133,14 @@ def write_pipeline(family: str, folder: Path, dtype: torch.dtype = torch.float32
     save(getattr(diffusers, name)(**arguments), folder / "transformer", dtype)
     name, arguments = SCHEDULERS[family]
     getattr(diffusers, name)(**arguments).save_pretrained(folder / "scheduler")
+
+
+def write_second(family: str, folder: Path, boundary_ratio: float, dtype: torch.dtype = torch.float32) -> None:
+    """Adds a second transformer to a pipeline, with other weights, and what says when it takes over."""
+    name, arguments = TRANSFORMERS[family]
+    save(getattr(diffusers, name)(**arguments), folder / "transformer_2", dtype, "second ")
+    index = {"_class_name": "WanPipeline", "boundary_ratio": boundary_ratio}
+    (folder / "model_index.json").write_text(json.dumps(index))
 
 
 #: Family: (class of diffusers, arguments) of its autoencoder.
