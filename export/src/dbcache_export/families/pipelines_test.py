@@ -222,7 +222,7 @@ def test_flux2_shifts_by_tokens_and_steps(tmp_path: Path) -> None:
     assert made.scheduler["shift"]["kind"] == "dynamic_steps"
     assert made.lists() == [
         {"name": "transformer_blocks", "blocks": 4},
-        {"name": "single_transformer_blocks", "blocks": 4},
+        {"name": "single_transformer_blocks", "blocks": 4, "joined": True},
     ]
 
 
