@@ -290,6 +290,7 @@ fn help_and_version() {
     // cache, in the test that drives each of them through the command line.
     let cases = [
         include_str!("cli.rs"),
+        include_str!("cli_errors.rs"),
         include_str!("replay.rs"),
         include_str!("memory.rs"),
         include_str!("cache_dtype.rs"),
