@@ -31,44 +31,49 @@ fn program(source: &str) -> TempDir {
     folder
 }
 
-#[test]
-fn every_error_path() {
-    program("capi/tests/c/errors.c");
-}
+/// Programs in C, which `cargo xtask check-capi` also runs under sanitizers and valgrind.
+mod programs {
+    use super::*;
 
-#[test]
-fn requests_from_start_to_end() {
-    program("capi/tests/c/lifecycle.c");
-}
-
-#[test]
-fn hosts_that_own_the_loop() {
-    program("capi/tests/c/stepwise.c");
-}
-
-#[test]
-fn what_hosts_hear() {
-    program("capi/tests/c/logs.c");
-}
-
-/// What the program wrote tells the seed of its video, not of a frame.
-#[test]
-fn results_that_are_videos() {
-    let folder = program("capi/tests/c/video.c");
-    let frame = |name: &str| Image::read_png(&folder.path().join(name)).unwrap();
-    for (name, seed) in [("first_0000.png", "40"), ("first_0008.png", "40"), ("second/frame_0008.png", "41")] {
-        let (image, text) = frame(name);
-        assert_eq!((image.width, image.height), (128, 128), "{name}");
-        assert!(text.contains(&("seed".to_owned(), seed.to_owned())), "{name}: {text:?}");
+    #[test]
+    fn every_error_path() {
+        program("capi/tests/c/errors.c");
     }
-    assert_eq!(frame("second.png").0, frame("second/frame_0000.png").0);
-    assert!(folder.path().join("first.gif").is_file());
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1 + 9 + 1 + 1);
-}
 
-#[test]
-fn the_wrapper_for_cpp() {
-    program("capi/tests/c/wrapper.cpp");
+    #[test]
+    fn requests_from_start_to_end() {
+        program("capi/tests/c/lifecycle.c");
+    }
+
+    #[test]
+    fn hosts_that_own_the_loop() {
+        program("capi/tests/c/stepwise.c");
+    }
+
+    #[test]
+    fn what_hosts_hear() {
+        program("capi/tests/c/logs.c");
+    }
+
+    /// What the program wrote tells the seed of its video, not of a frame.
+    #[test]
+    fn results_that_are_videos() {
+        let folder = program("capi/tests/c/video.c");
+        let frame = |name: &str| Image::read_png(&folder.path().join(name)).unwrap();
+        for (name, seed) in [("first_0000.png", "40"), ("first_0008.png", "40"), ("second/frame_0008.png", "41")] {
+            let (image, text) = frame(name);
+            assert_eq!((image.width, image.height), (128, 128), "{name}");
+            assert!(text.contains(&("seed".to_owned(), seed.to_owned())), "{name}: {text:?}");
+        }
+        assert_eq!(frame("second.png").0, frame("second/frame_0000.png").0);
+        assert!(folder.path().join("first.gif").is_file());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1 + 9 + 1 + 1);
+    }
+
+    #[test]
+    fn the_wrapper_for_cpp() {
+        program("capi/tests/c/wrapper.cpp");
+    }
 }
 
 /// The frozen list; a change of it is a change of the interface, which tests/abi.rs of `capi` asks a new version for.

@@ -333,8 +333,12 @@ static void test_failing_requests(const dbcache_engine *engine) {
         dbcache_request_free(request);
         dbcache_options_free(options);
     }
-    dbcache_request *request = NULL;
+    dbcache_options *small = OPTIONS("cache", "f1b0", "cache-memory", "1K");
+    dbcache_request *request = tiny_request(engine, small, 0);
     dbcache_result *result = NULL;
+    FAILS(dbcache_request_run(request, &result), DBCACHE_ERROR_USAGE, "cache-memory", "allows");
+    dbcache_request_free(request);
+    dbcache_options_free(small);
     OK(dbcache_request_new(engine, NULL, &request));
     OK(dbcache_request_set_prompt(request, "lemon"));
     FAILS(dbcache_request_run(request, &result), DBCACHE_ERROR_USAGE, "prompt", "no text graphs");

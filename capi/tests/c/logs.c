@@ -23,6 +23,9 @@ static int32_t hear(const dbcache_log *log, void *user) {
     return e->stops;
 }
 
+/* Everything that ONNX Runtime says is a lot. */
+static int32_t everything(void) { return is_small() ? DBCACHE_LOG_INFO : DBCACHE_LOG_TRACE; }
+
 static ears hearing(int32_t most) { return (ears){.most = most, .is_in = ATOMIC_FLAG_INIT}; }
 
 static void test_load(const char *directory) {
@@ -38,13 +41,13 @@ static void test_load(const char *directory) {
     dbcache_engine_free(engine);
     CHECK(e.ours == 0);
 
-    e = hearing(DBCACHE_LOG_TRACE);
-    OK(dbcache_options_on_log(options, DBCACHE_LOG_TRACE, hear, &e));
+    e = hearing(everything());
+    OK(dbcache_options_on_log(options, everything(), hear, &e));
     OK(dbcache_engine_load(directory, options, &engine));
     CHECK(e.ours > 0 && e.of_runtime > 0);
 
     /* A request with these options does not speak to their callback. */
-    e = hearing(DBCACHE_LOG_TRACE);
+    e = hearing(everything());
     OK(dbcache_options_set(options, "steps", "2"));
     dbcache_request *request = tiny_request(engine, options, 0);
     dbcache_result *result = NULL;
@@ -59,8 +62,8 @@ static void test_load(const char *directory) {
     e.stops = 1;
     FAILS(dbcache_engine_load(directory, options, &engine), DBCACHE_ERROR_CANCELLED, NULL, "cancelled");
     CHECK(engine == NULL && e.ours + e.of_runtime > 0);
-    e = hearing(DBCACHE_LOG_TRACE);
-    OK(dbcache_options_on_log(options, DBCACHE_LOG_TRACE, NULL, NULL));
+    e = hearing(everything());
+    OK(dbcache_options_on_log(options, everything(), NULL, NULL));
     OK(dbcache_engine_load(directory, options, &engine));
     dbcache_engine_free(engine);
     CHECK(e.ours == 0 && e.of_runtime == 0);
@@ -152,20 +155,18 @@ static void test_callbacks_that_call_in(const char *runtime, const char *directo
     dbcache_options_free(options);
 }
 
-/* An engine that is loaded for one cache loads more for another: a request hears that, and can stop it. */
+/* An engine that is loaded without a cache loads more for one: a request hears that, and can stop it. */
 static void test_request_that_loads(const char *directory) {
-    dbcache_options *options = OPTIONS("threads", "1", "cache", "f2b0", "steps", "2");
+    dbcache_options *options = OPTIONS("cache", "f2b0w1", "steps", "2");
     dbcache_engine *engine = NULL;
     OK(dbcache_engine_load(directory, NULL, &engine));
-    dbcache_options_free(options);
-    options = OPTIONS("cache", "f2b0w1", "steps", "2");
     dbcache_request *request = tiny_request(engine, options, 0);
-    ears e = hearing(DBCACHE_LOG_TRACE);
+    ears e = hearing(everything());
     e.stops = 1;
-    OK(dbcache_request_on_log(request, DBCACHE_LOG_TRACE, hear, &e));
+    OK(dbcache_request_on_log(request, everything(), hear, &e));
     dbcache_result *result = NULL;
     FAILS(dbcache_request_run(request, &result), DBCACHE_ERROR_CANCELLED, NULL, "cancelled");
-    CHECK(result == NULL && e.of_runtime > 0);
+    CHECK(result == NULL && e.ours + e.of_runtime > 0);
     dbcache_request_free(request);
     dbcache_options_free(options);
     dbcache_engine_free(engine);

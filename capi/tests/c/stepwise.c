@@ -2,13 +2,19 @@
  * stepwise ONNXRUNTIME TINY EMOJI VIDEO FOLDER */
 #include "check.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
+
 /* Sums on the host may round in another order than those of a graph. */
 static const double LATENT_RELATIVE_L1 = 1e-5;
 
 enum { STEPS = 10, NUMBERS = 64 * 16 };
 
+/* With how many it steps. */
+static int steps(void) { return is_small() ? 4 : STEPS; }
+
 static int32_t count_steps(const dbcache_step *step, void *user) {
-    CHECK(step->steps == STEPS);
+    CHECK((int)step->steps == steps());
     ++*(int *)user;
     return 0;
 }
@@ -33,10 +39,10 @@ static void drive(dbcache_denoiser *denoiser, float scale, float *latents) {
     float sigmas[STEPS + 1], of_branch[3][NUMBERS];
     int32_t branches[2];
     size_t count = 0;
-    OK(dbcache_denoiser_sigmas(denoiser, sigmas, STEPS + 1));
+    OK(dbcache_denoiser_sigmas(denoiser, sigmas, (size_t)steps() + 1));
     OK(dbcache_denoiser_branches(denoiser, branches, &count));
     OK(dbcache_denoiser_latents(denoiser, latents, NUMBERS));
-    for (int step = 0; step < STEPS; step++) {
+    for (int step = 0; step < steps(); step++) {
         for (size_t i = 0; i < count; i++) {
             float *velocity = of_branch[branches[i]];
             OK(dbcache_denoiser_velocity(denoiser, branches[i], sigmas[step], latents, velocity, NUMBERS));
@@ -50,7 +56,7 @@ static void drive(dbcache_denoiser *denoiser, float scale, float *latents) {
 }
 
 static void compare(const dbcache_engine *engine, const char *scale) {
-    dbcache_options *options = OPTIONS("steps", "10", "cache", "f1b0w2r0.9", "seed", "5");
+    dbcache_options *options = OPTIONS("steps", is_small() ? "4" : "10", "cache", "f1b0w2r0.9", "seed", "5");
     dbcache_request *request = tiny_request(engine, options, scale != NULL);
     int records = 0;
     OK(dbcache_request_on_step(request, count_steps, &records));
@@ -66,7 +72,7 @@ static void compare(const dbcache_engine *engine, const char *scale) {
 
     float latents[NUMBERS];
     drive(denoiser, scale == NULL ? 1.0f : strtof(scale, NULL), latents);
-    CHECK(records == (scale == NULL ? STEPS : 2 * STEPS));
+    CHECK(records == (scale == NULL ? 1 : 2) * steps());
     OK(dbcache_denoiser_result(denoiser, latents, NUMBERS, &own));
     dbcache_denoiser_free(denoiser);
     size_t count = 0;
@@ -110,6 +116,76 @@ static void test_cancelling_callback(const dbcache_engine *engine) {
     dbcache_options_free(options);
 }
 
+/* A policy as JSON is that of its tag; noise and noise levels as tensors are those that the library would have taken. */
+static void test_given_start(const dbcache_engine *engine) {
+    const int64_t shape[3] = {1, 64, 16}, levels[1] = {5};
+    float noise[NUMBERS], sigmas[5];
+    dbcache_options *options = OPTIONS("steps", "4", "cache", "f1b0w2r0.9", "seed", "5");
+    dbcache_request *request = tiny_request(engine, options, 0);
+    dbcache_denoiser *denoiser = NULL;
+    OK(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_LIBRARY, &denoiser));
+    OK(dbcache_denoiser_latents(denoiser, noise, NUMBERS));
+    OK(dbcache_denoiser_sigmas(denoiser, sigmas, 5));
+    dbcache_denoiser_free(denoiser);
+    dbcache_result *expected = NULL, *given = NULL;
+    OK(dbcache_request_run(request, &expected));
+    dbcache_request_free(request);
+    OK(dbcache_options_set(options, "seed", "6"));
+    OK(dbcache_options_set(options, "cache", "{\"Fn_compute_blocks\": 1, \"Bn_compute_blocks\": 0, \"max_warmup_steps\": 2,"
+                                             " \"residual_diff_threshold\": 0.9}"));
+    request = tiny_request(engine, options, 0);
+    dbcache_options_free(options);
+    dbcache_tensor *tensor = NULL;
+    OK(dbcache_tensor_new(DBCACHE_DTYPE_F32, shape, 3, noise, sizeof noise, &tensor));
+    OK(dbcache_request_set_tensor(request, "latents", tensor));
+    dbcache_tensor_free(tensor);
+    OK(dbcache_tensor_new(DBCACHE_DTYPE_F32, levels, 1, sigmas, sizeof sigmas, &tensor));
+    OK(dbcache_request_set_tensor(request, "sigmas", tensor));
+    dbcache_tensor_free(tensor);
+    OK(dbcache_request_run(request, &given));
+    dbcache_request_free(request);
+    CHECK(has_equal_latents(expected, given));
+    dbcache_result_free(expected);
+    dbcache_result_free(given);
+}
+
+typedef struct {
+    dbcache_denoiser *denoiser;
+    atomic_bool is_over;
+} driven;
+
+static void *drive_until_over(void *user) {
+    driven *d = user;
+    float numbers[NUMBERS], velocity[NUMBERS];
+    fill(numbers, NUMBERS, 1);
+    while (!d->is_over) {
+        dbcache_error *error = dbcache_denoiser_velocity(d->denoiser, DBCACHE_BRANCH_BOTH, 1, numbers, velocity, NUMBERS);
+        CHECK(error == NULL || dbcache_error_code(error) == DBCACHE_ERROR_STATE);
+        dbcache_error_free(error);
+    }
+    return NULL;
+}
+
+/* A second thread is refused while the first one computes. */
+static void test_one_thread_at_a_time(const dbcache_engine *engine) {
+    dbcache_options *options = OPTIONS("steps", "10000");
+    dbcache_request *request = tiny_request(engine, options, 0);
+    driven d = {NULL, 0};
+    OK(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_LIBRARY, &d.denoiser));
+    dbcache_request_free(request);
+    dbcache_options_free(options);
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, drive_until_over, &d) == 0);
+    int32_t branches[2];
+    size_t count = 0;
+    dbcache_error *error = NULL;
+    while (error == NULL) error = dbcache_denoiser_branches(d.denoiser, branches, &count);
+    FAILS(error, DBCACHE_ERROR_STATE, NULL, "another thread uses this session");
+    d.is_over = 1;
+    CHECK(pthread_join(thread, NULL) == 0);
+    dbcache_denoiser_free(d.denoiser);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 6);
     OK(dbcache_runtime_load(argv[1]));
@@ -118,6 +194,8 @@ int main(int argc, char **argv) {
     compare(engine, NULL);
     compare(engine, "2.5");
     test_cancelling_callback(engine);
+    test_given_start(engine);
+    test_one_thread_at_a_time(engine);
     dbcache_engine_free(engine);
     puts("stepwise: ok");
     return 0;
