@@ -95,7 +95,7 @@ static dbcache_result *test_run(const char *directory) {
     CHECK(w.progresses == 1 + (1 + count) + 1 && w.last_phase == DBCACHE_PHASE_DECODE);
     char *trace = text_of(result, dbcache_result_trace), *statistics = text_of(result, dbcache_result_statistics);
     char *summary = text_of(result, dbcache_result_summary);
-    CHECK(strstr(trace, "{\"version\":1") == trace && strstr(trace, "\"records\"") != NULL);
+    CHECK(strstr(trace, "{\"version\":2") == trace && strstr(trace, "\"records\"") != NULL);
     CHECK(strstr(statistics, "{\"version\":1") == statistics && strstr(statistics, "\"blocks_run\"") != NULL);
     CHECK(strstr(summary, "cache    f1b0w2i1r0.9") == summary);
     free(trace);
