@@ -6,6 +6,7 @@ mod common;
 use common::damage::Copy;
 use common::{data, relative_l1};
 use dbcache_trt::cache::Branch;
+use dbcache_trt::trace::{Trace, compare};
 use dbcache_trt::{Engine, EngineOptions, ErrorKind, GuidanceBy, Inputs, RequestOptions, read_tensors};
 use ndarray::{ArrayD, Axis};
 use serde_json::json;
@@ -117,6 +118,41 @@ fn every_formula_in_every_mode() {
             }
         }
     }
+}
+
+#[test]
+fn a_trace_tells_the_rescale() {
+    // Of the manifest, of the option, which goes first, and none.
+    let traces = [(0.0, None), (0.0, Some(0.4)), (0.7, None), (0.7, Some(0.4))].map(|(of_model, option)| {
+        let engine = engine("sd3", |manifest| manifest["guidance"]["rescale"] = json!(of_model));
+        let size = size("sd3");
+        let options = RequestOptions {
+            steps: Some(2),
+            size,
+            guidance_rescale: option,
+            guidance: Some(SCALE),
+            ..Default::default()
+        };
+        let inputs = inputs("sd3");
+        let trace = engine.request(&inputs, &options).unwrap().run(&mut ()).unwrap().trace;
+        let expected = option.or((of_model > 0.0).then_some(of_model as f32));
+        assert_eq!(trace.guidance_rescale, expected);
+
+        let json: serde_json::Value = serde_json::from_str(&trace.to_json().to_string()).unwrap();
+        assert_eq!(json["guidance_rescale"].as_f64().map(|rescale| rescale as f32), expected);
+        assert_eq!(Trace::from_json(&json).unwrap().guidance_rescale, expected);
+        let text = trace.picture_metadata(&inputs, 0);
+        let text = text.iter().find(|(key, _)| key == "guidance_rescale").map(|(_, text)| text.clone());
+        assert_eq!(text, expected.map(|rescale| rescale.to_string()));
+        trace
+    });
+    let rescale = |a: &Trace, b: &Trace| {
+        let settings = compare(a, b).settings;
+        settings.into_iter().find(|setting| setting.name == "guidance_rescale").map(|setting| (setting.a, setting.b))
+    };
+    assert_eq!(rescale(&traces[0], &traces[1]), Some(("none".into(), "0.4".into())));
+    assert_eq!(rescale(&traces[2], &traces[3]), Some(("0.7".into(), "0.4".into())));
+    assert_eq!(rescale(&traces[1], &traces[3]), None);
 }
 
 #[test]
