@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use dbcache_trt::{ErrorKind, Image, Video};
+use dbcache_trt::{ErrorKind, Image, Video, VideoFormat};
 
 fn video() -> Video {
     let frame = |k: u8| Image { width: 4, height: 2, rgb: (0..24).map(|i| i + 100 * k).collect() };
@@ -88,6 +88,11 @@ fn a_failing_ffmpeg_leaves_nothing() {
 #[test]
 #[ignore = "run by `a_failing_ffmpeg_leaves_nothing` with a PATH of its own"]
 fn fails() {
+    // It says so before the work as well.
+    let path = folder().join("a.mp4");
+    let error = VideoFormat::Mp4.check(&path).unwrap_err();
+    assert!(error.to_string().contains("ffmpeg failed") && error.to_string().contains("Unknown encoder"), "{error}");
+    assert!(VideoFormat::Gif.check(&path).is_ok());
     let error = video().write(&folder().join("a.mp4"), &[]).unwrap_err();
     assert!(error.to_string().contains("ffmpeg failed") && error.to_string().contains("Unknown encoder"), "{error}");
 }

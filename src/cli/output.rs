@@ -10,14 +10,14 @@ use ndarray::{ArrayD, Axis, concatenate};
 /// Relative L1: what separates two machines that both compute in f32 stays below it (tests/parity.rs).
 const DEFAULT_TOLERANCE: f64 = 1e-4;
 
-/// `lemon.png`, or `lemon-7.png` for the seed 7 of several pictures.
+/// `lemon.png`, or `lemon-7.png` for the seed 7 of several pictures. A name without an ending (a folder of frames) stays so.
 pub fn picture_path(path: &Path, seed: u64, is_one_of_many: bool) -> PathBuf {
     if !is_one_of_many {
         return path.to_owned();
     }
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let ending = path.extension().map_or("png".into(), |ending| ending.to_string_lossy());
-    path.with_file_name(format!("{stem}-{seed}.{ending}"))
+    let ending = path.extension().map_or(String::new(), |ending| format!(".{}", ending.to_string_lossy()));
+    path.with_file_name(format!("{stem}-{seed}{ending}"))
 }
 
 /// The latents of all requests, one after the other.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use super::image::{Image, write_atomically};
 use crate::error::{Error, ErrorKind, Result};
@@ -64,6 +64,22 @@ impl VideoFormat {
                      in nothing (a folder of frames)"
                 ),
             )),
+        }
+    }
+
+    /// Whether a file of this format can be made here, to be asked before the work; `path` is for the message.
+    ///
+    /// # Errors
+    /// `Io` when ffmpeg is needed, and missing or broken.
+    pub fn check(self, path: &Path) -> Result<()> {
+        match self {
+            Self::Mp4 | Self::WebM => {
+                let mut version = Command::new(FFMPEG);
+                version.arg("-version").stdin(Stdio::null());
+                let output = version.output().map_err(|error| not_started(path, error))?;
+                if output.status.success() { Ok(()) } else { Err(failed(path, &output)) }
+            }
+            Self::Sequence | Self::Folder | Self::AnimatedPng | Self::Gif => Ok(()),
         }
     }
 }
@@ -175,9 +191,8 @@ impl Video {
     /// By ffmpeg, to a temporary file beside the final one.
     fn encode(&self, path: &Path, codec: &[&str]) -> Result<Vec<PathBuf>> {
         let io = |error| Error::io("write", path, error);
-        let fail = |problem: String| Error::new(ErrorKind::Io, format!("cannot write {}: {problem}", path.display()));
         if path.is_dir() {
-            return Err(fail("it is a folder".into()));
+            return Err(unwritten(path, "it is a folder"));
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let partial = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(folder).map_err(io)?;
@@ -195,20 +210,12 @@ impl Video {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(|error| match error.kind() {
-                std::io::ErrorKind::NotFound => fail(format!(
-                    "{FFMPEG} is not installed (no such program on PATH); install it, or write .gif, .png (animated) or a \
-                     folder of frames, which need nothing"
-                )),
-                _ => fail(format!("{FFMPEG} cannot be started")).with_source(error),
-            })?;
+            .map_err(|error| not_started(path, error))?;
         // A program that ends early closes the pipe; what it says then matters more than that.
         let piped = child.stdin.take().map_or(Ok(()), |stdin| self.pipe(stdin));
         let output = child.wait_with_output().map_err(io)?;
         if !output.status.success() || !target.is_file() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let reason = said.lines().next().unwrap_or("no reason given").to_owned();
-            return Err(fail(format!("{FFMPEG} failed ({}): {reason}", output.status)));
+            return Err(failed(path, &output));
         }
         piped.map_err(io)?;
         fs::rename(&target, path).map_err(io)?;
@@ -217,6 +224,29 @@ impl Video {
 
     fn pipe(&self, mut to: impl Write) -> std::io::Result<()> {
         self.frames.iter().try_for_each(|frame| to.write_all(&frame.rgb))
+    }
+}
+
+fn unwritten(path: &Path, problem: &str) -> Error {
+    Error::new(ErrorKind::Io, format!("cannot write {}: {problem}", path.display()))
+}
+
+fn failed(path: &Path, output: &Output) -> Error {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let reason = said.lines().next().unwrap_or("no reason given");
+    unwritten(path, &format!("{FFMPEG} failed ({}): {reason}", output.status))
+}
+
+fn not_started(path: &Path, error: std::io::Error) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            let problem = format!(
+                "{FFMPEG} is not installed (no such program on PATH); install it, or write .gif, .png (animated) or a folder of \
+             frames, which need nothing"
+            );
+            unwritten(path, &problem)
+        }
+        _ => unwritten(path, &format!("{FFMPEG} cannot be started")).with_source(error),
     }
 }
 

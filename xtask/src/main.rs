@@ -7,6 +7,7 @@ mod check_export;
 mod check_gpu;
 mod check_plugins;
 mod check_tensorrt;
+mod check_video;
 mod demo;
 mod header;
 mod install;
@@ -55,6 +56,12 @@ const TASKS: &[Task] = &[
         arguments: "[ARGUMENTS OF cargo test]",
         about: "test on the WebGPU plugin and a software Vulkan, a provider with memory of its own (Debian; 30 MB)",
         run: check_plugins::check_webgpu,
+    },
+    Task {
+        name: "check-video",
+        arguments: "",
+        about: "make MP4 and WebM with a real ffmpeg, and read them with ffprobe (needs ffmpeg)",
+        run: check_video::check_video,
     },
     Task {
         name: "check-gpu",
