@@ -146,6 +146,11 @@ impl Limits {
             ))
             .about("stages"));
         }
+        if choice == StagesChoice::PerBlock && bytes.is_some() {
+            return Err(
+                Error::usage("--stage-bytes has no effect on --stages per-block; leave one out").about("stage-bytes")
+            );
+        }
         let limits = Self { choice, bytes };
         let ends = [("embed".to_owned(), sizes.embed), ("the final graph".to_owned(), sizes.last)];
         let mut graphs =

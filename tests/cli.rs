@@ -78,7 +78,7 @@ fn options_change_the_picture_or_not() {
     shell.lemon("--steps 2 -o guided.png --guidance 3").code(0);
     for (options, base, is_same) in [
         ("--steps 2 --seed 0 --size 64x64 --guidance 1 --cache none --batch 1 --prompt LEMON", "base.png", true),
-        ("--steps 2 --weights-mode packed --threads 1 --spin", "base.png", true),
+        ("--steps 2 --weights-mode packed --threads 2 --spin", "base.png", true),
         ("--steps 3", "base.png", false),
         ("--steps 2 --seed 1", "base.png", false),
         ("--steps 2 --prompt melon", "base.png", false),
@@ -95,11 +95,11 @@ fn options_change_the_picture_or_not() {
 #[test]
 fn options_of_loading() {
     let shell = Shell::new();
-    let said = shell.tiny("--json --threads 1 --spin --weights-mode mapped").json();
-    assert_eq!((&said["onnxruntime"]["threads"], &said["onnxruntime"]["spin"]), (&json!(1), &json!(true)));
+    let said = shell.tiny("--json --threads 2 --spin --weights-mode mapped").json();
+    assert_eq!((&said["onnxruntime"]["threads"], &said["onnxruntime"]["spin"]), (&json!(2), &json!(true)));
     assert_eq!(said["weights_mode"], "mapped");
-    let said = shell.tiny("--json --threads 2 --weights-mode packed").json();
-    assert_eq!((&said["onnxruntime"]["threads"], &said["onnxruntime"]["spin"]), (&json!(2), &json!(false)));
+    let said = shell.tiny("--json --threads 1 --weights-mode packed").json();
+    assert_eq!((&said["onnxruntime"]["threads"], &said["onnxruntime"]["spin"]), (&json!(1), &json!(false)));
     assert_eq!(said["weights_mode"], "packed");
     let library = said["onnxruntime"]["path"].as_str().unwrap();
     shell.tiny(&format!("--ort-library {library}")).code(0);

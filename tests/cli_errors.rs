@@ -25,8 +25,8 @@ fn usage() {
         ("--seed -1", "unexpected argument"),
         ("--seed 99999999999999999999", "invalid value"),
         ("--seed 1", "--seed has no effect: the noise comes from --inputs"),
-        ("--threads 0", "0 threads; expected 1 to 1024"),
-        ("--threads 4000000", "4000000 threads; expected 1 to 1024"),
+        ("--threads 0", "--threads is 0; expected 1 to 1024"),
+        ("--threads 4000000", "--threads is 4000000; expected 1 to 1024"),
         ("--count 0", "--count and --batch must be at least 1"),
         ("--batch 0", "--count and --batch must be at least 1"),
         ("--batch 2", "--batch 2 has no effect beyond --count 1; raise --count"),
@@ -49,6 +49,10 @@ fn usage() {
         ("--stages 0", "--stages is 0; this model has 1 to 12 blocks a stage"),
         ("--stages 13", "--stages is 13"),
         ("--stage-bytes 1K", "block 0 alone has"),
+        ("--stages per-block --stage-bytes 1G", "--stage-bytes has no effect on --stages per-block; leave one out"),
+        ("--threads 1 --spin", "--spin has no effect on one thread"),
+        ("--max-cached-steps 3", "the policy `none` has no option max_cached_steps; choose a policy that has it"),
+        ("--cache f1b0r-1", "`r` needs a number of at least 0"),
         ("--engine-cache x", "--engine-cache has no effect: the provider `cpu` compiles no engines; leave it out"),
         ("--require-built", "--require-built has no effect: the provider `cpu` compiles no engines; leave it out"),
         ("--compute fp16", "is fixed when they are exported: dbcache-export --compute fp32, fp16 or bf16"),
@@ -155,6 +159,20 @@ fn engines_runtimes_and_numbers() {
 }
 
 #[test]
+fn names_that_collide() {
+    let shell = Shell::new();
+    for (options, words) in [
+        ("--trace out.png", "--trace would overwrite the picture out.png"),
+        ("--save-latents ./out.png", "--save-latents would overwrite the picture ./out.png"),
+        ("--output a.png --count 2 --seed 7 --trace a-8.png", "--trace would overwrite the picture a-8.png"),
+    ] {
+        shell.lemon(options).code(2).stderr(words);
+    }
+    fs::create_dir(shell.path("out.png")).unwrap();
+    shell.lemon("--steps 1").code(9).stderr("cannot write out.png: it is a folder");
+}
+
+#[test]
 fn inputs() {
     let shell = Shell::new();
     for (prompt, words) in [
@@ -256,6 +274,7 @@ fn special_files() {
     fs::write(shell.path("old"), "").unwrap();
     symlink("old", shell.path("link")).unwrap();
     symlink("/dev/full", shell.path("full")).unwrap();
+    shell.tiny("--replay /dev/zero").code(5).stderr("is too long for a trace: at most 268435456 bytes are read");
     shell.tiny("--steps 1 --trace link").code(0);
     assert!(shell.path("link").is_symlink() && shell.json("old").is_array());
     shell.tiny("--steps 1 --trace full").code(9).stderr("cannot write full").stderr("No space left");
@@ -285,6 +304,9 @@ fn other_file_names() {
     let name = OsStr::from_bytes(b"\xff.png");
     let engine = emoji();
     let arguments = ["--engine", engine.to_str().unwrap(), "--prompt", "lemon", "--steps", "1", "--json", "--output"];
+    let listed = ["engines", "list", "--json", "--engine-cache"].map(OsStr::new);
+    assert_eq!(shell.run(&[listed.as_slice(), &[name]].concat()).json()["exists"], false);
+    shell.run(&["engines", "list", "--engine-cache", "none"]).code(2).stderr("name a folder");
     let said = shell.run(&[arguments.map(OsStr::new).as_slice(), &[name]].concat()).json();
     assert_eq!(said["files"], json!(["\u{fffd}.png"]));
     assert!(shell.folder.path().join(name).is_file());

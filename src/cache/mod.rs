@@ -425,7 +425,10 @@ impl PolicyConfig {
                 (Self::DbPrune(_), "max_accumulated_residual_diff_threshold") => {
                     "nothing is accumulated there; use max_cached_steps or max_pruned_steps"
                 }
-                _ => "leave it out, or choose another policy: `none`, `fb`, `dbcache`, `cache-dit`, `prune`",
+                (Self::None, _) => {
+                    "choose a policy that has it, such as --cache dbcache or --cache prune, or leave it out"
+                }
+                _ => "leave it out, or choose another policy: `fb`, `dbcache`, `cache-dit`, `prune`",
             };
             return Err(Error::usage(format!("the policy `{asked}` has no option {option}; {remedy}")));
         }

@@ -92,7 +92,13 @@ impl FromStr for BlockIds {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let fail = || Error::usage(format!("`{text}` is no list of blocks such as `0,2,3` or `0..16/2`"));
+        let fail = || {
+            Error::usage(format!(
+                "`{text}` is no list of blocks such as `0,2,3` or `0..16/2`, with strides of at least 2 and ends of at \
+                 most {}",
+                Self::MOST
+            ))
+        };
         let number = |id: &str| id.trim().parse::<usize>().map_err(|_| fail());
         let mut ids = Vec::new();
         for part in text.split(',') {

@@ -20,6 +20,10 @@ pub fn run(args: &EnginesArgs) -> anyhow::Result<()> {
 /// The cache that is meant, and its store if there is one yet.
 fn open(args: &StoreArgs) -> anyhow::Result<(PathBuf, Option<EngineStore>)> {
     let folder = match &args.engine_cache {
+        Some(folder) if folder.as_os_str() == "none" => anyhow::bail!(Error::with_kind(
+            ErrorKind::Usage,
+            "--engine-cache none keeps no engines, so there is nothing to look at; name a folder (./none for one of that name)",
+        )),
         Some(folder) => folder.clone(),
         None => setup::engine_folder()?,
     };
@@ -54,7 +58,7 @@ fn show(args: &StoreArgs, folder: &Path, entries: Option<&[EngineEntry]>) -> any
     let list = entries.unwrap_or_default();
     if args.json {
         let engines: Vec<Value> = list.iter().map(EngineEntry::to_json).collect();
-        let json = json!({ "version": 1, "folder": folder, "exists": entries.is_some(), "engines": engines });
+        let json = json!({ "version": 1, "folder": folder.to_string_lossy(), "exists": entries.is_some(), "engines": engines });
         return line(serde_json::to_string_pretty(&json)?);
     }
     if entries.is_none() {
@@ -93,7 +97,7 @@ fn gc(args: &GcArgs) -> anyhow::Result<()> {
             |removed: &Removed| json!({ "name": removed.name, "reason": removed.reason, "bytes": removed.bytes });
         return line(serde_json::to_string_pretty(&json!({
             "version": 1,
-            "folder": folder,
+            "folder": folder.to_string_lossy(),
             "dry_run": args.dry_run,
             "removed": report.removed.iter().map(removed).collect::<Vec<_>>(),
             "in_use": report.in_use,

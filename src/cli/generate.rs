@@ -1,5 +1,6 @@
 //! Pictures from a prompt or from tensors.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use dbcache_trt::trace::Trace;
@@ -30,6 +31,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     }
 
     check_output(args, info.makes_videos)?;
+    if info.makes_pictures {
+        check_pictures(args)?;
+    }
 
     let mut results = Vec::new();
     let mut first = 0;
@@ -82,15 +86,13 @@ fn write_pictures(args: &GenerateArgs, inputs: &Inputs, output: Output) -> anyho
     let mut files = Vec::new();
     for (k, image) in images.iter().enumerate() {
         let seed = trace.seed.wrapping_add(k as u64);
-        let path = args.output.as_deref().unwrap_or(Path::new("out.png"));
-        let path = picture_path(path, seed, args.count > 1 || images.len() > 1);
+        let path = picture_path(output_path(args), seed, args.count > 1 || images.len() > 1);
         image.write_png(&path, &trace.picture_metadata(inputs, k))?;
         files.push(path);
     }
     for (k, video) in videos.iter().enumerate() {
         let seed = trace.seed.wrapping_add(k as u64);
-        let path = args.output.as_deref().unwrap_or(Path::new("out.png"));
-        let path = picture_path(path, seed, args.count > 1 || videos.len() > 1);
+        let path = picture_path(output_path(args), seed, args.count > 1 || videos.len() > 1);
         files.extend(video.write(&path, &trace.picture_metadata(inputs, k))?);
     }
     Ok(Done { files, latents, trace })
@@ -227,6 +229,29 @@ fn check_targets(args: &GenerateArgs) -> anyhow::Result<()> {
         )));
     }
     Ok(())
+}
+
+/// The pictures of a run must not be overwritten by what is written after them, nor fail to be written where the name is
+/// not given.
+fn check_pictures(args: &GenerateArgs) -> anyhow::Result<()> {
+    let path = output_path(args);
+    check_target(path, args.output.is_some())?;
+    let seeds = (0..args.count as u64).map(|k| args.seed.unwrap_or_default().wrapping_add(k));
+    let pictures = seeds.map(|seed| std::path::absolute(picture_path(path, seed, args.count > 1)));
+    let pictures = pictures.collect::<std::io::Result<BTreeSet<_>>>()?;
+    for (option, target) in [("--save-latents", &args.save_latents), ("--trace", &args.trace)] {
+        if let Some(target) = target
+            && pictures.contains(&std::path::absolute(target)?)
+        {
+            anyhow::bail!(usage(&format!("{option} would overwrite the picture {}; give two names", target.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Where the pictures go, before they are numbered.
+fn output_path(args: &GenerateArgs) -> &Path {
+    args.output.as_deref().unwrap_or(Path::new("out.png"))
 }
 
 /// Frames of a video may go to a folder; whether it is a video is known later.

@@ -1,5 +1,7 @@
 //! Policies and recordings that an option names by their file.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
@@ -49,10 +51,13 @@ pub fn read_trace(path: &Path) -> Result<Value> {
 
 fn read(what: &str, path: &Path, longest: u64) -> Result<Vec<u8>> {
     let fail = |error| Error::io(&format!("read the {what}"), path, error);
-    let length = std::fs::metadata(path).map_err(fail)?.len();
-    if length > longest {
-        let message = format!("{} has {length} bytes; at most {longest} are read", path.display());
+    let mut bytes = Vec::new();
+    // Not by the file's length: devices and pipes have none.
+    let file = File::open(path).map_err(fail)?;
+    file.take(longest + 1).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > longest {
+        let message = format!("{} is too long for a {what}: at most {longest} bytes are read", path.display());
         return Err(Error::input(message).about(path.display()));
     }
-    std::fs::read(path).map_err(fail)
+    Ok(bytes)
 }

@@ -281,7 +281,12 @@ pub(crate) enum Work {
 /// See [`info`].
 pub(crate) fn environment_for(options: &LibraryOptions, work: Work) -> Result<Arc<Loaded>> {
     if let Some(threads) = options.threads.filter(|threads| !(1..=MAX_THREADS).contains(threads)) {
-        return Err(Error::usage(format!("{threads} threads; expected 1 to {MAX_THREADS}")).about("threads"));
+        return Err(Error::usage(format!("--threads is {threads}; expected 1 to {MAX_THREADS}")).about("threads"));
+    }
+    if options.spin && options.threads == Some(1) {
+        return Err(
+            Error::usage("--spin has no effect on one thread, which nothing waits for; leave it out").about("spin")
+        );
     }
     let mut process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(library) = &process.library {

@@ -114,7 +114,7 @@ impl<'a> Tokens<'a> {
                 let part = &self.text[start..self.at];
                 Err(Error::usage(format!(
                     "unknown part `{part}`{}; expected a preset (none, fb, dbcache, cache-dit, prune) or tokens: f, b, \
-                     w, i, r, m, mc, a, l, ic, ds, cf, cds, id, s, nt, np, mp, ui, dt, dm, dr, dn, al, at, er, sl, fr, t, tf, dmd, \
+                     w, i, r, m, mc, a, l, ic, ds, cf, cds, id, s, nt, np, mp, as, ui, dt, dm, dr, dn, al, at, er, sl, fr, t, tf, dmd, \
                      ch, ce, hs, dk, dg with a number, foca, scm: with a mask",
                     did_you_mean(name, TOKENS.into_iter().chain(PRESETS.into_iter().filter(|_| start == 0)))
                 )))
@@ -273,7 +273,14 @@ impl<'a> Tokens<'a> {
         T::Err: fmt::Display,
     {
         let text = self.number_text();
-        text.parse().map_err(|error| Error::usage(format!("`{name}` needs a number, got `{text}` ({error})")))
+        text.parse().map_err(|error| {
+            Error::usage(match self.text[self.at..].starts_with('-') {
+                true if text.is_empty() => {
+                    format!("`{name}` needs a number of at least 0; leave `{name}` out for none")
+                }
+                _ => format!("`{name}` needs a number, got `{text}` ({error})"),
+            })
+        })
     }
 
     fn limit(&mut self, name: &str) -> Result<OrNone<usize>> {
