@@ -596,6 +596,7 @@ mod tests {
                     assert!(Arc::ptr_eq(&first, &environment(options).unwrap()));
                 }
                 tell(&LibraryOptions { threads: Some(2), ..one.clone() });
+                tell(&LibraryOptions { spin: true, ..LibraryOptions::default() });
                 tell(&LibraryOptions { spin: true, ..one.clone() });
                 tell(&LibraryOptions { path: Some("other.so".into()), ..one });
             }
@@ -610,6 +611,7 @@ mod tests {
             "threads 1",
             "computes with 1 thread(s) without spinning and cannot change to 2 thread(s) without spinning",
             "computes with 1 thread(s) without spinning and cannot change to 1 thread(s) with spinning",
+            "--spin has no effect on one thread",
             "cannot load other.so as well",
         ] {
             assert!(text.contains(part), "{part:?} in {text}");
