@@ -246,6 +246,10 @@ fn a_missing_ffmpeg_is_told_before_the_work() {
         command.args(["--inputs", "guided.safetensors", "--frames", "999", "-o", output]);
         Ran::of(&mut command).code(code).stderr(words);
     }
+    let mut command = studio.0.command();
+    command.arg("--engine").arg(data("tiny-video/engine"));
+    command.args(["--inputs", "guided.safetensors", "--fps", "60", "-o", "a.gif"]);
+    Ran::of(&mut command).code(2).stderr("a GIF has at most 50 frames a second, this video has 60");
 }
 
 /// What ffprobe says of the only stream of a file, after it has decoded every frame.

@@ -194,7 +194,7 @@ fn check_options(args: &GenerateArgs, inputs: &Inputs) -> anyhow::Result<()> {
 fn check_output(args: &GenerateArgs, makes_videos: bool) -> anyhow::Result<()> {
     let Some(path) = args.output.as_deref() else { return Ok(()) };
     if makes_videos {
-        VideoFormat::of(path)?.check(path)?;
+        VideoFormat::of(path)?.check(path, args.fps)?;
     } else if path.is_dir() {
         anyhow::bail!(Error::with_kind(ErrorKind::Io, format!("cannot write {}: it is a folder", path.display())));
     } else if let Some(ending) = path.extension()

@@ -67,21 +67,36 @@ impl VideoFormat {
         }
     }
 
-    /// Whether a file of this format can be made here, to be asked before the work; `path` is for the message.
+    /// Whether a file of this format can be made here, to be asked before the work; `path` is for the message, `fps` the
+    /// frames a second where they are known.
     ///
     /// # Errors
-    /// `Io` when ffmpeg is needed, and missing or broken.
-    pub fn check(self, path: &Path) -> Result<()> {
+    /// `Io` when ffmpeg is needed, and missing or broken; `Usage` for a GIF of more than 50 frames a second.
+    pub fn check(self, path: &Path, fps: Option<f64>) -> Result<()> {
         match self {
+            Self::Gif => check_gif(fps.unwrap_or(MAX_GIF_FPS)),
             Self::Mp4 | Self::WebM => {
                 let mut version = Command::new(FFMPEG);
                 version.arg("-version").stdin(Stdio::null());
                 let output = version.output().map_err(|error| not_started(path, error))?;
                 if output.status.success() { Ok(()) } else { Err(failed(path, &output)) }
             }
-            Self::Sequence | Self::Folder | Self::AnimatedPng | Self::Gif => Ok(()),
+            Self::Sequence | Self::Folder | Self::AnimatedPng => Ok(()),
         }
     }
+}
+
+/// Viewers slow down what shows a frame for less than two hundredths of a second.
+const MAX_GIF_FPS: f64 = 50.0;
+
+fn check_gif(fps: f64) -> Result<()> {
+    if fps <= MAX_GIF_FPS {
+        return Ok(());
+    }
+    let message = format!(
+        "a GIF has at most {MAX_GIF_FPS} frames a second, this video has {fps}; end the name in .png, .mp4 or .webm"
+    );
+    Err(Error::usage(message).about("fps"))
 }
 
 impl Video {
@@ -173,7 +188,8 @@ impl Video {
             u16::try_from(side).map_err(large)
         };
         let (width, height) = (side(self.frames[0].width)?, side(self.frames[0].height)?);
-        // In hundredths of a second; viewers slow down what is faster than two of them.
+        check_gif(self.fps)?;
+        // In hundredths of a second.
         let delay = (100.0 / self.fps).round().clamp(2.0, f64::from(u16::MAX)) as u16;
         write_atomically(path, |file| {
             let mut encoder = gif::Encoder::new(BufWriter::new(file), width, height, &[])?;
