@@ -195,14 +195,13 @@ fn overhead(engine: &Engine, per_block: &Engine, fused: &Engine) -> anyhow::Resu
     let [auto_ratio, chain_ratio] = ratios.map(|ratios| Spread { digits: 3, ..Spread::of(&ratios) });
     Ok(format!(
         "| what | value |\n| --- | --- |\n\
-         | 28 uncached steps, default stages ({}) | {auto} ms |\n\
+         | 28 uncached steps, default stages | {auto} ms |\n\
          | the same, one block a session | {chain} ms |\n\
          | the same, all 57 blocks as one ONNX graph | {one} ms |\n\
          | largest relative L1 difference of the latents among the three | {:.1e} |\n\
          | default stages against one graph | {auto_ratio} |\n\
          | one block a session against one graph | {chain_ratio} |\n\
          | residual, diff and decision of a step (`f8b8`) | {} ms |\n",
-        engine.stages().len(),
         differences.iter().copied().fold(0.0, f64::max),
         Spread { digits: 3, ..Spread::of(&cache) },
     ))
