@@ -18,7 +18,7 @@ use crate::{CacheDType, EngineCounts};
 
 /// The version of the JSON that [`Trace::to_json`] gives.
 ///
-/// Version 2 has `frames`, `fps`, `guidance_rescale`, `cfg_2` and, of each record, `expert` and `ran`; version 1 is still read.
+/// Version 2 has `frames`, `fps`, `guidance_rescale`, `cfg_2`, `decode_tile` and, of each record, `expert` and `ran`; version 1 is still read.
 pub const TRACE_VERSION: u32 = 2;
 
 /// One decision: what one branch of one step did.
@@ -200,6 +200,8 @@ pub struct Trace {
     pub cfg_2: Option<f32>,
     /// How far guidance was drawn back to the spread of the cond prediction, where it was.
     pub guidance_rescale: Option<f32>,
+    /// Pixels a side of the tiles in which latents were decoded, where they were.
+    pub decode_tile: Option<u64>,
     /// Blocks of each list that was decided on by itself; one entry where all blocks of the model were decided on
     /// together.
     pub lists: Vec<usize>,
@@ -411,6 +413,7 @@ impl Trace {
             "cfg": self.cfg,
             "cfg_2": self.cfg_2,
             "guidance_rescale": self.guidance_rescale,
+            "decode_tile": self.decode_tile,
             "blocks": self.blocks(),
             "lists": self.lists,
             "decisions": {

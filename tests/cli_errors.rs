@@ -165,6 +165,8 @@ fn names_that_collide() {
         ("--trace out.png", "--trace would overwrite the picture out.png"),
         ("--save-latents ./out.png", "--save-latents would overwrite the picture ./out.png"),
         ("--output a.png --count 2 --seed 7 --trace a-8.png", "--trace would overwrite the picture a-8.png"),
+        // Without a list of all of them.
+        ("--output a.png --count 99999999999 --trace a-12345678901.png", "--trace would overwrite the picture a-1234"),
     ] {
         shell.lemon(options).code(2).stderr(words);
     }

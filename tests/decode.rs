@@ -5,6 +5,7 @@ mod common;
 use std::path::Path;
 
 use common::{copy_files, data};
+use dbcache_trt::trace::Trace;
 use dbcache_trt::{Engine, EngineOptions, ErrorKind, GuidanceBy, Inputs, RequestOptions};
 use ndarray::ArrayD;
 use safetensors::SafeTensors;
@@ -171,5 +172,21 @@ fn what_has_no_effect_is_refused() {
         let refused = latents_only.request(&common::tiny_inputs(false), &options).map(drop).unwrap_err();
         assert_eq!((refused.kind(), refused.field()), (ErrorKind::Usage, Some(name)), "{refused}");
         assert!(refused.to_string().contains("no decode graph"), "{refused}");
+    }
+}
+
+/// Tiles change pixels a little, so what is left of a run says that there were some.
+#[test]
+fn traces_and_pictures_tell_the_tiles() {
+    let engine = load(&data("decode/picture/engine"));
+    for tile in [None, Some(64)] {
+        let options = RequestOptions { decode_tile: tile, ..options(false) };
+        let inputs = inputs(2, false);
+        let trace = engine.request(&inputs, &options).unwrap().run(&mut ()).unwrap().trace;
+        assert_eq!(trace.decode_tile, tile);
+        assert_eq!(Trace::from_json(&trace.to_json()).unwrap().decode_tile, tile);
+        let text = trace.picture_metadata(&inputs, 0);
+        let told = text.iter().find(|(name, _)| name == "decode_tile").map(|(_, text)| text.as_str());
+        assert_eq!(told, tile.map(|_| "64"));
     }
 }

@@ -100,10 +100,10 @@ fn a_recording_of_another_run_is_refused() {
 
 #[test]
 fn a_trace_of_the_first_version_is_read() {
-    let trace = run(&engine(), "f1b0w2r0.9".parse().unwrap(), false).trace.to_json();
+    let trace = run(&engine(), "f1b0w2r0.9sl1".parse().unwrap(), false).trace.to_json();
     let mut old = trace.clone();
     old["version"] = json!(1);
-    for name in ["frames", "fps", "cfg_2", "guidance_rescale"] {
+    for name in ["frames", "fps", "cfg_2", "guidance_rescale", "decode_tile"] {
         assert!(old.as_object_mut().unwrap().shift_remove(name).is_some(), "{name}");
     }
     for record in old["records"].as_array_mut().unwrap() {
@@ -115,6 +115,10 @@ fn a_trace_of_the_first_version_is_read() {
     let mut expected = trace;
     expected["records"].as_array_mut().unwrap().iter_mut().for_each(|record| record["ran"] = json!([]));
     assert_eq!(Trace::from_json(&old).unwrap().to_json(), expected);
+    // All blocks of the model, of a list that holds some of them.
+    old["records"][0]["blocks_run"] = json!(12);
+    let error = Trace::from_json(&old).unwrap_err().to_string();
+    assert!(error.contains("`records[0]` runs or decides on blocks outside of its list"), "{error}");
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! Pictures from a prompt or from tensors.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use dbcache_trt::trace::Trace;
@@ -236,13 +235,15 @@ fn check_targets(args: &GenerateArgs) -> anyhow::Result<()> {
 fn check_pictures(args: &GenerateArgs) -> anyhow::Result<()> {
     let path = output_path(args);
     check_target(path, args.output.is_some())?;
-    let seeds = (0..args.count as u64).map(|k| args.seed.unwrap_or_default().wrapping_add(k));
-    let pictures = seeds.map(|seed| std::path::absolute(picture_path(path, seed, args.count > 1)));
-    let pictures = pictures.collect::<std::io::Result<BTreeSet<_>>>()?;
+    let first = args.seed.unwrap_or_default();
     for (option, target) in [("--save-latents", &args.save_latents), ("--trace", &args.trace)] {
-        if let Some(target) = target
-            && pictures.contains(&std::path::absolute(target)?)
-        {
+        let Some(target) = target else { continue };
+        // The seed that the name has, if any: there may be too many pictures to look at the names of all.
+        let stem = target.file_stem().unwrap_or_default().to_string_lossy();
+        let named = stem.rsplit('-').next().and_then(|digits| digits.parse().ok()).unwrap_or(first);
+        let is_its = args.count == 1 || named.checked_sub(first).is_some_and(|k| k < args.count as u64);
+        let picture = picture_path(path, named, args.count > 1);
+        if is_its && std::path::absolute(target)? == std::path::absolute(picture)? {
             anyhow::bail!(usage(&format!("{option} would overwrite the picture {}; give two names", target.display())));
         }
     }

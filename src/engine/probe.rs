@@ -30,11 +30,12 @@ pub enum ModelPart {
 
 impl Engine {
     /// Runs one part of the transformer on `tensors`, by the manifest's names; those that the part does not take are left
-    /// alone. `expert` counts the transformers of a model that has several, from 0. Gives what the part gives. The part's graphs are loaded for this call.
+    /// alone. `expert` counts the transformers of a model that has several, from 0. Gives what the part gives. The part's
+    /// graphs are loaded for this call.
     ///
     /// # Errors
-    /// `Usage` for a transformer or blocks that the model does not have; `Input` for a tensor that is missing, of another shape than its axes
-    /// allow, or that holds fractions where the model takes integers; `Runtime`.
+    /// `Usage` for a transformer or blocks that the model does not have; `Input` for a tensor that is missing, of another
+    /// shape than its axes allow, or that holds fractions where the model takes integers; `Runtime`.
     pub fn probe(
         &self,
         expert: usize,

@@ -267,6 +267,7 @@ impl Request {
             guidance: self.guidance,
             cfg: self.cfg.map(|cfg| cfg.scale(0)),
             cfg_2: self.cfg.filter(|_| manifest.low_noise.is_some()).map(|cfg| cfg.scale(1)),
+            decode_tile: self.options.decode_tile,
             guidance_rescale: self.cfg.map(|cfg| cfg.rescale).filter(|rescale| *rescale > 0.0),
             lists: self.experts[0].share.lists.iter().map(|list| list.blocks.len()).collect(),
             records,

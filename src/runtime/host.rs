@@ -117,15 +117,25 @@ fn total(a: &[f32], b: &[f32], of: impl Fn(f32, f32) -> f32) -> f64 {
 mod tests {
     use super::*;
 
-    /// ONNX Runtime allocates tensors, so the sums are tested on slices.
+    /// ONNX Runtime allocates tensors, so the loops are tested on slices: shorter and longer than a lane and a run.
     #[test]
     fn sums_of_any_length() {
-        for count in [1, 7, 15, 16, 17, 255, 512] {
-            let a: Vec<f32> = (0..count).map(|i| (i as f32 * 0.7).sin()).collect();
-            let b: Vec<f32> = (0..count).map(|i| (i as f32 * 1.3).cos()).collect();
-            let change: f64 = a.iter().zip(&b).map(|(a, b)| f64::from((b - a).abs())).sum();
-            let sum: f64 = a.iter().map(|a| f64::from(a.abs())).sum();
-            assert!((distance(&a, &b) - change).abs() < 1e-4 && (size(&a) - sum).abs() < 1e-4, "{count}");
+        for count in [1, 7, 63, 64, 65, 511, 512, 513, 2 * RUN + 65] {
+            let wave = |factor: f32| (0..count).map(|i| (i as f32 * factor).sin()).collect::<Vec<f32>>();
+            let (a, b, c) = (wave(0.7), wave(1.3), wave(0.1));
+            let exact = |of: &dyn Fn(usize) -> f32| (0..count).map(|i| f64::from(of(i).abs())).sum::<f64>();
+            for (found, expected) in [
+                (size(&a), exact(&|i| a[i])),
+                (distance(&a, &b), exact(&|i| b[i] - a[i])),
+                (distance_of_difference(&a, &b, &c), exact(&|i| c[i] - (a[i] - b[i]))),
+            ] {
+                assert!((found - expected).abs() <= 1e-5 * expected, "{count}: {found}, expected {expected}");
+            }
+            let mut out = vec![0.0; count];
+            difference(&a, &b, &mut out);
+            assert!((0..count).all(|i| out[i] == a[i] - b[i]), "{count}");
+            sum(&a, &b, &mut out);
+            assert!((0..count).all(|i| out[i] == a[i] + b[i]), "{count}");
         }
     }
 }

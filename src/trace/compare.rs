@@ -121,6 +121,7 @@ fn settings(a: &Trace, b: &Trace) -> Vec<Setting> {
             ("cfg", scale(trace.cfg)),
             ("cfg_2", scale(trace.cfg_2)),
             ("guidance_rescale", scale(trace.guidance_rescale)),
+            ("decode_tile", trace.decode_tile.map_or("none".to_owned(), |pixels| pixels.to_string())),
             ("frames", trace.frames.map_or("none".to_owned(), |frames| frames.to_string())),
             ("fps", trace.fps.map_or("none".to_owned(), |fps| fps.to_string())),
             ("branches", if has_uncond { "cond and uncond" } else { "cond" }.to_owned()),

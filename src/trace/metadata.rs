@@ -34,6 +34,9 @@ impl Trace {
         if let Some(rescale) = self.guidance_rescale {
             add("guidance_rescale", rescale.to_string());
         }
+        if let Some(pixels) = self.decode_tile {
+            add("decode_tile", pixels.to_string());
+        }
         if let (Some(frames), Some(fps)) = (self.frames, self.fps) {
             add("frames", frames.to_string());
             add("fps", fps.to_string());

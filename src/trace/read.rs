@@ -65,6 +65,7 @@ impl Trace {
             cfg: fields.real_or_null("cfg")?.map(|scale| scale as f32),
             cfg_2: fields.real_or_null("cfg_2")?.map(|scale| scale as f32),
             guidance_rescale: fields.real_or_null("guidance_rescale")?.map(|rescale| rescale as f32),
+            decode_tile: fields.number_or_null("decode_tile")?,
             lists,
             timings: Timings {
                 text_ms: timings.real("text_ms")?,
@@ -134,7 +135,7 @@ pub fn recording(json: &Value) -> Result<(PolicyConfig, Recording)> {
     Ok((config, recording))
 }
 
-const NAMES: [&str; 28] = [
+const NAMES: [&str; 29] = [
     "version",
     "engine",
     "engine_hash",
@@ -151,6 +152,7 @@ const NAMES: [&str; 28] = [
     "cfg",
     "cfg_2",
     "guidance_rescale",
+    "decode_tile",
     "blocks",
     "lists",
     "decisions",
@@ -186,7 +188,7 @@ const STEP: [&str; 15] = [
     "elapsed_ms",
 ];
 /// What the first version of a trace does not have.
-const SINCE_2: [&str; 6] = ["frames", "fps", "cfg_2", "guidance_rescale", "expert", "ran"];
+const SINCE_2: [&str; 7] = ["frames", "fps", "cfg_2", "guidance_rescale", "decode_tile", "expert", "ran"];
 const BLOCK: [&str; 5] = ["block", "action", "reason", "diff", "threshold"];
 
 /// The names without those that are absent.
@@ -382,7 +384,11 @@ fn number_steps(records: &mut [StepRecord], batch: usize, lists: &[usize]) -> Re
             }
         }
         let is_inside = |ran: &Range<usize>| blocks.start <= ran.start && ran.end <= blocks.end;
-        if !record.ran.iter().all(is_inside) || record.blocks.iter().any(|block| !blocks.contains(&block.block)) {
+        let is_more = record.blocks_run > blocks.len();
+        if is_more
+            || !record.ran.iter().all(is_inside)
+            || record.blocks.iter().any(|block| !blocks.contains(&block.block))
+        {
             return Err(Error::input(format!(
                 "`records[{index}]` runs or decides on blocks outside of its list, which holds the blocks {blocks:?}"
             )));
