@@ -22,12 +22,21 @@ from dbcache_export.tiny.pictures import TRANSFORMERS as PICTURES
 from dbcache_export.tiny.pictures import write_pipeline as write_picture
 from dbcache_export.tiny.videos import TRANSFORMERS as VIDEOS
 from dbcache_export.tiny.videos import write_pipeline as write_video
+from dbcache_export.tiny.videos import write_second
+
+
+def write_wan_two(folder: Path) -> None:
+    """Wan 2.2: two transformers that take turns."""
+    write_video("wan", folder)
+    write_second("wan", folder, 0.875)
+
 
 #: Family: writes its model, tiny and with random weights.
 FAMILIES: dict[str, Callable[[Path], None]] = {
     "flux": write_flux,
     **{name: partial(write_picture, name) for name in PICTURES},
     **{name: partial(write_video, name) for name in VIDEOS},
+    "wan_two": write_wan_two,
 }
 
 #: Where the model's own size is too much for one of its products without a fused attention, as in f32: 119 thousand
