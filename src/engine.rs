@@ -4,12 +4,12 @@ mod arithmetic;
 mod build;
 mod files;
 mod loader;
+mod options;
 mod probe;
 mod profile;
 mod stages;
 
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -19,6 +19,7 @@ pub use self::build::{EngineBuild, PlannedEngine};
 pub use self::files::{StageFile, write_stages};
 pub use self::loader::EngineCache;
 use self::loader::Loader;
+pub use self::options::{ArithmeticChoice, EngineOptions, WeightsChoice};
 pub use self::probe::ModelPart;
 pub use self::profile::Profile;
 pub use self::stages::OtherPlan;
@@ -40,112 +41,13 @@ use crate::runtime::device::Device;
 use crate::runtime::foreign::{self, ForeignTensor};
 use crate::runtime::guidance::{Guide, GuideSpec, Stack};
 use crate::runtime::items::{Gather, Items};
-use crate::runtime::library::{self, LibraryInfo, LibraryOptions, Work};
+use crate::runtime::library::{self, LibraryInfo, Work};
 use crate::runtime::measure::{Measure, Over, StreamType};
 use crate::runtime::ops::Arithmetic;
-use crate::runtime::provider::{ProviderKind, ProviderSpec, Providers};
+use crate::runtime::provider::{ProviderKind, ProviderSpec};
 use crate::runtime::session::{Session, WeightsMode};
 use crate::runtime::sums::Sums;
 use crate::trace::CacheBytes;
-
-/// How an engine is loaded.
-#[derive(Clone, Debug, Default)]
-pub struct EngineOptions {
-    /// ONNX Runtime's library and its thread pool.
-    pub library: LibraryOptions,
-    /// How the blocks are divided into ONNX Runtime sessions.
-    pub stages: StagesChoice,
-    /// Most bytes of weights and graph of one stage. Default: no limit.
-    pub stage_bytes: Option<u64>,
-    /// The policy that requests will use: its stages are loaded at once. Default: none.
-    pub cache: PolicyConfig,
-    /// What happens when a request's policy needs other stages.
-    pub other_plan: OtherPlan,
-    /// How residuals and diffs are computed.
-    pub arithmetic: ArithmeticChoice,
-    /// Where the weights live while the engine is loaded. Default: by size.
-    pub weights: WeightsChoice,
-    /// What computes: the first of the list that can be used for all graphs. Default: the CPU.
-    pub provider: Providers,
-    /// Whether nodes that the provider cannot run may run elsewhere; then they are listed among the warnings of each
-    /// trace. Nodes that only compute shapes are no fallback.
-    pub allow_fallback: bool,
-    /// Where engines are kept that the provider compiles.
-    pub engine_cache: EngineCache,
-    /// Compile nothing: an engine that is not in the cache is an error, which names the command that compiles it.
-    pub require_built: bool,
-    /// The shapes for which engines are compiled. Default: any, where the provider has engines for any; else the default size
-    /// and a batch of 1.
-    pub profile: Option<Profile>,
-    /// The folder of the weights, instead of those that the manifest names.
-    pub weights_folder: Option<PathBuf>,
-    /// Compare the content hash of every weights file, not only its size and header: reads all weights once.
-    pub verify: bool,
-    /// Stops the load from another thread, between two sessions. An engine that is loaded does not heed it.
-    pub cancel: CancelToken,
-}
-
-/// How residuals are kept and applied, and how diffs are taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ArithmeticChoice {
-    /// As loops where the provider computes in host memory and the dtypes allow it, else as graphs: several times cheaper
-    /// for small blocks, the same decisions.
-    #[default]
-    Auto,
-    /// Always as ONNX graphs on the provider.
-    Graphs,
-    /// As parts of the stages: a computed step of DBCache is a run of head, middle and tail, a skipped one of head and tail.
-    /// Only for policies that keep plain residuals of one middle.
-    Stages,
-}
-
-impl ArithmeticChoice {
-    /// Its texts, in the order of the variants.
-    pub const NAMES: [&'static str; 3] = ["auto", "graphs", "stages"];
-}
-
-impl FromStr for ArithmeticChoice {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "graphs" => Ok(Self::Graphs),
-            "stages" => Ok(Self::Stages),
-            _ => Err(Error::usage(format!("unknown arithmetic `{text}`; expected `auto`, `graphs` or `stages`"))),
-        }
-    }
-}
-
-/// Packed or mapped weights, or by size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WeightsChoice {
-    /// Packed if the f32 copy of all parameters fits into the memory that is free now, else mapped.
-    #[default]
-    Auto,
-    /// ONNX Runtime converts and packs the weights: fastest steps, slow load, 4 bytes of memory a parameter.
-    Packed,
-    /// Weights stay in the page cache: no private copy, slower steps. For models that do not fit as f32.
-    Mapped,
-}
-
-impl WeightsChoice {
-    /// Its texts, in the order of the variants.
-    pub const NAMES: [&'static str; 3] = ["auto", "packed", "mapped"];
-}
-
-impl FromStr for WeightsChoice {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "packed" => Ok(Self::Packed),
-            "mapped" => Ok(Self::Mapped),
-            _ => Err(Error::usage(format!("unknown weights mode `{text}`; expected `auto`, `packed` or `mapped`"))),
-        }
-    }
-}
 
 /// A loaded model. Cloning gives another handle to the same engine; requests may run on several threads at once.
 #[derive(Clone)]

@@ -3,106 +3,25 @@
 mod compare;
 mod metadata;
 mod read;
+mod record;
 mod statistics;
+mod write;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
 
 use serde_json::{Value, json};
 
 pub use self::compare::{Comparison, Divergence, LargestDiff, Setting, Side, compare};
 pub use self::read::{read, recording};
-use crate::cache::{Action, Branch, Decision, PolicyConfig, Reason};
+pub use self::record::{BlockRecord, StepRecord};
+use crate::cache::{Branch, PolicyConfig};
 use crate::{CacheDType, EngineCounts};
 
 /// The version of the JSON that [`Trace::to_json`] gives.
 ///
 /// Version 2 has `frames`, `fps`, `guidance_rescale`, `cfg_2`, `decode_tile` and, of each record, `expert` and `ran`; version 1 is still read.
 pub const TRACE_VERSION: u32 = 2;
-
-/// One decision: what one branch of one step did.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StepRecord {
-    /// From 0.
-    pub step: usize,
-    /// Steps of the generation.
-    pub steps: usize,
-    /// The guidance branch.
-    pub branch: Branch,
-    /// Which transformer ran, from 0; none where the model has one.
-    pub expert: Option<usize>,
-    /// The list of blocks that was decided on, from 0; none where all blocks are one list.
-    pub list: Option<usize>,
-    /// The picture of the batch that decided, from 0; none where the batch decides as one.
-    pub sample: Option<usize>,
-    /// Noise level of the step, 1 … 0, dimensionless.
-    pub sigma: f32,
-    /// What was decided, and by which rule.
-    pub decision: Decision,
-    /// Relative L1 change against the last computed step, dimensionless; none where no diff was taken.
-    pub diff: Option<f32>,
-    /// What the diff was compared with; none where no diff was taken.
-    pub threshold: Option<f64>,
-    /// One for each block that the policy decides on by itself, in their order.
-    pub blocks: Vec<BlockRecord>,
-    /// Blocks that ran.
-    pub blocks_run: usize,
-    /// Which they were, counted from the start of the model: in rising order, with a gap between two ranges. Not known
-    /// of traces of version 1.
-    pub ran: Vec<Range<usize>>,
-    /// Runs of ONNX Runtime sessions for this branch (and list of blocks) of the step, with all pictures of the batch:
-    /// stages, and small graphs of the cache. Guidance and the scheduler's update come on top, once a step.
-    pub session_runs: usize,
-    /// Wall time of this branch of the step, with all pictures of the batch.
-    pub elapsed_ms: f64,
-}
-
-/// One decision about a single block.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BlockRecord {
-    /// Counted from the start of the model.
-    pub block: usize,
-    /// What was decided, and by which rule.
-    pub decision: Decision,
-    /// Relative L1 change of the block's input, dimensionless; none where no diff was taken.
-    pub diff: Option<f32>,
-    /// What the diff was compared with.
-    pub threshold: Option<f64>,
-}
-
-impl StepRecord {
-    /// `C` computed, `S` skipped, `P` if single blocks decide and at least one was skipped.
-    pub fn letter(&self) -> char {
-        // Tail blocks of DBCache are skipped on skipped steps only, so a replay needs to know no more than this.
-        let may_be_per_block = matches!(self.decision.reason, Reason::PerBlock | Reason::RecordedCompute);
-        if may_be_per_block && self.skipped_blocks().next().is_some() {
-            return 'P';
-        }
-        self.decision.action.letter()
-    }
-
-    /// Adds blocks that ran, which come after those that did before.
-    pub(crate) fn add_run(&mut self, blocks: Range<usize>) {
-        self.blocks_run += blocks.len();
-        match self.ran.last_mut() {
-            Some(last) if last.end == blocks.start => last.end = blocks.end,
-            _ if blocks.is_empty() => {}
-            _ => self.ran.push(blocks),
-        }
-    }
-
-    /// Single blocks that were skipped.
-    pub fn skipped_blocks(&self) -> impl Iterator<Item = usize> {
-        self.blocks.iter().filter(|record| record.decision.action == Action::Skip).map(|record| record.block)
-    }
-
-    /// The diffs of the step: its own, or those of its single blocks.
-    pub fn diffs(&self) -> impl Iterator<Item = f32> {
-        let of_blocks = if self.decision.reason == Reason::PerBlock { self.blocks.as_slice() } else { &[] };
-        self.diff.into_iter().chain(of_blocks.iter().filter_map(|record| record.diff))
-    }
-}
 
 /// Wall time by part, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -363,82 +282,6 @@ impl Trace {
                 self.warnings.push(Warning::AlwaysHit { skipped });
             }
         }
-    }
-
-    /// Versioned JSON: everything that the trace holds.
-    pub fn to_json(&self) -> Value {
-        let block = |record: &BlockRecord| {
-            json!({
-                "block": record.block,
-                "action": record.decision.action.letter().to_string(),
-                "reason": record.decision.reason.as_str(),
-                "diff": record.diff,
-                "threshold": record.threshold,
-            })
-        };
-        let record = |record: &StepRecord| {
-            json!({
-                "step": record.step,
-                "branch": record.branch.as_str(),
-                "expert": record.expert,
-                "list": record.list,
-                "sample": record.sample,
-                "sigma": record.sigma,
-                "action": record.letter().to_string(),
-                "reason": record.decision.reason.as_str(),
-                "diff": record.diff,
-                "threshold": record.threshold,
-                "blocks": record.blocks.iter().map(block).collect::<Vec<_>>(),
-                "blocks_run": record.blocks_run,
-                "ran": record.ran.iter().map(|blocks| [blocks.start, blocks.end]).collect::<Vec<_>>(),
-                "session_runs": record.session_runs,
-                "elapsed_ms": record.elapsed_ms,
-            })
-        };
-        let timings = &self.timings;
-        json!({
-            "version": TRACE_VERSION,
-            "engine": self.engine,
-            "engine_hash": self.engine_hash,
-            "cache": self.cache.to_string(),
-            "cache_options": self.cache.to_json(),
-            "cache_dtype": self.cache_dtype.as_str(),
-            "seed": self.seed,
-            "batch": self.batch,
-            "width": self.width,
-            "height": self.height,
-            "frames": self.frames,
-            "fps": self.fps,
-            "guidance": self.guidance,
-            "cfg": self.cfg,
-            "cfg_2": self.cfg_2,
-            "guidance_rescale": self.guidance_rescale,
-            "decode_tile": self.decode_tile,
-            "blocks": self.blocks(),
-            "lists": self.lists,
-            "decisions": {
-                "cond": self.decisions(Branch::Cond),
-                "uncond": self.decisions(Branch::Uncond),
-            },
-            "records": self.records.iter().map(record).collect::<Vec<_>>(),
-            "timings": {
-                "text_ms": timings.text_ms,
-                "embed_ms": timings.embed_ms,
-                "blocks_ms": timings.blocks_ms,
-                "cache_ms": timings.cache_ms,
-                "final_ms": timings.final_ms,
-                "update_ms": timings.update_ms,
-                "decode_ms": timings.decode_ms,
-                "steps_ms": timings.steps_ms,
-            },
-            "cache_bytes": self.cache_bytes.to_json(),
-            "tensor_bytes": self.tensor_bytes,
-            "provider": self.provider,
-            "engines": self.engines.as_ref().map(EngineCounts::to_json),
-            "memory": self.memory,
-            "read_bytes": self.read_bytes,
-            "warnings": self.warnings.iter().map(Warning::to_string).collect::<Vec<_>>(),
-        })
     }
 
     /// A few lines for people; its `Display` ends without a line break.

@@ -1,0 +1,85 @@
+//! A trace as JSON; `read.rs` takes it back.
+
+use serde_json::{Value, json};
+
+use super::{BlockRecord, StepRecord, TRACE_VERSION, Trace, Warning};
+use crate::EngineCounts;
+use crate::cache::Branch;
+
+impl Trace {
+    /// Versioned JSON: everything that the trace holds.
+    pub fn to_json(&self) -> Value {
+        let block = |record: &BlockRecord| {
+            json!({
+                "block": record.block,
+                "action": record.decision.action.letter().to_string(),
+                "reason": record.decision.reason.as_str(),
+                "diff": record.diff,
+                "threshold": record.threshold,
+            })
+        };
+        let record = |record: &StepRecord| {
+            json!({
+                "step": record.step,
+                "branch": record.branch.as_str(),
+                "expert": record.expert,
+                "list": record.list,
+                "sample": record.sample,
+                "sigma": record.sigma,
+                "action": record.letter().to_string(),
+                "reason": record.decision.reason.as_str(),
+                "diff": record.diff,
+                "threshold": record.threshold,
+                "blocks": record.blocks.iter().map(block).collect::<Vec<_>>(),
+                "blocks_run": record.blocks_run,
+                "ran": record.ran.iter().map(|blocks| [blocks.start, blocks.end]).collect::<Vec<_>>(),
+                "session_runs": record.session_runs,
+                "elapsed_ms": record.elapsed_ms,
+            })
+        };
+        let timings = &self.timings;
+        json!({
+            "version": TRACE_VERSION,
+            "engine": self.engine,
+            "engine_hash": self.engine_hash,
+            "cache": self.cache.to_string(),
+            "cache_options": self.cache.to_json(),
+            "cache_dtype": self.cache_dtype.as_str(),
+            "seed": self.seed,
+            "batch": self.batch,
+            "width": self.width,
+            "height": self.height,
+            "frames": self.frames,
+            "fps": self.fps,
+            "guidance": self.guidance,
+            "cfg": self.cfg,
+            "cfg_2": self.cfg_2,
+            "guidance_rescale": self.guidance_rescale,
+            "decode_tile": self.decode_tile,
+            "blocks": self.blocks(),
+            "lists": self.lists,
+            "decisions": {
+                "cond": self.decisions(Branch::Cond),
+                "uncond": self.decisions(Branch::Uncond),
+            },
+            "records": self.records.iter().map(record).collect::<Vec<_>>(),
+            "timings": {
+                "text_ms": timings.text_ms,
+                "embed_ms": timings.embed_ms,
+                "blocks_ms": timings.blocks_ms,
+                "cache_ms": timings.cache_ms,
+                "final_ms": timings.final_ms,
+                "update_ms": timings.update_ms,
+                "decode_ms": timings.decode_ms,
+                "steps_ms": timings.steps_ms,
+            },
+            "cache_bytes": self.cache_bytes.to_json(),
+            "tensor_bytes": self.tensor_bytes,
+            "provider": self.provider,
+            "engines": self.engines.as_ref().map(EngineCounts::to_json),
+            "memory": self.memory,
+            "read_bytes": self.read_bytes,
+            "warnings": self.warnings.iter().map(Warning::to_string).collect::<Vec<_>>(),
+        })
+    }
+}
