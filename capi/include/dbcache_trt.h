@@ -2,7 +2,8 @@
  *
  * Conventions, everywhere:
  * - A call that can fail returns NULL on success, else an error that the caller frees with dbcache_error_free.
- * - Outputs are written on success only. NULL for an argument is an error unless its comment allows it.
+ * - Outputs are written on success only, but for the length of a text whose buffer is too small. NULL for an argument is an
+ *   error unless its comment allows it.
  * - The first argument is the object; inputs come before outputs. Texts are UTF-8 and end with a zero.
  * - Each object is freed with the function of its type, which takes NULL; nothing is ever freed with free().
  * - Numbers of constants are never reused. Options have names, so that new ones change nothing here.
@@ -575,7 +576,7 @@ struct dbcache_error *dbcache_denoiser_latents(const struct dbcache_denoiser *de
 /**
  * The velocity for latents at the noise level `sigma` (1 noise … 0 picture; a timestep of flow matching is 1000 sigma):
  * Euler's step is `latents += (next sigma - sigma) * velocity`. `branch` is the next one of dbcache_denoiser_branches;
- * the last one ends the step. Both arrays have `count` numbers, and may not overlap.
+ * the last one ends the step. Both arrays have `count` numbers; that they overlap is an error.
  *
  * Threads: one at a time, else an error; callbacks are called on it. Ownership: the numbers are copied.
  */
@@ -627,7 +628,8 @@ struct dbcache_error *dbcache_runtime_load(const char *path);
  * What an engine directory is, as JSON with a member `version`: blocks, parameters, bytes, defaults, limits, licence.
  * Nothing is loaded, and ONNX Runtime is not needed. Of the options only `weights` and `verify` are read; NULL is none.
  *
- * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+ * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+ * small is an error, with the bytes in `*length`.
  *
  * Threads: any; one at a time for the options. Ownership: the text is copied.
  */
@@ -645,7 +647,9 @@ struct dbcache_error *dbcache_inspect(const char *directory,
  * ONNX Runtime is needed for a provider that compiles only. `text_length` is the number of text tokens, 0 where the engine
  * knows it: that of its tokenizer, or the most that it takes. NULL for no options.
  *
- * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+ * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+ * small is an error, with the bytes in `*length`: between two calls the engine cache may have changed, and so the text. Give
+ * the second call some bytes more, and make it again where it tells that they are too few.
  *
  * Threads: any; one at a time for the options. Ownership: the text is copied.
  */
@@ -672,7 +676,8 @@ struct dbcache_error *dbcache_engine_load(const char *directory,
  * What was loaded and how, as JSON with a member `version`: the members of dbcache_inspect, `load_ms`, `weights_mode`,
  * and `onnxruntime` with its version, path and threads.
  *
- * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+ * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+ * small is an error, with the bytes in `*length`.
  *
  * Threads: any. Ownership: the text is copied.
  */
@@ -754,11 +759,15 @@ struct dbcache_error *dbcache_options_on_log(struct dbcache_options *options,
 /**
  * The names of all options, as a JSON list.
  *
- * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+ * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+ * small is an error, with the bytes in `*length`.
  *
  * Threads: any. Ownership: the text is copied.
  */
-DBCACHE_MUST_USE struct dbcache_error *dbcache_options_names(char *buffer, size_t capacity, size_t *length);
+DBCACHE_MUST_USE
+struct dbcache_error *dbcache_options_names(char *buffer,
+                                            size_t capacity,
+                                            size_t *length);
 
 /**
  * Frees options. NULL is allowed. Engines and requests that were made with them stay as they are.
@@ -979,7 +988,8 @@ struct dbcache_error *dbcache_result_write_video(const struct dbcache_result *re
  * The record of every decision, as JSON with a member `version`: what the command's --trace writes, and --replay and the
  * option `replay` read.
  *
- * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+ * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+ * small is an error, with the bytes in `*length`.
  *
  * Threads: any. Ownership: the text is copied.
  */
@@ -993,7 +1003,8 @@ struct dbcache_error *dbcache_result_trace(const struct dbcache_result *result,
  * What happened in numbers, as JSON with a member `version`: decisions, steps and blocks that ran and were skipped,
  * diffs, times, bytes, warnings. New members may come without a new version.
  *
- * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+ * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+ * small is an error, with the bytes in `*length`.
  *
  * Threads: any. Ownership: the text is copied.
  */
@@ -1006,7 +1017,8 @@ struct dbcache_error *dbcache_result_statistics(const struct dbcache_result *res
 /**
  * The same in a few lines for people.
  *
- * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+ * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+ * small is an error, with the bytes in `*length`.
  *
  * Threads: any. Ownership: the text is copied.
  */

@@ -51,15 +51,23 @@ struct deleter {
 template <typename T, void (*Free)(T *)>
 using handle = std::unique_ptr<T, deleter<T, Free>>;
 
-/// A text from a call that is made twice: for its length, then for itself. `checked` throws what a call failed with.
+/// A text from a call that is made twice: for its length, then for itself; and again where it has grown in the meantime.
+/// `checked` throws what a call failed with.
 template <typename Call, typename Checked = void (*)(dbcache_error *)>
 std::string text(Call call, Checked checked = check) {
     size_t length = 0;
     checked(call(nullptr, 0, &length));
-    std::string text(length, '\0');
-    checked(call(&text[0], text.size(), &length));
-    text.resize(length - 1);
-    return text;
+    for (;;) {
+        std::string text(length, '\0');
+        dbcache_error *outcome = call(&text[0], text.size(), &length);
+        if (outcome != nullptr && length > text.size()) {
+            dbcache_error_free(outcome);
+            continue;
+        }
+        checked(outcome);
+        text.resize(length - 1);
+        return text;
+    }
 }
 
 }  // namespace detail

@@ -172,7 +172,7 @@ pub(crate) unsafe fn take<T>(pointer: *mut T) -> Option<Box<T>> {
 }
 
 /// Copies a text into a caller's buffer: with a NULL buffer and capacity 0 only the bytes it needs are told, the zero at
-/// its end among them.
+/// its end among them. They are told as well where the capacity is too small: a text may have grown since it was asked for.
 ///
 /// # Safety
 /// `buffer` is NULL or has room for `capacity` bytes, `length` is NULL or valid for one write.
@@ -188,6 +188,7 @@ pub(crate) unsafe fn copy_text(text: &str, buffer: *mut c_char, capacity: usize,
         return Err(Failure::null("buffer"));
     }
     if capacity < needed {
+        length.put(needed);
         return Err(Failure::argument("capacity", &format!("is {capacity}; the text needs {needed} bytes")));
     }
     // SAFETY: the buffer has room for `capacity` bytes, at least the text and a zero, and is not the text.

@@ -52,14 +52,22 @@ impl dbcache_denoiser {
     /// # Safety
     /// As [`cast::array`].
     unsafe fn tensor(&self, latents: *const f32, count: usize) -> Outcome<ArrayD<f32>> {
-        // SAFETY: the caller's promise.
-        let numbers = unsafe { cast::array(latents, count, "latents") }?;
         let extents: Vec<usize> = self.shape.iter().map(|extent| *extent as usize).collect();
         let expected = extents.iter().product::<usize>();
-        ArrayD::from_shape_vec(extents, numbers.to_vec()).map_err(|_| {
+        let misfit = || {
             let problem = format!("holds {count} numbers; expected {expected} of the shape {:?}", self.shape);
             Failure::argument("latents", &problem)
-        })
+        };
+        if latents.is_null() {
+            return Err(Failure::null("latents"));
+        }
+        // Before anything is read: what lies beyond the session's numbers may be nobody's.
+        if count != expected {
+            return Err(misfit());
+        }
+        // SAFETY: the caller's promise.
+        let numbers = unsafe { cast::array(latents, count, "latents") }?;
+        ArrayD::from_shape_vec(extents, numbers.to_vec()).map_err(|_| misfit())
     }
 }
 
@@ -200,7 +208,7 @@ pub unsafe extern "C" fn dbcache_denoiser_latents(
 
 /// The velocity for latents at the noise level `sigma` (1 noise … 0 picture; a timestep of flow matching is 1000 sigma):
 /// Euler's step is `latents += (next sigma - sigma) * velocity`. `branch` is the next one of dbcache_denoiser_branches;
-/// the last one ends the step. Both arrays have `count` numbers, and may not overlap.
+/// the last one ends the step. Both arrays have `count` numbers; that they overlap is an error.
 ///
 /// Threads: one at a time, else an error; callbacks are called on it. Ownership: the numbers are copied.
 #[unsafe(no_mangle)]
@@ -230,7 +238,11 @@ pub unsafe extern "C" fn dbcache_denoiser_velocity(
         }
         not_while_telling()?;
         // SAFETY: C's promise.
-        let latents = unsafe { denoiser.tensor(latents, count) }?;
+        let numbers = unsafe { denoiser.tensor(latents, count) }?;
+        if latents.addr().abs_diff(velocity.addr()) < count * size_of::<f32>() {
+            return Err(Failure::argument("velocity", "overlaps `latents`; give it numbers of its own"));
+        }
+        let latents = numbers;
         let mut session = denoiser.session()?;
         let (numbers, records) = listening(denoiser.callbacks.log.as_ref(), &denoiser.cancel, &Arc::default(), || {
             session.velocity(branch, &latents, sigma)

@@ -37,7 +37,8 @@ pub unsafe extern "C" fn dbcache_runtime_load(path: *const c_char) -> Option<Box
 /// What an engine directory is, as JSON with a member `version`: blocks, parameters, bytes, defaults, limits, licence.
 /// Nothing is loaded, and ONNX Runtime is not needed. Of the options only `weights` and `verify` are read; NULL is none.
 ///
-/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+/// small is an error, with the bytes in `*length`.
 ///
 /// Threads: any; one at a time for the options. Ownership: the text is copied.
 #[unsafe(no_mangle)]
@@ -73,7 +74,9 @@ pub unsafe extern "C" fn dbcache_inspect(
 /// ONNX Runtime is needed for a provider that compiles only. `text_length` is the number of text tokens, 0 where the engine
 /// knows it: that of its tokenizer, or the most that it takes. NULL for no options.
 ///
-/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+/// small is an error, with the bytes in `*length`: between two calls the engine cache may have changed, and so the text. Give
+/// the second call some bytes more, and make it again where it tells that they are too few.
 ///
 /// Threads: any; one at a time for the options. Ownership: the text is copied.
 #[unsafe(no_mangle)]
@@ -126,7 +129,8 @@ pub unsafe extern "C" fn dbcache_engine_load(
 /// What was loaded and how, as JSON with a member `version`: the members of dbcache_inspect, `load_ms`, `weights_mode`,
 /// and `onnxruntime` with its version, path and threads.
 ///
-/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+/// small is an error, with the bytes in `*length`.
 ///
 /// Threads: any. Ownership: the text is copied.
 #[unsafe(no_mangle)]

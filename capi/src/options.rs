@@ -86,7 +86,8 @@ pub unsafe extern "C" fn dbcache_options_on_log(
 
 /// The names of all options, as a JSON list.
 ///
-/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+/// small is an error, with the bytes in `*length`.
 ///
 /// Threads: any. Ownership: the text is copied.
 #[unsafe(no_mangle)]

@@ -219,7 +219,8 @@ pub unsafe extern "C" fn dbcache_result_write_video(
 /// The record of every decision, as JSON with a member `version`: what the command's --trace writes, and --replay and the
 /// option `replay` read.
 ///
-/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+/// small is an error, with the bytes in `*length`.
 ///
 /// Threads: any. Ownership: the text is copied.
 #[unsafe(no_mangle)]
@@ -242,7 +243,8 @@ pub unsafe extern "C" fn dbcache_result_trace(
 /// What happened in numbers, as JSON with a member `version`: decisions, steps and blocks that ran and were skipped,
 /// diffs, times, bytes, warnings. New members may come without a new version.
 ///
-/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+/// small is an error, with the bytes in `*length`.
 ///
 /// Threads: any. Ownership: the text is copied.
 #[unsafe(no_mangle)]
@@ -263,7 +265,8 @@ pub unsafe extern "C" fn dbcache_result_statistics(
 
 /// The same in a few lines for people.
 ///
-/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer.
+/// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
+/// small is an error, with the bytes in `*length`.
 ///
 /// Threads: any. Ownership: the text is copied.
 #[unsafe(no_mangle)]

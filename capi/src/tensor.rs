@@ -79,28 +79,44 @@ pub unsafe extern "C" fn dbcache_tensor_new(
 ) -> Option<Box<dbcache_error>> {
     guard(|| {
         // SAFETY: C's promise.
-        let (shape, data, out) = unsafe {
-            (
-                cast::array(shape, rank, "shape")?,
-                cast::array(data.cast::<u8>(), bytes, "data")?,
-                cast::place(out, "out")?,
-            )
-        };
-        out.put_new(dbcache_tensor::new(read(dtype, shape, data)?));
+        let (shape, out) = unsafe { (cast::array(shape, rank, "shape")?, cast::place(out, "out")?) };
+        if data.is_null() {
+            return Err(Failure::null("data"));
+        }
+        let (_, size) = float_type(dtype)?;
+        // Before anything is read: what lies beyond the shape's numbers may be nobody's.
+        let extents = check_shape(shape, size, bytes)?;
+        // SAFETY: C's promise.
+        let data = unsafe { cast::array(data.cast::<u8>(), bytes, "data") }?;
+        let numbers = read(dtype, data)?;
+        out.put_new(dbcache_tensor::new(ArrayD::from_shape_vec(extents, numbers).map_err(|_| misfit(shape, bytes))?));
         Ok(())
     })
 }
 
-fn read(dtype: i32, shape: &[i64], data: &[u8]) -> Outcome<ArrayD<f32>> {
+fn read(dtype: i32, data: &[u8]) -> Outcome<Vec<f32>> {
+    let (float, size) = float_type(dtype)?;
+    let mut numbers = Vec::new();
+    numbers.try_reserve_exact(data.len() / size).map_err(|_| {
+        Failure::argument("bytes", &format!("is {}, more than there is memory; give fewer numbers", data.len()))
+    })?;
     let half = |b: &[u8]| [b[0], b[1]];
-    let (size, numbers): (usize, Vec<f32>) = match dtype {
-        DBCACHE_DTYPE_F32 => (4, data.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()),
-        DBCACHE_DTYPE_F16 => (2, data.chunks_exact(2).map(|b| half::f16::from_ne_bytes(half(b)).to_f32()).collect()),
-        DBCACHE_DTYPE_BF16 => (2, data.chunks_exact(2).map(|b| half::bf16::from_ne_bytes(half(b)).to_f32()).collect()),
-        _ => return Err(unknown_dtype(dtype)),
-    };
-    let extents = check_shape(shape, size, data.len())?;
-    ArrayD::from_shape_vec(extents, numbers).map_err(|_| misfit(shape, data.len()))
+    match float {
+        FloatType::F32 => numbers.extend(data.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]]))),
+        FloatType::F16 => numbers.extend(data.chunks_exact(2).map(|b| half::f16::from_ne_bytes(half(b)).to_f32())),
+        FloatType::Bf16 => numbers.extend(data.chunks_exact(2).map(|b| half::bf16::from_ne_bytes(half(b)).to_f32())),
+    }
+    Ok(numbers)
+}
+
+/// The type that a DBCACHE_DTYPE_ constant names, and its bytes.
+fn float_type(dtype: i32) -> Outcome<(FloatType, usize)> {
+    match dtype {
+        DBCACHE_DTYPE_F32 => Ok((FloatType::F32, 4)),
+        DBCACHE_DTYPE_F16 => Ok((FloatType::F16, 2)),
+        DBCACHE_DTYPE_BF16 => Ok((FloatType::Bf16, 2)),
+        _ => Err(unknown_dtype(dtype)),
+    }
 }
 
 fn unknown_dtype(dtype: i32) -> Failure {
@@ -150,12 +166,7 @@ pub unsafe extern "C" fn dbcache_tensor_import(
                 cast::place(out, "out")?,
             )
         };
-        let (float, size) = match dtype {
-            DBCACHE_DTYPE_F32 => (FloatType::F32, 4),
-            DBCACHE_DTYPE_F16 => (FloatType::F16, 2),
-            DBCACHE_DTYPE_BF16 => (FloatType::Bf16, 2),
-            _ => return Err(unknown_dtype(dtype)),
-        };
+        let (float, size) = float_type(dtype)?;
         let kind = match memory.kind {
             DBCACHE_MEMORY_HOST => MemoryKind::Host,
             DBCACHE_MEMORY_CUDA => MemoryKind::Cuda,
@@ -170,12 +181,31 @@ pub unsafe extern "C" fn dbcache_tensor_import(
                 "has a stream, which no provider takes; synchronise it, and give NULL",
             ));
         }
+        if kind == MemoryKind::Host && memory.device_id != 0 {
+            let problem = format!("has the device_id {}; the host is device 0", memory.device_id);
+            return Err(Failure::argument("memory", &problem));
+        }
+        check_place(memory.data)?;
         check_shape(shape, size, memory.bytes)?;
         // SAFETY: C's promise, and the shape needs no more than the bytes there.
         let tensor = unsafe { ForeignTensor::new(kind, memory.device_id, float, shape, memory.data) };
         out.put_new(dbcache_tensor::new(engine.engine.import(&tensor)?));
         Ok(())
     })
+}
+
+/// Providers read numbers where any of theirs could lie.
+fn check_place(data: *const c_void) -> Outcome<()> {
+    if data.is_null() {
+        return Err(Failure::argument("memory", "has data that is NULL"));
+    }
+    match data.addr() % 4 {
+        0 => Ok(()),
+        beyond => {
+            let problem = format!("has data that lies {beyond} bytes beyond a multiple of 4; align it");
+            Err(Failure::argument("memory", &problem))
+        }
+    }
 }
 
 /// The extents of a tensor and how many there are.

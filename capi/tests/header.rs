@@ -19,7 +19,8 @@ const PREFACE: &str = "\
  *
  * Conventions, everywhere:
  * - A call that can fail returns NULL on success, else an error that the caller frees with dbcache_error_free.
- * - Outputs are written on success only. NULL for an argument is an error unless its comment allows it.
+ * - Outputs are written on success only, but for the length of a text whose buffer is too small. NULL for an argument is an
+ *   error unless its comment allows it.
  * - The first argument is the object; inputs come before outputs. Texts are UTF-8 and end with a zero.
  * - Each object is freed with the function of its type, which takes NULL; nothing is ever freed with free().
  * - Numbers of constants are never reused. Options have names, so that new ones change nothing here.

@@ -129,9 +129,12 @@ impl Denoiser {
     /// Decodes a host's final latents `[batch, tokens, features]`, and adds what happened.
     ///
     /// # Errors
-    /// `Input` for latents of another shape; `Runtime`.
+    /// `Input` for latents of another shape or numbers that are not finite; `Runtime`.
     pub fn output(&mut self, latents: &ArrayD<f32>) -> Result<Output> {
         self.request.check_shape(latents)?;
+        if let Some(number) = latents.iter().find(|number| !number.is_finite()) {
+            return Err(Error::input(format!("the latents hold {number}; they must be finite")).about("latents"));
+        }
         let start = std::time::Instant::now();
         let decoded = self.request.decode(latents)?;
         self.request.timings.decode_ms = elapsed_ms(start);

@@ -86,7 +86,10 @@ pub(crate) fn read(device: &Device, tensor: &ForeignTensor) -> Result<ArrayD<f32
     let misfit = || Error::input(format!("a tensor cannot have the shape {:?}", tensor.shape));
     let extents = extents.ok_or_else(misfit)?;
     if tensor.data.is_null() || !(tensor.data as usize).is_multiple_of(4) {
-        return Err(Error::input("the numbers of a tensor must lie at a multiple of 4 bytes, not at 0"));
+        return Err(Error::input(format!(
+            "the numbers of a tensor must lie at a multiple of 4 bytes, not at {:#x}",
+            tensor.data as usize
+        )));
     }
     let info = MemoryInfo::new(place, tensor.device_id, AllocatorType::Device, MemoryType::Default);
     let info = info.map_err(runtime_error)?;

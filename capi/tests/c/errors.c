@@ -1,6 +1,9 @@
-/* Every way a call can fail, and that outputs are written on success only.
+/* Every way a call can fail, and that outputs are written on success only, but for the length of a text.
  * errors ONNXRUNTIME TINY EMOJI VIDEO FOLDER */
 #include "check.h"
+
+/* Numbers, more than any machine has. */
+#define TOO_MANY ((size_t)1 << 50)
 
 #define NULLS(call, name) FAILS(call, DBCACHE_ERROR_ARGUMENT, name, "is NULL")
 
@@ -47,9 +50,11 @@ static void test_options(void) {
     memset(names, 'x', length);
     size_t untouched = 77;
     FAILS(dbcache_options_names(names, length - 1, &untouched), DBCACHE_ERROR_ARGUMENT, "capacity", "the text needs");
-    CHECK(names[0] == 'x' && untouched == 77);
+    CHECK(names[0] == 'x' && untouched == length);
+    untouched = 77;
     NULLS(dbcache_options_names(NULL, 5, &untouched), "buffer");
     NULLS(dbcache_options_names(names, length, NULL), "length");
+    CHECK(untouched == 77);
     free(names);
     dbcache_options_free(options);
 }
@@ -68,6 +73,10 @@ static void test_tensors(void) {
     FAILS(dbcache_tensor_new(DBCACHE_DTYPE_F32, shape, 17, numbers, 24, &tensor), DBCACHE_ERROR_ARGUMENT, "rank", "17");
     FAILS(dbcache_tensor_new(DBCACHE_DTYPE_F32, negative, 2, numbers, 24, &tensor), DBCACHE_ERROR_ARGUMENT, "shape", "-3");
     FAILS(dbcache_tensor_new(DBCACHE_DTYPE_F32, huge, 3, numbers, 24, &tensor), DBCACHE_ERROR_ARGUMENT, "bytes", "");
+    /* A wrong number is found out before anything is read or allocated by it. */
+    const int64_t endless[1] = {(int64_t)1 << 50};
+    FAILS(dbcache_tensor_new(DBCACHE_DTYPE_F32, shape, 2, numbers, TOO_MANY * 4, &tensor), DBCACHE_ERROR_ARGUMENT, "bytes", "does not fit");
+    FAILS(dbcache_tensor_new(DBCACHE_DTYPE_F32, endless, 1, numbers, TOO_MANY * 4, &tensor), DBCACHE_ERROR_ARGUMENT, "bytes", "more than there is memory");
     CHECK(tensor == untouched);
 
     OK(dbcache_tensor_new(DBCACHE_DTYPE_F32, shape, 2, numbers, sizeof numbers, &tensor));
@@ -157,6 +166,18 @@ static void test_plans(const char *directory) {
     CHECK(strstr(plan, "{\"version\":1") == plan && strstr(plan, "\"sessions\":") != NULL && strstr(plan, "\"engine_cache\":null") != NULL);
     CHECK(strstr(plan, "\"packed_weights\":0") != NULL && strstr(plan, "\"residuals\":") != NULL);
     free(plan);
+    /* A text that grows between the two calls: the second one tells how far, and the third one has it. */
+    size_t asked = 0, told = 0;
+    OK(dbcache_plan(directory, options, 12, NULL, 0, &asked));
+    OK(dbcache_options_set(options, "cache", "f1b1t2"));
+    plan = malloc(asked);
+    FAILS(dbcache_plan(directory, options, 12, plan, asked, &told), DBCACHE_ERROR_ARGUMENT, "capacity", "the text needs");
+    free(plan);
+    CHECK(told > asked);
+    plan = malloc(told);
+    OK(dbcache_plan(directory, options, 12, plan, told, &told));
+    CHECK(strlen(plan) + 1 == told);
+    free(plan);
     OK(dbcache_options_set(options, "cache", "f99"));
     FAILS(dbcache_plan(directory, options, 0, NULL, 0, &length), DBCACHE_ERROR_USAGE, "cache", "more than the model's");
     dbcache_options_free(options);
@@ -197,8 +218,13 @@ static void test_imports(const dbcache_engine *engine) {
     memory.stream = numbers;
     FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "no provider takes");
     memory.stream = NULL;
+    memory.device_id = 3;
+    FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "device_id 3; the host is device 0");
+    memory.device_id = 0;
     memory.data = NULL;
-    FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_INPUT, NULL, "not at 0");
+    FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "data that is NULL");
+    memory.data = (char *)halves + 1;
+    FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "1 bytes beyond a multiple of 4");
     struct {
         dbcache_memory known;
         uint64_t more;
@@ -393,6 +419,9 @@ static void test_denoisers(const dbcache_engine *engine) {
     NULLS(dbcache_denoiser_velocity(denoiser, both, 1, NULL, velocity, 1024), "latents");
     NULLS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, NULL, 1024), "velocity");
     FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, velocity, 9), DBCACHE_ERROR_ARGUMENT, "latents", "expected 1024");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, velocity, TOO_MANY), DBCACHE_ERROR_ARGUMENT, "latents", "expected 1024");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, numbers, 1024), DBCACHE_ERROR_ARGUMENT, "velocity", "overlaps `latents`");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, numbers + 1023, 1024), DBCACHE_ERROR_ARGUMENT, "velocity", "overlaps `latents`");
     FAILS(dbcache_denoiser_velocity(denoiser, 9, 1, numbers, velocity, 1024), DBCACHE_ERROR_ARGUMENT, "branch", "is 9");
     FAILS(dbcache_denoiser_velocity(denoiser, DBCACHE_BRANCH_COND, 1, numbers, velocity, 1024), DBCACHE_ERROR_USAGE, NULL, "expects both");
     FAILS(dbcache_denoiser_velocity(denoiser, both, -1, numbers, velocity, 1024), DBCACHE_ERROR_INPUT, NULL, "not negative");
@@ -401,6 +430,11 @@ static void test_denoisers(const dbcache_engine *engine) {
     NULLS(dbcache_denoiser_result(denoiser, NULL, 1024, &result), "latents");
     NULLS(dbcache_denoiser_result(denoiser, numbers, 1024, NULL), "out");
     FAILS(dbcache_denoiser_result(denoiser, numbers, 3, &result), DBCACHE_ERROR_ARGUMENT, "latents", "expected 1024");
+    FAILS(dbcache_denoiser_result(denoiser, numbers, TOO_MANY, &result), DBCACHE_ERROR_ARGUMENT, "latents", "expected 1024");
+    const float number = numbers[5];
+    numbers[5] = NAN;
+    FAILS(dbcache_denoiser_result(denoiser, numbers, 1024, &result), DBCACHE_ERROR_INPUT, "latents", "must be finite");
+    numbers[5] = number;
     NULLS(dbcache_denoiser_cancel(NULL), "denoiser");
     OK(dbcache_denoiser_cancel(denoiser));
     FAILS(dbcache_denoiser_velocity(denoiser, both, 0.5f, numbers, velocity, 1024), DBCACHE_ERROR_CANCELLED, NULL, "cancelled");

@@ -33,6 +33,19 @@ static dbcache::request tiny(const dbcache::engine &engine, const dbcache::optio
     return request;
 }
 
+// A text that is longer each time it is asked for, three times, is read whole.
+static void test_growing_text(const char *directory) {
+    int calls = 0;
+    const std::string plan = dbcache::detail::text([&](char *buffer, size_t capacity, size_t *length) {
+        static const char *const caches[] = {"none", "f1b1", "f1b1t2", "f1b1t2mc3"};
+        dbcache::options options;
+        options.set("cache", caches[calls < 3 ? calls : 3]);
+        calls++;
+        return dbcache_plan(directory, options.get(), 12, buffer, capacity, length);
+    });
+    CHECK(calls == 5 && plan.find("mc3") != std::string::npos && plan.back() == '}');
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 6);
     dbcache::load_runtime(argv[1]);
@@ -43,6 +56,7 @@ int main(int argc, char **argv) {
     options.set("steps", "4").set("cache", "f1b0w2r0.9").set("seed", "3");
     CHECK(dbcache::inspect(argv[2]).find("\"blocks\":12") != std::string::npos);
     CHECK(dbcache::plan(argv[2], options, 12).find("\"stages\"") != std::string::npos);
+    test_growing_text(argv[2]);
     int heard = 0;
     options.on_log(DBCACHE_LOG_INFO, [&](const dbcache_log &) { return ++heard > 0; });
     dbcache::options moved_options = std::move(options);
