@@ -135,8 +135,27 @@ fn a_limit_refuses_before_anything_is_allocated() {
     // Without a known text length it is that of the longest text.
     assert!(engine.cache_bytes(&cached, None).unwrap().total() > bytes);
     assert!(engine.cache_bytes(&cached, Some(513)).is_err_and(|error| error.kind() == ErrorKind::Input));
-    let none = RequestOptions { cache_memory: Some(0), ..options("none", 4, false) };
-    assert!(engine.request(&inputs(false, 1), &none).is_ok());
+    // What is known of a request refuses what the request refuses.
+    let asked = |limit| engine.cache_bytes(&RequestOptions { cache_memory: Some(limit), ..cached.clone() }, Some(TEXT));
+    assert_eq!(asked(bytes).unwrap().total(), bytes);
+    assert_eq!(asked(bytes - 1).unwrap_err().field(), Some("cache-memory"));
+}
+
+/// Nothing is kept, so that no limit could refuse it.
+#[test]
+fn a_limit_without_effect_is_refused() {
+    let engine = tiny();
+    let none = RequestOptions { cache_memory: Some(1 << 30), ..options("none", 4, false) };
+    let refused = [engine.request(&inputs(false, 1), &none).err(), engine.cache_bytes(&none, Some(TEXT)).err()];
+    for error in refused.map(Option::unwrap) {
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Usage, Some("cache-memory")));
+        let message = error.to_string();
+        assert!(message.contains("`none` keeps nothing; leave it out, or choose a --cache"), "{message}");
+    }
+    // Where all blocks always run nothing is reused; what is compared is kept all the same, and counts.
+    let idle = |limit| RequestOptions { cache_memory: Some(limit), ..options("f12b0w2", 4, false) };
+    assert!(engine.request(&inputs(false, 1), &idle(1 << 30)).is_ok());
+    assert!(engine.request(&inputs(false, 1), &idle(1)).is_err());
 }
 
 #[test]
@@ -165,6 +184,7 @@ fn the_command_predicts_and_limits() {
         run(arguments).code(code).stderr(words);
     }
     shell.lemon("--steps 2 --cache f1b0 --cache-memory 1K").code(2).stderr("allows 1024");
+    shell.lemon("--steps 2 --cache-memory 1M").code(2).stderr("--cache-memory has no effect: the cache `none` keeps");
     shell.lemon("--steps 2 --cache-memory 1T").code(2).stderr("such as 1048576, 512K");
     shell.lemon("--steps 2 --cache f1b0w1r0.9 --cache-memory 1M").code(0).stdout("memory   cache ");
     shell.run(&["inspect", "out.png", "--cache", "f1b0"]).code(2).stderr("have no effect on a picture");

@@ -39,28 +39,38 @@ pub(crate) fn of_options(
         if let Some(fixed) = text_extents(manifest).values().next() {
             return Err(Error::usage(format!(
                 "the text length has no effect: the engine's tokenizer reads {fixed} tokens; leave it out"
-            )));
+            ))
+            .about("text_length"));
         }
         given.extend(text_dimensions(manifest).into_iter().map(|dim| (dim, length)));
     }
+    options.cache_dtype.check(manifest, &options.cache)?;
     let extents = extents(manifest, &grid, guidance.rows(batch), given)?;
-    predict(manifest, ([plan, plain], options), (&shares, branches), &extents)
+    let bytes = predict(manifest, ([plan, plain], options), (&shares, branches), &extents)?;
+    within_limit(options, bytes)?;
+    Ok(bytes)
 }
 
-/// Refuses a policy that would keep more than `limit` bytes, on these transformers in so many branches.
+/// Refuses a policy that would keep more than the options allow, on these transformers in so many branches.
 ///
 /// # Errors
-/// `Usage`.
+/// `Usage`, also for a limit on a policy that keeps nothing.
 pub(super) fn check(
     manifest: &Manifest,
-    ([plan, plain], options): ([&Plan; 2], &RequestOptions),
+    (plans, options): ([&Plan; 2], &RequestOptions),
     of_run: (&[Share], usize),
     extents: &Extents,
-    limit: u64,
 ) -> Result<()> {
-    let cache = &options.cache;
-    let bytes = predict(manifest, ([plan, plain], options), of_run, extents)?;
-    if bytes.total() <= limit {
+    within_limit(options, predict(manifest, (plans, options), of_run, extents)?)
+}
+
+fn within_limit(options: &RequestOptions, bytes: CacheBytes) -> Result<()> {
+    let RequestOptions { cache, cache_memory: Some(limit), .. } = options else { return Ok(()) };
+    if bytes.total() == 0 {
+        let problem = format!("has no effect: the cache `{cache}` keeps nothing; leave it out, or choose a --cache");
+        return Err(Error::option("cache-memory", problem));
+    }
+    if bytes.total() <= *limit {
         return Ok(());
     }
     Err(Error::usage(format!(

@@ -77,10 +77,10 @@ pub(super) fn request(
         in_stages::of_request(manifest, options, lists).map_err(refuse)?;
     }
     let plain = engine.plan(&lists::cuts_of(manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?);
-    if let Some(limit) = options.cache_memory {
+    if options.cache_memory.is_some() {
         let given = given.iter().map(|(dim, (extent, _))| (dim.clone(), *extent)).collect();
         let extents = memory::extents(manifest, &grid, rows, given)?;
-        memory::check(manifest, ([&engine.plan(&cuts), &plain], options), (&shares, n_branches), &extents, limit)?;
+        memory::check(manifest, ([&engine.plan(&cuts), &plain], options), (&shares, n_branches), &extents)?;
     }
     let plans = engine.load_plans(&cuts, &options.cancel)?;
     let of_provider = engine.provider_warnings().map(Warning::Provider);

@@ -87,7 +87,7 @@ pub struct RequestOptions {
     /// Seed of the first picture; picture k of a batch has the seed `seed + k`.
     pub seed: u64,
     /// Most bytes that the policy may keep on the device: a request that would keep more is refused before anything is
-    /// allocated. Default: no limit.
+    /// allocated, and so is a limit on a policy that keeps nothing. Default: no limit.
     pub cache_memory: Option<u64>,
     /// Stops the generation from another thread.
     pub cancel: CancelToken,

@@ -178,6 +178,10 @@ static void test_plans(const char *directory) {
     OK(dbcache_plan(directory, options, 12, plan, told, &told));
     CHECK(strlen(plan) + 1 == told);
     free(plan);
+    OK(dbcache_options_set(options, "cache-memory", "1K"));
+    FAILS(dbcache_plan(directory, options, 12, NULL, 0, &length), DBCACHE_ERROR_USAGE, "cache-memory", "allows 1024");
+    OK(dbcache_options_set(options, "cache", "none"));
+    FAILS(dbcache_plan(directory, options, 12, NULL, 0, &length), DBCACHE_ERROR_USAGE, "cache-memory", "keeps nothing");
     OK(dbcache_options_set(options, "cache", "f99"));
     FAILS(dbcache_plan(directory, options, 0, NULL, 0, &length), DBCACHE_ERROR_USAGE, "cache", "more than the model's");
     dbcache_options_free(options);
