@@ -44,7 +44,7 @@ use crate::runtime::items::{Gather, Items};
 use crate::runtime::library::{self, LibraryInfo, Work};
 use crate::runtime::measure::{Measure, Over, StreamType};
 use crate::runtime::ops::Arithmetic;
-use crate::runtime::provider::{ProviderKind, ProviderSpec};
+use crate::runtime::provider::{ProviderKind, ProviderSpec, Role};
 use crate::runtime::session::{Session, WeightsMode};
 use crate::runtime::sums::Sums;
 use crate::trace::CacheBytes;
@@ -113,7 +113,7 @@ impl Engine {
             for stages in &stages {
                 stages.load(&directory, (device, &loader), &cuts, &options.cancel)?;
             }
-            let sessions = loader.sessions(device, &graphs, &options.cancel)?;
+            let sessions = loader.sessions(device, (Role::Model, &graphs), &options.cancel)?;
             Ok((loader, stages, sessions))
         };
         let (device, (loader, stages, sessions), refused) =
@@ -251,7 +251,8 @@ impl Loaded {
         let damaged = self.loader.counts().unwrap_or_default().damaged.into_iter();
         let damaged = damaged.map(|engine| format!("a compiled engine was damaged, and was compiled again: {engine}"));
         let fallbacks = self.device.fallbacks().into_iter().map(|graph| format!("not on the provider: {graph}"));
-        self.refused.clone().into_iter().chain(fallbacks).chain(damaged)
+        let unrecorded = self.device.unrecorded().into_iter().map(|stage| format!("not captured: {stage}"));
+        self.refused.clone().into_iter().chain(fallbacks).chain(unrecorded).chain(damaged)
     }
 
     /// What is kept of streams of one kind, in the dtype `kept`; loaded once.
@@ -326,12 +327,13 @@ fn check_provider(options: &EngineOptions) -> Result<()> {
         return Err(Error::usage("--allow-fallback has no effect: the provider `cpu` runs everything; leave it out"));
     }
     let compiles = options.provider.iter().any(|spec| spec.kind().compiles());
+    let captures = options.provider.iter().any(|spec| spec.captures().is_some());
     let compiled = [
-        ("engine-cache", options.engine_cache != EngineCache::User),
-        ("require-built", options.require_built),
-        ("profile", options.profile.is_some()),
+        ("engine-cache", options.engine_cache != EngineCache::User && !compiles),
+        ("require-built", options.require_built && !compiles),
+        ("profile", options.profile.is_some() && !compiles && !captures),
     ];
-    if let Some((name, _)) = compiled.iter().find(|(_, is_given)| *is_given && !compiles) {
+    if let Some((name, _)) = compiled.iter().find(|(_, is_idle)| *is_idle) {
         let provider = &options.provider;
         return Err(Error::option(
             name,

@@ -20,7 +20,7 @@ use crate::{CacheDType, EngineCounts};
 
 /// The version of the JSON that [`Trace::to_json`] gives.
 ///
-/// Version 2 has `frames`, `fps`, `guidance_rescale`, `cfg_2`, `decode_tile` and, of each record, `expert` and `ran`; version 1 is still read.
+/// Version 2 has `frames`, `fps`, `guidance_rescale`, `cfg_2`, `decode_tile`, `captures` and, of each record, `expert` and `ran`; version 1 is still read.
 pub const TRACE_VERSION: u32 = 2;
 
 /// Wall time by part, in milliseconds.
@@ -88,6 +88,34 @@ impl fmt::Display for CacheBytes {
     }
 }
 
+/// Runs of a request's stages on a provider that records runs and replays them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CaptureCounts {
+    /// Runs that were recorded.
+    pub recorded: usize,
+    /// Runs that replayed a recording.
+    pub replayed: usize,
+    /// Runs that did neither: of stages that take from or give to the host, that overwrite what they read, or for which
+    /// there was no room.
+    pub plain: usize,
+}
+
+impl CaptureCounts {
+    /// The counts by their names.
+    pub fn to_json(&self) -> Value {
+        let Self { recorded, replayed, plain } = self;
+        json!({ "recorded": recorded, "replayed": replayed, "plain": plain })
+    }
+}
+
+/// Such as `4 recorded, 20 replayed, 2 plain`.
+impl fmt::Display for CaptureCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { recorded, replayed, plain } = self;
+        write!(f, "{recorded} recorded, {replayed} replayed, {plain} plain")
+    }
+}
+
 /// The full record of one generation.
 #[derive(Clone, Debug)]
 pub struct Trace {
@@ -137,6 +165,8 @@ pub struct Trace {
     pub provider: String,
     /// What became of the engines that the provider compiles, since the engine was loaded; none where it compiles none.
     pub engines: Option<EngineCounts>,
+    /// Runs of the stages that were recorded and replayed; none where the provider was not told to.
+    pub captures: Option<CaptureCounts>,
     /// Bytes of the tensors by the memory that they lay in, in ONNX Runtime's words: `Cpu`, `Cuda`, `WebGPU_Buf`.
     pub memory: BTreeMap<String, u64>,
     /// Bytes of tensors that the host read from a device while the steps ran: none where only sums come back.
@@ -316,6 +346,9 @@ impl fmt::Display for Summary<'_> {
         let sessions: usize = of_step.clone().map(|record| record.session_runs).sum();
         let steps = of_step.filter(|record| record.list.unwrap_or_default() == 0).count();
         writeln!(f, "sessions {:.1} runs a step", sessions as f64 / steps.max(1) as f64)?;
+        if let Some(captures) = &trace.captures {
+            writeln!(f, "captures {captures}")?;
+        }
         if let Some([p0, p25, p50, p75, p95, p100]) = trace.diff_percentiles() {
             let threshold = trace.threshold();
             write!(f, "diffs    P00 {p0:.4}  P25 {p25:.4}  P50 {p50:.4}  P75 {p75:.4}  P95 {p95:.4}  P100 {p100:.4}")?;

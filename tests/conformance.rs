@@ -127,6 +127,74 @@ fn arithmetic_in_the_stages_decides_as_the_cpu() {
     }
 }
 
+/// Runs of stages are recorded once and replayed: on other numbers, by later requests, under other policies in between.
+#[test]
+fn captured_runs_decide_as_others() {
+    let tested = provider().unwrap_or_default();
+    let spec = tested.iter().next().unwrap().clone();
+    let captures = |limit: &str| spec.clone().with("graph-captures", Some(limit));
+    if !matches!(spec.kind(), ProviderKind::WebGpu | ProviderKind::Cuda) {
+        let error = captures("32").unwrap_err();
+        assert!(error.to_string().contains("`graph-captures`"), "{error}");
+        return;
+    }
+    let engine = |limit: &str| {
+        let provider = captures(limit).unwrap().into();
+        let profile = Some("16,text=12".parse().unwrap());
+        load(EngineOptions { provider, profile, ..on_tested(ArithmeticChoice::Auto) }).unwrap()
+    };
+    let cpu = load(EngineOptions::default()).unwrap();
+    let all = engine("32");
+    let (one, guided) = (tiny_inputs(false), tiny_inputs(true));
+    let mut other = tiny_inputs(false);
+    other.tensors.values_mut().for_each(|tensor| *tensor *= 0.7);
+    let head_and_tail = options("f2b2w2r0.1");
+    let two_branches = RequestOptions { true_cfg: Some(2.0), ..options("f1b0w2r0.1") };
+    for (name, inputs, options, is_known) in [
+        ("first", &one, &head_and_tail, false),
+        ("again", &one, &head_and_tail, true),
+        ("other numbers", &other, &head_and_tail, true),
+        ("two branches", &guided, &two_branches, false),
+        ("two branches again", &guided, &two_branches, true),
+        // The other policy has divided the stages.
+        ("the first once more", &one, &head_and_tail, false),
+        ("and again", &other, &head_and_tail, true),
+    ] {
+        let (expected, found) = (run(&cpu, inputs, options), run(&all, inputs, options));
+        for branch in [Branch::Cond, Branch::Uncond] {
+            assert_eq!(found.trace.decisions(branch), expected.trace.decisions(branch), "{name}");
+        }
+        compare_diffs(name, &found.trace, &expected.trace);
+        let difference = relative_l1(&found.latents, &expected.latents);
+        assert!(difference < LATENT_RELATIVE_L1, "{name}: latents differ by {difference}");
+        let counts = found.trace.captures.unwrap();
+        assert!(
+            counts.replayed > counts.recorded && (counts.recorded == 0) == is_known,
+            "{name}: {counts}; {:?}",
+            found.trace.warnings
+        );
+        eprintln!("{name}: {} as on the CPU; runs {counts}", found.trace.decisions(Branch::Cond));
+    }
+    let told = |trace: &Trace, words: &str| trace.warnings.iter().any(|warning| warning.to_string().contains(words));
+    let (few, alone) = (engine("1"), run(&all, &one, &head_and_tail));
+    assert!(!told(&alone.trace, "allow more `graph-captures`"), "{:?}", alone.trace.warnings);
+    // Two requests at once have tensors of their own; one of them finds no room.
+    let both: Vec<Output> = std::thread::scope(|scope| {
+        let requests = [(); 2].map(|()| few.request(&one, &head_and_tail).unwrap());
+        let threads = requests.map(|request| scope.spawn(|| request.run(&mut ()).unwrap()));
+        threads.map(|thread| thread.join().unwrap()).into()
+    });
+    assert!(both.iter().any(|output| told(&output.trace, "allow more `graph-captures`")));
+    assert!(both.iter().any(|output| output.trace.captures.unwrap().replayed > 0));
+    for output in &both {
+        assert_eq!(output.trace.decisions(Branch::Cond), alone.trace.decisions(Branch::Cond));
+        assert!(relative_l1(&output.latents, &alone.latents) < LATENT_RELATIVE_L1);
+    }
+    // Graphs are fixed to the shapes of the profile.
+    let error = all.request(&one, &RequestOptions { size: Some((8, 8)), ..options("none") }).err().unwrap();
+    assert_eq!((error.kind(), error.field()), (ErrorKind::Input, Some("profile")), "{error}");
+}
+
 fn compare_diffs(name: &str, found: &Trace, expected: &Trace) {
     for (found, expected) in found.records.iter().zip(&expected.records) {
         for (found, expected) in found.diffs().zip(expected.diffs()) {

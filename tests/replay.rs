@@ -99,11 +99,25 @@ fn a_recording_of_another_run_is_refused() {
 }
 
 #[test]
+fn counts_of_captured_runs_are_read_and_told() {
+    let mut json = run(&engine(), "f1b0w2r0.9sl1".parse().unwrap(), false).trace.to_json();
+    assert_eq!(json["captures"], Value::Null);
+    json["captures"] = json!({ "recorded": 2, "replayed": 9, "plain": 1 });
+    let trace = Trace::from_json(&json).unwrap();
+    assert_eq!(trace.to_json(), json);
+    let summary = trace.summary().to_string();
+    assert!(summary.contains("captures 2 recorded, 9 replayed, 1 plain\n"), "{summary}");
+    json["captures"]["replayed"] = json!(-1);
+    let error = Trace::from_json(&json).unwrap_err().to_string();
+    assert!(error.contains("`captures.replayed`") || error.contains("`replayed`"), "{error}");
+}
+
+#[test]
 fn a_trace_of_the_first_version_is_read() {
     let trace = run(&engine(), "f1b0w2r0.9sl1".parse().unwrap(), false).trace.to_json();
     let mut old = trace.clone();
     old["version"] = json!(1);
-    for name in ["frames", "fps", "cfg_2", "guidance_rescale", "decode_tile"] {
+    for name in ["frames", "fps", "cfg_2", "guidance_rescale", "decode_tile", "captures"] {
         assert!(old.as_object_mut().unwrap().shift_remove(name).is_some(), "{name}");
     }
     for record in old["records"].as_array_mut().unwrap() {

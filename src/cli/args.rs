@@ -253,8 +253,8 @@ pub struct LoadArgs {
     /// Compile nothing: an engine that is missing is an error, which names the command that compiles it
     #[arg(long)]
     require_built: bool,
-    /// For which sizes and dimensions engines are compiled: 512..1024,batch=1..2 [default: any; for tensorrt the engine's
-    /// size and a batch of 1]
+    /// For which sizes and dimensions engines are compiled, or graphs are fixed where runs are captured:
+    /// 512..1024,batch=1..2 [default: any; for tensorrt the engine's size and a batch of 1]
     #[arg(long, value_name = "RANGES")]
     profile: Option<Profile>,
     /// Compare the content hash of all weights before anything runs

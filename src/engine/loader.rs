@@ -66,8 +66,10 @@ pub(crate) struct Loader {
     weights: WeightsMode,
     /// Where the provider compiles.
     compiler: Option<Compiler>,
-    /// The shapes that were compiled; none for any.
+    /// The shapes that graphs are compiled for, or fixed to; none for any.
     extremes: Option<Extremes>,
+    /// Dimensions of one extent, which stages are fixed to so that their runs can be captured.
+    fixed: Vec<(String, u64)>,
     /// The engine directory, and the SHA-256 of its manifest.
     directory: (PathBuf, String),
     /// The command that compiles what is missing.
@@ -92,9 +94,14 @@ impl Loader {
             let store = options.engine_cache.folder()?.map(EngineStore::open).transpose()?;
             let profiles = extremes.clone().unwrap_or_default();
             compiler = Some(Compiler::new(device, store, profiles, !options.require_built)?);
+        } else if let Some(profile) = &options.profile {
+            extremes = Some(profile.resolve(&directory.manifest)?);
         }
+        let is_fixed = |(name, [least, _, most]): (&String, &[u64; 3])| (least == most).then(|| (name.clone(), *least));
+        let fixed = extremes.iter().filter(|_| compiler.is_none()).flatten().filter_map(is_fixed).collect();
         let remedy = build::command(&directory.path, options);
-        Ok(Self { weights, compiler, extremes, directory: (directory.path.clone(), directory.hash.clone()), remedy })
+        let directory = (directory.path.clone(), directory.hash.clone());
+        Ok(Self { weights, compiler, extremes, fixed, directory, remedy })
     }
 
     /// What became of the engines; none where the provider does not compile.
@@ -112,32 +119,41 @@ impl Loader {
     /// # Errors
     /// `Input` with the command that compiles others.
     pub(crate) fn check_extents(&self, extents: &Extents) -> Result<()> {
-        self.extremes.as_ref().map_or(Ok(()), |extremes| check(extremes, extents, &self.remedy))
+        let Some(extremes) = &self.extremes else { return Ok(()) };
+        let remedy = match self.compiler {
+            Some(_) => format!(
+                "compile others with `{}` and a --profile that holds it, and give the same --profile here",
+                self.remedy
+            ),
+            None => "load the engine with a --profile that holds it, or without one".to_owned(),
+        };
+        check(extremes, extents, &remedy)
     }
 
     /// What is to be compiled for these graphs; nothing where the provider does not compile.
-    pub(super) fn jobs<'g>(&self, device: &Device, graphs: &[&'g Graph]) -> Result<Vec<Job<'g>>> {
+    pub(super) fn jobs<'g>(&'g self, device: &Device, graphs: &[&'g Graph]) -> Result<Vec<Job<'g>>> {
         let Some(compiler) = &self.compiler else { return Ok(Vec::new()) };
         let mut with_shapes = Vec::new();
         for graph in graphs {
             let shapes = self.extremes.as_ref().map(|extremes| shapes(graph, extremes)).transpose()?;
-            with_shapes.push((*graph, self.source(graph), shapes.map(Vec::into_boxed_slice)));
+            with_shapes.push((*graph, self.source(Role::Model, graph), shapes.map(Vec::into_boxed_slice)));
         }
         compiler.jobs(device, &with_shapes)
     }
 
-    fn source<'g>(&self, graph: &'g Graph) -> Source<'g> {
+    fn source<'g>(&'g self, role: Role, graph: &'g Graph) -> Source<'g> {
         Source {
             name: &graph.file,
             model: &graph.bytes,
             folder: graph.weights_folder.as_deref(),
             weights: self.weights,
             casts_weights: graph.casts_weights,
-            role: Role::Model,
+            fixed: if role == Role::Stage { &self.fixed } else { &[] },
+            role,
         }
     }
 
-    /// A session for each graph.
+    /// A session for each graph: stages of the model, or other parts of it.
     ///
     /// # Errors
     /// `Runtime`, `Provider`; `Cancelled` between two sessions; `NotBuilt` where an engine is missing and none may be
@@ -145,11 +161,11 @@ impl Loader {
     pub(crate) fn sessions(
         &self,
         device: &Device,
-        graphs: &[&Graph],
+        (role, graphs): (Role, &[&Graph]),
         cancel: &CancelToken,
     ) -> Result<Vec<Arc<Session>>> {
         let Some(compiler) = &self.compiler else {
-            return in_parallel(graphs.len(), cancel, |index| Session::load(device, &self.source(graphs[index])));
+            return in_parallel(graphs.len(), cancel, |index| Session::load(device, &self.source(role, graphs[index])));
         };
         self.check_built(device, graphs)?;
         let jobs = self.jobs(device, graphs)?;

@@ -36,7 +36,8 @@ pub struct EngineOptions {
     pub engine_cache: EngineCache,
     /// Compile nothing: an engine that is not in the cache is an error, which names the command that compiles it.
     pub require_built: bool,
-    /// The shapes for which engines are compiled. Default: any, where the provider has engines for any; else the default size
+    /// The shapes for which engines are compiled; with a provider's `graph-captures`, those that stages are fixed to where a
+    /// dimension has one extent. Default: any, where the provider has engines for any; else the default size
     /// and a batch of 1.
     pub profile: Option<Profile>,
     /// The folder of the weights, instead of those that the manifest names.

@@ -15,6 +15,7 @@ use crate::model::graph::output_port;
 use crate::model::manifest::{Axis, Extents};
 use crate::plan::Stage;
 use crate::runtime::ops::Op;
+use crate::runtime::provider::Role;
 use crate::runtime::tensor::{BufferId, Buffers, Place};
 
 /// A part of the transformer.
@@ -60,7 +61,8 @@ impl Engine {
         }
         let stage = Stage { embed, blocks, last, arithmetic: Vec::new() };
         let StageGraph { graph, inputs, outputs } = StageGraph::new(&loaded.directory, expert, &stage)?;
-        let sessions = loaded.loader.sessions(&loaded.device, &[graph.as_ref()], &CancelToken::default())?;
+        let sessions =
+            loaded.loader.sessions(&loaded.device, (Role::Model, &[graph.as_ref()]), &CancelToken::default())?;
         let session = sessions.first().ok_or_else(|| Error::internal("a stage without a session"))?;
 
         let mut buffers = Buffers::new(&loaded.device, Place::Device)?;

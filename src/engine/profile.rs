@@ -158,8 +158,7 @@ fn number(text: &str) -> Option<u64> {
     text.parse().ok().filter(|number| is_number && *number > 0)
 }
 
-/// Refuses extents for which the engines were not compiled. `remedy` is the command that compiles others, without its
-/// profile.
+/// Refuses extents for which the engines are not made. `remedy` says how to have others.
 ///
 /// # Errors
 /// `Input`.
@@ -168,8 +167,7 @@ pub(crate) fn check(extremes: &Extremes, extents: &Extents, remedy: &str) -> Res
         let Some(extent) = extents.get(name).filter(|extent| !(least..=most).contains(extent)) else { continue };
         let range = if least == most { least.to_string() } else { format!("{least} to {most}") };
         return Err(Error::input(format!(
-            "dimension `{name}` would be {extent}, but the engines are compiled for {range}; compile others with \
-             `{remedy}` and a --profile that holds it, and give the same --profile here"
+            "dimension `{name}` would be {extent}, but the engines are made for {range}; {remedy}"
         ))
         .about("profile"));
     }
@@ -313,8 +311,8 @@ mod tests {
         check(&extremes, &extents(16, 12), "").unwrap();
         check(&extremes, &extents(256, 12), "").unwrap();
         for (image, text, words) in [
-            (8, 12, "dimension `image` would be 8, but the engines are compiled for 16 to 256"),
-            (64, 13, "dimension `text` would be 13, but the engines are compiled for 12; compile others with `dbcache"),
+            (8, 12, "dimension `image` would be 8, but the engines are made for 16 to 256"),
+            (64, 13, "dimension `text` would be 13, but the engines are made for 12; dbcache-trt build"),
         ] {
             let error = check(&extremes, &extents(image, text), "dbcache-trt build").unwrap_err();
             assert!(error.to_string().contains(words), "{error}");

@@ -20,6 +20,7 @@ use crate::model::manifest::GraphSpec;
 use crate::plan::{Cuts, GraphSize, Limits, Plan, Sizes, Stage, StagesChoice};
 use crate::runtime::device::Device;
 use crate::runtime::heap;
+use crate::runtime::provider::Role;
 use crate::runtime::session::Session;
 
 /// What happens when a request's policy needs cuts that no loaded plan has.
@@ -162,7 +163,7 @@ impl Stages {
         let graphs =
             missing.iter().map(|stage| StageGraph::new(directory, self.expert, stage)).collect::<Result<Vec<_>>>()?;
         let borrowed: Vec<&Graph> = graphs.iter().map(|stage| stage.graph.as_ref()).collect();
-        let sessions = loader.sessions(device, &borrowed, cancel)?;
+        let sessions = loader.sessions(device, (Role::Stage, &borrowed), cancel)?;
         tracing::info!(loaded = missing.len(), of = plan.stages().len(), "stages loaded");
         let fresh = missing.iter().zip(graphs).zip(sessions).map(|((stage, graph), session)| {
             let StageGraph { inputs, outputs, .. } = graph;

@@ -128,8 +128,8 @@ impl Streams {
 }
 
 impl Bound {
-    fn run(&self) -> Result<()> {
-        self.ways[self.used.load(Ordering::Relaxed)].run()
+    fn used(&self) -> &Op {
+        &self.ways[self.used.load(Ordering::Relaxed)]
     }
 }
 
@@ -202,35 +202,35 @@ impl Chain {
     ///
     /// # Errors
     /// `Runtime`.
-    pub(crate) fn embed(&self) -> Result<()> {
-        self.run_end(0, |stage| stage.embed)
+    pub(crate) fn embed(&self, buffers: &mut Buffers) -> Result<()> {
+        self.run_end(0, |stage| stage.embed, buffers)
     }
 
     /// Runs the final graph, where it is a stage of its own.
     ///
     /// # Errors
     /// `Runtime`.
-    pub(crate) fn last(&self) -> Result<()> {
-        self.run_end(self.plan.stages.len() - 1, |stage| stage.last)
+    pub(crate) fn last(&self, buffers: &mut Buffers) -> Result<()> {
+        self.run_end(self.plan.stages.len() - 1, |stage| stage.last, buffers)
     }
 
-    fn run_end(&self, index: usize, is_end: fn(&Stage) -> bool) -> Result<()> {
+    fn run_end(&self, index: usize, is_end: fn(&Stage) -> bool, buffers: &mut Buffers) -> Result<()> {
         let stage = &self.plan.stages[index].stage;
-        if is_end(stage) && stage.blocks.is_empty() { self.run_stage(index) } else { Ok(()) }
+        if is_end(stage) && stage.blocks.is_empty() { self.run_stage(index, buffers) } else { Ok(()) }
     }
 
-    fn run_stage(&self, index: usize) -> Result<()> {
-        self.stages[index - self.first].run()
+    fn run_stage(&self, index: usize, buffers: &mut Buffers) -> Result<()> {
+        self.stages[index - self.first].used().run_stage(buffers)
     }
 
     /// Runs a range of blocks, stage by stage, with the ends that are part of their stages.
     ///
     /// # Errors
     /// `Cancelled` between two stages, `Runtime`.
-    pub(crate) fn run(&self, blocks: Range<usize>, cancel: &CancelToken) -> Result<()> {
+    pub(crate) fn run(&self, blocks: Range<usize>, cancel: &CancelToken, buffers: &mut Buffers) -> Result<()> {
         for stage in self.plan.cover(&blocks)? {
             cancel.check()?;
-            self.run_stage(stage)?;
+            self.run_stage(stage, buffers)?;
         }
         Ok(())
     }
@@ -247,7 +247,7 @@ impl Chain {
         buffers: &Buffers,
     ) -> Result<Option<NotFinite>> {
         for (loaded, bound) in self.plan.stages[self.first..].iter().zip(&self.stages) {
-            bound.run()?;
+            bound.used().run()?;
             let stage = &loaded.stage;
             let streams = manifest.streams.iter().zip(self.at_cut(stage.blocks.end)).filter(|_| !stage.last);
             for (tensor, id) in streams.chain(others.iter().filter(|(tensor, _)| loaded.outputs.contains(tensor))) {

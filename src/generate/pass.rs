@@ -70,7 +70,7 @@ pub(super) fn run_list(
     for part in &list.parts {
         let (block, unit) = match part {
             Part::Run(blocks) => {
-                chain.run(blocks.clone(), cancel)?;
+                chain.run(blocks.clone(), cancel, buffers)?;
                 record.add_run(blocks.clone());
                 timings.blocks_ms += clock.lap();
                 continue;
@@ -86,7 +86,7 @@ pub(super) fn run_list(
                     unit.keep_compared(chain, buffers)?;
                 }
                 timings.cache_ms += clock.lap();
-                chain.run(unit.blocks.clone(), cancel)?;
+                chain.run(unit.blocks.clone(), cancel, buffers)?;
                 record.add_run(unit.blocks.clone());
                 timings.blocks_ms += clock.lap();
                 if keeps {

@@ -276,10 +276,13 @@ impl Request {
             tensor_bytes: self.tensor_bytes(),
             provider: self.engine.device.spec().to_string(),
             engines: self.engine.loader.counts(),
+            captures: self.engine.device.spec().captures().map(|_| self.buffers.captures()),
             memory: self.memory(),
             read_bytes: self.read_bytes.unwrap_or_else(|| self.buffers.read_bytes()),
             warnings: self.warnings.clone(),
         };
+        let refused = self.buffers.refused_captures().map(|stage| format!("not captured: {stage}"));
+        trace.warnings.extend(refused.map(Warning::Provider));
         trace.judge();
         trace.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         trace
@@ -394,7 +397,7 @@ impl Request {
         let mut runs = buffers.session_runs();
 
         pass.cancel.check()?;
-        chain.embed()?;
+        chain.embed(buffers)?;
         timings.embed_ms += clock.lap();
         let mut records: Vec<StepRecord> = Vec::new();
         let mut samples = samples.iter_mut();
@@ -418,7 +421,7 @@ impl Request {
             runs = buffers.session_runs();
             records.append(&mut decided);
         }
-        chain.last()?;
+        chain.last(buffers)?;
         if let Some(number) = buffers.first_not_finite(*prediction)? {
             return Err(numeric::prediction(number));
         }

@@ -166,7 +166,7 @@ impl Samples {
         buffers.write_ids(self.places, &places)?;
         buffers.write_ids(part.items, &items.iter().map(|item| *item as i64).collect::<Vec<_>>())?;
         part.gather.iter().try_for_each(Op::run)?;
-        part.chain.run(unit.blocks.clone(), cancel)?;
+        part.chain.run(unit.blocks.clone(), cancel, buffers)?;
         join.iter().try_for_each(Op::run)
     }
 }
@@ -263,7 +263,7 @@ pub(super) fn run_list(
     for part in &list.parts {
         let unit = match part {
             Part::Run(blocks) => {
-                chain.run(blocks.clone(), cancel)?;
+                chain.run(blocks.clone(), cancel, buffers)?;
                 ran.push((blocks.clone(), true));
                 timings.blocks_ms += clock.lap();
                 continue;
@@ -285,7 +285,7 @@ pub(super) fn run_list(
         match items.len() {
             0 => unit.apply(at.step, chain, buffers)?,
             all if all == samples.batch => {
-                chain.run(unit.blocks.clone(), cancel)?;
+                chain.run(unit.blocks.clone(), cancel, buffers)?;
                 timings.blocks_ms += clock.lap();
             }
             // With the moves of their rows, which are small beside the blocks.

@@ -12,6 +12,7 @@ use super::provider::assignment::{RECORD, strays};
 use super::provider::compile::Extra;
 use super::provider::{Provider, ProviderKind, ProviderSpec, Providers, Role};
 use super::session::{Source, runtime_error};
+use super::shelf::Shelf;
 use super::transfer::Transfer;
 use crate::error::{At, Error, ErrorKind, Result};
 use crate::model::manifest::DType;
@@ -21,9 +22,13 @@ pub(crate) struct Device {
     pub(crate) library: Arc<Loaded>,
     provider: Provider,
     memory: Memory,
+    /// Tensors of ended requests, where runs are recorded. Before the sessions that allocated them: it is dropped first.
+    shelf: Shelf,
     transfer: Transfer,
     allows_fallback: bool,
     fallbacks: Mutex<Vec<String>>,
+    /// Stages whose runs are not recorded although that was asked for.
+    unrecorded: Mutex<Vec<String>>,
 }
 
 impl Device {
@@ -32,8 +37,9 @@ impl Device {
     pub(crate) fn open(library: &Arc<Loaded>, spec: &ProviderSpec, allows_fallback: bool) -> Result<Arc<Self>> {
         let provider = Provider::open(library, spec, allows_fallback)?;
         let memory = provider.memory(library)?;
-        let (transfer, fallbacks) = Default::default();
-        Ok(Arc::new(Self { library: Arc::clone(library), provider, memory, transfer, allows_fallback, fallbacks }))
+        let (shelf, transfer, fallbacks, unrecorded) = Default::default();
+        let library = Arc::clone(library);
+        Ok(Arc::new(Self { library, provider, memory, shelf, transfer, allows_fallback, fallbacks, unrecorded }))
     }
 
     /// The first of several providers on which `load` succeeds, with what it gave, and why not on those before it.
@@ -68,9 +74,34 @@ impl Device {
     }
 
     /// Whether only one thread at a time may use the provider. The WebGPU plugin crashes otherwise (0.4.0): its sessions share
-    /// one device.
+    /// one device. And what other threads launch while a run is recorded would be recorded with it.
     pub(super) fn takes_turns(&self) -> bool {
-        self.spec().kind() == ProviderKind::WebGpu
+        self.spec().kind() == ProviderKind::WebGpu || self.spec().captures().is_some()
+    }
+
+    /// How many runs a session of this role records at most; none where it records none.
+    pub(super) fn captures(&self, role: Role) -> Option<usize> {
+        self.spec().captures().filter(|_| role == Role::Stage)
+    }
+
+    /// Where tensors wait for the next request; none where nothing is recorded on them.
+    pub(super) fn shelf(&self) -> Option<&Shelf> {
+        self.spec().captures().map(|_| &self.shelf)
+    }
+
+    /// Whether a session was refused because its runs cannot be recorded. Noted, since it is then loaded without.
+    pub(super) fn refuses_capture(&self, source: &Source<'_>, error: &Error) -> bool {
+        let text = error.to_string();
+        let refuses = self.captures(source.role).is_some() && text.contains("graph capture");
+        if refuses {
+            self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{}: {text}", source.name));
+        }
+        refuses
+    }
+
+    /// Stages whose runs are not recorded although that was asked for, and why.
+    pub(crate) fn unrecorded(&self) -> Vec<String> {
+        self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What engines of this provider depend on, beside their graphs.

@@ -1,5 +1,6 @@
 //! ONNX Runtime, and nothing that decides.
 
+mod capture;
 pub(crate) mod compiler;
 #[cfg(feature = "cuda")]
 #[expect(unsafe_code, reason = "CUDA's functions are found in a library by their names")]
@@ -22,6 +23,7 @@ pub(crate) mod ops;
 pub(crate) mod provider;
 #[expect(unsafe_code, reason = "binding an input again is only to be had through a raw call")]
 pub(crate) mod session;
+mod shelf;
 pub(crate) mod sums;
 pub(crate) mod tensor;
 mod transfer;

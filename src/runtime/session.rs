@@ -2,18 +2,19 @@
 
 use std::ffi::{CStr, CString};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ort::AsPointer;
 use ort::memory::{Allocator, MemoryInfo};
 use ort::session::builder::SessionBuilder;
 
+use super::capture::{Capture, Captures, State};
 use super::device::Device;
 use super::provider::Role;
 use super::provider::compile::Extra;
-use super::tensor::{BufferId, Buffers};
-use crate::error::{Error, ErrorKind, Result};
+use super::tensor::{BufferId, Buffers, Runs};
+use crate::error::{At, Error, ErrorKind, Result};
 
 /// Where the weights live once a graph is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub(crate) struct Source<'g> {
     pub weights: WeightsMode,
     /// Whether nodes convert parameters.
     pub casts_weights: bool,
+    /// Dimensions of which the extent is known.
+    pub fixed: &'g [(String, u64)],
     pub role: Role,
 }
 
@@ -47,17 +50,30 @@ pub(crate) struct Session {
     name: String,
     /// Whether its provider is only used by one thread at a time.
     takes_turns: bool,
+    /// Where runs are recorded.
+    captures: Option<Captures>,
     session: Mutex<ort::session::Session>,
 }
 
 /// Which buffers a session reads and writes. Made once, used at each step.
 pub(crate) struct Binding {
     binding: ort::session::IoBinding,
+    outputs: Vec<BufferId>,
     /// Inputs in other memory than the session reads from: ONNX Runtime copies them when they are bound, so they are bound
     /// again for each run.
     copied: Vec<CopiedInput>,
+    /// How it is recorded, where runs are.
+    capture: Option<Capture>,
     /// Counts the runs of the request whose buffers these are.
-    runs: Arc<AtomicUsize>,
+    runs: Arc<Runs>,
+}
+
+impl Binding {
+    /// Whether the next run would replay a recording that is not trusted yet.
+    pub(super) fn untrusted(&self) -> Option<(&Capture, &[BufferId])> {
+        let capture = self.capture.as_ref().filter(|capture| capture.state() == State::Recorded)?;
+        Some((capture, &self.outputs))
+    }
 }
 
 struct CopiedInput {
@@ -83,13 +99,28 @@ impl Session {
     /// # Errors
     /// As [`load`](Self::load).
     pub(super) fn load_with(device: &Device, source: &Source<'_>, extra: &Extra) -> Result<Self> {
+        let load = |source: &Source<'_>| {
+            let builder = device.builder(source.role, extra)?;
+            let mut builder = configure(builder, source, device.is_foreign(source.role)).map_err(runtime_error)?;
+            builder.commit_from_memory(source.model).map_err(runtime_error)
+        };
         let _turn = turn(device.takes_turns());
-        let builder = device.builder(source.role, extra).map_err(|error| error.at(source.name))?;
-        let fail = |error: ort::Error| runtime_error(error).at(source.name);
-        let mut builder = configure(builder, source, device.is_foreign(source.role)).map_err(fail)?;
-        let session = builder.commit_from_memory(source.model).map_err(fail)?;
+        let mut source = *source;
+        let mut loaded = load(&source);
+        if let Err(error) = &loaded
+            && device.refuses_capture(&source, error)
+        {
+            source.role = Role::Model;
+            loaded = load(&source);
+        }
+        Self::new(device, &source, loaded.at(source.name)?)
+    }
+
+    fn new(device: &Device, source: &Source<'_>, session: ort::session::Session) -> Result<Self> {
         device.check(&session, source)?;
-        Ok(Self { name: source.name.to_owned(), takes_turns: device.takes_turns(), session: Mutex::new(session) })
+        let captures = device.captures(source.role).map(Captures::new);
+        let (name, takes_turns) = (source.name.to_owned(), device.takes_turns());
+        Ok(Self { name, takes_turns, captures, session: Mutex::new(session) })
     }
 
     /// Loads what a provider has compiled of a source: a model that refers to files beside it.
@@ -99,8 +130,7 @@ impl Session {
     pub(super) fn load_engine(device: &Device, source: &Source<'_>, model: &Path) -> Result<Self> {
         let mut builder = device.builder(source.role, &Extra::default()).map_err(|error| error.at(source.name))?;
         let session = builder.commit_from_file(model).map_err(|error| runtime_error(error).at(source.name))?;
-        device.check(&session, source)?;
-        Ok(Self { name: source.name.to_owned(), takes_turns: device.takes_turns(), session: Mutex::new(session) })
+        Self::new(device, source, session)
     }
 
     /// Binds buffers to ports by name. A buffer may be bound to several sessions and, for element-wise graphs, to an
@@ -130,11 +160,33 @@ impl Session {
         for (port, id) in outputs {
             binding.bind_output(port.as_ref(), buffers.value_mut(*id)).map_err(fail)?;
         }
-        Ok(Binding { binding, copied, runs: buffers.run_counter() })
+        let written: Vec<BufferId> = outputs.iter().map(|(_, id)| *id).collect();
+        let capture = match &self.captures {
+            Some(captures) => {
+                let inputs: Vec<BufferId> = inputs.iter().map(|(_, id)| *id).collect();
+                let (capture, refused) = captures.of(buffers.recordable(&inputs, &written))?;
+                match refused {
+                    Some(why) => buffers.refuse_capture(format!("{}: {why}", self.name)),
+                    None => buffers.note_capture(),
+                }
+                Some(capture)
+            }
+            None => None,
+        };
+        Ok(Binding { binding, outputs: written, copied, capture, runs: buffers.run_counter() })
     }
 
     /// Runs once over bound buffers.
     pub(crate) fn run(&self, binding: &Binding) -> Result<()> {
+        self.run_as(binding, State::Refused)
+    }
+
+    /// The same, recorded or replayed if it can be.
+    pub(super) fn replay(&self, binding: &Binding) -> Result<()> {
+        self.run_as(binding, binding.capture.as_ref().map_or(State::Refused, Capture::state))
+    }
+
+    fn run_as(&self, binding: &Binding, state: State) -> Result<()> {
         let _turn = turn(self.takes_turns);
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let fail = |error| runtime_error(error).at(&self.name);
@@ -145,8 +197,30 @@ impl Session {
             // SAFETY: the status comes from ONNX Runtime and is used once.
             unsafe { ort::Error::result_from_status(status) }.map_err(fail)?;
         }
-        binding.runs.fetch_add(1, Ordering::Relaxed);
-        run_binding(&mut session, &binding.binding).map_err(fail)
+        binding.runs.all.fetch_add(1, Ordering::Relaxed);
+        let Some(capture) = &binding.capture else {
+            return run_binding(&mut session, &binding.binding, std::ptr::null()).map_err(fail);
+        };
+        let options = capture.options(state == State::Refused);
+        run_binding(&mut session, &binding.binding, options.ptr()).map_err(|error| match state {
+            State::New => fail(error).at("recording a run; leave out the provider's option `graph-captures`"),
+            _ => fail(error),
+        })?;
+        let runs = match state {
+            State::New => {
+                capture.settle(State::Recorded);
+                &binding.runs.recorded
+            }
+            State::Recorded | State::Trusted => &binding.runs.replayed,
+            State::Refused => &binding.runs.plain,
+        };
+        runs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// For errors.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Runs once over tensors that are bound for this run only.
@@ -161,7 +235,7 @@ impl Session {
         let mut binding = session.create_binding().map_err(fail)?;
         binding.bind_input(input.0, input.1).map_err(fail)?;
         binding.bind_output(output.0, output.1).map_err(fail)?;
-        run_binding(&mut session, &binding).map_err(fail)
+        run_binding(&mut session, &binding, std::ptr::null()).map_err(fail)
     }
 
     /// Allocates where the session's provider computes.
@@ -174,9 +248,13 @@ impl Session {
 
 /// Runs over bound tensors. `ort`'s own function makes a value of each output as well, which costs time, and panics where an
 /// output lies in memory that the session does not allocate itself.
-fn run_binding(session: &mut ort::session::Session, binding: &ort::session::IoBinding) -> ort::Result<()> {
-    // SAFETY: both are alive, and the session is ours alone; no options are the default ones.
-    let status = unsafe { (ort::api().RunWithBinding)(session.ptr().cast_mut(), std::ptr::null(), binding.ptr()) };
+fn run_binding(
+    session: &mut ort::session::Session,
+    binding: &ort::session::IoBinding,
+    options: *const ort::sys::OrtRunOptions,
+) -> ort::Result<()> {
+    // SAFETY: all are alive, and the session is ours alone; no options are the default ones.
+    let status = unsafe { (ort::api().RunWithBinding)(session.ptr().cast_mut(), options, binding.ptr()) };
     // SAFETY: the status comes from ONNX Runtime and is used once.
     unsafe { ort::Error::result_from_status(status) }
 }
@@ -220,6 +298,9 @@ fn configure(builder: SessionBuilder, source: &Source<'_>, is_foreign: bool) -> 
     let mut builder = builder;
     if let Some(folder) = source.folder {
         builder = builder.with_config_entry(EXTERNAL_FOLDER, folder.to_string_lossy())?;
+    }
+    for (dimension, extent) in source.fixed {
+        builder = builder.with_dimension_override(dimension, *extent as i64)?;
     }
     // Other providers take the weights as they need them.
     if is_foreign {

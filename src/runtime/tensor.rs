@@ -1,6 +1,6 @@
 //! Tensors that stay where the provider computes, and the arena in which one request keeps its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -10,9 +10,11 @@ use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType};
 use super::device::Device;
 use super::memory::Tensors;
 use super::session::{runtime_error, turn};
+use super::shelf::TensorId;
 use super::transfer::host_tensor;
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
+use crate::trace::CaptureCounts;
 
 /// Names a tensor of [`Buffers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,10 +41,25 @@ pub(crate) struct Buffers {
     /// Bytes that were copied from a device at the host's wish.
     read_bytes: AtomicU64,
     /// Counts the runs of sessions that are bound to these tensors.
-    runs: Arc<AtomicUsize>,
+    runs: Arc<Runs>,
+    /// Whether runs are recorded on these tensors.
+    is_recorded: bool,
+    /// Stages whose runs are not, and why.
+    refused: BTreeSet<String>,
+}
+
+/// Runs of sessions, counted.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    pub all: AtomicUsize,
+    /// Runs of stages that were recorded, that replayed a recording, and that did neither, where runs are recorded at all.
+    pub recorded: AtomicUsize,
+    pub replayed: AtomicUsize,
+    pub plain: AtomicUsize,
 }
 
 struct Buffer {
+    id: TensorId,
     value: DynTensor,
     dtype: DType,
     shape: Vec<i64>,
@@ -53,8 +70,9 @@ struct Buffer {
 impl Buffers {
     /// `kept` is where the tensors of the cache lie.
     pub(crate) fn new(device: &Arc<Device>, kept: Place) -> Result<Self> {
-        let (tensors, read_bytes, runs) = Default::default();
-        Ok(Self { tensors, kept, device: Arc::clone(device), of_device: device.tensors()?, read_bytes, runs })
+        let (tensors, read_bytes, runs, is_recorded, refused) = Default::default();
+        let (device, of_device) = (Arc::clone(device), device.tensors()?);
+        Ok(Self { tensors, kept, device, of_device, read_bytes, runs, is_recorded, refused })
     }
 
     /// Allocates a tensor filled with zeros, where the provider computes.
@@ -70,23 +88,32 @@ impl Buffers {
     /// Allocates a tensor filled with zeros.
     pub(crate) fn add_at(&mut self, place: Place, dtype: DType, shape: &[i64]) -> Result<BufferId> {
         let is_host = place == Place::Host || self.device.is_host();
-        let mut value = match place {
-            Place::Host => host_tensor(dtype, shape)?,
-            Place::Device => {
+        let kept = if is_host { None } else { self.device.shelf().and_then(|shelf| shelf.take(dtype, shape)) };
+        let (tensor, value) = match (kept, place) {
+            (Some(kept), _) => kept,
+            (None, Place::Host) => (TensorId::new(), host_tensor(dtype, shape)?),
+            (None, Place::Device) => {
                 let _turn = turn(self.device.takes_turns());
-                self.of_device.tensor(dtype, shape)?
+                (TensorId::new(), self.of_device.tensor(dtype, shape)?)
             }
         };
-        match (is_host, dtype) {
-            (false, _) => self.device.copy((dtype, shape.len()), &host_tensor(dtype, shape)?, &mut value)?,
-            (true, DType::F32) => slice_mut::<f32>(&mut value)?.fill(0.0),
-            (true, DType::F16) => slice_mut::<f16>(&mut value)?.fill(f16::ZERO),
-            (true, DType::Bf16) => slice_mut::<bf16>(&mut value)?.fill(bf16::ZERO),
-            (true, DType::I64) => slice_mut::<i64>(&mut value)?.fill(0),
-        }
         let id = BufferId(self.tensors.len());
-        self.tensors.push(Buffer { value, dtype, shape: shape.to_vec(), is_host });
+        self.tensors.push(Buffer { id: tensor, value, dtype, shape: shape.to_vec(), is_host });
+        self.clear(id)?;
         Ok(id)
+    }
+
+    /// Fills a tensor with zeros.
+    pub(super) fn clear(&mut self, id: BufferId) -> Result<()> {
+        let Buffer { value, dtype, shape, is_host, .. } = &mut self.tensors[id.0];
+        match (*is_host, *dtype) {
+            (false, _) => self.device.copy((*dtype, shape.len()), &host_tensor(*dtype, shape)?, value)?,
+            (true, DType::F32) => slice_mut::<f32>(value)?.fill(0.0),
+            (true, DType::F16) => slice_mut::<f16>(value)?.fill(f16::ZERO),
+            (true, DType::Bf16) => slice_mut::<bf16>(value)?.fill(bf16::ZERO),
+            (true, DType::I64) => slice_mut::<i64>(value)?.fill(0),
+        }
+        Ok(())
     }
 
     /// Bytes by the memory that they lie in, in ONNX Runtime's words.
@@ -106,11 +133,48 @@ impl Buffers {
 
     /// How often sessions that are bound to these tensors have run so far.
     pub(crate) fn session_runs(&self) -> usize {
-        self.runs.load(Ordering::Relaxed)
+        self.runs.all.load(Ordering::Relaxed)
     }
 
-    pub(super) fn run_counter(&self) -> Arc<AtomicUsize> {
+    /// How many runs of stages were recorded and replayed so far.
+    pub(crate) fn captures(&self) -> CaptureCounts {
+        let [recorded, replayed, plain] =
+            [&self.runs.recorded, &self.runs.replayed, &self.runs.plain].map(|counter| counter.load(Ordering::Relaxed));
+        CaptureCounts { recorded, replayed, plain }
+    }
+
+    pub(super) fn run_counter(&self) -> Arc<Runs> {
         Arc::clone(&self.runs)
+    }
+
+    /// The tensors of a binding, if its runs can be recorded.
+    pub(super) fn recordable(
+        &self,
+        inputs: &[BufferId],
+        outputs: &[BufferId],
+    ) -> std::result::Result<Vec<TensorId>, &'static str> {
+        let ports = || inputs.iter().chain(outputs).map(|id| &self.tensors[id.0]);
+        if ports().any(|buffer| buffer.is_host) {
+            return Err("it takes from the host, or gives to it");
+        }
+        // ONNX Runtime computes more than once while it records.
+        if outputs.iter().any(|id| inputs.contains(id)) {
+            return Err("it overwrites what it reads");
+        }
+        Ok(ports().map(|buffer| buffer.id).collect())
+    }
+
+    pub(super) fn note_capture(&mut self) {
+        self.is_recorded = true;
+    }
+
+    pub(super) fn refuse_capture(&mut self, why: String) {
+        self.refused.insert(why);
+    }
+
+    /// Stages whose runs are not recorded for this request, and why.
+    pub(crate) fn refused_captures(&self) -> impl Iterator<Item = &String> {
+        self.refused.iter()
     }
 
     pub(crate) fn shape(&self, id: BufferId) -> &[i64] {
@@ -244,6 +308,16 @@ impl Buffers {
             return Err(Error::internal("tensors of several lengths"));
         }
         Ok((slices, written))
+    }
+}
+
+/// What was recorded on the tensors is of use to the next request that is given them.
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        let Some(shelf) = self.device.shelf().filter(|_| self.is_recorded) else { return };
+        for Buffer { id, value, dtype, shape, .. } in self.tensors.drain(..).filter(|buffer| !buffer.is_host) {
+            shelf.put(dtype, shape, id, value);
+        }
     }
 }
 

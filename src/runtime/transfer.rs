@@ -112,6 +112,7 @@ fn load(
         initializer,
         ..GraphProto::default()
     });
-    let source = Source { name, model: &model, folder: None, weights: WeightsMode::Packed, casts_weights: false, role };
+    let weights = WeightsMode::Packed;
+    let source = Source { name, model: &model, folder: None, weights, casts_weights: false, fixed: &[], role };
     Session::load(device, &source)
 }

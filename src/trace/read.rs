@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde_json::{Map, Value};
 
-use super::{BlockRecord, CacheBytes, StepRecord, TRACE_VERSION, Timings, Trace, Warning};
+use super::{BlockRecord, CacheBytes, CaptureCounts, StepRecord, TRACE_VERSION, Timings, Trace, Warning};
 use crate::EngineCounts;
 use crate::cache::{Branch, Decision, PolicyConfig, Reason, RecordedBranch, RecordedList, Recording};
 use crate::error::{Error, Result};
@@ -86,6 +86,7 @@ impl Trace {
             tensor_bytes: fields.number("tensor_bytes")?,
             provider: fields.text("provider")?.to_owned(),
             engines: engines(&fields)?,
+            captures: captures(&fields)?,
             memory: memory(&fields)?,
             read_bytes: fields.number("read_bytes")?,
             warnings: warnings.collect::<Result<_>>()?,
@@ -135,7 +136,7 @@ pub fn recording(json: &Value) -> Result<(PolicyConfig, Recording)> {
     Ok((config, recording))
 }
 
-const NAMES: [&str; 29] = [
+const NAMES: [&str; 30] = [
     "version",
     "engine",
     "engine_hash",
@@ -162,6 +163,7 @@ const NAMES: [&str; 29] = [
     "tensor_bytes",
     "provider",
     "engines",
+    "captures",
     "memory",
     "read_bytes",
     "warnings",
@@ -169,6 +171,7 @@ const NAMES: [&str; 29] = [
 const TIMINGS: [&str; 8] =
     ["text_ms", "embed_ms", "blocks_ms", "cache_ms", "final_ms", "update_ms", "decode_ms", "steps_ms"];
 const ENGINES: [&str; 4] = ["built", "loaded", "build_seconds", "damaged"];
+const CAPTURES: [&str; 3] = ["recorded", "replayed", "plain"];
 const CACHE_BYTES: [&str; 4] = ["residuals", "calibrators", "compare", "streams"];
 const STEP: [&str; 15] = [
     "step",
@@ -188,7 +191,7 @@ const STEP: [&str; 15] = [
     "elapsed_ms",
 ];
 /// What the first version of a trace does not have.
-const SINCE_2: [&str; 7] = ["frames", "fps", "cfg_2", "guidance_rescale", "decode_tile", "expert", "ran"];
+const SINCE_2: [&str; 8] = ["frames", "fps", "cfg_2", "guidance_rescale", "decode_tile", "captures", "expert", "ran"];
 const BLOCK: [&str; 5] = ["block", "action", "reason", "diff", "threshold"];
 
 /// The names without those that are absent.
@@ -218,6 +221,17 @@ fn engines(fields: &Fields<'_>) -> Result<Option<EngineCounts>> {
         build_seconds: engines.real("build_seconds")?,
         damaged: damaged.collect::<Result<_>>()?,
     }))
+}
+
+fn captures(fields: &Fields<'_>) -> Result<Option<CaptureCounts>> {
+    let value = fields.value("captures");
+    if value.is_null() {
+        return Ok(None);
+    }
+    let captures = Fields::new("captures", value, &CAPTURES)?;
+    let [recorded, replayed, plain] =
+        [captures.count("recorded")?, captures.count("replayed")?, captures.count("plain")?];
+    Ok(Some(CaptureCounts { recorded, replayed, plain }))
 }
 
 /// The policy, and whether it was replayed.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{BlockRecord, StepRecord, TRACE_VERSION, Trace, Warning};
+use super::{BlockRecord, CaptureCounts, StepRecord, TRACE_VERSION, Trace, Warning};
 use crate::EngineCounts;
 use crate::cache::Branch;
 
@@ -77,6 +77,7 @@ impl Trace {
             "tensor_bytes": self.tensor_bytes,
             "provider": self.provider,
             "engines": self.engines.as_ref().map(EngineCounts::to_json),
+            "captures": self.captures.as_ref().map(CaptureCounts::to_json),
             "memory": self.memory,
             "read_bytes": self.read_bytes,
             "warnings": self.warnings.iter().map(Warning::to_string).collect::<Vec<_>>(),

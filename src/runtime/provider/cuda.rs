@@ -2,6 +2,7 @@
 //!
 //! The provider is a part of ONNX Runtime's GPU build, locked to its version, and needs CUDA 13 and cuDNN 9.
 
+use super::capture::CAPTURES;
 use super::options::{Form, OptionDef};
 
 /// ONNX Runtime's name.
@@ -54,6 +55,7 @@ pub(super) const OPTIONS: &[OptionDef] = &[
         about: "how convolution kernels are chosen",
     },
     STREAM,
+    CAPTURES,
     OptionDef { name: "nhwc", form: Form::Flag, key: Some("prefer_nhwc"), about: "channels last in convolutions" },
 ];
 

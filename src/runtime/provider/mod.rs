@@ -2,6 +2,7 @@
 
 #[expect(unsafe_code, reason = "the assignment of nodes is only to be had through raw calls")]
 pub(crate) mod assignment;
+mod capture;
 pub(crate) mod compile;
 mod cpu;
 mod cuda;

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::nearest::did_you_mean;
 use crate::options::parse_bytes;
 
+use super::capture;
 use super::precision::{AT_EXPORT, is_precision};
 
 /// One option of a provider.
@@ -142,18 +143,16 @@ pub(super) fn find(provider: &str, options: &'static [OptionDef], name: &str) ->
     if let Some(index) = options.iter().position(|option| option.name == name) {
         return Ok(index);
     }
-    let about_precision = if is_precision(name) { format!("; {AT_EXPORT}") } else { String::new() };
+    let remedy = if is_precision(name) { format!("; {AT_EXPORT}") } else { capture::remedy(provider, name) };
     if options.is_empty() {
         return Err(Error::usage(format!(
-            "--provider {provider}: there is no option `{name}`; this provider has none{about_precision}"
+            "--provider {provider}: there is no option `{name}`; this provider has none{remedy}"
         )));
     }
     let near = did_you_mean(name, options.iter().map(|option| option.name));
     let all: Vec<&str> = options.iter().map(|option| option.name).collect();
     let all = all.join(", ");
-    Err(Error::usage(format!(
-        "--provider {provider}: there is no option `{name}`{near}; it has {all}{about_precision}"
-    )))
+    Err(Error::usage(format!("--provider {provider}: there is no option `{name}`{near}; it has {all}{remedy}")))
 }
 
 #[cfg(test)]

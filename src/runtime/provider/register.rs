@@ -25,7 +25,9 @@ use crate::runtime::memory::Memory;
 /// What a session is for: some providers run arithmetic elsewhere than the model, on the same tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// A part of the model.
+    /// A stage of the model: it runs at each step, and its runs may be captured.
+    Stage,
+    /// Another part of the model.
     Model,
     /// A small graph of this library's own.
     Arithmetic,
@@ -65,7 +67,8 @@ impl Provider {
 
     /// Whether sessions of this role run on the provider itself.
     pub(crate) fn runs(&self, role: Role) -> bool {
-        role == Role::Model || matches!(self.spec.kind(), ProviderKind::Cuda | ProviderKind::WebGpu)
+        matches!(role, Role::Stage | Role::Model)
+            || matches!(self.spec.kind(), ProviderKind::Cuda | ProviderKind::WebGpu)
     }
 
     /// The provider that runs a role, in ONNX Runtime's words.
@@ -91,21 +94,28 @@ impl Provider {
     ) -> Result<SessionBuilder> {
         let kind = self.spec.kind();
         let refuse = |error: ort::Error| refused(kind, &library.info.path, error.message());
+        let extra = self.extra(role, extra);
         let builder = match kind {
             ProviderKind::Cpu => append_cpu(library, builder).map_err(refuse)?,
             ProviderKind::OpenVino if !self.runs(role) => append_cpu(library, builder).map_err(refuse)?,
-            ProviderKind::OpenVino | ProviderKind::WebGpu => self.append_plugin(library, builder, extra)?,
+            ProviderKind::OpenVino | ProviderKind::WebGpu => self.append_plugin(library, builder, &extra)?,
             ProviderKind::TensorRt if !self.runs(role) => append_cuda(builder, &self.cuda_pairs()).map_err(refuse)?,
             ProviderKind::TensorRt => {
-                let builder = append_tensorrt(builder, &self.pairs(extra)).map_err(refuse)?;
+                let builder = append_tensorrt(builder, &self.pairs(&extra)).map_err(refuse)?;
                 // What TensorRT leaves should at least stay on the device.
                 if self.allows_fallback { append_cuda(builder, &self.cuda_pairs()).map_err(refuse)? } else { builder }
             }
-            ProviderKind::Cuda => append_cuda(builder, &self.pairs(&[])).map_err(refuse)?,
+            ProviderKind::Cuda => append_cuda(builder, &self.pairs(&extra)).map_err(refuse)?,
         };
         // Arenas of their own would keep about 0.6 MB a session; they share one (docs/performance.md).
         let cpu = ep::CPU::default().with_arena_allocator(false).build().error_on_failure();
         builder.with_execution_providers([cpu]).map_err(|error| refuse(error.into()))
+    }
+
+    /// What one session is told beside the provider's options.
+    fn extra(&self, role: Role, extra: &[(String, String)]) -> Vec<(String, String)> {
+        let capture = self.spec.capture_pair().filter(|_| role == Role::Stage);
+        extra.iter().cloned().chain(capture).collect()
     }
 
     /// The provider's options, and those of one session; what the user gave comes first.
@@ -314,6 +324,25 @@ mod tests {
         assert_eq!(beside, format!("{fixed} device_id=2 user_compute_stream=64"));
         let [model, _] = told("cuda:tf32");
         assert_eq!(model, "enable_skip_layer_norm_strict_mode=1 trt_x=1 use_tf32=1 user_compute_stream=64");
+    }
+
+    /// What runs once would only pay for recording.
+    #[test]
+    fn only_stages_record_their_runs() {
+        for (spec, expected) in [
+            ("cuda:graph-captures=8", Some("enable_cuda_graph")),
+            ("webgpu:graph-captures=1", Some("enableGraphCapture")),
+            ("cuda", None),
+            ("webgpu", None),
+            ("tensorrt", None),
+        ] {
+            let provider = Provider { spec: spec.parse().unwrap(), allows_fallback: false, stream: Vec::new() };
+            for role in [Role::Stage, Role::Model, Role::Arithmetic, Role::Copy] {
+                let expected = expected.filter(|_| role == Role::Stage);
+                let expected: Vec<_> = expected.map(|key| (key.to_owned(), "1".to_owned())).into_iter().collect();
+                assert_eq!(provider.extra(role, &[]), expected, "{spec} {role:?}");
+            }
+        }
     }
 
     /// A stream that cannot be made is an error, never a session with another one.

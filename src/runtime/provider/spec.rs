@@ -305,6 +305,7 @@ mod tests {
             ("cuda:arena=AS-requested,memory=2g,tf32", "cuda:memory=2G,arena=as-requested,tf32"),
             ("openvino:library=/a:b/c.so,precision=fp16", "openvino:library=/a:b/c.so,precision=fp16"),
             ("webgpu:power=low-power", "webgpu:power=low-power"),
+            ("cuda:graph-captures=16", "cuda:graph-captures=16"),
         ] {
             let providers: Providers = text.parse().unwrap();
             assert_eq!(providers.to_string(), printed);
@@ -329,6 +330,13 @@ mod tests {
             ("cuda:arena=big", "expected `power-of-two` or `as-requested`"),
             ("tensorrt:level=6", "`level` is `6`; expected a whole number from 0 to 5"),
             ("tensorrt:engine-cache=", "expected a text without commas"),
+            ("cuda:graph-captures=0", "`graph-captures` is `0`; expected a whole number from 1 to 1000"),
+            ("cuda:cuda-graphs", "runs are recorded and replayed with `graph-captures=N`"),
+            (
+                "tensorrt:graph-captures=4",
+                "its provider keeps one recording a session, and replays it whatever is bound",
+            ),
+            ("tensorrt:cuda-graph", "use `cuda` with graph-captures=N"),
             ("cuda,tensorrt,cuda", "`cuda` is named twice"),
             ("cpu,cuda", "what follows `cpu` has no effect"),
             ("tensorrt:fp16,cudda:device=1", "there is no provider `cudda`"),
@@ -395,7 +403,10 @@ mod tests {
             unique.dedup();
             assert_eq!(keys.len(), unique.len(), "{kind}");
             let ours: Vec<&str> = kind.defs().iter().filter(|def| def.key.is_none()).map(|def| def.name).collect();
-            assert!(ours.iter().all(|name| ["library", "device", "stream"].contains(name)), "{kind}: {ours:?}");
+            assert!(
+                ours.iter().all(|name| ["library", "device", "stream", "graph-captures"].contains(name)),
+                "{kind}: {ours:?}"
+            );
             assert!(kind.defs().iter().all(|def| ProviderKind::of_name(def.name).is_none()));
         }
     }

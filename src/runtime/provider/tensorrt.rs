@@ -4,8 +4,7 @@
 //! no such choice: there, and wherever the numbers must be known, the graph itself carries its types (strongly typed):
 //! export with `--compute fp16`, and leave these flags out.
 //!
-//! Not offered: CUDA graphs. A captured graph replays the addresses of one request, a session here serves several, and none
-//! is let go before its session ends.
+//! Not offered: CUDA graphs. ONNX Runtime's provider keeps one recording a session, and replays it whatever is bound.
 
 use super::cuda;
 use super::options::{Form, OptionDef};

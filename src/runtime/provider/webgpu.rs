@@ -2,6 +2,7 @@
 //!
 //! The plugin is a library of its own, which ONNX Runtime loads at run time. Its tensors lie on the device.
 
+use super::capture::CAPTURES;
 use super::options::{Form, OptionDef};
 
 /// ONNX Runtime's name.
@@ -38,4 +39,5 @@ pub(super) const OPTIONS: &[OptionDef] = &[
         key: Some("preferredLayout"),
         about: "where channels lie in convolutions",
     },
+    CAPTURES,
 ];
