@@ -13,9 +13,11 @@ use crate::EngineCounts;
 use crate::cache::PolicyConfig;
 use crate::engine::{EngineOptions, open, sizes};
 use crate::error::Result;
+use crate::generate::denoiser::GuidanceBy;
+use crate::generate::inputs::Inputs;
 use crate::generate::request::RequestOptions;
 use crate::generate::text::TextEncoder;
-use crate::generate::{lists, memory};
+use crate::generate::{lists, memory, prepare};
 use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::manifest::{Dimension, GuidanceSpec, Manifest};
@@ -194,6 +196,21 @@ impl EngineInfo {
         let plan = planned(&directory, load, &options.cache)?;
         let plain = planned(&directory, load, &PolicyConfig::None)?;
         memory::of_options(&directory.manifest, [&plan, &plain], options, text_length)
+    }
+
+    /// Refuses a request that its options, its inputs and the manifest show to be impossible: a model may take minutes to
+    /// load, and a typing error should not. What passes can still be refused by [`Engine::request`](crate::Engine::request),
+    /// which knows the provider and the texts.
+    ///
+    /// # Errors
+    /// `EngineDirectory`, as when it is loaded; `Usage` and `Input` for options and inputs that do not fit.
+    pub fn check_request(
+        directory: &Path,
+        load: &EngineOptions,
+        inputs: &Inputs,
+        options: &RequestOptions,
+    ) -> Result<()> {
+        prepare::check(&open(directory, load)?.manifest, inputs, options, GuidanceBy::Library)
     }
 
     /// The stages that an engine would have which is loaded with these options: their `cache`, `stages` and

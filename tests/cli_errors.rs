@@ -137,6 +137,48 @@ fn libraries() {
     Ran::of(command.args(inspect).env(PATH_VARIABLE, "nonsense.so")).code(0).stdout("tiny-flux");
 }
 
+/// A large model takes minutes to load: what can be known before is told before. Here nothing could be loaded.
+#[test]
+fn nothing_is_loaded_in_vain() {
+    let shell = Shell::new();
+    for folder in ["folder.png", "many-1.png", "many-12345678901.png"] {
+        fs::create_dir(shell.path(folder)).unwrap();
+    }
+    let before = shell.files();
+    let long = format!("--output {}.png", "a".repeat(300));
+    let long_of_many = format!("--count 2 --output {}.png", "a".repeat(250));
+    for (options, code, words) in [
+        ("--steps 0", 2, "--steps is 0"),
+        ("--size 65x64", 5, "--size is 65x64"),
+        ("--frames 9", 2, "--frames has no effect"),
+        ("--fps 9", 2, "--fps has no effect"),
+        ("--guidance-rescale 2", 2, "--guidance-rescale is 2"),
+        ("--true-cfg 2", 2, "--true-cfg has no effect"),
+        ("--cache f40b40", 2, "more than the model's 57 blocks"),
+        ("--cache-dtype f16", 2, "--cache-dtype f16 has no effect"),
+        ("--per-sample", 2, "--per-sample has no effect on one picture"),
+        ("--decode-tile 1", 2, "--decode-tile is 1"),
+        ("--decode-slices", 2, "--decode-slices has no effect"),
+        ("--inputs in.safetensors", 2, "--prompt has no effect: the --inputs hold all text tensors"),
+        ("--negative-prompt rose", 2, "--negative-prompt has no effect"),
+        ("--output a.jpg", 2, "--output ends in .jpg"),
+        ("--output folder.png", 9, "cannot write folder.png: it is a folder"),
+        ("--count 2 --output many.png", 9, "cannot write many-1.png: it is a folder"),
+        ("--count 99999999999 --seed 2 --output many.png", 9, "cannot write many-12345678901.png: it is a folder"),
+        (&long, 9, "File name too long"),
+        (&long_of_many, 9, "File name too long"),
+        // Nothing is wrong with these.
+        ("--count 2 --seed 2 --output many.png", 3, "no usable ONNX Runtime library"),
+        ("--steps 1", 3, "no usable ONNX Runtime library"),
+    ] {
+        let mut command = shell.command();
+        let engine = emoji();
+        command.args(["--engine", engine.to_str().unwrap(), "--prompt", "lemon"]).args(options.split_whitespace());
+        Ran::of(command.env(PATH_VARIABLE, "nonsense.so")).code(code).stderr(words);
+    }
+    assert_eq!(shell.files(), before);
+}
+
 #[test]
 fn engines_runtimes_and_numbers() {
     let shell = Shell::new();
@@ -276,6 +318,8 @@ fn special_files() {
     fs::write(shell.path("old"), "").unwrap();
     symlink("old", shell.path("link")).unwrap();
     symlink("/dev/full", shell.path("full")).unwrap();
+    shell.tiny("--inputs /dev/zero").code(5).stderr("/dev/zero is not a safetensors file");
+    shell.tiny("--check-outputs /dev/zero").code(5).stderr("/dev/zero is not a safetensors file");
     shell.tiny("--replay /dev/zero").code(5).stderr("is too long for a trace: at most 268435456 bytes are read");
     shell.tiny("--steps 1 --trace link").code(0);
     assert!(shell.path("link").is_symlink() && shell.json("old").is_array());

@@ -4,14 +4,14 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::Path;
 use std::process::Command;
 
 use common::data;
 use common::shell::{Ran, Shell};
-use dbcache_trt::{Image, Video, write_tensors};
+use dbcache_trt::{Image, PATH_VARIABLE, Video, write_tensors};
 use ndarray::ArrayD;
 use serde_json::{Value, json};
 
@@ -250,6 +250,39 @@ fn a_missing_ffmpeg_is_told_before_the_work() {
     command.arg("--engine").arg(data("tiny-video/engine"));
     command.args(["--inputs", "guided.safetensors", "--fps", "60", "-o", "a.gif"]);
     Ran::of(&mut command).code(2).stderr("a GIF has at most 50 frames a second, this video has 60");
+}
+
+/// What is there already is found before the model is loaded, which it cannot be here, and stays as it is.
+#[test]
+fn frames_of_two_videos_are_not_mixed() {
+    let studio = Studio::new();
+    for folder in ["empty", "full", "many-6"] {
+        fs::create_dir(studio.path(folder)).unwrap();
+    }
+    for file in ["full/frame_0000.png", "many-6/notes", "file"] {
+        fs::write(studio.path(file), "mine").unwrap();
+    }
+    let taken = "it is there and not an empty folder; name another one, or remove it";
+    for (options, code, words) in [
+        ("-o full", 9, taken),
+        ("-o full/", 9, taken),
+        ("-o file", 9, taken),
+        ("-o .", 9, taken),
+        ("-o many --count 2 --seed 5", 9, "cannot write frames to many-6: it is there"),
+        ("-o many --count 999999999 --seed 1", 9, "cannot write frames to many-6: it is there"),
+        ("-o nowhere/new", 9, "the folder nowhere does not exist"),
+        ("-o many --count 2 --seed 7", 3, "no usable ONNX Runtime library"),
+        ("-o empty", 3, "no usable ONNX Runtime library"),
+        ("-o new", 3, "no usable ONNX Runtime library"),
+    ] {
+        let mut command = studio.0.command();
+        command.arg("--engine").arg(data("tiny-video/engine")).args(["--inputs", "guided.safetensors"]);
+        command.args(options.split_whitespace()).env(PATH_VARIABLE, "nonsense.so");
+        Ran::of(&mut command).code(code).stderr(words);
+    }
+    for file in ["full/frame_0000.png", "many-6/notes", "file"] {
+        assert_eq!(fs::read_to_string(studio.path(file)).unwrap(), "mine");
+    }
 }
 
 /// What ffprobe says of the only stream of a file, after it has decoded every frame.

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use dbcache_trt::trace::Trace;
 use dbcache_trt::{
-    CancelToken, Engine, Error, ErrorKind, Inputs, Output, RequestOptions, VideoFormat, read_tensors, write_tensors,
+    CancelToken, Engine, EngineInfo, Error, ErrorKind, Inputs, Output, RequestOptions, VideoFormat, read_tensors,
+    write_tensors,
 };
 use ndarray::ArrayD;
 use serde_json::{Value, json};
@@ -23,30 +24,26 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     check_options(args, &inputs)?;
     check_targets(args)?;
     let expected = args.check_outputs.as_deref().map(|path| Expected::read(path, args.tolerance)).transpose()?;
-    let engine = Engine::load(directory, &args.load.options(&asked.cache))?;
-    let info = engine.info();
-    if args.output.is_some() && !info.makes_pictures {
-        anyhow::bail!(usage("--output has no effect: this engine has no decode graph; use --save-latents"));
-    }
-
-    check_output(args, info.makes_videos)?;
-    if info.makes_pictures {
-        check_pictures(args)?;
-    }
+    let load = args.load.options(&asked.cache);
+    let options_of = |first: usize, batch: usize| RequestOptions {
+        batch: inputs.tensors.is_empty().then_some(batch),
+        // The last batch may be one picture, which decides for itself anyway.
+        per_sample: asked.per_sample && (first == 0 || batch > 1),
+        decode_slices: asked.decode_slices && (first == 0 || batch > 1),
+        seed: asked.seed.wrapping_add(first as u64),
+        cancel: cancel.clone(),
+        ..asked.clone()
+    };
+    // All that can be known before: a large model takes minutes to load.
+    check_outputs(args, &EngineInfo::open(directory, load.weights_folder.as_deref())?)?;
+    EngineInfo::check_request(directory, &load, &inputs, &options_of(0, args.batch))?;
+    let engine = Engine::load(directory, &load)?;
 
     let mut results = Vec::new();
     let mut first = 0;
     while first < args.count {
         let batch = args.batch.min(args.count - first);
-        let options = RequestOptions {
-            batch: inputs.tensors.is_empty().then_some(batch),
-            // The last batch may be one picture, which decides for itself anyway.
-            per_sample: asked.per_sample && (first == 0 || batch > 1),
-            decode_slices: asked.decode_slices && (first == 0 || batch > 1),
-            seed: asked.seed.wrapping_add(first as u64),
-            cancel: cancel.clone(),
-            ..asked.clone()
-        };
+        let options = options_of(first, batch);
         let request = engine.request(&inputs, &options)?;
         let mut progress = Progress::new(request.records(), args.quiet || args.json);
         let output = request.run(&mut progress);
@@ -189,14 +186,35 @@ fn check_options(args: &GenerateArgs, inputs: &Inputs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The name of the output must fit what the engine makes.
-fn check_output(args: &GenerateArgs, makes_videos: bool) -> anyhow::Result<()> {
-    let Some(path) = args.output.as_deref() else { return Ok(()) };
-    if makes_videos {
-        VideoFormat::of(path)?.check(path, args.fps)?;
-    } else if path.is_dir() {
-        anyhow::bail!(Error::with_kind(ErrorKind::Io, format!("cannot write {}: it is a folder", path.display())));
-    } else if let Some(ending) = path.extension()
+/// The name of the output must fit what the engine makes, and what lies there must be something to replace.
+fn check_outputs(args: &GenerateArgs, info: &EngineInfo) -> anyhow::Result<()> {
+    if !info.makes_pictures {
+        if args.output.is_some() {
+            anyhow::bail!(usage("--output has no effect: this engine has no decode graph; use --save-latents"));
+        }
+        return Ok(());
+    }
+    let path = output_path(args);
+    let format = if info.makes_videos { Some(VideoFormat::of(path)?) } else { None };
+    match format {
+        Some(format) => format.check(path, args.fps)?,
+        None => check_ending(path)?,
+    }
+    for (index, place) in places(args).iter().enumerate() {
+        match format {
+            Some(format) => format.check_place(place)?,
+            None if place.is_dir() => anyhow::bail!(unwritten(place, "it is a folder")),
+            None => {}
+        }
+        if index < 2 {
+            check_target(place, format == Some(VideoFormat::Folder))?;
+        }
+    }
+    check_pictures(args)
+}
+
+fn check_ending(path: &Path) -> anyhow::Result<()> {
+    if let Some(ending) = path.extension()
         && !ending.eq_ignore_ascii_case("png")
     {
         anyhow::bail!(usage(&format!(
@@ -205,6 +223,34 @@ fn check_output(args: &GenerateArgs, makes_videos: bool) -> anyhow::Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Where outputs will go, as far as something is there already; and the first and the last place. There may be too many
+/// pictures to look at the names of all, but not in one folder.
+fn places(args: &GenerateArgs) -> Vec<PathBuf> {
+    let path = output_path(args);
+    let first = args.seed.unwrap_or_default();
+    let last = first.saturating_add(args.count as u64 - 1); // check_options has seen that there is one.
+    let place = |seed| picture_path(path, seed, args.count > 1);
+    let mut places = vec![place(first), place(last)];
+    places.dedup();
+    if args.count > 1 {
+        for entry in std::fs::read_dir(folder_of(path)).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let seed = Path::new(&name).file_stem().and_then(|stem| stem.to_str()?.rsplit('-').next()?.parse().ok());
+            places.extend(
+                seed.filter(|seed| (first..=last).contains(seed))
+                    .map(place)
+                    .filter(|place| place.file_name() == Some(&name)),
+            );
+        }
+    }
+    places
+}
+
+/// The folder in which a file lies.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// A typing error in a path should fail before the work, not after it.
@@ -230,11 +276,9 @@ fn check_targets(args: &GenerateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The pictures of a run must not be overwritten by what is written after them, nor fail to be written where the name is
-/// not given.
+/// The pictures of a run must not be overwritten by what is written after them.
 fn check_pictures(args: &GenerateArgs) -> anyhow::Result<()> {
     let path = output_path(args);
-    check_target(path, args.output.is_some())?;
     let first = args.seed.unwrap_or_default();
     for (option, target) in [("--save-latents", &args.save_latents), ("--trace", &args.trace)] {
         let Some(target) = target else { continue };
@@ -257,11 +301,17 @@ fn output_path(args: &GenerateArgs) -> &Path {
 
 /// Frames of a video may go to a folder; whether it is a video is known later.
 fn check_target(path: &Path, may_be_folder: bool) -> anyhow::Result<()> {
-    let fail = |reason: &str| Error::with_kind(ErrorKind::Io, format!("cannot write {}: {reason}", path.display()));
+    let fail = |reason: &str| unwritten(path, reason);
     if path.is_dir() && !may_be_folder {
         anyhow::bail!(fail("it is a folder"));
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Such as a name that is too long.
+    if let Err(error) = path.metadata()
+        && !matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+    {
+        anyhow::bail!(fail(&error.to_string()));
+    }
+    let folder = folder_of(path);
     if !folder.is_dir() {
         anyhow::bail!(fail(&format!("the folder {} does not exist", folder.display())));
     }
@@ -271,6 +321,10 @@ fn check_target(path: &Path, may_be_folder: bool) -> anyhow::Result<()> {
             .map_err(|error| fail(&format!("nothing can be written into {}: {error}", folder.display())))?;
     }
     Ok(())
+}
+
+fn unwritten(path: &Path, reason: &str) -> Error {
+    Error::with_kind(ErrorKind::Io, format!("cannot write {}: {reason}", path.display()))
 }
 
 fn usage(message: &str) -> Error {

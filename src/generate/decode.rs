@@ -42,8 +42,7 @@ pub(super) enum Decoded {
 ///
 /// # Errors
 /// `Usage`.
-pub(super) fn check(engine: &Loaded, options: &RequestOptions, grid: &Grid, batch: usize) -> Result<()> {
-    let manifest = &engine.directory.manifest;
+pub(super) fn check(manifest: &Manifest, options: &RequestOptions, grid: &Grid, batch: usize) -> Result<()> {
     let refuse = |name, why: &str| Err(Error::option(name, format!("has no effect: {why}; leave it out")));
     let asked = [("decode-tile", options.decode_tile.is_some()), ("decode-slices", options.decode_slices)];
     if manifest.decode.is_none()
@@ -62,11 +61,19 @@ pub(super) fn check(engine: &Loaded, options: &RequestOptions, grid: &Grid, batc
     if pixels == 0 || pixels % multiple != 0 {
         return Err(Error::option("decode-tile", format!("is {pixels}; expected a multiple of {multiple} pixels")));
     }
+    match tile(manifest, options, &grid.latents_shape(1)) {
+        Some(_) => Ok(()),
+        None => refuse("decode-tile", "the picture is not larger than one tile"),
+    }
+}
+
+/// A provider that compiles has to have been told of shapes as small as those at the edges. The options were checked.
+///
+/// # Errors
+/// `Input` where it was not.
+pub(super) fn check_tiles(engine: &Loaded, options: &RequestOptions, grid: &Grid) -> Result<()> {
     let whole = grid.latents_shape(1);
-    let Some(cut) = tile(manifest, options, &whole) else {
-        return refuse("decode-tile", "the picture is not larger than one tile");
-    };
-    // A provider that compiles has to have been told of shapes as small as those at the edges.
+    let Some(cut) = tile(&engine.directory.manifest, options, &whole) else { return Ok(()) };
     let [height, width] = [whole[whole.len() - 2], whole[whole.len() - 1]];
     for rows in cut.pieces(height) {
         for columns in cut.pieces(width) {

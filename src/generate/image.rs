@@ -113,9 +113,12 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     let io = |error| Error::io("write", path, error);
-    let failed = |error: E| Error::new(ErrorKind::Io, format!("cannot write {}", path.display())).with_source(error);
+    let failed = |error: E| {
+        Error::new(ErrorKind::Io, format!("cannot write {}", path.display())).about(path.display()).with_source(error)
+    };
     if path.is_dir() {
-        return Err(Error::new(ErrorKind::Io, format!("cannot write {}: it is a folder", path.display())));
+        let message = format!("cannot write {}: it is a folder", path.display());
+        return Err(Error::new(ErrorKind::Io, message).about(path.display()));
     }
     if path.exists() && !path.is_file() {
         let mut file = OpenOptions::new().write(true).open(path).map_err(io)?;

@@ -1,6 +1,8 @@
 //! What a generation starts from: a prompt, or tensors; and what it must satisfy before anything runs.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -13,6 +15,8 @@ use crate::model::manifest::{Axis, Manifest, Source};
 
 /// Longest file of input tensors that is read into memory.
 const MAX_INPUTS: u64 = 4 << 30;
+/// Longest header of such a file, as the crate `safetensors` has it.
+const MAX_HEADER: u64 = 100_000_000;
 /// The initial latents, packed: `[batch, tokens, features]`.
 pub(super) const LATENTS: &str = "latents";
 /// The noise levels: `[steps + 1]`.
@@ -165,14 +169,8 @@ impl Inputs {
 /// `Io` when it cannot be read; `Input` when it is damaged, or holds another dtype, numbers that are not finite, or integers
 /// that f32 does not hold.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, ArrayD<f32>>> {
-    let open = |error| Error::io("read", path, error);
-    let length = std::fs::metadata(path).map_err(open)?.len();
-    if length > MAX_INPUTS {
-        return Err(Error::input(format!("{} has {length} bytes; at most {MAX_INPUTS} are read", path.display())));
-    }
-    let bytes = std::fs::read(path).map_err(open)?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|error| Error::input(format!("{} is not a safetensors file", path.display())).with_source(error))?;
+    let bytes = read(path)?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| no_tensors(path).with_source(error))?;
     let mut tensors = BTreeMap::new();
     for (name, view) in file.iter() {
         let bytes = view.data();
@@ -197,6 +195,35 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, ArrayD<f32>>> {
         tensors.insert(name.to_owned(), tensor);
     }
     Ok(tensors)
+}
+
+/// The bytes of a safetensors file, as far as they can be one: not by the file's length, which devices and pipes do not have.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let fail = |error| Error::io("read", path, error);
+    let too_long = || {
+        let message = format!("{} is longer than {MAX_INPUTS} bytes, which is the most that is read", path.display());
+        Error::input(message).about(path.display())
+    };
+    let mut file = File::open(path).map_err(fail)?;
+    if file.metadata().map_err(fail)?.len() > MAX_INPUTS {
+        return Err(too_long());
+    }
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(|error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => no_tensors(path),
+        _ => fail(error),
+    })?;
+    if !(1..=MAX_HEADER).contains(&u64::from_le_bytes(length)) {
+        return Err(no_tensors(path));
+    }
+    let mut bytes = length.to_vec();
+    file.take(MAX_INPUTS - 7).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > MAX_INPUTS { Err(too_long()) } else { Ok(bytes) }
+}
+
+fn no_tensors(path: &Path) -> Error {
+    let message = format!("{} is not a safetensors file; --save-latents writes one", path.display());
+    Error::input(message).about(path.display())
 }
 
 /// Integers as f32; NaN for those that it does not hold.

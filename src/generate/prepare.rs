@@ -36,13 +36,29 @@ const MAX_FPS: f64 = 1000.0;
 /// More pictures in one request than any machine holds.
 const MAX_BATCH: usize = 4096;
 
-pub(super) fn request(
-    engine: Arc<Loaded>,
-    inputs: &Inputs,
-    options: &RequestOptions,
-    by: GuidanceBy,
-) -> Result<Request> {
-    let manifest = &engine.directory.manifest;
+/// What a request asks for, as far as the manifest alone can answer.
+struct Asked {
+    guidance: Guidance,
+    /// Extents that come from tensors of the caller, each with the name of one.
+    given: BTreeMap<String, (u64, String)>,
+    batch: usize,
+    rows: usize,
+    grid: Grid,
+    fps: f64,
+    schedule: Schedule,
+    shares: Vec<Share>,
+    n_branches: usize,
+}
+
+/// Refuses what the manifest alone shows to be impossible, or to have no effect.
+///
+/// # Errors
+/// As [`request`], but for what needs a loaded engine.
+pub(crate) fn check(manifest: &Manifest, inputs: &Inputs, options: &RequestOptions, by: GuidanceBy) -> Result<()> {
+    asked(manifest, inputs, options, by).map(|_| ())
+}
+
+fn asked(manifest: &Manifest, inputs: &Inputs, options: &RequestOptions, by: GuidanceBy) -> Result<Asked> {
     let guidance = Guidance::by(by, manifest, options)?;
     inputs.check(manifest, guidance.cfg.is_some())?;
     let given = inputs.extents(manifest)?;
@@ -50,19 +66,13 @@ pub(super) fn request(
     let rows = guidance.rows(batch);
     let grid = grid(manifest, options)?;
     let fps = fps(manifest, options)?;
-    let smallest = if options.per_sample { 1 } else { rows };
-    for rows in [smallest, rows] {
-        engine.loader.check_extents(&grid.extents(rows))?;
-    }
     let schedule = schedule(manifest, inputs, options.steps, &grid)?;
     let n_branches = guidance.branches().len();
     let shares = expert::shares(manifest, &options.cache, &schedule).map_err(|error| error.about("cache"))?;
     expert::check(&shares, n_branches).map_err(|error| error.about("cache"))?;
-    let lists = &shares[0].lists; // All have the same lists; there is a step, so there is one.
     options.cache_dtype.check(manifest, &options.cache)?;
-    options.cache_place.check(&engine.device, &options.cache, manifest.blocks.len())?;
     check_effects(manifest, options)?;
-    decode::check(&engine, options, &grid, batch)?;
+    decode::check(manifest, options, &grid, batch)?;
     samples::check(options, manifest, batch)?;
     if options.per_sample && guidance.is_fused() {
         return Err(Error::option(
@@ -71,6 +81,25 @@ pub(super) fn request(
              --guidance of 1",
         ));
     }
+    Ok(Asked { guidance, given, batch, rows, grid, fps, schedule, shares, n_branches })
+}
+
+pub(super) fn request(
+    engine: Arc<Loaded>,
+    inputs: &Inputs,
+    options: &RequestOptions,
+    by: GuidanceBy,
+) -> Result<Request> {
+    let manifest = &engine.directory.manifest;
+    let Asked { guidance, given, batch, rows, grid, fps, schedule, shares, n_branches } =
+        asked(manifest, inputs, options, by)?;
+    let smallest = if options.per_sample { 1 } else { rows };
+    for rows in [smallest, rows] {
+        engine.loader.check_extents(&grid.extents(rows))?;
+    }
+    decode::check_tiles(&engine, options, &grid)?;
+    options.cache_place.check(&engine.device, &options.cache, manifest.blocks.len())?;
+    let lists = &shares[0].lists; // All have the same lists; there is a step, so there is one.
     let cuts = lists::cuts(manifest, options, engine.arithmetic_choice)?;
     if engine.arithmetic_choice == ArithmeticChoice::Stages {
         let refuse = |why| Error::option("arithmetic", format!("is `stages`, but {why}; leave it out"));

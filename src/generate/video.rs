@@ -68,7 +68,7 @@ impl VideoFormat {
     }
 
     /// Whether a file of this format can be made here, to be asked before the work; `path` is for the message, `fps` the
-    /// frames a second where they are known.
+    /// frames a second where they are known. What lies at the path is the question of [`check_place`](Self::check_place).
     ///
     /// # Errors
     /// `Io` when ffmpeg is needed, and missing or broken; `Usage` for a GIF of more than 50 frames a second.
@@ -84,6 +84,36 @@ impl VideoFormat {
             Self::Sequence | Self::Folder | Self::AnimatedPng => Ok(()),
         }
     }
+
+    /// Refuses a path at which lies what a video of this format would not replace.
+    ///
+    /// # Errors
+    /// `Io` for a folder; where frames go to a folder, for anything but an empty one.
+    pub fn check_place(self, path: &Path) -> Result<()> {
+        match self {
+            Self::Folder => check_folder(path),
+            Self::Sequence => Ok(()), // Its files have other names.
+            Self::AnimatedPng | Self::Gif | Self::Mp4 | Self::WebM if path.is_dir() => Err(is_folder(path)),
+            Self::AnimatedPng | Self::Gif | Self::Mp4 | Self::WebM => Ok(()),
+        }
+    }
+}
+
+/// Frames of an older video beside those of a new one would be taken for one video.
+fn check_folder(path: &Path) -> Result<()> {
+    let io = |error| Error::io("write", path, error);
+    if path.exists() && (!path.is_dir() || fs::read_dir(path).map_err(io)?.next().is_some()) {
+        let problem = format!(
+            "cannot write frames to {}: it is there and not an empty folder; name another one, or remove it",
+            path.display()
+        );
+        return Err(Error::new(ErrorKind::Io, problem).about(path.display()));
+    }
+    Ok(())
+}
+
+fn is_folder(path: &Path) -> Error {
+    unwritten(path, "it is a folder")
 }
 
 /// Viewers slow down what shows a frame for less than two hundredths of a second.
@@ -137,10 +167,7 @@ impl Video {
 
     fn write_folder(&self, path: &Path, text: &[(String, String)]) -> Result<Vec<PathBuf>> {
         let io = |error| Error::io("write", path, error);
-        if path.exists() && (!path.is_dir() || fs::read_dir(path).map_err(io)?.next().is_some()) {
-            let problem = format!("cannot write frames to {}: it is there and not an empty folder", path.display());
-            return Err(Error::new(ErrorKind::Io, problem));
-        }
+        check_folder(path)?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let partial = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(parent).map_err(io)?;
         for (index, frame) in self.frames.iter().enumerate() {
@@ -208,7 +235,7 @@ impl Video {
     fn encode(&self, path: &Path, codec: &[&str]) -> Result<Vec<PathBuf>> {
         let io = |error| Error::io("write", path, error);
         if path.is_dir() {
-            return Err(unwritten(path, "it is a folder"));
+            return Err(is_folder(path));
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let partial = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(folder).map_err(io)?;
@@ -244,7 +271,7 @@ impl Video {
 }
 
 fn unwritten(path: &Path, problem: &str) -> Error {
-    Error::new(ErrorKind::Io, format!("cannot write {}: {problem}", path.display()))
+    Error::new(ErrorKind::Io, format!("cannot write {}: {problem}", path.display())).about(path.display())
 }
 
 fn failed(path: &Path, output: &Output) -> Error {
