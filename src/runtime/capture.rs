@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::session::{NoSelectedOutputs, RunOptions};
 
-use super::session::runtime_error;
+use super::session::run_options;
 use super::shelf::TensorId;
 use crate::error::Result;
 
@@ -58,13 +58,14 @@ impl Captures {
     }
 
     /// The recording of runs that are bound to these tensors, ports in their order, or why there is none. `tensors` may
-    /// say so itself.
+    /// say so itself. `more` are other options of the runs.
     ///
     /// # Errors
     /// `Runtime`.
     pub(super) fn of(
         &self,
         tensors: std::result::Result<Vec<TensorId>, &'static str>,
+        more: &[(&str, &str)],
     ) -> Result<(Capture, Option<String>)> {
         let full = || format!("other tensors have all of its recordings ({}); allow more `graph-captures`", self.limit);
         let (found, refused) = match tensors.map(|tensors| self.find(tensors)) {
@@ -75,13 +76,9 @@ impl Captures {
             Ok(None) => (None, Some(full())),
             Err(why) => (None, Some(why.to_owned())),
         };
-        let options = |number: i32| {
-            let mut options = RunOptions::new()?;
-            options.set(NUMBER, number.to_string())?;
-            Ok(options)
-        };
-        let recorded = options(found.as_ref().map_or(NONE, |(number, _)| *number)).map_err(runtime_error)?;
-        let plain = options(NONE).map_err(runtime_error)?;
+        let options = |number: i32| run_options(&[&[(NUMBER, number.to_string().as_str())], more].concat());
+        let recorded = options(found.as_ref().map_or(NONE, |(number, _)| *number))?;
+        let plain = options(NONE)?;
         Ok((Capture { recorded, plain, state: found.map(|(_, state)| state) }, refused))
     }
 

@@ -1,8 +1,9 @@
 //! One CUDA stream for all sessions of a process on one GPU.
 //!
 //! By itself each session of ONNX Runtime has a stream of its own, and TensorRT's waits for it within each run as well. On
-//! one stream, what one session has written the next one reads in order, and each run still ends with one wait: ONNX
-//! Runtime does so unless it is told not to, and it is not. So the host may read and write bound tensors between runs.
+//! one stream, what one session has written the next one reads in order, and each run ends with one wait, so that the host
+//! may read and write bound tensors between runs. With the option `async` only those runs wait that take from the host or give
+//! to it: at their end, and before they begin, since ONNX Runtime copies to the device outside of the stream.
 //!
 //! CUDA's runtime is loaded when it is needed, by the name under which the provider has loaded it: nothing of it is linked.
 
@@ -24,13 +25,19 @@ const NON_BLOCKING: c_uint = 1;
 
 type SetDevice = unsafe extern "C" fn(c_int) -> c_int;
 type CreateStream = unsafe extern "C" fn(*mut *mut c_void, c_uint) -> c_int;
+type Synchronize = unsafe extern "C" fn(*mut c_void) -> c_int;
 
 /// The streams by their GPU. They are never destroyed: sessions of any engine of the process may use them.
 static STREAMS: Mutex<BTreeMap<i32, Stream>> = Mutex::new(BTreeMap::new());
 
 /// A stream of a GPU, which lives as long as the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stream(usize);
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stream {
+    /// CUDA's pointer.
+    handle: usize,
+    /// CUDA's function, found beside the one that made the stream.
+    synchronize: Synchronize,
+}
 
 impl Stream {
     /// The stream of this GPU, made when it is first asked for.
@@ -50,7 +57,31 @@ impl Stream {
     /// What a provider is told, so that its sessions use this stream.
     pub(crate) fn pairs(self) -> [(String, String); 2] {
         let pair = |key: &str, value: String| (key.to_owned(), value);
-        [pair("has_user_compute_stream", "1".to_owned()), pair("user_compute_stream", self.0.to_string())]
+        [pair("has_user_compute_stream", "1".to_owned()), pair("user_compute_stream", self.handle.to_string())]
+    }
+
+    /// Waits until all that was launched on it is done.
+    ///
+    /// # Errors
+    /// `Runtime` if something of it failed.
+    pub(crate) fn wait(self) -> Result<()> {
+        // SAFETY: the stream lives as long as the process, and its library with it.
+        match unsafe { (self.synchronize)(self.handle as *mut c_void) } {
+            0 => Ok(()),
+            code => Err(Error::new(
+                ErrorKind::Runtime,
+                format!("what ran on the GPU failed with CUDA's error {code}; without `async` the graph is named"),
+            )),
+        }
+    }
+
+    /// A stream of no GPU, for tests; waiting for it fails with its handle as the code.
+    #[cfg(test)]
+    pub(crate) fn of_test(handle: usize) -> Self {
+        unsafe extern "C" fn fail(handle: *mut c_void) -> c_int {
+            handle as c_int
+        }
+        Self { handle, synchronize: fail }
     }
 }
 
@@ -61,6 +92,9 @@ fn create(names: &[&str], device: i32) -> Result<Stream> {
     // SAFETY: as above.
     let create_stream: Symbol<'_, CreateStream> =
         unsafe { library.get(b"cudaStreamCreateWithFlags\0") }.map_err(not_cuda)?;
+    // SAFETY: as above.
+    let synchronize: Symbol<'_, Synchronize> = unsafe { library.get(b"cudaStreamSynchronize\0") }.map_err(not_cuda)?;
+    let synchronize = *synchronize;
     // SAFETY: takes a number only; one that no GPU has is an error.
     check("cudaSetDevice", device, unsafe { set_device(device) })?;
     let mut stream = std::ptr::null_mut();
@@ -68,7 +102,7 @@ fn create(names: &[&str], device: i32) -> Result<Stream> {
     check("cudaStreamCreateWithFlags", device, unsafe { create_stream(&mut stream, NON_BLOCKING) })?;
     // The stream needs its library for as long as it lives.
     std::mem::forget(library);
-    Ok(Stream(stream as usize))
+    Ok(Stream { handle: stream as usize, synchronize })
 }
 
 fn open(names: &[&str]) -> Result<Library> {
@@ -121,8 +155,16 @@ mod tests {
     }
 
     #[test]
+    fn a_failure_is_told_where_it_is_waited_for() {
+        Stream::of_test(0).wait().unwrap();
+        let error = Stream::of_test(700).wait().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Runtime);
+        assert!(error.to_string().contains("failed with CUDA's error 700; without `async`"), "{error}");
+    }
+
+    #[test]
     fn what_a_provider_is_told() {
-        let text = Stream(4096).pairs().map(|(key, value)| format!("{key}={value}")).join(" ");
+        let text = Stream::of_test(4096).pairs().map(|(key, value)| format!("{key}={value}")).join(" ");
         assert_eq!(text, "has_user_compute_stream=1 user_compute_stream=4096");
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort::session::builder::SessionBuilder;
 use ort::value::DynTensor;
 
+use super::cuda_stream::Stream;
 use super::engine_cache::key::Target;
 use super::library::Loaded;
 use super::memory::{Memory, Tensors};
@@ -77,6 +78,11 @@ impl Device {
     /// one device. And what other threads launch while a run is recorded would be recorded with it.
     pub(super) fn takes_turns(&self) -> bool {
         self.spec().kind() == ProviderKind::WebGpu || self.spec().captures().is_some()
+    }
+
+    /// The stream on which runs may be left unfinished; none where each run waits for its end.
+    pub(super) fn unwaited(&self) -> Option<Stream> {
+        self.provider.unwaited()
     }
 
     /// How many runs a session of this role records at most; none where it records none.

@@ -5,6 +5,9 @@ pub(crate) mod compiler;
 #[cfg(feature = "cuda")]
 #[expect(unsafe_code, reason = "CUDA's functions are found in a library by their names")]
 pub(crate) mod cuda_stream;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_cuda_stream.rs"]
+pub(crate) mod cuda_stream;
 pub(crate) mod device;
 pub(crate) mod engine_cache;
 #[expect(unsafe_code, reason = "the memory is a host's, who promises what it holds")]

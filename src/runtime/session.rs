@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ort::AsPointer;
 use ort::memory::{Allocator, MemoryInfo};
 use ort::session::builder::SessionBuilder;
+use ort::session::{NoSelectedOutputs, RunOptions};
 
 use super::capture::{Capture, Captures, State};
+use super::cuda_stream::Stream;
 use super::device::Device;
 use super::provider::Role;
 use super::provider::compile::Extra;
@@ -24,6 +26,9 @@ pub(crate) enum WeightsMode {
     /// Weights stay in the page cache and are converted while running: no private copy, slower steps.
     Mapped,
 }
+
+/// The option of a run that ends before what it launched does.
+const NO_WAIT: (&str, &str) = ("disable_synchronize_execution_providers", "1");
 
 /// The ONNX Runtime option that names the folder of external data for a model loaded from bytes.
 const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
@@ -52,6 +57,8 @@ pub(crate) struct Session {
     takes_turns: bool,
     /// Where runs are recorded.
     captures: Option<Captures>,
+    /// Where runs that stay on the device need not be waited for.
+    unwaited: Option<Stream>,
     session: Mutex<ort::session::Session>,
 }
 
@@ -62,6 +69,10 @@ pub(crate) struct Binding {
     /// Inputs in other memory than the session reads from: ONNX Runtime copies them when they are bound, so they are bound
     /// again for each run.
     copied: Vec<CopiedInput>,
+    /// What was launched before is waited for first: where runs need not be, and this one takes from the host or gives to it.
+    first: Option<Stream>,
+    /// Options of its runs, if there are any.
+    options: Option<RunOptions<NoSelectedOutputs>>,
     /// How it is recorded, where runs are.
     capture: Option<Capture>,
     /// Counts the runs of the request whose buffers these are.
@@ -120,7 +131,7 @@ impl Session {
         device.check(&session, source)?;
         let captures = device.captures(source.role).map(Captures::new);
         let (name, takes_turns) = (source.name.to_owned(), device.takes_turns());
-        Ok(Self { name, takes_turns, captures, session: Mutex::new(session) })
+        Ok(Self { name, takes_turns, captures, unwaited: device.unwaited(), session: Mutex::new(session) })
     }
 
     /// Loads what a provider has compiled of a source: a model that refers to files beside it.
@@ -146,6 +157,9 @@ impl Session {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let mut binding = session.create_binding().map_err(fail)?;
         let wanted = wanted_memory(&session).map_err(fail)?;
+        let stays = inputs.iter().chain(outputs).all(|(_, id)| !buffers.is_host(*id));
+        let first = self.unwaited.filter(|_| !stays);
+        first.map_or(Ok(()), Stream::wait)?;
         let mut copied = Vec::new();
         for (port, id) in inputs {
             let value = buffers.value(*id);
@@ -160,11 +174,12 @@ impl Session {
         for (port, id) in outputs {
             binding.bind_output(port.as_ref(), buffers.value_mut(*id)).map_err(fail)?;
         }
+        let unwaited: &[(&str, &str)] = if stays && self.unwaited.is_some() { &[NO_WAIT] } else { &[] };
         let written: Vec<BufferId> = outputs.iter().map(|(_, id)| *id).collect();
         let capture = match &self.captures {
             Some(captures) => {
                 let inputs: Vec<BufferId> = inputs.iter().map(|(_, id)| *id).collect();
-                let (capture, refused) = captures.of(buffers.recordable(&inputs, &written))?;
+                let (capture, refused) = captures.of(buffers.recordable(&inputs, &written), unwaited)?;
                 match refused {
                     Some(why) => buffers.refuse_capture(format!("{}: {why}", self.name)),
                     None => buffers.note_capture(),
@@ -173,7 +188,9 @@ impl Session {
             }
             None => None,
         };
-        Ok(Binding { binding, outputs: written, copied, capture, runs: buffers.run_counter() })
+        let options = if unwaited.is_empty() { None } else { Some(run_options(unwaited)?) };
+        let runs = buffers.run_counter();
+        Ok(Binding { binding, outputs: written, copied, first, options, capture, runs })
     }
 
     /// Runs once over bound buffers.
@@ -190,6 +207,7 @@ impl Session {
         let _turn = turn(self.takes_turns);
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let fail = |error| runtime_error(error).at(&self.name);
+        binding.first.map_or(Ok(()), Stream::wait)?;
         for input in &binding.copied {
             let place = binding.binding.ptr().cast_mut();
             // SAFETY: the binding holds the value under this port, so both are alive; only this thread uses the binding.
@@ -199,7 +217,8 @@ impl Session {
         }
         binding.runs.all.fetch_add(1, Ordering::Relaxed);
         let Some(capture) = &binding.capture else {
-            return run_binding(&mut session, &binding.binding, std::ptr::null()).map_err(fail);
+            let options = binding.options.as_ref().map_or(std::ptr::null(), AsPointer::ptr);
+            return run_binding(&mut session, &binding.binding, options).map_err(fail);
         };
         let options = capture.options(state == State::Refused);
         run_binding(&mut session, &binding.binding, options.ptr()).map_err(|error| match state {
@@ -232,6 +251,7 @@ impl Session {
         let fail = |error| runtime_error(error).at(&self.name);
         let _turn = turn(self.takes_turns);
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        self.unwaited.map_or(Ok(()), Stream::wait)?;
         let mut binding = session.create_binding().map_err(fail)?;
         binding.bind_input(input.0, input.1).map_err(fail)?;
         binding.bind_output(output.0, output.1).map_err(fail)?;
@@ -319,7 +339,68 @@ fn configure(builder: SessionBuilder, source: &Source<'_>, is_foreign: bool) -> 
     Ok(builder)
 }
 
+/// Options of a run by ONNX Runtime's keys.
+pub(super) fn run_options(pairs: &[(&str, &str)]) -> Result<RunOptions<NoSelectedOutputs>> {
+    let mut options = RunOptions::new().map_err(runtime_error)?;
+    for (key, value) in pairs {
+        options.set(key, value).map_err(runtime_error)?;
+    }
+    Ok(options)
+}
+
 /// ONNX Runtime's error as ours.
 pub(crate) fn runtime_error(error: ort::Error) -> Error {
     Error::new(ErrorKind::Runtime, error.to_string().replace('\n', " "))
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+    use crate::model::manifest::DType;
+    use crate::runtime::library::{self, LibraryOptions};
+    use crate::runtime::measure::StreamType;
+    use crate::runtime::ops::residuals;
+    use crate::runtime::provider::ProviderSpec;
+    use crate::runtime::tensor::Place;
+
+    /// Where runs may be left unfinished, the host's tensors are read and written only after a wait.
+    #[test]
+    fn runs_that_touch_the_host_are_waited_for() {
+        let library = library::environment(&LibraryOptions::default()).unwrap();
+        let device = Device::open(&library, &ProviderSpec::default(), false).unwrap();
+        let mut buffers = Buffers::new(&device, Place::Device).unwrap();
+        let [a, b] = [(); 2].map(|()| buffers.add(DType::F32, &[1, 4]).unwrap());
+        let name = "residual";
+        let graph = residuals(&[StreamType { dtype: DType::F32, kept: DType::F32, rank: 2 }]);
+        let source = Source {
+            name,
+            model: &graph,
+            folder: None,
+            weights: WeightsMode::Packed,
+            casts_weights: false,
+            fixed: &[],
+            role: Role::Arithmetic,
+        };
+        for (handle, fails) in [(0, false), (700, true)] {
+            let mut session = Session::load(&device, &source).unwrap();
+            session.unwaited = Some(Stream::of_test(handle));
+            let bound = session.bind(&mut buffers, &[("ran0", a), ("from0", a)], &[("residual0", b)]);
+            match bound {
+                Ok(binding) => {
+                    assert!(!fails && binding.first.is_some() && binding.options.is_none());
+                    session.run(&binding).unwrap();
+                }
+                Err(error) => assert!(fails && error.to_string().contains("CUDA's error 700"), "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn options_reach_onnx_runtime() {
+        library::environment(&LibraryOptions::default()).unwrap();
+        let mut options = run_options(&[NO_WAIT, ("gpu_graph_id", "7")]).unwrap();
+        for (key, value) in [NO_WAIT, ("gpu_graph_id", "7")] {
+            assert_eq!(options.get(key).as_deref(), Some(value));
+        }
+    }
 }

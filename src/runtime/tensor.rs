@@ -185,6 +185,11 @@ impl Buffers {
         self.tensors[id.0].dtype
     }
 
+    /// Whether the host may read and write it.
+    pub(super) fn is_host(&self, id: BufferId) -> bool {
+        self.tensors[id.0].is_host
+    }
+
     /// Bytes of one tensor.
     pub(crate) fn bytes(&self, id: BufferId) -> u64 {
         let buffer = &self.tensors[id.0];

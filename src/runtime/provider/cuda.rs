@@ -23,6 +23,14 @@ pub(super) const STREAM: OptionDef = OptionDef {
 };
 pub(super) const SHARED: &str = "shared";
 
+/// Whether each run waits for its end.
+pub(super) const ASYNC: OptionDef = OptionDef {
+    name: "async",
+    form: Form::Flag,
+    key: None,
+    about: "runs that stay on the device do not wait for their end; times by part are then those of launching",
+};
+
 pub(super) const OPTIONS: &[OptionDef] = &[
     OptionDef {
         name: DEVICE,
@@ -55,6 +63,7 @@ pub(super) const OPTIONS: &[OptionDef] = &[
         about: "how convolution kernels are chosen",
     },
     STREAM,
+    ASYNC,
     CAPTURES,
     OptionDef { name: "nhwc", form: Form::Flag, key: Some("prefer_nhwc"), about: "channels last in convolutions" },
 ];

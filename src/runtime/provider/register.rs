@@ -17,7 +17,6 @@ use super::failure::{install, no_device, refused};
 use super::spec::{ProviderKind, ProviderSpec};
 use super::{cuda, openvino, webgpu};
 use crate::error::{Error, ErrorKind, Result};
-#[cfg(feature = "cuda")]
 use crate::runtime::cuda_stream::Stream;
 use crate::runtime::library::Loaded;
 use crate::runtime::memory::Memory;
@@ -41,8 +40,8 @@ pub(crate) struct Provider {
     spec: ProviderSpec,
     /// Whether nodes that it cannot run may run elsewhere.
     allows_fallback: bool,
-    /// What its sessions are told of the stream that they share; nothing where each has its own.
-    stream: Vec<(String, String)>,
+    /// The stream that its sessions share; none where each has its own.
+    stream: Option<Stream>,
 }
 
 impl Provider {
@@ -52,13 +51,18 @@ impl Provider {
         if let Some(file) = plugin_file(spec.kind()) {
             library.register_plugin(spec.kind(), &plugin_path(library, spec, file)?)?;
         }
-        let mut provider = Self { spec: spec.clone(), allows_fallback, stream: Vec::new() };
+        let mut provider = Self { spec: spec.clone(), allows_fallback, stream: None };
         let builder = ort::session::Session::builder(&library.environment)
             .map_err(|error| refused(spec.kind(), &library.info.path, error.message()))?;
         provider.append(library, builder, Role::Model, &[])?;
         // Now that the provider is loaded, so is CUDA's runtime.
         provider.stream = stream(spec)?;
         Ok(provider)
+    }
+
+    /// The stream on which runs may be left unfinished; none where each run waits for its end.
+    pub(crate) fn unwaited(&self) -> Option<Stream> {
+        self.stream.filter(|_| self.spec.is_async())
     }
 
     pub(crate) fn spec(&self) -> &ProviderSpec {
@@ -122,7 +126,7 @@ impl Provider {
     fn pairs(&self, extra: &[(String, String)]) -> Vec<(String, String)> {
         let mut pairs: BTreeMap<String, String> = extra.iter().cloned().collect();
         pairs.extend(self.spec.pairs());
-        pairs.extend(self.stream.iter().cloned());
+        pairs.extend(self.stream.iter().flat_map(|stream| stream.pairs()));
         pairs.into_iter().collect()
     }
 
@@ -130,7 +134,7 @@ impl Provider {
     fn cuda_pairs(&self) -> Vec<(String, String)> {
         let mut pairs = ProviderSpec::new(ProviderKind::Cuda).pairs();
         pairs.extend(self.spec.raw(cuda::DEVICE).map(|device| (cuda::DEVICE_KEY.to_owned(), device)));
-        pairs.extend(self.stream.iter().cloned());
+        pairs.extend(self.stream.iter().flat_map(|stream| stream.pairs()));
         pairs
     }
 
@@ -182,19 +186,9 @@ fn gpu(spec: &ProviderSpec) -> i32 {
     spec.raw(cuda::DEVICE).and_then(|device| device.parse().ok()).unwrap_or(0)
 }
 
-/// What the sessions of a provider are told of their stream.
-#[cfg(feature = "cuda")]
-fn stream(spec: &ProviderSpec) -> Result<Vec<(String, String)>> {
-    let is_shared = spec.raw(cuda::STREAM.name).is_none_or(|stream| stream == cuda::SHARED);
-    match spec.kind() {
-        ProviderKind::Cuda | ProviderKind::TensorRt if is_shared => Ok(Stream::of_device(gpu(spec))?.pairs().into()),
-        _ => Ok(Vec::new()),
-    }
-}
-
-#[cfg(not(feature = "cuda"))]
-fn stream(_: &ProviderSpec) -> Result<Vec<(String, String)>> {
-    Ok(Vec::new())
+/// The stream that the sessions of a provider share.
+fn stream(spec: &ProviderSpec) -> Result<Option<Stream>> {
+    if spec.shares_stream() { Stream::of_device(gpu(spec)).map(Some) } else { Ok(None) }
 }
 
 /// A device's own memory; else what it shares with the host; else the host's.
@@ -304,26 +298,45 @@ fn append_tensorrt(_: SessionBuilder, _: &[(String, String)]) -> ort::Result<Ses
 mod tests {
     use super::*;
 
+    /// Runs are left unfinished only where that was asked for.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn runs_are_waited_for_unless_told_otherwise() {
+        for (spec, is_async) in
+            [("cuda", false), ("cuda:async", true), ("tensorrt:async", true), ("cuda:async=off", false)]
+        {
+            let stream = Some(Stream::of_test(0));
+            let provider = Provider { spec: spec.parse().unwrap(), allows_fallback: false, stream };
+            assert_eq!(provider.unwaited().is_some(), is_async, "{spec}");
+        }
+    }
+
     /// The stream reaches every session of the provider: those of the model, and the arithmetic beside them.
+    #[cfg(feature = "cuda")]
     #[test]
     fn all_sessions_of_a_provider_are_told_of_one_stream() {
         let told = |spec: &str| {
-            let stream = vec![("user_compute_stream".to_owned(), "64".to_owned())];
-            let provider = Provider { spec: spec.parse().unwrap(), allows_fallback: false, stream };
+            let provider =
+                Provider { spec: spec.parse().unwrap(), allows_fallback: false, stream: Some(Stream::of_test(64)) };
             let text = |pairs: Vec<(String, String)>| {
                 pairs.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
             };
             [text(provider.pairs(&[("trt_x".to_owned(), "1".to_owned())])), text(provider.cuda_pairs())]
         };
-        let fixed = "enable_skip_layer_norm_strict_mode=1 use_tf32=0";
         let [model, beside] = told("tensorrt:device=2,fp16");
         assert_eq!(
             model,
-            "device_id=2 trt_fp16_enable=1 trt_layer_norm_fp32_fallback=1 trt_x=1 user_compute_stream=64"
+            "device_id=2 has_user_compute_stream=1 trt_fp16_enable=1 trt_layer_norm_fp32_fallback=1 trt_x=1 user_compute_stream=64"
         );
-        assert_eq!(beside, format!("{fixed} device_id=2 user_compute_stream=64"));
+        assert_eq!(
+            beside,
+            "enable_skip_layer_norm_strict_mode=1 use_tf32=0 device_id=2 has_user_compute_stream=1 user_compute_stream=64"
+        );
         let [model, _] = told("cuda:tf32");
-        assert_eq!(model, "enable_skip_layer_norm_strict_mode=1 trt_x=1 use_tf32=1 user_compute_stream=64");
+        assert_eq!(
+            model,
+            "enable_skip_layer_norm_strict_mode=1 has_user_compute_stream=1 trt_x=1 use_tf32=1 user_compute_stream=64"
+        );
     }
 
     /// What runs once would only pay for recording.
@@ -336,7 +349,7 @@ mod tests {
             ("webgpu", None),
             ("tensorrt", None),
         ] {
-            let provider = Provider { spec: spec.parse().unwrap(), allows_fallback: false, stream: Vec::new() };
+            let provider = Provider { spec: spec.parse().unwrap(), allows_fallback: false, stream: None };
             for role in [Role::Stage, Role::Model, Role::Arithmetic, Role::Copy] {
                 let expected = expected.filter(|_| role == Role::Stage);
                 let expected: Vec<_> = expected.map(|key| (key.to_owned(), "1".to_owned())).into_iter().collect();
@@ -349,7 +362,7 @@ mod tests {
     #[test]
     fn only_sessions_on_cuda_share_a_stream() {
         for spec in ["cpu", "webgpu", "openvino", "cuda:stream=own", "tensorrt:device=1,stream=own"] {
-            assert_eq!(stream(&spec.parse().unwrap()).unwrap(), [], "{spec}");
+            assert!(stream(&spec.parse().unwrap()).unwrap().is_none(), "{spec}");
         }
     }
 }

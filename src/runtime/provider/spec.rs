@@ -133,6 +133,17 @@ impl ProviderSpec {
         self.raw(openvino::DEVICE).unwrap_or_else(|| "CPU".to_owned())
     }
 
+    /// Whether runs that stay on the device do not wait for their end.
+    pub(super) fn is_async(&self) -> bool {
+        self.is_on(cuda::ASYNC.name)
+    }
+
+    /// Whether all sessions of the process share one stream.
+    pub(super) fn shares_stream(&self) -> bool {
+        let is_cuda = matches!(self.kind, ProviderKind::Cuda | ProviderKind::TensorRt);
+        is_cuda && self.raw(cuda::STREAM.name).is_none_or(|stream| stream == cuda::SHARED)
+    }
+
     pub(super) fn is_on(&self, option: &str) -> bool {
         self.raw(option).is_some_and(|value| value == "1")
     }
@@ -214,6 +225,15 @@ impl Providers {
         for (place, spec) in list.iter().enumerate() {
             if list[..place].iter().any(|other| other.kind == spec.kind) {
                 return Err(Error::usage(format!("--provider: `{}` is named twice; leave one out", spec.kind)));
+            }
+            if spec.is_async() && !spec.shares_stream() {
+                return Err(Error::option(
+                    "provider",
+                    format!(
+                        "{}: `async` goes with one stream for all sessions only; leave out `stream=own`",
+                        spec.kind
+                    ),
+                ));
             }
             if spec.kind == ProviderKind::Cpu && place + 1 < list.len() {
                 return Err(Error::usage("--provider: what follows `cpu` has no effect, since `cpu` never fails"));
@@ -306,6 +326,7 @@ mod tests {
             ("openvino:library=/a:b/c.so,precision=fp16", "openvino:library=/a:b/c.so,precision=fp16"),
             ("webgpu:power=low-power", "webgpu:power=low-power"),
             ("cuda:graph-captures=16", "cuda:graph-captures=16"),
+            ("tensorrt:async,stream=shared", "tensorrt:stream=shared,async"),
         ] {
             let providers: Providers = text.parse().unwrap();
             assert_eq!(providers.to_string(), printed);
@@ -337,6 +358,11 @@ mod tests {
                 "its provider keeps one recording a session, and replays it whatever is bound",
             ),
             ("tensorrt:cuda-graph", "use `cuda` with graph-captures=N"),
+            (
+                "cuda:stream=own,async",
+                "cuda: `async` goes with one stream for all sessions only; leave out `stream=own`",
+            ),
+            ("webgpu:async", "there is no option `async`"),
             ("cuda,tensorrt,cuda", "`cuda` is named twice"),
             ("cpu,cuda", "what follows `cpu` has no effect"),
             ("tensorrt:fp16,cudda:device=1", "there is no provider `cudda`"),
@@ -404,7 +430,7 @@ mod tests {
             assert_eq!(keys.len(), unique.len(), "{kind}");
             let ours: Vec<&str> = kind.defs().iter().filter(|def| def.key.is_none()).map(|def| def.name).collect();
             assert!(
-                ours.iter().all(|name| ["library", "device", "stream", "graph-captures"].contains(name)),
+                ours.iter().all(|name| ["library", "device", "stream", "async", "graph-captures"].contains(name)),
                 "{kind}: {ours:?}"
             );
             assert!(kind.defs().iter().all(|def| ProviderKind::of_name(def.name).is_none()));

@@ -103,6 +103,7 @@ pub(super) const OPTIONS: &[OptionDef] = &[
         about: "parts of one graph share their scratch memory",
     },
     cuda::STREAM,
+    cuda::ASYNC,
     OptionDef {
         name: "sequential",
         form: Form::Flag,
