@@ -43,7 +43,7 @@ fn a_provider_that_cannot_be_used_is_an_error_with_the_remedy() {
         ("openvino:library=/no/such.so", "its plugin is not at /no/such.so"),
         ("webgpu", "pip install onnxruntime-ep-webgpu"),
     ] {
-        shell.run(&["--engine", &engine, "--provider", provider]).code(10).stderr(words);
+        shell.tiny(&format!("--provider {provider}")).code(10).stderr(words);
     }
     for (provider, words) in [
         ("cuda:devise=1", "there is no option `devise` (did you mean `device`?)"),
@@ -52,7 +52,7 @@ fn a_provider_that_cannot_be_used_is_an_error_with_the_remedy() {
     ] {
         shell.run(&["--engine", &engine, "--provider", provider]).code(2).stderr(words);
     }
-    shell.run(&["--engine", &engine, "--allow-fallback"]).code(2).stderr("--allow-fallback has no effect");
+    shell.tiny("--allow-fallback").code(2).stderr("--allow-fallback has no effect");
     let place = shell.tiny("--cache f1b0 --cache-place host").code(2);
     place.stderr("--cache-place has no effect: all tensors of the provider `cpu` lie in host memory");
 }
@@ -76,12 +76,11 @@ fn the_first_of_a_list_that_can_be_used_runs_everything() {
 fn without_cuda_the_missing_library_is_named() {
     let library = std::env::var("ORT_GPU_LIBRARY").unwrap();
     let shell = Shell::new();
-    let engine = data("tiny-flux").display().to_string();
     for (provider, words) in [
         ("cuda", "libonnxruntime_providers_cuda.so needs libcublasLt.so.13"),
         ("tensorrt", "libonnxruntime_providers_tensorrt.so needs libcublas.so.13"),
     ] {
-        let ran = shell.run(&["--engine", &engine, "--provider", provider, "--ort-library", &library]).code(10);
+        let ran = shell.tiny(&format!("--provider {provider} --ort-library {library}")).code(10);
         ran.stderr(words).stderr("pip install 'onnxruntime-gpu[cuda,cudnn]'");
     }
 }
