@@ -19,18 +19,19 @@ pub use self::build::{EngineBuild, PlannedEngine};
 pub use self::files::{StageFile, write_stages};
 pub use self::loader::EngineCache;
 use self::loader::Loader;
-pub use self::options::{ArithmeticChoice, EngineOptions, WeightsChoice};
+pub use self::options::{ArithmeticChoice, ComputeChoice, EngineOptions, WeightsChoice};
 pub use self::probe::ModelPart;
 pub use self::profile::Profile;
 pub use self::stages::OtherPlan;
 pub(crate) use self::stages::{LoadedPlan, LoadedStage, Stages, sizes};
 use crate::cache::{DiffOptions, PolicyConfig};
-use crate::error::{Error, Result};
+use crate::error::{At, Error, Result};
 use crate::generate::cancel::CancelToken;
 use crate::generate::request::{Inputs, Request, RequestOptions};
 use crate::generate::text::TextEncoder;
 use crate::generate::{lists, memory};
 use crate::info::{EngineInfo, StageInfo};
+use crate::model::compute::Attention;
 use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::manifest::DType;
@@ -98,7 +99,7 @@ impl Engine {
         let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let graphs: Vec<&Graph> = directory.text.iter().chain(&directory.decode).collect();
-        check_provider(options)?;
+        check_provider(options, directory.manifest.compute_dtype)?;
         let load = |device: &Device| {
             let loader = Loader::new(&directory, options, device, weights)?;
             let limits = (options.stages, options.stage_bytes);
@@ -308,9 +309,16 @@ fn cached<K: PartialEq, V>(list: &Cached<K, V>, key: K, load: impl FnOnce() -> R
 /// Opens a directory for the providers of these options: all of them can run what it gives.
 ///
 /// # Errors
-/// `EngineDirectory`; `Usage` for a precision that has no effect on its graphs.
+/// `EngineDirectory`; `Usage` for a dtype that its graphs cannot compute in, or a precision that has no effect on them.
 pub(crate) fn open(directory: &Path, options: &EngineOptions) -> Result<EngineDirectory> {
-    let directory = EngineDirectory::open(directory, options.weights_folder.as_deref())?;
+    let path = directory;
+    let takes_softmax = options.provider.iter().all(|spec| spec.kind().takes_softmax_precision());
+    let attention = if takes_softmax { Attention::SoftmaxInF32 } else { Attention::ByProvider };
+    let directory = EngineDirectory::open(path, options.weights_folder.as_deref())?;
+    let directory = match options.compute.dtype() {
+        Some(dtype) => directory.computing_in(dtype, attention).at(format!("engine {}", path.display()))?,
+        None => directory,
+    };
     let blocks = || directory.experts.iter().flat_map(|expert| &expert.blocks);
     let is_quantised = || blocks().any(|block| block.runs(&["QuantizeLinear", "DequantizeLinear"]));
     for spec in options.provider.iter() {
@@ -320,8 +328,9 @@ pub(crate) fn open(directory: &Path, options: &EngineOptions) -> Result<EngineDi
     if takes_bf16 { Ok(directory) } else { directory.without_bf16_ports() }
 }
 
-/// Refuses what no provider of the list obeys.
-fn check_provider(options: &EngineOptions) -> Result<()> {
+/// Refuses what no provider of the list obeys, and a dtype in which one of them does not compute.
+fn check_provider(options: &EngineOptions, dtype: DType) -> Result<()> {
+    options.provider.iter().try_for_each(|spec| spec.kind().check_dtype(dtype))?;
     let is_cpu = |spec: &ProviderSpec| spec.kind() == ProviderKind::Cpu;
     if options.allow_fallback && options.provider.iter().all(is_cpu) {
         return Err(Error::usage("--allow-fallback has no effect: the provider `cpu` runs everything; leave it out"));

@@ -122,8 +122,10 @@ pub struct EngineInfo {
     pub weights: Vec<(String, Option<String>, u64)>,
     /// Parameters in the weights files that no graph uses.
     pub unused_parameters: usize,
-    /// `f32`, `f16` or `bf16`.
+    /// In which dtype the transformers compute: `f32`, `f16` or `bf16`.
     pub compute_dtype: String,
+    /// The same as it was exported.
+    pub exported_dtype: String,
     /// ONNX opset.
     pub opset: i64,
     /// Steps when none are asked for.
@@ -161,6 +163,14 @@ impl EngineInfo {
     /// `EngineDirectory`, as when it is loaded.
     pub fn open(directory: &Path, weights_folder: Option<&Path>) -> Result<Self> {
         Ok(Self::new(&EngineDirectory::open(directory, weights_folder)?))
+    }
+
+    /// The same of an engine that is loaded with these options: `compute` and the provider count.
+    ///
+    /// # Errors
+    /// `EngineDirectory`, as when it is loaded; `Usage` for options that do not fit.
+    pub fn with_options(directory: &Path, load: &EngineOptions) -> Result<Self> {
+        Ok(Self::new(&open(directory, load)?))
     }
 
     /// As [`open`](Self::open), and compares the content hash of every weights file. Gives the names of the weights
@@ -257,6 +267,7 @@ impl EngineInfo {
             weights: manifest.weights.iter().map(|w| (w.name.clone(), w.folder.clone(), w.bytes)).collect(),
             unused_parameters: in_weights.saturating_sub(graphs.iter().map(|graph| graph.references).sum()),
             compute_dtype: manifest.compute_dtype.name().to_owned(),
+            exported_dtype: directory.exported_dtype.name().to_owned(),
             opset: manifest.opset,
             default_steps: manifest.defaults.steps,
             default_size: manifest.size.default,
@@ -307,6 +318,7 @@ impl EngineInfo {
             "weights": self.weights.iter().map(|(name, folder, bytes)| json!({"name": name, "folder": folder, "bytes": bytes})).collect::<Vec<_>>(),
             "unused_parameters": self.unused_parameters,
             "compute_dtype": self.compute_dtype,
+            "exported_dtype": self.exported_dtype,
             "opset": self.opset,
             "cuts": self.blocks + 1,
             "defaults": { "steps": self.default_steps, "size": self.default_size, "guidance": self.guidance.1 },
@@ -334,12 +346,17 @@ impl fmt::Display for EngineInfo {
         writeln!(f, "streams     {} (the first is compared)", self.streams.join(", "))?;
         writeln!(
             f,
-            "parameters  {:.2} M in {:.1} MB of weights; graphs {:.0} kB, opset {}, computed in {}",
+            "parameters  {:.2} M in {:.1} MB of weights; graphs {:.0} kB, opset {}, computed in {}{}",
             self.parameters as f64 / 1e6,
             megabytes(self.weight_bytes),
             self.graph_bytes as f64 / 1e3,
             self.opset,
-            self.compute_dtype
+            self.compute_dtype,
+            if self.compute_dtype == self.exported_dtype {
+                String::new()
+            } else {
+                format!(" (exported in {})", self.exported_dtype)
+            }
         )?;
         for (name, folder, bytes) in &self.weights {
             let place = folder.as_deref().unwrap_or("in the directory");

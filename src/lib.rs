@@ -57,8 +57,8 @@ pub mod setup;
 pub mod trace;
 
 pub use engine::{
-    ArithmeticChoice, Engine, EngineBuild, EngineCache, EngineCounts, EngineOptions, ModelPart, OtherPlan,
-    PlannedEngine, Profile, StageFile, StagesChoice, WeightsChoice, write_stages,
+    ArithmeticChoice, ComputeChoice, Engine, EngineBuild, EngineCache, EngineCounts, EngineOptions, ModelPart,
+    OtherPlan, PlannedEngine, Profile, StageFile, StagesChoice, WeightsChoice, write_stages,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use generate::cache_dtype::CacheDType;

@@ -15,7 +15,7 @@ use crate::engine::EngineOptions;
 use crate::error::{At, Error, Result};
 use crate::generate::request::RequestOptions;
 use crate::nearest::edit_distance;
-use crate::runtime::provider::{AT_EXPORT, is_precision};
+use crate::runtime::provider::{BY_COMPUTE, is_precision};
 
 /// What an option is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,7 @@ const TABLE: &[Entry] = &[
     }),
     engine("other-plan", |options, text| plain(&mut options.engine.other_plan, text)),
     engine("arithmetic", |options, text| plain(&mut options.engine.arithmetic, text)),
+    engine("compute", |options, text| plain(&mut options.engine.compute, text)),
     engine("provider", |options, text| plain(&mut options.engine.provider, text)),
     engine("allow-fallback", |options, text| plain(&mut options.engine.allow_fallback, text)),
     engine("engine-cache", |options, text| plain(&mut options.engine.engine_cache, text)),
@@ -195,7 +196,7 @@ pub fn scope(name: &str) -> Option<Scope> {
 fn unknown(name: &str) -> Error {
     let nearest = Options::names().into_iter().min_by_key(|known| edit_distance(name, known)).unwrap_or_default();
     if is_precision(name) {
-        return Error::usage(format!("there is no option `{name}`: {AT_EXPORT}")).about(name);
+        return Error::usage(format!("there is no option `{name}`: {BY_COMPUTE}")).about(name);
     }
     Error::usage(format!("unknown option `{name}`; the nearest known one is `{nearest}`")).about(name)
 }
@@ -281,10 +282,11 @@ mod tests {
             ("step", "4", "unknown option `step`; the nearest known one is `steps`"),
             ("Cache", "none", "the nearest known one is `cache`"),
             (
-                "compute",
+                "precision",
                 "fp16",
-                "there is no option `compute`: the dtype in which graphs compute is fixed when they are",
+                "there is no option `precision`: the dtype in which graphs compute is chosen by --compute",
             ),
+            ("compute", "int8", "--compute: `int8`: unknown compute dtype"),
             ("max-warmup-step", "4", "the nearest known one is `max-warmup-steps`"),
             ("steps", "four", "--steps: `four`"),
             ("size", "64", "expected WIDTHxHEIGHT"),

@@ -294,6 +294,7 @@ fn help_and_version() {
         include_str!("replay.rs"),
         include_str!("memory.rs"),
         include_str!("cache_dtype.rs"),
+        include_str!("compute.rs"),
         include_str!("per_sample.rs"),
         include_str!("conformance.rs"),
         include_str!("engines.rs"),

@@ -9,7 +9,7 @@ use std::fs;
 
 use common::{data, json, relative_l1};
 use dbcache_trt::cache::{Branch, PolicyConfig};
-use dbcache_trt::{Engine, EngineOptions, Inputs, ModelPart, RequestOptions, read_tensors};
+use dbcache_trt::{ComputeChoice, Engine, EngineOptions, Inputs, ModelPart, Output, RequestOptions, read_tensors};
 use ndarray::ArrayD;
 use serde_json::{Value, json as value};
 
@@ -22,6 +22,12 @@ const EMBED_TOLERANCE: f64 = 1e-4;
 /// Ten steps without and with a cache.
 const LATENT_RELATIVE_L1: f64 = 1e-4;
 
+/// The same in f16, chosen at load, against f32: rounding to 11 bits is 2e-4 of each operand on average, and products of
+/// tiny models have few terms that average it away.
+const F16_LATENT_RELATIVE_L1: f64 = 2e-3;
+/// Diffs in f16 may be off by this much: decisions with a smaller margin to the threshold may differ.
+const F16_DIFF: f64 = 1e-3;
+
 /// One family: its engine, what was recorded, and the manifest's fields that say how latents lie.
 struct Family {
     name: String,
@@ -33,6 +39,11 @@ struct Family {
 
 impl Family {
     fn all() -> Vec<Self> {
+        Self::computing_in(ComputeChoice::Exported)
+    }
+
+    fn computing_in(compute: ComputeChoice) -> Vec<Self> {
+        let load = EngineOptions { compute, ..EngineOptions::default() };
         let mut families = Vec::new();
         for entry in fs::read_dir(data("families")).unwrap() {
             let path = entry.unwrap().path();
@@ -41,7 +52,7 @@ impl Family {
                 continue;
             }
             families.push(Self {
-                engine: Engine::load(path.join("engine"), &EngineOptions::default()).unwrap(),
+                engine: Engine::load(path.join("engine"), &load).unwrap(),
                 manifest: json(&format!("families/{name}/engine/manifest.json")),
                 reference: json(&format!("families/{name}/reference.json")),
                 vectors: read_tensors(&path.join("vectors.safetensors")).unwrap(),
@@ -211,12 +222,7 @@ fn whole_generations() {
         assert!(!cases.is_empty(), "{}", family.name);
         for case in cases {
             let name = case["name"].as_str().unwrap();
-            let mut options = case["config"].as_object().unwrap().clone();
-            options.insert("cache_type".into(), value!("cache-dit"));
-            if case["lists"].as_array().unwrap().len() > 1 {
-                options.insert("separate_block_lists".into(), value!(true));
-            }
-            let cache = PolicyConfig::from_json(&Value::Object(options).to_string()).unwrap();
+            let cache = policy(case);
             // Where head and tail overlap in a list, cache-dit runs blocks twice; that is refused here.
             let kept = ["Fn_compute_blocks", "Bn_compute_blocks"].map(|key| case["config"][key].as_u64().unwrap_or(0));
             let of_lists = family.manifest["lists"].as_array().unwrap().iter();
@@ -234,13 +240,47 @@ fn whole_generations() {
     differences.none();
 }
 
-fn check_generation(family: &Family, cache: PolicyConfig, name: &str, lists: &Value, differences: &mut Differences) {
-    let at = format!("{}, {name}", family.name);
-    let request = family.engine.request(&family.inputs(), &family.options(cache));
-    let output = match request.and_then(|request| request.run(&mut ())) {
-        Ok(output) => output,
-        Err(error) => return differences.0.push(format!("{at}: {error}")),
-    };
+/// The policy of a recorded case.
+fn policy(case: &Value) -> PolicyConfig {
+    let mut options = case["config"].as_object().unwrap().clone();
+    options.insert("cache_type".into(), value!("cache-dit"));
+    if case["lists"].as_array().unwrap().len() > 1 {
+        options.insert("separate_block_lists".into(), value!(true));
+    }
+    PolicyConfig::from_json(&Value::Object(options).to_string()).unwrap()
+}
+
+/// Transformers that compute in f16 give what was recorded in f32, up to their rounding, and decide the same.
+#[test]
+fn generations_in_f16() {
+    let mut differences = Differences::default();
+    for family in Family::computing_in(ComputeChoice::Fp16) {
+        let uncached = ("uncached".to_owned(), PolicyConfig::None, Value::Null);
+        let clear = |case: &&Value| case["margin"].as_f64().is_some_and(|margin| margin > F16_DIFF);
+        let cases = family.reference["cases"].as_array().unwrap().iter().filter(clear);
+        let cached = cases.map(|case| (case["name"].as_str().unwrap().to_owned(), policy(case), case["lists"].clone()));
+        let mut decided = 0;
+        for (name, cache, lists) in std::iter::once(uncached).chain(cached) {
+            let at = format!("{}, {name}, f16", family.name);
+            let request = match family.engine.request(&family.inputs(), &family.options(cache)) {
+                // As in `whole_generations`.
+                Err(error) if error.to_string().contains("blocks would run twice") => continue,
+                request => request.unwrap(),
+            };
+            let output = request.run(&mut ()).unwrap();
+            let error = relative_l1(&output.latents, &family.packed(&family.vectors[&format!("out.{name}")]));
+            println!("{at}: {error:.1e}");
+            let is_near = LATENT_RELATIVE_L1 / 10.0 < error && error <= F16_LATENT_RELATIVE_L1;
+            differences.expect(is_near, || format!("{at}: latents differ by {error:e}"));
+            check_decisions(&output, &lists, &at, &mut differences);
+            decided += output.trace.skipped();
+        }
+        assert!(decided > 0, "{}", family.name);
+    }
+    differences.none();
+}
+
+fn check_decisions(output: &Output, lists: &Value, at: &str, differences: &mut Differences) {
     for (index, list) in lists.as_array().into_iter().flatten().enumerate() {
         for (key, recorded) in list["branches"].as_object().into_iter().flatten() {
             let branch = if key == "cond" { Branch::Cond } else { Branch::Uncond };
@@ -249,6 +289,16 @@ fn check_generation(family: &Family, cache: PolicyConfig, name: &str, lists: &Va
             differences.expect(ours == theirs, || format!("{at}, list {index}, {key}: decided {ours}, not {theirs}"));
         }
     }
+}
+
+fn check_generation(family: &Family, cache: PolicyConfig, name: &str, lists: &Value, differences: &mut Differences) {
+    let at = format!("{}, {name}", family.name);
+    let request = family.engine.request(&family.inputs(), &family.options(cache));
+    let output = match request.and_then(|request| request.run(&mut ())) {
+        Ok(output) => output,
+        Err(error) => return differences.0.push(format!("{at}: {error}")),
+    };
+    check_decisions(&output, lists, &at, differences);
     let theirs = family.packed(&family.vectors[&format!("out.{name}")]);
     let error = relative_l1(&output.latents, &theirs);
     differences.expect(error <= LATENT_RELATIVE_L1, || format!("{at}: latents differ by {error:e}"));

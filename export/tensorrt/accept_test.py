@@ -39,6 +39,9 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "wan_two": write_wan_two,
 }
 
+#: The element types by the engine's flag.
+_COMPUTE = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
 #: Where the model's own size is too much for one of its products without a fused attention, as in f32: 119 thousand
 #: tokens of video are 57 GB of scores a head.
 PROFILES: dict[tuple[str, DType], str] = {("hunyuan_video", "f32"): "176..320,frames=1..17"}
@@ -57,6 +60,22 @@ def test_every_stage_is_accepted(family: str, compute: DType, tmp_path: Path) ->
     stages = written_stages(tmp_path / "engine", tmp_path / "stages", *division)
     for graph, shapes in stages.items():
         print(family, compute, graph.name, accept(graph, shapes))
+
+
+@pytest.mark.parametrize("compute", ["fp16", "bf16"])
+@pytest.mark.parametrize(("family", "opset"), [*((family, 20) for family in FAMILIES), ("flux", 23)])
+def test_stages_that_the_engine_casts_are_accepted(family: str, opset: int, compute: str, tmp_path: Path) -> None:
+    """Exported in float32, cast when it is loaded; in opset 23 attention is one operator."""
+    FAMILIES[family](tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "engine", Options(opset=opset, check=False, pack=True), lambda _: None)
+    profile = PROFILES.get((family, "f32"))
+    ranges = [] if profile is None else ["--profile", profile]
+    division = ["--cache", "f1b1", "--stages", "fused", "--provider", "tensorrt", "--compute", compute, *ranges]
+    for graph, shapes in written_stages(tmp_path / "engine", tmp_path / "stages", *division).items():
+        nodes = onnx.load(graph, load_external_data=False).graph.node
+        targets = {node.attribute[0].i for node in nodes if node.op_type == "Cast"}
+        assert graph.name == "decode.onnx" or _COMPUTE[compute] in targets
+        print(family, opset, compute, graph.name, accept(graph, shapes))
 
 
 def written_stages(engine: Path, out: Path, *options: str) -> dict[Path, Profile]:

@@ -10,11 +10,11 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use dbcache_trt::cache::PolicyConfig;
-use dbcache_trt::options::{Options, parse_bytes, parse_scale, parse_size, read_policy, read_replay};
+use dbcache_trt::options::{parse_bytes, parse_scale, parse_size, read_policy, read_replay};
 use dbcache_trt::setup::Via;
 use dbcache_trt::{
-    ArithmeticChoice, CacheDType, CachePlace, EngineCache, EngineOptions, Error, ErrorKind, LibraryOptions, Profile,
-    Providers, RequestOptions, StagesChoice, WeightsChoice,
+    ArithmeticChoice, CacheDType, CachePlace, ComputeChoice, EngineCache, EngineOptions, Error, ErrorKind,
+    LibraryOptions, Profile, Providers, RequestOptions, StagesChoice, WeightsChoice,
 };
 
 pub use self::build::{BuildArgs, BuildOneArgs};
@@ -239,6 +239,10 @@ pub struct LoadArgs {
     /// [default: auto]
     #[arg(long, value_name = "WAY", value_parser = choice::<ArithmeticChoice>(ArithmeticChoice::NAMES), hide_short_help = true)]
     arithmetic: Option<ArithmeticChoice>,
+    /// In which dtype the transformer computes: fp32, fp16 or bf16; normalisations, softmax and the streams stay f32
+    /// [default: as exported]
+    #[arg(long, value_name = "DTYPE", value_parser = choice::<ComputeChoice>(ComputeChoice::NAMES))]
+    compute: Option<ComputeChoice>,
     /// What computes: cpu, cuda, tensorrt, openvino or webgpu, with options (tensorrt:device=0,workspace=4G); or a list, of
     /// which the first that can be used runs everything [default: cpu]. `dbcache-trt providers` explains them
     #[arg(long, value_name = "LIST")]
@@ -260,13 +264,6 @@ pub struct LoadArgs {
     /// Compare the content hash of all weights before anything runs
     #[arg(long)]
     verify: bool,
-    /// Not an option of this command but of the exporter's, which the error says
-    #[arg(long = "compute", value_name = "DTYPE", hide = true, value_parser = of_the_exporter)]
-    _compute: Option<String>,
-}
-
-fn of_the_exporter(text: &str) -> dbcache_trt::Result<String> {
-    Options::default().set("compute", text).map(|()| text.to_owned())
 }
 
 /// One of a few texts, as the library reads them.
@@ -298,6 +295,7 @@ impl LoadArgs {
             stage_bytes: self.stages.stage_bytes,
             cache: cache.clone(),
             arithmetic: self.arithmetic.unwrap_or_default(),
+            compute: self.compute.unwrap_or_default(),
             provider: self.provider.clone().unwrap_or_default(),
             allow_fallback: self.allow_fallback,
             engine_cache: self.engine_cache.clone().unwrap_or_default(),
@@ -355,6 +353,9 @@ pub struct InspectArgs {
     pub cache: Option<String>,
     #[command(flatten)]
     pub stages: StagesArgs,
+    /// Describe it as it would compute in fp32, fp16 or bf16 [default: as exported]
+    #[arg(long, value_name = "DTYPE", value_parser = choice::<ComputeChoice>(ComputeChoice::NAMES))]
+    pub compute: Option<ComputeChoice>,
     #[command(flatten)]
     pub memory: MemoryArgs,
 }
@@ -412,6 +413,9 @@ pub struct WriteStagesArgs {
     pub weights: Option<PathBuf>,
     #[command(flatten)]
     pub stages: StagesArgs,
+    /// In which dtype the transformer computes: fp32, fp16 or bf16; the decoder stays as exported [default: as exported]
+    #[arg(long, value_name = "DTYPE", value_parser = choice::<ComputeChoice>(ComputeChoice::NAMES))]
+    pub compute: Option<ComputeChoice>,
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
@@ -445,7 +449,7 @@ pub struct TraceDiffArgs {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
-    use dbcache_trt::options::{Scope, scope};
+    use dbcache_trt::options::{Options, Scope, scope};
 
     use super::*;
 
@@ -469,7 +473,7 @@ mod tests {
     const OF_HOSTS: [&str; 1] = ["other-plan"];
 
     /// A legal value for each option that is no policy's (those: `policy.rs`), other than its default.
-    const VALUES: [(&str, &str); 30] = [
+    const VALUES: [(&str, &str); 31] = [
         ("threads", "3"),
         ("spin", "true"),
         ("ort-library", "a.so"),
@@ -478,6 +482,7 @@ mod tests {
         ("stages", "fused"),
         ("stage-bytes", "3M"),
         ("arithmetic", "graphs"),
+        ("compute", "bf16"),
         ("provider", "tensorrt:fp16,cuda"),
         ("allow-fallback", "true"),
         ("engine-cache", "folder"),

@@ -18,7 +18,6 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
 
 fn engine(args: &InspectArgs) -> anyhow::Result<()> {
     let (path, weights): (&Path, Option<&Path>) = (&args.path, args.weights.as_deref());
-    let info = EngineInfo::open(path, weights)?;
     let words = EngineInfo::words(path, weights)?;
     let unknown = if args.verify { Some(EngineInfo::verify(path, weights)?) } else { None };
     let verdict = unknown.map(|unknown| match unknown.as_slice() {
@@ -30,9 +29,11 @@ fn engine(args: &InspectArgs) -> anyhow::Result<()> {
         weights_folder: args.weights.clone(),
         stages: args.stages.stages.unwrap_or_default(),
         stage_bytes: args.stages.stage_bytes,
+        compute: args.compute.unwrap_or_default(),
         cache: cache.clone().unwrap_or_default(),
         ..EngineOptions::default()
     };
+    let info = EngineInfo::with_options(path, &load)?;
     let memory = cache.map(|cache| memory(args, &load, cache)).transpose()?;
     let is_planned = memory.is_some() || args.stages.stages.is_some() || args.stages.stage_bytes.is_some();
     let stages = is_planned.then(|| EngineInfo::stages(path, &load)).transpose()?;
@@ -88,9 +89,9 @@ fn memory(args: &InspectArgs, load: &EngineOptions, cache: PolicyConfig) -> anyh
 
 fn picture(args: &InspectArgs) -> anyhow::Result<()> {
     let of_engine = [args.weights.is_some(), args.cache.is_some(), args.stages.stages.is_some()];
-    if args.verify || of_engine.contains(&true) || args.stages.stage_bytes.is_some() {
-        let message = "--verify, --weights, --cache, --stages and --stage-bytes have no effect on a picture; they are for \
-                       engine directories";
+    if args.verify || of_engine.contains(&true) || args.stages.stage_bytes.is_some() || args.compute.is_some() {
+        let message = "--verify, --weights, --cache, --compute, --stages and --stage-bytes have no effect on a picture; they \
+                       are for engine directories";
         anyhow::bail!(Error::with_kind(ErrorKind::Usage, message));
     }
     let (image, text) = Image::read_png(&args.path)?;

@@ -12,6 +12,7 @@ pub fn run(args: &WriteStagesArgs) -> anyhow::Result<()> {
         cache: read_policy(&args.cache)?,
         stages: args.stages.stages.unwrap_or_default(),
         stage_bytes: args.stages.stage_bytes,
+        compute: args.compute.unwrap_or_default(),
         weights_folder: args.weights.clone(),
         provider: args.provider.clone().unwrap_or_default(),
         ..EngineOptions::default()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::loader::Loader;
 use super::stages::Stages;
-use super::{ArithmeticChoice, EngineOptions, StagesChoice, check_provider, choose_weights, open, work};
+use super::{ArithmeticChoice, ComputeChoice, EngineOptions, StagesChoice, check_provider, choose_weights, open, work};
 use crate::cache::PolicyConfig;
 use crate::error::{Error, Result};
 use crate::generate::lists;
@@ -55,7 +55,7 @@ impl EngineBuild {
     /// As [`Engine::load`](crate::Engine::load); `Usage` if the provider does not compile, or there is no cache.
     pub fn plan(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
         let directory = open(directory.as_ref(), options)?;
-        check_provider(options)?;
+        check_provider(options, directory.manifest.compute_dtype)?;
         if options.engine_cache.folder()?.is_none() {
             return Err(Error::option("engine-cache", "is `none`: there is no place for what would be compiled"));
         }
@@ -163,6 +163,9 @@ pub(super) fn command(directory: &Path, options: &EngineOptions) -> String {
     if options.arithmetic == ArithmeticChoice::Stages {
         add("arithmetic", "stages".to_owned());
     }
+    if options.compute != ComputeChoice::default() {
+        add("compute", options.compute.to_string());
+    }
     if let Some(bytes) = options.stage_bytes {
         add("stage-bytes", bytes.to_string());
     }
@@ -201,6 +204,7 @@ mod tests {
         assert_eq!(command(Path::new("m"), &options), "dbcache-trt build --engine m --provider openvino");
         options.cache = "f1b0w2i1r0.1".parse().unwrap();
         options.stages = StagesChoice::Blocks(3);
+        options.compute = ComputeChoice::Bf16;
         options.stage_bytes = Some(5);
         options.profile = Some("8..16,batch=1..2".parse().unwrap());
         options.engine_cache = EngineCache::Folder("my engines".into());
@@ -209,7 +213,7 @@ mod tests {
         options.other_plan = OtherPlan::Refuse;
         assert_eq!(
             command(Path::new("m"), &options),
-            "dbcache-trt build --engine m --provider openvino --cache f1b0w2i1r0.1 --stages 3 --stage-bytes 5 --profile \
+            "dbcache-trt build --engine m --provider openvino --cache f1b0w2i1r0.1 --stages 3 --compute bf16 --stage-bytes 5 --profile \
              8x8..16x16,batch=1..2 --engine-cache 'my engines' --weights 'it'\\''s' --allow-fallback"
         );
     }

@@ -36,8 +36,8 @@ pub struct StageFile {
 /// Writes every graph that runs in a step, and the decoder, into the new folder `out`, with the weights files that they
 /// refer to (hard links, copies where those cannot be made) and `stages.json`, which holds what is returned.
 ///
-/// `load` says how the blocks are divided: its `cache`, `stages`, `stage_bytes` and `weights_folder` count, and its
-/// `provider` where the graphs must obey its limits. Nothing is loaded, and no provider is asked.
+/// `load` says how the blocks are divided and in which dtype they compute: its `cache`, `stages`, `stage_bytes`, `compute`
+/// and `weights_folder` count, and its `provider` where the graphs must obey its limits. Nothing is loaded, and no provider is asked.
 ///
 /// # Errors
 /// `EngineDirectory`, as when it is loaded; `Usage` and `Input` for options or a profile that do not fit; `Io`, also where

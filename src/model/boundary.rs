@@ -1,20 +1,18 @@
 //! Graphs whose ports have other dtypes than the exporter gave them: casts at the boundary, the same numbers within.
 //!
 //! Some providers take no bf16 where a graph begins and ends. Between such graphs bf16 travels as f32, which holds every
-//! bf16; where graphs are joined, the casts that meet are taken out again ([`drop_round_trips`]).
+//! bf16; where graphs are joined, the casts that meet are taken out again ([`drop_round_trips`](super::casts::drop_round_trips)).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use prost::Message;
 
+use super::casts::INNER_BOUNDARY;
 use super::directory::{EngineDirectory, ExpertGraphs};
 use super::graph::{Graph, element_type};
 use super::manifest::DType;
 use super::onnx::{self, GraphProto, NodeProto, ValueInfoProto, build};
 use crate::error::{Error, Result};
-
-/// What names begin with of values that were ports.
-const INNER: &str = "dbcache-boundary/";
 
 impl EngineDirectory {
     /// The same model with f32 wherever graphs meet in bf16.
@@ -45,7 +43,7 @@ fn cast_ports(graph: &Graph, from: DType, to: DType) -> Result<Graph> {
         return Ok(graph.clone());
     }
     let names: BTreeMap<String, String> =
-        inputs.iter().chain(&outputs).map(|name| (name.clone(), format!("{INNER}{name}"))).collect();
+        inputs.iter().chain(&outputs).map(|name| (name.clone(), format!("{INNER_BOUNDARY}{name}"))).collect();
     rename(inner, &names);
     let before = inputs.iter().map(|name| cast(name, &names[name], narrow));
     let after = outputs.iter().map(|name| cast(&names[name], name, wide));
@@ -81,44 +79,6 @@ fn rename(graph: &mut GraphProto, names: &BTreeMap<String, String>) {
 
 fn cast(from: &str, to: &str, element: i32) -> NodeProto {
     build::with_int(build::node("Cast", &[from], to), "to", i64::from(element))
-}
-
-/// Takes out casts of one graph's output to f32 and back for the next one's input, where graphs were joined.
-pub(super) fn drop_round_trips(graph: &mut GraphProto) {
-    let is_inner = |value: &str| {
-        value.rsplit_once('/').is_some_and(|(path, _)| format!("/{path}/").contains("/dbcache-boundary/"))
-    };
-    let is_cast = |node: &NodeProto| node.op_type.as_deref() == Some("Cast") && node.input.len() == 1;
-    let widened: BTreeMap<String, String> = graph
-        .node
-        .iter()
-        .filter(|node| is_cast(node) && is_inner(&node.input[0]))
-        .map(|node| (node.output[0].clone(), node.input[0].clone()))
-        .collect();
-    let mut same: BTreeMap<String, String> = BTreeMap::new();
-    graph.node.retain(|node| {
-        let source = node.input.first().and_then(|input| widened.get(input));
-        match source {
-            Some(source) if is_cast(node) && is_inner(&node.output[0]) => {
-                same.insert(node.output[0].clone(), source.clone());
-                false
-            }
-            _ => true,
-        }
-    });
-    for input in graph.node.iter_mut().flat_map(|node| &mut node.input) {
-        if let Some(source) = same.get(input) {
-            input.clone_from(source);
-        }
-    }
-    let read: BTreeSet<&String> = graph.node.iter().flat_map(|node| &node.input).collect();
-    let given: BTreeSet<&String> = graph.output.iter().filter_map(|port| port.name.as_ref()).collect();
-    let unread: BTreeSet<String> =
-        widened.into_keys().filter(|value| !read.contains(value) && !given.contains(value)).collect();
-    graph.node.retain(|node| !node.output.iter().any(|value| unread.contains(value)));
-    graph
-        .value_info
-        .retain(|info| !info.name.as_ref().is_some_and(|name| same.contains_key(name) || unread.contains(name)));
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ const MAX_FILE: u64 = 64 << 20;
 pub(crate) struct EngineDirectory {
     pub path: PathBuf,
     pub manifest: Manifest,
+    /// In which dtype it was exported; the manifest says in which it computes.
+    pub exported_dtype: DType,
     /// SHA-256 of the manifest, which holds the hashes of everything else.
     pub hash: String,
     /// At least one.
@@ -122,7 +124,8 @@ impl EngineDirectory {
             }
         }
         let hash = hash_bytes(&json);
-        Ok(Self { path: path.to_owned(), hash, experts, text, decode, weights, manifest })
+        let exported_dtype = manifest.compute_dtype;
+        Ok(Self { path: path.to_owned(), hash, experts, text, decode, weights, exported_dtype, manifest })
     }
 
     /// What a stage of a transformer is called: with several transformers, which one comes first.

@@ -81,10 +81,7 @@ impl Graph {
         let mut found = Self {
             file: file.to_owned(),
             nodes: graph.node.len(),
-            casts_weights: graph.node.iter().any(|node| {
-                node.op_type.as_deref() == Some("Cast")
-                    && graph.initializer.iter().any(|t| t.name.as_deref() == node.input.first().map(String::as_str))
-            }),
+            casts_weights: Self::casts_initializers(graph),
             ..Self::default()
         };
         for tensor in &mut graph.initializer {
@@ -93,6 +90,14 @@ impl Graph {
         }
         found.bytes = model.encode_to_vec();
         Ok(found)
+    }
+
+    /// Whether a node of `graph` casts a parameter.
+    pub(super) fn casts_initializers(graph: &GraphProto) -> bool {
+        graph.node.iter().any(|node| {
+            node.op_type.as_deref() == Some("Cast")
+                && graph.initializer.iter().any(|t| t.name.as_deref() == node.input.first().map(String::as_str))
+        })
     }
 
     /// Whether a node of it is one of these operators.

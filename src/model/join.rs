@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 
-use super::boundary::drop_round_trips;
+use super::casts::drop_round_trips;
 use super::graph::{Graph, output_port};
 use super::onnx::{self, GraphProto, ModelProto, ValueInfoProto};
 use crate::error::{Error, Result};

@@ -1,6 +1,8 @@
 //! What is on disk, and nothing that runs.
 
 pub(crate) mod boundary;
+mod casts;
+pub(crate) mod compute;
 pub(crate) mod directory;
 pub(crate) mod graph;
 pub(crate) mod join;

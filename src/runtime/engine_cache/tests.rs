@@ -8,8 +8,10 @@ use std::time::{Duration, SystemTime};
 use super::key::{Target, ranges};
 use super::parameters::digests;
 use super::*;
+use crate::model::compute::Attention;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
+use crate::model::manifest::DType;
 
 fn ingredients(seed: &str) -> Ingredients {
     Ingredients {
@@ -203,6 +205,20 @@ fn a_moved_model_keeps_its_keys_and_another_checkpoint_does_not() {
     bytes[range.offset as usize] ^= 1;
     fs::write(&range.file, bytes).unwrap();
     assert_ne!(key(copy.path()), key(&tiny()));
+}
+
+/// What was compiled of a graph in one dtype never serves another.
+#[test]
+fn each_compute_dtype_has_a_key_of_its_own() {
+    let key = |dtype: DType, attention| {
+        let directory = EngineDirectory::open(&tiny(), None).unwrap().computing_in(dtype, attention).unwrap();
+        of_graph(&directory.experts[0].blocks[0], None).key().unwrap()
+    };
+    let [f32, f16, bf16] = [DType::F32, DType::F16, DType::Bf16].map(|dtype| key(dtype, Attention::SoftmaxInF32));
+    let as_exported = EngineDirectory::open(&tiny(), None).unwrap();
+    assert_eq!(f32, of_graph(&as_exported.experts[0].blocks[0], None).key().unwrap());
+    assert_eq!([&f32, &f16, &bf16].into_iter().collect::<BTreeSet<_>>().len(), 3);
+    assert_eq!(f16, key(DType::F16, Attention::SoftmaxInF32));
 }
 
 #[test]

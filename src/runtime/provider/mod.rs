@@ -18,7 +18,7 @@ mod tensorrt;
 mod webgpu;
 
 pub(crate) use self::failure::refused;
-pub(crate) use self::precision::{AT_EXPORT, is_precision};
+pub(crate) use self::precision::{BY_COMPUTE, is_precision};
 pub(crate) use self::register::{Provider, Role};
 pub use self::report::{ProviderReport, provider_reports};
 pub use self::spec::{ProviderKind, ProviderSpec, Providers};

@@ -7,7 +7,7 @@ use crate::nearest::did_you_mean;
 use crate::options::parse_bytes;
 
 use super::capture;
-use super::precision::{AT_EXPORT, is_precision};
+use super::precision::{BY_COMPUTE, is_precision};
 
 /// One option of a provider.
 #[derive(Debug)]
@@ -143,7 +143,7 @@ pub(super) fn find(provider: &str, options: &'static [OptionDef], name: &str) ->
     if let Some(index) = options.iter().position(|option| option.name == name) {
         return Ok(index);
     }
-    let remedy = if is_precision(name) { format!("; {AT_EXPORT}") } else { capture::remedy(provider, name) };
+    let remedy = if is_precision(name) { format!("; {BY_COMPUTE}") } else { capture::remedy(provider, name) };
     if options.is_empty() {
         return Err(Error::usage(format!(
             "--provider {provider}: there is no option `{name}`; this provider has none{remedy}"

@@ -1,4 +1,4 @@
-//! In which dtype graphs compute: the exporter says so, and no provider changes it in silence.
+//! In which dtype graphs compute: `--compute` says so, here or at export, and no provider changes it in silence.
 
 use super::spec::{ProviderKind, ProviderSpec};
 use crate::error::{Error, Result};
@@ -9,8 +9,8 @@ const OF_F32: [&str; 2] = ["fp16", "bf16"];
 const INT8: &str = "int8";
 
 /// Where a precision is asked for by a name that there is not.
-pub(crate) const AT_EXPORT: &str =
-    "the dtype in which graphs compute is fixed when they are exported: dbcache-export --compute fp32, fp16 or bf16";
+pub(crate) const BY_COMPUTE: &str = "the dtype in which graphs compute is chosen by --compute fp32, fp16 or bf16: of this \
+                                     engine's options for models exported in fp32, else of dbcache-export";
 
 /// Whether a word asks for a precision.
 pub(crate) fn is_precision(option: &str) -> bool {
@@ -22,6 +22,25 @@ impl ProviderKind {
     /// engines has no name for it.
     pub(crate) fn takes_bf16_ports(self) -> bool {
         self != Self::TensorRt
+    }
+
+    /// Whether the operator `Attention` may say in which dtype its softmax runs. TensorRT refuses the attribute.
+    pub(crate) fn takes_softmax_precision(self) -> bool {
+        self != Self::TensorRt
+    }
+
+    /// Refuses a dtype in which this provider does not compute.
+    ///
+    /// # Errors
+    /// `Usage` with what to take instead.
+    pub(crate) fn check_dtype(self, dtype: DType) -> Result<()> {
+        // ONNX Runtime has no product in it there: `NOT_IMPLEMENTED`, from the first graph that is loaded.
+        if (self, dtype) == (Self::Cpu, DType::Bf16) {
+            let problem = "bf16 cannot run on the provider `cpu`, which has no products in it; take another provider, \
+                           --compute fp16, or a model that was exported in fp32";
+            return Err(Error::option("compute", problem));
+        }
+        Ok(())
     }
 }
 
@@ -40,8 +59,8 @@ impl ProviderSpec {
         if let Some(option) = OF_F32.iter().find(|option| self.is_on(option) && dtype != DType::F32) {
             let computes = dtype.name();
             let reason = format!(
-                "this engine's graphs compute in {computes}, and carry their types; leave it out, or export the model with \
-                 --compute {option}"
+                "this engine's graphs compute in {computes}, and carry their types; leave it out, or choose --compute {option}, \
+                 of a model exported in fp32 or of dbcache-export"
             );
             return refuse(option, reason);
         }
@@ -67,8 +86,8 @@ mod tests {
             ("tensorrt:int8", DType::F32, true, None),
             ("cuda", DType::Bf16, false, None),
             ("tensorrt:fp16", DType::F16, false, Some("`fp16` has no effect: this engine's graphs compute in f16")),
-            ("tensorrt:fp16", DType::Bf16, false, Some("export the model with --compute fp16")),
-            ("tensorrt:bf16", DType::F16, false, Some("export the model with --compute bf16")),
+            ("tensorrt:fp16", DType::Bf16, false, Some("choose --compute fp16, of")),
+            ("tensorrt:bf16", DType::F16, false, Some("choose --compute bf16, of")),
             ("tensorrt:int8", DType::F32, false, Some("`int8` has no effect: no graph of this engine quantises")),
         ] {
             let spec: ProviderSpec = spec.parse().unwrap();
@@ -81,10 +100,27 @@ mod tests {
     }
 
     #[test]
-    fn a_precision_that_a_provider_does_not_know_names_the_exporter() {
+    fn the_cpu_computes_no_bf16() {
+        for kind in ProviderKind::ALL {
+            for dtype in [DType::F32, DType::F16, DType::Bf16] {
+                let is_refused = (kind, dtype) == (ProviderKind::Cpu, DType::Bf16);
+                match kind.check_dtype(dtype) {
+                    Ok(()) => assert!(!is_refused),
+                    Err(error) => {
+                        assert!(is_refused);
+                        assert_eq!(error.field(), Some("compute"));
+                        assert!(error.to_string().contains("take another provider, --compute fp16"), "{error}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_precision_that_a_provider_does_not_know_names_the_option() {
         for spec in ["cuda:fp16", "cpu:bf16", "webgpu:precision=fp16", "openvino:fp16", "tensorrt:precision=bf16"] {
             let error = spec.parse::<ProviderSpec>().unwrap_err().to_string();
-            assert!(error.contains("dbcache-export --compute fp32, fp16 or bf16"), "{error}");
+            assert!(error.contains("is chosen by --compute fp32, fp16 or bf16"), "{error}");
         }
         let error = "cuda:streem=own".parse::<ProviderSpec>().unwrap_err().to_string();
         assert!(!error.contains("--compute"), "{error}");
