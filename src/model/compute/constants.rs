@@ -8,7 +8,7 @@ use crate::model::onnx::{AttributeProto, NodeProto, TensorProto, element};
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Narrowed {
     /// The same numbers, rounded.
-    To(TensorProto),
+    To(Box<TensorProto>),
     /// A number other than 0 would become 0, or lose most of its digits.
     Vanishes,
     /// A finite number would become infinite.
@@ -39,12 +39,12 @@ pub(super) fn narrowed(tensor: &TensorProto, to: i32) -> Option<Narrowed> {
     if vanishes {
         return Some(Narrowed::Vanishes);
     }
-    Some(Narrowed::To(TensorProto {
+    Some(Narrowed::To(Box::new(TensorProto {
         data_type: Some(to),
         raw_data: Some(bytes),
         float_data: Vec::new(),
         ..tensor.clone()
-    }))
+    })))
 }
 
 /// The numbers of an f32 tensor that is whole in the graph.

@@ -98,7 +98,7 @@ impl Emitter<'_> {
         {
             let inner = self.narrow_name(&name);
             self.made.insert(inner.clone());
-            self.initializers.push(TensorProto { name: Some(inner), ..constant });
+            self.initializers.push(TensorProto { name: Some(inner), ..*constant });
             if demand.wide {
                 self.made.insert(name);
                 self.initializers.push(tensor);
@@ -151,7 +151,7 @@ impl Emitter<'_> {
         if let Some(Narrowed::To(constant)) = constants::of_node(&node).and_then(|value| narrowed(&value, self.narrow))
             && matches!(node.op_type.as_deref(), Some("Constant" | "ConstantOfShape"))
         {
-            node = constants::with_constant(node, constant);
+            node = constants::with_constant(node, *constant);
         }
         let is_attention = node.op_type.as_deref() == Some("Attention");
         for (place, input) in node.input.iter_mut().enumerate() {
