@@ -359,7 +359,7 @@ fn other_file_names() {
     assert!(shell.folder.path().join(name).is_file());
 }
 
-/// Ctrl-C stops within one block; nothing is left behind.
+/// Ctrl-C and SIGTERM stop within one block; nothing is left behind.
 #[cfg(unix)]
 #[test]
 fn interrupted() {
@@ -369,14 +369,55 @@ fn interrupted() {
         "--engine {} --inputs in.safetensors --steps 10000 --save-latents a --trace b",
         data("tiny-flux").display()
     );
+    for signal in ["-INT", "-TERM"] {
+        let mut command = shell.command();
+        let child = command.args(all.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // The handler is there from the start; after this time steps run.
+        std::thread::sleep(Duration::from_secs(2));
+        let start = Instant::now();
+        kill(signal, &child);
+        let ran = Ran::new(&command, child.wait_with_output().unwrap()).code(130).stderr("cancelled");
+        assert!(start.elapsed() < Duration::from_secs(10), "{ran}");
+        assert_eq!((ran.out.as_str(), shell.files()), ("", before.clone()));
+    }
+}
+
+#[cfg(unix)]
+fn kill(signal: &str, child: &std::process::Child) {
+    assert!(std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// Where the first signal is not obeyed, because a file does not come, the second one ends the program at once.
+#[cfg(unix)]
+#[test]
+fn interrupted_twice() {
+    let shell = Shell::new();
+    let made = std::process::Command::new("mkfifo").arg(shell.path("pipe")).status().unwrap();
+    assert!(made.success());
     let mut command = shell.command();
-    let child = command.args(all.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // The handler is there from the start; after this time steps run.
-    std::thread::sleep(Duration::from_secs(2));
-    let start = Instant::now();
-    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
-    let ran = Ran::new(&command, child.wait_with_output().unwrap()).code(130).stderr("cancelled");
-    assert!(start.elapsed() < Duration::from_secs(10), "{ran}");
-    assert_eq!((ran.out.as_str(), shell.files()), ("", before));
+    let engine = data("tiny-flux");
+    command.args(["--engine", engine.to_str().unwrap(), "--inputs", "pipe"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(child.try_wait().unwrap().is_none(), "nothing to wait for");
+        kill("-TERM", &child);
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+/// `ulimit -f` makes a long file an error, as a full disk does; nothing is left of it.
+#[cfg(target_os = "linux")]
+#[test]
+fn files_that_may_not_be_so_long() {
+    let shell = Shell::new();
+    let before = shell.files();
+    let all = format!(
+        "ulimit -f 1; exec $0 --engine {} --inputs in.safetensors --steps 1 --save-latents a --trace b",
+        data("tiny-flux").display()
+    );
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &all, env!("CARGO_BIN_EXE_dbcache-trt")]).current_dir(shell.folder.path());
+    Ran::of(&mut command).code(9).stderr("cannot write a: File too large");
+    assert_eq!(shell.files(), before);
 }

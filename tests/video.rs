@@ -6,8 +6,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use dbcache_trt::{ErrorKind, Image, Video, VideoFormat};
+use dbcache_trt::{CancelToken, ErrorKind, Image, Video, VideoFormat};
 
 fn video() -> Video {
     let frame = |k: u8| Image { width: 4, height: 2, rgb: (0..24).map(|i| i + 100 * k).collect() };
@@ -97,4 +98,39 @@ fn fails() {
     }
     let error = video().write(&folder().join("a.mp4"), &[]).unwrap_err();
     assert!(error.to_string().contains("ffmpeg failed") && error.to_string().contains("Unknown encoder"), "{error}");
+}
+
+#[test]
+fn a_hanging_ffmpeg_is_stopped_with_the_generation() {
+    let folder = tempfile::tempdir().unwrap();
+    script(folder.path(), "#!/bin/sh\necho $$ > \"${0%/*}/pid\"\nexec /bin/sleep 1000\n");
+    with_path("is_cancelled", folder.path());
+    let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
+    assert!(!Path::new("/proc").join(pid.trim()).exists(), "ffmpeg still runs");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2); // the script and its number
+}
+
+#[test]
+#[ignore = "run by `a_hanging_ffmpeg_is_stopped_with_the_generation` with a PATH of its own"]
+fn is_cancelled() {
+    // More than a pipe holds, so that what is written waits for the program as well.
+    let frame = Image { width: 512, height: 512, rgb: vec![7; 512 * 512 * 3] };
+    let video = Video { frames: vec![frame; 3], fps: 8.0 };
+    let cancel = CancelToken::default();
+    let pid = folder().join("pid");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !fs::read_to_string(&pid).is_ok_and(|text| text.ends_with("\n")) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            cancel.cancel();
+        });
+        let error = video.write_until(&folder().join("a.mp4"), &[], &cancel).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled);
+    });
+    // A token that is set already stops all formats.
+    for name in ["a.gif", "a.png", "a_%04d.png", "a"] {
+        let error = video.write_until(&folder().join(name), &[], &cancel).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled, "{name}");
+    }
 }

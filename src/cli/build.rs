@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::args::{BuildArgs, BuildOneArgs};
 use super::print::line;
-use super::progress::cancel_on_ctrl_c;
+use super::signals::cancel_token;
 
 /// More processes than any machine has GPUs or cores for; a typing error should not start them.
 const MAX_JOBS: usize = 256;
@@ -31,8 +31,7 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
     if options.require_built {
         anyhow::bail!(usage("--require-built has no effect on a build; leave it out"));
     }
-    let cancel = CancelToken::default();
-    cancel_on_ctrl_c(&cancel)?;
+    let cancel = cancel_token()?;
     let build = EngineBuild::plan(&args.engine, &options)?;
     let start = Instant::now();
     let report = Report { total: build.engines().len(), is_quiet: args.json, done: Mutex::default() };

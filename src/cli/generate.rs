@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 use super::args::GenerateArgs;
 use super::output::{Expected, join, picture_path};
 use super::print::line;
-use super::progress::{Progress, cancel_on_ctrl_c};
+use super::progress::Progress;
+use super::signals::cancel_token;
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let Some(directory) = &args.engine else { anyhow::bail!(usage("no engine; name one with --engine")) };
     let asked = args.request()?;
-    let cancel = CancelToken::default();
-    cancel_on_ctrl_c(&cancel)?;
+    let cancel = cancel_token()?;
     let inputs = inputs(args)?;
     check_options(args, &inputs)?;
     check_targets(args)?;
@@ -48,7 +48,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         let mut progress = Progress::new(request.records(), args.quiet || args.json);
         let output = request.run(&mut progress);
         progress.clear();
-        results.push(write_pictures(args, &inputs, output?)?);
+        results.push(write_pictures(args, &inputs, output?, &cancel)?);
         first += batch;
     }
 
@@ -77,7 +77,7 @@ struct Done {
     trace: Trace,
 }
 
-fn write_pictures(args: &GenerateArgs, inputs: &Inputs, output: Output) -> anyhow::Result<Done> {
+fn write_pictures(args: &GenerateArgs, inputs: &Inputs, output: Output, cancel: &CancelToken) -> anyhow::Result<Done> {
     let Output { latents, images, videos, trace } = output;
     let mut files = Vec::new();
     for (k, image) in images.iter().enumerate() {
@@ -89,7 +89,7 @@ fn write_pictures(args: &GenerateArgs, inputs: &Inputs, output: Output) -> anyho
     for (k, video) in videos.iter().enumerate() {
         let seed = trace.seed.wrapping_add(k as u64);
         let path = picture_path(output_path(args), seed, args.count > 1 || videos.len() > 1);
-        files.extend(video.write(&path, &trace.picture_metadata(inputs, k))?);
+        files.extend(video.write_until(&path, &trace.picture_metadata(inputs, k), cancel)?);
     }
     Ok(Done { files, latents, trace })
 }

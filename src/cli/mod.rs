@@ -10,5 +10,6 @@ pub mod print;
 mod progress;
 pub mod providers;
 pub mod setup;
+mod signals;
 pub mod stages;
 pub mod trace;

@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 
+use dbcache_trt::Observer;
 use dbcache_trt::trace::StepRecord;
-use dbcache_trt::{CancelToken, Observer};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 pub struct Progress {
@@ -34,16 +34,4 @@ impl Observer for Progress {
         self.bar.inc(1);
         ControlFlow::Continue(())
     }
-}
-
-/// The first Ctrl-C stops within one block; the second one at once.
-pub fn cancel_on_ctrl_c(token: &CancelToken) -> anyhow::Result<()> {
-    let token = token.clone();
-    ctrlc::set_handler(move || {
-        if token.is_cancelled() {
-            std::process::exit(dbcache_trt::ErrorKind::Cancelled.exit_code().into());
-        }
-        token.cancel();
-    })?;
-    Ok(())
 }

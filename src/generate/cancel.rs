@@ -9,6 +9,13 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, Default)]
 pub struct CancelToken(Arc<AtomicBool>);
 
+/// A flag that somebody else sets, such as a signal handler.
+impl From<Arc<AtomicBool>> for CancelToken {
+    fn from(flag: Arc<AtomicBool>) -> Self {
+        Self(flag)
+    }
+}
+
 impl CancelToken {
     /// Asks the request to stop. Atomic, does not wait, may be called from any thread and more than once.
     pub fn cancel(&self) {

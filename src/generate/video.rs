@@ -2,10 +2,12 @@
 //! nothing.
 
 use std::fs;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
+use super::cancel::CancelToken;
 use super::image::{Image, write_atomically};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -15,6 +17,11 @@ const FFMPEG: &str = "ffmpeg";
 const NUMBER: &str = "%04d";
 /// A GIF's palette is looked for in every so many pixels: 1 is slow, 30 is rough.
 const GIF_SPEED: i32 = 10;
+
+/// How often a running ffmpeg is looked at.
+const PATIENCE: Duration = Duration::from_millis(10);
+/// After so long a program that is asked for its version is taken for broken.
+const VERSION_TIME: Duration = Duration::from_secs(20);
 
 /// Frames of one size.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,8 +85,19 @@ impl VideoFormat {
             Self::Mp4 | Self::WebM => {
                 let mut version = Command::new(FFMPEG);
                 version.arg("-version").stdin(Stdio::null());
-                let output = version.output().map_err(|error| not_started(path, error))?;
-                if output.status.success() { Ok(()) } else { Err(failed(path, &output)) }
+                let deadline = Instant::now() + VERSION_TIME;
+                let run = run(
+                    version,
+                    path,
+                    |_| Ok(()),
+                    || match Instant::now() < deadline {
+                        true => Ok(()),
+                        false => {
+                            Err(unwritten(path, &format!("{FFMPEG} -version has not ended after {VERSION_TIME:?}")))
+                        }
+                    },
+                )?;
+                if run.status.success() { Ok(()) } else { Err(failed(path, &run)) }
             }
             Self::Sequence | Self::Folder | Self::AnimatedPng => Ok(()),
         }
@@ -137,6 +155,15 @@ impl Video {
     /// `Usage` for an unknown ending; `Io` when the folder is missing, full or not writable, when the folder for frames holds
     /// something, or when ffmpeg is needed and missing, or fails.
     pub fn write(&self, path: &Path, text: &[(String, String)]) -> Result<Vec<PathBuf>> {
+        self.write_until(path, text, &CancelToken::default())
+    }
+
+    /// As [`write`](Self::write), until somebody cancels: then ffmpeg is stopped, and nothing is left of the video.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); `Cancelled`.
+    pub fn write_until(&self, path: &Path, text: &[(String, String)], cancel: &CancelToken) -> Result<Vec<PathBuf>> {
+        cancel.check()?;
         if self.frames.is_empty() {
             return Err(Error::internal("a video without frames"));
         }
@@ -145,8 +172,10 @@ impl Video {
             VideoFormat::Folder => self.write_folder(path, text),
             VideoFormat::AnimatedPng => self.write_animated_png(path, text),
             VideoFormat::Gif => self.write_gif(path),
-            VideoFormat::Mp4 => self.encode(path, &["-c:v", "libx264", "-movflags", "+faststart", "-f", "mp4"]),
-            VideoFormat::WebM => self.encode(path, &["-c:v", "libvpx-vp9", "-b:v", "0", "-crf", "30", "-f", "webm"]),
+            VideoFormat::Mp4 => self.encode(path, &["-c:v", "libx264", "-movflags", "+faststart", "-f", "mp4"], cancel),
+            VideoFormat::WebM => {
+                self.encode(path, &["-c:v", "libvpx-vp9", "-b:v", "0", "-crf", "30", "-f", "webm"], cancel)
+            }
         }
     }
 
@@ -232,7 +261,7 @@ impl Video {
     }
 
     /// By ffmpeg, to a temporary file beside the final one.
-    fn encode(&self, path: &Path, codec: &[&str]) -> Result<Vec<PathBuf>> {
+    fn encode(&self, path: &Path, codec: &[&str], cancel: &CancelToken) -> Result<Vec<PathBuf>> {
         let io = |error| Error::io("write", path, error);
         if path.is_dir() {
             return Err(is_folder(path));
@@ -243,24 +272,20 @@ impl Video {
         let first = &self.frames[0];
         // 4:2:0, which every player shows, halves both sides.
         let pixels = if (first.width | first.height).is_multiple_of(2) { "yuv420p" } else { "yuv444p" };
-        let mut child = Command::new(FFMPEG)
+        let mut command = Command::new(FFMPEG);
+        command
             .args(["-hide_banner", "-loglevel", "error", "-nostdin", "-f", "rawvideo", "-pix_fmt", "rgb24"])
             .args(["-s", &format!("{}x{}", first.width, first.height), "-r", &self.fps.to_string(), "-i", "-", "-an"])
             .args(codec)
             .args(["-pix_fmt", pixels, "-y"])
             .arg(&target)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| not_started(path, error))?;
+            .stdin(Stdio::piped());
+        let run = run(command, path, |stdin| self.pipe(stdin), || cancel.check())?;
         // A program that ends early closes the pipe; what it says then matters more than that.
-        let piped = child.stdin.take().map_or(Ok(()), |stdin| self.pipe(stdin));
-        let output = child.wait_with_output().map_err(io)?;
-        if !output.status.success() || !target.is_file() {
-            return Err(failed(path, &output));
+        if !run.status.success() || !target.is_file() {
+            return Err(failed(path, &run));
         }
-        piped.map_err(io)?;
+        run.piped.map_err(io)?;
         fs::rename(&target, path).map_err(io)?;
         Ok(vec![path.to_owned()])
     }
@@ -274,10 +299,56 @@ fn unwritten(path: &Path, problem: &str) -> Error {
     Error::new(ErrorKind::Io, format!("cannot write {}: {problem}", path.display())).about(path.display())
 }
 
-fn failed(path: &Path, output: &Output) -> Error {
-    let said = String::from_utf8_lossy(&output.stderr);
+/// What became of ffmpeg.
+struct Run {
+    status: ExitStatus,
+    /// Whether it took all that it was given.
+    piped: std::io::Result<()>,
+    said: Vec<u8>,
+}
+
+/// Runs ffmpeg with what `pipe` writes to it; `goes_on` is asked again and again, and an error of it ends the program.
+fn run(
+    mut command: Command,
+    path: &Path,
+    pipe: impl FnOnce(ChildStdin) -> std::io::Result<()> + Send,
+    goes_on: impl Fn() -> Result<()>,
+) -> Result<Run> {
+    let io = |error| Error::io("write", path, error);
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| not_started(path, error))?;
+    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+    std::thread::scope(|scope| {
+        // Both in threads of their own: a program that neither reads nor ends must not keep this one from being cancelled.
+        let pipe = scope.spawn(move || stdin.map_or(Ok(()), pipe));
+        let listen = scope.spawn(move || {
+            let mut said = Vec::new();
+            if let Some(mut stderr) = stderr {
+                drop(stderr.read_to_end(&mut said)); // What was read is what can be told.
+            }
+            said
+        });
+        let status = loop {
+            if let Some(status) = child.try_wait().map_err(io)? {
+                break status;
+            }
+            if let Err(error) = goes_on() {
+                // It may have ended by itself meanwhile.
+                drop(child.kill());
+                child.wait().map_err(io)?;
+                return Err(error);
+            }
+            std::thread::sleep(PATIENCE);
+        };
+        let lost = |_| Error::internal("a thread that speaks with ffmpeg was lost");
+        Ok(Run { status, piped: pipe.join().map_err(lost)?, said: listen.join().map_err(lost)? })
+    })
+}
+
+fn failed(path: &Path, run: &Run) -> Error {
+    let said = String::from_utf8_lossy(&run.said);
     let reason = said.lines().next().unwrap_or("no reason given");
-    unwritten(path, &format!("{FFMPEG} failed ({}): {reason}", output.status))
+    unwritten(path, &format!("{FFMPEG} failed ({}): {reason}", run.status))
 }
 
 fn not_started(path: &Path, error: std::io::Error) -> Error {
