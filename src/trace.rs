@@ -16,11 +16,11 @@ pub use self::compare::{Comparison, Divergence, LargestDiff, Setting, Side, comp
 pub use self::read::{read, recording};
 pub use self::record::{BlockRecord, StepRecord};
 use crate::cache::{Branch, PolicyConfig};
-use crate::{CacheDType, EngineCounts};
+use crate::{CacheDType, ComputeChoice, EngineCounts};
 
 /// The version of the JSON that [`Trace::to_json`] gives.
 ///
-/// Version 2 has `frames`, `fps`, `guidance_rescale`, `cfg_2`, `decode_tile`, `captures` and, of each record, `expert` and `ran`; version 1 is still read.
+/// Version 2 has `frames`, `fps`, `guidance_rescale`, `cfg_2`, `decode_tile`, `compute`, `captures` and, of each record, `expert` and `ran`; version 1 is still read.
 pub const TRACE_VERSION: u32 = 2;
 
 /// Wall time by part, in milliseconds.
@@ -161,6 +161,8 @@ pub struct Trace {
     pub cache_bytes: CacheBytes,
     /// Bytes of all tensors of the request, those of the cache among them.
     pub tensor_bytes: u64,
+    /// In which dtype the transformers computed, as the flag spells it; not known of traces of version 1.
+    pub compute: Option<ComputeChoice>,
     /// The provider that computed, with its options.
     pub provider: String,
     /// What became of the engines that the provider compiles, since the engine was loaded; none where it compiles none.

@@ -201,6 +201,10 @@ fn f16_decides_the_same_and_hardly_changes_latents() {
             let tolerance = F16_LATENT_RELATIVE_L1 * if is_forecast { FORECAST } else { 1.0 };
             assert!(error > 0.0 && error <= tolerance, "{tag}: {error:e}");
             assert_eq!(f16.trace.decisions(Branch::Cond), f32.trace.decisions(Branch::Cond), "{tag}");
+            assert_eq!(
+                [&exported, &f32, &f16].map(|output| output.trace.compute),
+                [Some(ComputeChoice::Fp32), Some(ComputeChoice::Fp32), Some(ComputeChoice::Fp16)]
+            );
             assert!(tag == "none" || f16.trace.skipped() > 0, "{tag}");
             // What lies between graphs is f32 as before: the same bytes.
             assert_eq!(f16.trace.cache_bytes, f32.trace.cache_bytes, "{tag}");
@@ -307,4 +311,16 @@ fn the_command_says_in_which_dtype_it_computes() {
     shell.tiny("--steps 4 --compute fp32 --check-outputs a --tolerance 0").code(0);
     shell.tiny("--steps 4 --compute fp16 --check-outputs a --tolerance 0").code(8);
     shell.tiny("--steps 4 --compute fp16 --check-outputs a --tolerance 0.01").code(0);
+    // Two runs that differ in it are told apart, and a picture says how it was made.
+    let traced = "--steps 6 --cache f1b0w2r0.9 --quiet";
+    shell.tiny(&format!("{traced} --trace a.json")).code(0);
+    shell.tiny(&format!("{traced} --compute fp16 --trace b.json")).code(0);
+    let said = shell.run(&["trace", "diff", "a.json", "b.json", "--json"]).code(0).json();
+    assert_eq!(said["comparisons"][0]["settings"], json!([{ "name": "compute", "a": "fp32", "b": "fp16" }]));
+    let mut damaged = shell.json("b.json");
+    damaged[0]["compute"] = json!("exported");
+    fs::write(shell.path("c.json"), damaged.to_string()).unwrap();
+    shell.run(&["trace", "diff", "a.json", "c.json"]).code(5).stderr("`fp32`, `fp16` or `bf16`");
+    shell.lemon("--steps 2 --compute fp16 -o half.png").code(0);
+    shell.run(&["inspect", "half.png"]).code(0).stdout("compute          fp16");
 }

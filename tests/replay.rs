@@ -117,7 +117,7 @@ fn a_trace_of_the_first_version_is_read() {
     let trace = run(&engine(), "f1b0w2r0.9sl1".parse().unwrap(), false).trace.to_json();
     let mut old = trace.clone();
     old["version"] = json!(1);
-    for name in ["frames", "fps", "cfg_2", "guidance_rescale", "decode_tile", "captures"] {
+    for name in ["frames", "fps", "cfg_2", "guidance_rescale", "decode_tile", "compute", "captures"] {
         assert!(old.as_object_mut().unwrap().shift_remove(name).is_some(), "{name}");
     }
     for record in old["records"].as_array_mut().unwrap() {
@@ -125,8 +125,10 @@ fn a_trace_of_the_first_version_is_read() {
             assert!(record.as_object_mut().unwrap().shift_remove(name).is_some());
         }
     }
-    // Which blocks ran is not known.
+    // Which blocks ran, and in which dtype, is not known.
     let mut expected = trace;
+    assert_eq!(expected["compute"], json!("fp32"));
+    expected["compute"] = Value::Null;
     expected["records"].as_array_mut().unwrap().iter_mut().for_each(|record| record["ran"] = json!([]));
     assert_eq!(Trace::from_json(&old).unwrap().to_json(), expected);
     // All blocks of the model, of a list that holds some of them.

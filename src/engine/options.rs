@@ -106,6 +106,11 @@ impl ComputeChoice {
     /// Its texts, in the order of the variants.
     pub const NAMES: [&'static str; 4] = ["exported", "fp32", "fp16", "bf16"];
 
+    /// What was chosen where graphs compute in `dtype`.
+    pub(crate) fn of(dtype: DType) -> Option<Self> {
+        [Self::Fp32, Self::Fp16, Self::Bf16].into_iter().find(|choice| choice.dtype() == Some(dtype))
+    }
+
     /// None for as exported.
     pub(crate) fn dtype(self) -> Option<DType> {
         match self {

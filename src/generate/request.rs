@@ -40,7 +40,7 @@ use super::samples;
 use super::scheduler::Schedule;
 use super::video::Video;
 use crate::cache::{Branch, DecisionPoint, PolicyConfig};
-use crate::engine::Loaded;
+use crate::engine::{ComputeChoice, Loaded};
 use crate::error::{At, Error, Result};
 use crate::model::manifest::Extents;
 use crate::runtime::tensor::{BufferId, Buffers};
@@ -274,6 +274,7 @@ impl Request {
             timings: self.timings,
             cache_bytes: self.cache_bytes(),
             tensor_bytes: self.tensor_bytes(),
+            compute: ComputeChoice::of(manifest.compute_dtype),
             provider: self.engine.device.spec().to_string(),
             engines: self.engine.loader.counts(),
             captures: self.engine.device.spec().captures().map(|_| self.buffers.captures()),

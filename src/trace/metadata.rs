@@ -2,7 +2,7 @@
 
 use super::Trace;
 use crate::cache::Branch;
-use crate::{CacheDType, Inputs};
+use crate::{CacheDType, ComputeChoice, Inputs};
 
 impl Trace {
     /// The seed of one picture or video of the batch, counted from 0.
@@ -44,6 +44,9 @@ impl Trace {
         add("cache", self.cache.to_string());
         if self.cache_dtype != CacheDType::default() {
             add("cache_dtype", self.cache_dtype.to_string());
+        }
+        if let Some(compute) = self.compute.filter(|compute| *compute != ComputeChoice::Fp32) {
+            add("compute", compute.to_string());
         }
         // One for the whole batch, or one for each of its pictures.
         for (key, branch) in [("decisions", Branch::Cond), ("decisions_uncond", Branch::Uncond)] {

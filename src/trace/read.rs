@@ -6,9 +6,9 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 
 use super::{BlockRecord, CacheBytes, CaptureCounts, StepRecord, TRACE_VERSION, Timings, Trace, Warning};
-use crate::EngineCounts;
 use crate::cache::{Branch, Decision, PolicyConfig, Reason, RecordedBranch, RecordedList, Recording};
 use crate::error::{Error, Result};
+use crate::{ComputeChoice, EngineCounts};
 
 impl Trace {
     /// Reads the JSON that [`to_json`](Self::to_json) gives. The policy of a replay has its recording again.
@@ -84,6 +84,7 @@ impl Trace {
                 streams: bytes.number("streams")?,
             },
             tensor_bytes: fields.number("tensor_bytes")?,
+            compute: compute(&fields)?,
             provider: fields.text("provider")?.to_owned(),
             engines: engines(&fields)?,
             captures: captures(&fields)?,
@@ -136,7 +137,7 @@ pub fn recording(json: &Value) -> Result<(PolicyConfig, Recording)> {
     Ok((config, recording))
 }
 
-const NAMES: [&str; 30] = [
+const NAMES: [&str; 31] = [
     "version",
     "engine",
     "engine_hash",
@@ -161,6 +162,7 @@ const NAMES: [&str; 30] = [
     "timings",
     "cache_bytes",
     "tensor_bytes",
+    "compute",
     "provider",
     "engines",
     "captures",
@@ -191,12 +193,22 @@ const STEP: [&str; 15] = [
     "elapsed_ms",
 ];
 /// What the first version of a trace does not have.
-const SINCE_2: [&str; 8] = ["frames", "fps", "cfg_2", "guidance_rescale", "decode_tile", "captures", "expert", "ran"];
+const SINCE_2: [&str; 9] =
+    ["frames", "fps", "cfg_2", "guidance_rescale", "decode_tile", "compute", "captures", "expert", "ran"];
 const BLOCK: [&str; 5] = ["block", "action", "reason", "diff", "threshold"];
 
 /// The names without those that are absent.
 fn present<'n>(names: &[&'n str], absent: &[&str]) -> Vec<&'n str> {
     names.iter().copied().filter(|name| !absent.contains(name)).collect()
+}
+
+/// The dtype itself, never `exported`.
+fn compute(fields: &Fields<'_>) -> Result<Option<ComputeChoice>> {
+    if fields.value("compute").is_null() {
+        return Ok(None);
+    }
+    let choice = fields.text("compute")?.parse().ok().filter(|choice| *choice != ComputeChoice::Exported);
+    choice.map(Some).ok_or_else(|| fields.damaged("compute", "`fp32`, `fp16` or `bf16`"))
 }
 
 /// Bytes by memory.
