@@ -62,7 +62,8 @@ impl ErrorKind {
     }
 }
 
-/// Why an operation failed; see [`ErrorKind`]. Its `Display` is the whole story in one line: context, message, cause.
+/// Why an operation failed; see [`ErrorKind`]. Its `Display` is the whole story: context, message, cause; in one line, but
+/// for the places where ONNX Runtime was looked for.
 pub struct Error(Box<Inner>);
 
 struct Inner {

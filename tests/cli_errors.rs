@@ -267,6 +267,10 @@ fn inputs() {
     shell.tiny("--check-outputs t").code(5).stderr("t is not a safetensors file");
     fs::write(shell.path("t"), [b"\x40\0\0\0\0\0\0\0".as_slice(), &integers()].concat()).unwrap();
     shell.tiny("--inputs t").code(5).stderr("tensor `latents` of t is U64; expected F32");
+    write_tensors(&shell.path("none"), &[].into()).unwrap();
+    let engine = emoji();
+    let nothing = ["--engine", engine.to_str().unwrap(), "--prompt", "lemon", "--inputs", "none"];
+    shell.run(&nothing).code(2).stderr("--inputs has no effect: none holds no tensors; leave it out");
     write_tensors(&shell.path("t"), &[("x".to_owned(), tensor(&[1], 0.0))].into()).unwrap();
     shell.tiny("--check-outputs t").code(5).stderr("t holds no tensor `latents`");
     fs::write(shell.path("a.png"), huge_png()).unwrap();

@@ -252,6 +252,17 @@ fn a_missing_ffmpeg_is_told_before_the_work() {
     Ran::of(&mut command).code(2).stderr("a GIF has at most 50 frames a second, this video has 60");
 }
 
+#[test]
+fn rates_that_no_format_holds() {
+    let (case, studio) = (&CASES[0], Studio::new());
+    for (fps, outputs) in [("nan", "a.gif a.png"), ("0", "a.gif"), ("0.001", "a.gif a.png"), ("1001", "a.png")] {
+        for output in outputs.split(' ') {
+            let ran = studio.film(case, &format!("--fps {fps} -o {output}")).code(2);
+            ran.stderr("--fps is ").stderr("expected 0.01 to 1000");
+        }
+    }
+}
+
 /// What is there already is found before the model is loaded, which it cannot be here, and stays as it is.
 #[test]
 fn frames_of_two_videos_are_not_mixed() {

@@ -702,7 +702,9 @@ void dbcache_engine_free(struct dbcache_engine *engine);
 int32_t dbcache_error_code(const struct dbcache_error *error);
 
 /**
- * What happened, where, why and how to mend it, in one line of UTF-8; an empty text for NULL.
+ * What happened, where, why and how to mend it, in UTF-8; an empty text for NULL. It is one line, but for
+ * DBCACHE_ERROR_LIBRARY, which has one for each place where ONNX Runtime was looked for. Options are named as the command's
+ * flags.
  *
  * Threads: any. Ownership: the text is the error's and lives as long.
  */
@@ -732,7 +734,8 @@ DBCACHE_MUST_USE struct dbcache_error *dbcache_options_new(struct dbcache_option
 
 /**
  * Sets one option, such as `cache` to `f8b16`, `steps` to `28` or `spin` to `true`; a second value replaces the first.
- * Unknown names (the error tells the nearest known one) and texts that are no value are errors, and change nothing.
+ * Unknown names (the error tells the nearest known one, or the call that does it) and texts that are no value are errors, and
+ * change nothing.
  *
  * Threads: one at a time for one object. Ownership: the texts are copied.
  */

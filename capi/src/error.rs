@@ -61,7 +61,9 @@ pub unsafe extern "C" fn dbcache_error_code(error: *const dbcache_error) -> i32 
     unsafe { read(error, DBCACHE_OK, |error| error.code) }
 }
 
-/// What happened, where, why and how to mend it, in one line of UTF-8; an empty text for NULL.
+/// What happened, where, why and how to mend it, in UTF-8; an empty text for NULL. It is one line, but for
+/// DBCACHE_ERROR_LIBRARY, which has one for each place where ONNX Runtime was looked for. Options are named as the command's
+/// flags.
 ///
 /// Threads: any. Ownership: the text is the error's and lives as long.
 #[unsafe(no_mangle)]

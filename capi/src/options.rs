@@ -8,7 +8,7 @@ use dbcache::options::Options;
 
 use crate::callbacks::dbcache_log_fn;
 use crate::cast;
-use crate::error::{Failure, Outcome, dbcache_error, guard, release};
+use crate::error::{DBCACHE_ERROR_USAGE, Failure, Outcome, dbcache_error, guard, release};
 use crate::log::{Hears, hears, listening, not_while_telling};
 
 /// Options of engines and requests, by the names of the long flags of the command `dbcache-trt`. One object can serve
@@ -42,8 +42,22 @@ pub unsafe extern "C" fn dbcache_options_new(out: *mut *mut dbcache_options) -> 
     })
 }
 
+/// Long flags of the command that are calls here.
+const CALLS: [(&str, &str); 9] = [
+    ("engine", "dbcache_engine_load"),
+    ("prompt", "dbcache_request_set_prompt"),
+    ("negative-prompt", "dbcache_request_set_negative_prompt"),
+    ("inputs", "dbcache_request_set_tensor"),
+    ("count", "dbcache_request_new, once for each `seed`,"),
+    ("output", "dbcache_result_write_png (of a video dbcache_result_write_video)"),
+    ("save-latents", "dbcache_result_latents"),
+    ("trace", "dbcache_result_trace"),
+    ("json", "dbcache_result_statistics"),
+];
+
 /// Sets one option, such as `cache` to `f8b16`, `steps` to `28` or `spin` to `true`; a second value replaces the first.
-/// Unknown names (the error tells the nearest known one) and texts that are no value are errors, and change nothing.
+/// Unknown names (the error tells the nearest known one, or the call that does it) and texts that are no value are errors, and
+/// change nothing.
 ///
 /// Threads: one at a time for one object. Ownership: the texts are copied.
 #[unsafe(no_mangle)]
@@ -57,6 +71,10 @@ pub unsafe extern "C" fn dbcache_options_set(
         // SAFETY: C's promise.
         let (options, name, value) =
             unsafe { (cast::exclusive(options, "options")?, cast::text(name, "name")?, cast::text(value, "value")?) };
+        if let Some((_, call)) = CALLS.iter().find(|(flag, _)| *flag == name) {
+            let message = format!("`{name}` is no option here: {call} does it");
+            return Err(Failure { code: DBCACHE_ERROR_USAGE, message, field: Some(name) });
+        }
         Ok(options.options.set(&name, &value)?)
     })
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use dbcache_trt::trace::Trace;
 use dbcache_trt::{
-    CancelToken, Engine, EngineInfo, Error, ErrorKind, Inputs, Output, RequestOptions, VideoFormat, read_tensors,
-    write_tensors,
+    CancelToken, Engine, EngineInfo, Error, ErrorKind, Image, Inputs, Output, RequestOptions, VideoFormat,
+    read_tensors, write_tensors,
 };
 use ndarray::ArrayD;
 use serde_json::{Value, json};
@@ -159,6 +159,9 @@ fn check_options(args: &GenerateArgs, inputs: &Inputs) -> anyhow::Result<()> {
     {
         anyhow::bail!(usage(&format!("--tolerance is {tolerance}; expected a number of at least 0")));
     }
+    if let (Some(path), true) = (&args.inputs, inputs.tensors.is_empty()) {
+        anyhow::bail!(usage(&format!("--inputs has no effect: {} holds no tensors; leave it out", path.display())));
+    }
     if args.seed.is_some() && inputs.tensors.contains_key("latents") {
         anyhow::bail!(usage("--seed has no effect: the noise comes from --inputs; leave one out"));
     }
@@ -198,7 +201,7 @@ fn check_outputs(args: &GenerateArgs, info: &EngineInfo) -> anyhow::Result<()> {
     let format = if info.makes_videos { Some(VideoFormat::of(path)?) } else { None };
     match format {
         Some(format) => format.check(path, args.fps)?,
-        None => check_ending(path)?,
+        None => Image::check_name(path)?,
     }
     for (index, place) in places(args).iter().enumerate() {
         match format {
@@ -211,18 +214,6 @@ fn check_outputs(args: &GenerateArgs, info: &EngineInfo) -> anyhow::Result<()> {
         }
     }
     check_pictures(args)
-}
-
-fn check_ending(path: &Path) -> anyhow::Result<()> {
-    if let Some(ending) = path.extension()
-        && !ending.eq_ignore_ascii_case("png")
-    {
-        anyhow::bail!(usage(&format!(
-            "--output ends in .{}, but pictures are PNG files; end it in .png",
-            ending.to_string_lossy()
-        )));
-    }
-    Ok(())
 }
 
 /// Where outputs will go, as far as something is there already; and the first and the last place. There may be too many
@@ -313,7 +304,7 @@ fn check_target(path: &Path, may_be_folder: bool) -> anyhow::Result<()> {
     }
     let folder = folder_of(path);
     if !folder.is_dir() {
-        anyhow::bail!(fail(&format!("the folder {} does not exist", folder.display())));
+        anyhow::bail!(fail(&format!("the folder {} does not exist; make it, or name another one", folder.display())));
     }
     // Pipes and devices are written in place, whatever may be in their folder.
     if path.is_file() || !path.exists() {

@@ -11,6 +11,7 @@ use super::profile::{self, Extremes, Profile};
 use super::stages::StageGraph;
 use super::{EngineOptions, open};
 use crate::error::{At, Error, Result};
+use crate::generate::image::no_place;
 use crate::info::planned;
 use crate::model::graph::Graph;
 use crate::plan::Stage;
@@ -62,7 +63,8 @@ pub fn write_stages(directory: &Path, load: &EngineOptions, profile: &Profile, o
     }
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // The folder gets its name when it is complete.
-    let folder = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(parent).map_err(fail)?;
+    let folder = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(parent);
+    let folder = folder.map_err(|error| no_place(out, parent, &error))?;
     let mut files = Vec::new();
     for (file, name, graph) in graphs {
         fs::write(folder.path().join(&file), &graph.bytes).map_err(fail)?;

@@ -1,7 +1,7 @@
 //! Pictures: from decoded tensors to 8-bit RGB, and to PNG files that carry how they were made.
 
 use std::fs::{File, OpenOptions};
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use ndarray::{ArrayView3, Axis};
@@ -52,19 +52,41 @@ impl Image {
     /// Writes a PNG with text chunks `(keyword, text)`. The file appears only when it is complete.
     ///
     /// # Errors
-    /// `Io` when the folder is missing, full or not writable.
+    /// `Usage` for a name of another format; `Io` when the folder is missing, full or not writable.
     pub fn write_png(&self, path: &Path, text: &[(String, String)]) -> Result<()> {
-        write_atomically(path, |file| {
-            let mut encoder = png::Encoder::new(BufWriter::new(file), self.width, self.height);
-            encoder.set_color(png::ColorType::Rgb);
-            encoder.set_depth(png::BitDepth::Eight);
-            for (keyword, text) in text {
-                encoder.add_itxt_chunk(keyword.clone(), text.clone())?;
+        Self::check_name(path)?;
+        write_atomically(path, |file| self.encode(file, text))
+    }
+
+    /// Refuses a name that ends as if the picture were of another format than PNG, to be asked before the work.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn check_name(path: &Path) -> Result<()> {
+        match path.extension() {
+            Some(ending) if !ending.eq_ignore_ascii_case("png") => {
+                let ending = ending.to_string_lossy();
+                let problem = format!("ends in .{ending}, but pictures are PNG files; end it in .png");
+                Err(Error::option("output", problem))
             }
-            let mut writer = encoder.write_header()?;
-            writer.write_image_data(&self.rgb)?;
-            writer.finish()
-        })
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn encode(
+        &self,
+        file: impl Write,
+        text: &[(String, String)],
+    ) -> std::result::Result<(), png::EncodingError> {
+        let mut encoder = png::Encoder::new(BufWriter::new(file), self.width, self.height);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        for (keyword, text) in text {
+            encoder.add_itxt_chunk(keyword.clone(), text.clone())?;
+        }
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&self.rgb)?;
+        writer.finish()
     }
 
     /// Reads an 8-bit RGB PNG and its text chunks.
@@ -116,6 +138,9 @@ where
     let failed = |error: E| {
         Error::new(ErrorKind::Io, format!("cannot write {}", path.display())).about(path.display()).with_source(error)
     };
+    if path.as_os_str().is_empty() {
+        return Err(Error::new(ErrorKind::Io, "cannot write a file without a name; name one").about(path.display()));
+    }
     if path.is_dir() {
         let message = format!("cannot write {}: it is a folder", path.display());
         return Err(Error::new(ErrorKind::Io, message).about(path.display()));
@@ -133,10 +158,21 @@ where
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let mut file = builder.prefix(".dbcache-trt-").tempfile_in(folder).map_err(io)?;
+    let file = builder.prefix(".dbcache-trt-").tempfile_in(folder);
+    let mut file = file.map_err(|error| no_place(path, folder, &error))?;
     write(file.as_file_mut()).map_err(failed)?;
     file.persist(&target).map_err(|error| io(error.error))?;
     Ok(())
+}
+
+/// Why there can be no temporary file or folder for `path` in `folder`: its name, which the error holds, says nothing to a user.
+pub(crate) fn no_place(path: &Path, folder: &Path, error: &std::io::Error) -> Error {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        let (path, folder) = (path.display(), folder.display());
+        let message = format!("cannot write {path}: the folder {folder} does not exist; make it, or name another one");
+        return Error::new(ErrorKind::Io, message).about(path);
+    }
+    Error::io("write", path, error.kind().into())
 }
 
 #[cfg(test)]

@@ -31,6 +31,8 @@ use crate::plan::InStages;
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{Timings, Warning};
 
+/// Frames per second that no video has: fewer do not fit into the formats, which hold how long a frame is seen.
+const MIN_FPS: f64 = 0.01;
 /// Frames per second that no video has.
 const MAX_FPS: f64 = 1000.0;
 /// More pictures in one request than any machine holds.
@@ -371,8 +373,8 @@ fn fps(manifest: &Manifest, options: &RequestOptions) -> Result<f64> {
         (None, Some(_)) => {
             Err(Error::option("fps", "has no effect: this model makes pictures, not video; leave it out"))
         }
-        (_, Some(fps)) if !(fps > 0.0 && fps <= MAX_FPS) => {
-            Err(Error::option("fps", format_args!("is {fps}; expected a number above 0 and up to {MAX_FPS}")))
+        (_, Some(fps)) if !(MIN_FPS..=MAX_FPS).contains(&fps) => {
+            Err(Error::option("fps", format_args!("is {fps}; expected {MIN_FPS} to {MAX_FPS}")))
         }
         (video, fps) => Ok(fps.or(video.map(|video| video.fps)).unwrap_or(1.0)),
     }

@@ -8,7 +8,7 @@ use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::cancel::CancelToken;
-use super::image::{Image, write_atomically};
+use super::image::{Image, no_place, write_atomically};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The program that makes MP4 and WebM files.
@@ -81,7 +81,8 @@ impl VideoFormat {
     /// `Io` when ffmpeg is needed, and missing or broken; `Usage` for a GIF of more than 50 frames a second.
     pub fn check(self, path: &Path, fps: Option<f64>) -> Result<()> {
         match self {
-            Self::Gif => check_gif(fps.unwrap_or(MAX_GIF_FPS)),
+            // What is no rate at all is refused with the request.
+            Self::Gif => fps.filter(|fps| fps.is_finite()).map_or(Ok(()), check_gif),
             Self::Mp4 | Self::WebM => {
                 let mut version = Command::new(FFMPEG);
                 version.arg("-version").stdin(Stdio::null());
@@ -198,9 +199,12 @@ impl Video {
         let io = |error| Error::io("write", path, error);
         check_folder(path)?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let partial = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(parent).map_err(io)?;
+        let partial = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(parent);
+        let partial = partial.map_err(|error| no_place(path, parent, &error))?;
         for (index, frame) in self.frames.iter().enumerate() {
-            frame.write_png(&partial.path().join(format!("frame_{index:04}.png")), text)?;
+            let file = fs::File::create(partial.path().join(format!("frame_{index:04}.png"))).map_err(io)?;
+            let failed = |error| unwritten(path, &format!("frame {index}")).with_source(error);
+            frame.encode(file, text).map_err(failed)?;
         }
         #[cfg(unix)]
         {
@@ -267,7 +271,8 @@ impl Video {
             return Err(is_folder(path));
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let partial = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(folder).map_err(io)?;
+        let partial = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(folder);
+        let partial = partial.map_err(|error| no_place(path, folder, &error))?;
         let target = partial.path().join("video");
         let first = &self.frames[0];
         // 4:2:0, which every player shows, halves both sides.
@@ -428,6 +433,19 @@ mod tests {
             let control = reader.info().frame_control().unwrap();
             assert_eq!((control.delay_num, control.delay_den), (1, 8));
             assert_eq!(rgb, frame.rgb);
+        }
+    }
+
+    /// Names of temporary files say nothing to a user.
+    #[test]
+    fn a_missing_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a.gif", "a.png", "a_%04d.png", "a", "a.mp4"] {
+            let path = folder.path().join("no/such").join(name);
+            let error = video(2).write(&path, &[]).unwrap_err();
+            let message = error.to_string();
+            assert!(message.ends_with("/no/such does not exist; make it, or name another one"), "{message}");
+            assert!(error.kind() == ErrorKind::Io && error.field().is_some_and(|field| field.contains("/no/such/a")));
         }
     }
 

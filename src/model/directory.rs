@@ -55,7 +55,8 @@ impl EngineDirectory {
     /// # Errors
     /// `EngineDirectory` with file and field.
     pub(crate) fn open(path: &Path, weights_folder: Option<&Path>) -> Result<Self> {
-        Self::open_unnamed(path, weights_folder).at(format!("engine {}", path.display()))
+        let named = |error: Error| if error.field().is_none() { error.about(path.display()) } else { error };
+        Self::open_unnamed(path, weights_folder).map_err(named).at(format!("engine {}", path.display()))
     }
 
     fn open_unnamed(path: &Path, weights_folder: Option<&Path>) -> Result<Self> {

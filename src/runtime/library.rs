@@ -379,7 +379,11 @@ fn no_usable_library(refused: &[(Place, String)]) -> Error {
         Some(FoundBy::Variable) => "\ncorrect the variable, or unset it and run `dbcache-trt setup`",
         _ => "\nrun `dbcache-trt setup` to install one",
     };
-    Error::new(ErrorKind::Library, message)
+    let error = Error::new(ErrorKind::Library, message);
+    match refused.first() {
+        Some((place, _)) if place.found_by == FoundBy::Option => error.about(place.path.display()),
+        _ => error,
+    }
 }
 
 /// Loads the library for the life of the process, or says why it cannot be used.

@@ -35,6 +35,8 @@ static void test_options(void) {
     NULLS(dbcache_options_set(options, "steps", NULL), "value");
     FAILS(dbcache_options_set(options, "\xff", "4"), DBCACHE_ERROR_ARGUMENT, "name", "is not UTF-8");
     FAILS(dbcache_options_set(options, "step", "4"), DBCACHE_ERROR_USAGE, "step", "the nearest known one is `steps`");
+    FAILS(dbcache_options_set(options, "prompt", "lemon"), DBCACHE_ERROR_USAGE, "prompt", "dbcache_request_set_prompt does it");
+    FAILS(dbcache_options_set(options, "output", "a.png"), DBCACHE_ERROR_USAGE, "output", "dbcache_result_write_png");
     FAILS(dbcache_options_set(options, "steps", "four"), DBCACHE_ERROR_USAGE, "steps", "`four`");
     FAILS(dbcache_options_set(options, "guidance", "nan"), DBCACHE_ERROR_USAGE, "guidance", "expected a number");
     FAILS(dbcache_options_set(options, "cache", "f8z"), DBCACHE_ERROR_USAGE, "cache", "");
@@ -108,7 +110,7 @@ static void test_tensors(void) {
 
 static void test_runtime(const char *path) {
     NULLS(dbcache_runtime_load(NULL), "path");
-    FAILS(dbcache_runtime_load("no/such.so"), DBCACHE_ERROR_LIBRARY, NULL, "no/such.so");
+    FAILS(dbcache_runtime_load("/no/such.so"), DBCACHE_ERROR_LIBRARY, "/no/such.so", "not there");
     OK(dbcache_runtime_load(path));
     OK(dbcache_runtime_load(path));
     FAILS(dbcache_runtime_load("other.so"), DBCACHE_ERROR_LIBRARY, NULL, "has already loaded");
@@ -119,7 +121,7 @@ static dbcache_engine *test_engines(const char *directory) {
     dbcache_options *options = OPTIONS("verify", "true");
     NULLS(dbcache_inspect(NULL, NULL, NULL, 0, &length), "directory");
     NULLS(dbcache_inspect(directory, NULL, NULL, 0, NULL), "length");
-    FAILS(dbcache_inspect("no/such", NULL, NULL, 0, &length), DBCACHE_ERROR_ENGINE_DIRECTORY, NULL, "no/such");
+    FAILS(dbcache_inspect("no/such", NULL, NULL, 0, &length), DBCACHE_ERROR_ENGINE_DIRECTORY, "no/such", "no/such");
     CHECK(length == 77);
     OK(dbcache_inspect(directory, NULL, NULL, 0, &length));
     size_t verified = 0;
@@ -132,7 +134,7 @@ static dbcache_engine *test_engines(const char *directory) {
     options = OPTIONS("threads", "100000");
     NULLS(dbcache_engine_load(NULL, NULL, &engine), "directory");
     NULLS(dbcache_engine_load(directory, NULL, NULL), "out");
-    FAILS(dbcache_engine_load("no/such", NULL, &engine), DBCACHE_ERROR_ENGINE_DIRECTORY, NULL, "no/such");
+    FAILS(dbcache_engine_load("no/such", NULL, &engine), DBCACHE_ERROR_ENGINE_DIRECTORY, "no/such", "no/such");
     FAILS(dbcache_engine_load(directory, options, &engine), DBCACHE_ERROR_USAGE, "threads", "threads is 100000");
     dbcache_options_free(options);
     options = OPTIONS("ort-library", "other.so");

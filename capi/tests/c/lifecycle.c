@@ -395,7 +395,10 @@ static void test_pictures(const dbcache_engine *engine, const char *folder) {
     snprintf(path, sizeof path, "%s/lifecycle.png", folder);
     OK(dbcache_result_write_png(result, 1, path));
     snprintf(path, sizeof path, "%s/no/such/lifecycle.png", folder);
-    FAILS(dbcache_result_write_png(result, 1, path), DBCACHE_ERROR_IO, NULL, "cannot write");
+    FAILS(dbcache_result_write_png(result, 1, path), DBCACHE_ERROR_IO, path, "does not exist; make it, or name another one");
+    FAILS(dbcache_result_write_png(result, 1, folder), DBCACHE_ERROR_IO, folder, "it is a folder");
+    FAILS(dbcache_result_write_png(result, 1, ""), DBCACHE_ERROR_IO, "", "without a name");
+    FAILS(dbcache_result_write_png(result, 1, "a.jpg"), DBCACHE_ERROR_USAGE, "output", "pictures are PNG files");
     dbcache_result_free(result);
 }
 
