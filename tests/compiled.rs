@@ -258,9 +258,9 @@ fn profiles_bound_the_shapes() {
     run("--profile 8..16 --size 16x16 --require-built").code(0);
     run("--profile 8..16 --size 8x16 --require-built").code(0);
     let refused = run("--profile 8..16 --size 32x32").code(5);
-    let words = "dimension `image` would be 256, but the engines are compiled for 16 to 64; compile others with";
+    let words = "dimension `image` would be 256, but the engines are made for 16 to 64; compile others with";
     assert!(refused.err.contains(words), "{refused}");
-    run("--profile 8..16 --size 4x4").code(5).stderr("would be 4, but the engines are compiled for 16 to 64");
+    run("--profile 8..16 --size 4x4").code(5).stderr("would be 4, but the engines are made for 16 to 64");
     // Bounds are a part of the key.
     run("--profile 8..32 --size 32x32 --require-built").code(11);
     run("--size 8x8 --require-built").code(11);

@@ -6,12 +6,15 @@
 
 mod common;
 
+use std::time::Instant;
+
+use common::family::Family;
 use common::{data, relative_l1, tiny_inputs};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::trace::{Trace, Warning};
 use dbcache_trt::{
-    ArithmeticChoice, CacheDType, CachePlace, Engine, EngineOptions, ErrorKind, Inputs, Output, ProviderKind,
-    Providers, RequestOptions, StagesChoice,
+    ArithmeticChoice, CacheDType, CachePlace, Engine, EngineCache, EngineOptions, ErrorKind, Inputs, Output,
+    ProviderKind, Providers, RequestOptions, StagesChoice,
 };
 use ndarray::{Axis, concatenate};
 
@@ -46,7 +49,11 @@ fn tested() -> Engine {
 
 fn on_tested(arithmetic: ArithmeticChoice) -> EngineOptions {
     let provider = provider().unwrap_or_default();
-    EngineOptions { provider, arithmetic, allow_fallback: !fallbacks().is_empty(), ..EngineOptions::default() }
+    // What is compiled is for this process: nobody's cache grows.
+    let compiles = provider.iter().any(|spec| matches!(spec.kind(), ProviderKind::OpenVino | ProviderKind::TensorRt));
+    let engine_cache = if compiles { EngineCache::None } else { EngineCache::User };
+    let allow_fallback = !fallbacks().is_empty();
+    EngineOptions { provider, arithmetic, allow_fallback, engine_cache, ..EngineOptions::default() }
 }
 
 fn run(engine: &Engine, inputs: &Inputs, options: &RequestOptions) -> Output {
@@ -95,6 +102,44 @@ fn every_provider_decides_as_the_cpu() {
         check_places(name, &found.trace);
         eprintln!("{name}: {} as on the CPU, latents {difference:.1e}", found.trace.decisions(Branch::Cond));
     }
+}
+
+/// The same for every family of models: its operators, its lists, its guidance.
+#[test]
+fn every_family_decides_as_the_cpu() {
+    if provider().is_none() {
+        return; // tests/families.rs holds the CPU against the originals.
+    }
+    let mut differences = Vec::new();
+    for family in Family::all() {
+        let start = Instant::now();
+        let options = EngineOptions { allow_fallback: true, ..on_tested(ArithmeticChoice::Auto) };
+        let engine = Engine::load(family.folder(), &options).unwrap();
+        let mut cases = family.cases();
+        let (case, cache) = cases.remove(0);
+        let (inputs, options) = (family.inputs(), family.options(cache));
+        let (expected, found) = (run(&family.engine, &inputs, &options), run(&engine, &inputs, &options));
+        let name = format!("{}, {}", family.name, case["name"]);
+        for branch in [Branch::Cond, Branch::Uncond] {
+            let [ours, theirs] = [&found, &expected].map(|output| output.trace.decisions(branch));
+            if ours != theirs {
+                differences.push(format!("{name}, {branch}: decided {ours}, the CPU {theirs}"));
+            }
+        }
+        let difference = relative_l1(&found.latents, &expected.latents);
+        if difference > LATENT_RELATIVE_L1 {
+            differences.push(format!("{name}: latents differ by {difference:e}"));
+        }
+        let decisions = found.trace.decisions(Branch::Cond);
+        eprintln!(
+            "{name}: {decisions} as on the CPU, latents within {difference:.1e}, {:.1} s",
+            start.elapsed().as_secs_f64()
+        );
+        for warning in &found.trace.warnings {
+            eprintln!("    {warning}");
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
 /// The cache's arithmetic may be part of the stages, on every provider: the same decisions in fewer session runs.

@@ -4,16 +4,14 @@
 
 mod common;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::collections::BTreeSet;
 
-use common::{data, json, relative_l1};
+use common::family::{Family, Tensors};
+use common::relative_l1;
 use dbcache_trt::cache::{Branch, PolicyConfig};
-use dbcache_trt::{ComputeChoice, Engine, EngineOptions, Inputs, ModelPart, Output, RequestOptions, read_tensors};
+use dbcache_trt::{ComputeChoice, EngineOptions, ModelPart, Output};
 use ndarray::ArrayD;
-use serde_json::{Value, json as value};
-
-type Tensors = BTreeMap<String, ArrayD<f32>>;
+use serde_json::Value;
 
 /// One block, all of them, or the final graph (relative L1, as all that follow): sums in another order.
 const BLOCK_TOLERANCE: f64 = 1e-5;
@@ -27,97 +25,6 @@ const LATENT_RELATIVE_L1: f64 = 1e-4;
 const F16_LATENT_RELATIVE_L1: f64 = 2e-3;
 /// Diffs in f16 may be off by this much: decisions with a smaller margin to the threshold may differ.
 const F16_DIFF: f64 = 1e-3;
-
-/// One family: its engine, what was recorded, and the manifest's fields that say how latents lie.
-struct Family {
-    name: String,
-    engine: Engine,
-    manifest: Value,
-    reference: Value,
-    vectors: Tensors,
-}
-
-impl Family {
-    fn all() -> Vec<Self> {
-        Self::computing_in(ComputeChoice::Exported)
-    }
-
-    fn computing_in(compute: ComputeChoice) -> Vec<Self> {
-        let load = EngineOptions { compute, ..EngineOptions::default() };
-        let mut families = Vec::new();
-        for entry in fs::read_dir(data("families")).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            if !path.is_dir() {
-                continue;
-            }
-            families.push(Self {
-                engine: Engine::load(path.join("engine"), &load).unwrap(),
-                manifest: json(&format!("families/{name}/engine/manifest.json")),
-                reference: json(&format!("families/{name}/reference.json")),
-                vectors: read_tensors(&path.join("vectors.safetensors")).unwrap(),
-                name,
-            });
-        }
-        assert!(families.len() >= 14, "{} families", families.len());
-        families.sort_by(|a, b| a.name.cmp(&b.name));
-        families
-    }
-
-    fn number(&self, pointer: &str) -> usize {
-        self.manifest.pointer(pointer).and_then(Value::as_u64).unwrap() as usize
-    }
-
-    /// The tensors whose names begin so, without that beginning.
-    fn under(&self, prefix: &str) -> Tensors {
-        let named = self.vectors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)));
-        named.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect()
-    }
-
-    /// Latents as they are recorded, turned to what the transformer takes: tokens are recorded as
-    /// `[batch, channels, (frames,) height, width]`.
-    fn packed(&self, latents: &ArrayD<f32>) -> ArrayD<f32> {
-        match self.manifest["latents"]["layout"].as_str().unwrap() {
-            "bchw" | "bcfhw" | "bfchw" => latents.clone(),
-            "tokens" => {
-                let p = self.number("/latents/patch");
-                let shape = latents.shape();
-                let (batch, channels, height, width) =
-                    (shape[0], shape[1], shape[shape.len() - 2], shape[shape.len() - 1]);
-                let frames = if shape.len() == 5 { shape[2] } else { 1 };
-                let cells = latents
-                    .to_shape(vec![batch, channels, frames, height / p, p, width / p, p])
-                    .unwrap()
-                    .into_owned()
-                    .permuted_axes(vec![0, 2, 3, 5, 1, 4, 6]);
-                let tokens = frames * (height / p) * (width / p);
-                let numbers: Vec<f32> = cells.iter().copied().collect();
-                ArrayD::from_shape_vec(vec![batch, tokens, channels * p * p], numbers).unwrap()
-            }
-            other => panic!("{}: unknown layout {other}", self.name),
-        }
-    }
-
-    fn options(&self, cache: PolicyConfig) -> RequestOptions {
-        let reference = &self.reference;
-        let side = |index: usize| reference["size"][index].as_u64().unwrap();
-        RequestOptions {
-            cache,
-            steps: reference["steps"].as_u64().map(|steps| steps as usize),
-            guidance: reference["guidance"].as_f64().map(|scale| scale as f32),
-            guidance_2: reference["guidance_2"].as_f64().map(|scale| scale as f32),
-            size: Some((side(0), side(1))),
-            frames: reference["frames"].as_u64().filter(|_| !self.manifest["video"].is_null()),
-            ..RequestOptions::default()
-        }
-    }
-
-    fn inputs(&self) -> Inputs {
-        let mut tensors = self.under("in.");
-        tensors.insert("latents".into(), self.packed(&self.vectors["noise"]));
-        Inputs { tensors, ..Inputs::default() }
-    }
-}
 
 /// What does not agree; all of it is shown at once.
 #[derive(Default)]
@@ -218,11 +125,10 @@ fn whole_generations() {
     for family in Family::all() {
         let uncached = family.packed(&family.vectors["out.uncached"]);
         check_generation(&family, PolicyConfig::None, "uncached", &Value::Null, &mut differences);
-        let cases = family.reference["cases"].as_array().unwrap();
+        let cases = family.cases();
         assert!(!cases.is_empty(), "{}", family.name);
-        for case in cases {
+        for (case, cache) in cases {
             let name = case["name"].as_str().unwrap();
-            let cache = policy(case);
             // Where head and tail overlap in a list, cache-dit runs blocks twice; that is refused here.
             let kept = ["Fn_compute_blocks", "Bn_compute_blocks"].map(|key| case["config"][key].as_u64().unwrap_or(0));
             let of_lists = family.manifest["lists"].as_array().unwrap().iter();
@@ -240,25 +146,17 @@ fn whole_generations() {
     differences.none();
 }
 
-/// The policy of a recorded case.
-fn policy(case: &Value) -> PolicyConfig {
-    let mut options = case["config"].as_object().unwrap().clone();
-    options.insert("cache_type".into(), value!("cache-dit"));
-    if case["lists"].as_array().unwrap().len() > 1 {
-        options.insert("separate_block_lists".into(), value!(true));
-    }
-    PolicyConfig::from_json(&Value::Object(options).to_string()).unwrap()
-}
-
 /// Transformers that compute in f16 give what was recorded in f32, up to their rounding, and decide the same.
 #[test]
 fn generations_in_f16() {
     let mut differences = Differences::default();
-    for family in Family::computing_in(ComputeChoice::Fp16) {
+    for family in Family::loaded(&EngineOptions { compute: ComputeChoice::Fp16, ..EngineOptions::default() }) {
         let uncached = ("uncached".to_owned(), PolicyConfig::None, Value::Null);
-        let clear = |case: &&Value| case["margin"].as_f64().is_some_and(|margin| margin > F16_DIFF);
-        let cases = family.reference["cases"].as_array().unwrap().iter().filter(clear);
-        let cached = cases.map(|case| (case["name"].as_str().unwrap().to_owned(), policy(case), case["lists"].clone()));
+        let mut cases = family.cases();
+        cases.retain(|(case, _)| case["margin"].as_f64().is_some_and(|margin| margin > F16_DIFF));
+        let cached = cases
+            .into_iter()
+            .map(|(case, cache)| (case["name"].as_str().unwrap().to_owned(), cache, case["lists"].clone()));
         let mut decided = 0;
         for (name, cache, lists) in std::iter::once(uncached).chain(cached) {
             let at = format!("{}, {name}, f16", family.name);

@@ -4,6 +4,7 @@
 #[cfg(unix)]
 pub mod capi;
 pub mod damage;
+pub mod family;
 /// The engine's own view of ONNX: damage needs a part of it.
 #[path = "../../src/model/onnx.rs"]
 pub mod onnx;
