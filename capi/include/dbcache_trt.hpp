@@ -51,6 +51,12 @@ struct deleter {
 template <typename T, void (*Free)(T *)>
 using handle = std::unique_ptr<T, deleter<T, Free>>;
 
+/// A text for the library, which would take it to end at a zero.
+inline const char *c_text(const std::string &text) {
+    if (text.find('\0') != std::string::npos) throw std::invalid_argument("a text must not hold a zero");
+    return text.c_str();
+}
+
 /// A text from a call that is made twice: for its length, then for itself; and again where it has grown in the meantime.
 /// `checked` throws what a call failed with.
 template <typename Call, typename Checked = void (*)(dbcache_error *)>
@@ -82,7 +88,7 @@ public:
     }
 
     options &set(const std::string &name, const std::string &value) {
-        check(dbcache_options_set(handle_.get(), name.c_str(), value.c_str()));
+        check(dbcache_options_set(handle_.get(), detail::c_text(name), detail::c_text(value)));
         return *this;
     }
 
@@ -129,12 +135,12 @@ private:
 };
 
 /// Loads ONNX Runtime from a path, once per process.
-inline void load_runtime(const std::string &path) { check(dbcache_runtime_load(path.c_str())); }
+inline void load_runtime(const std::string &path) { check(dbcache_runtime_load(detail::c_text(path))); }
 
 /// What an engine directory is, as JSON.
 inline std::string inspect(const std::string &directory, const options &with = options()) {
     auto call = [&](char *buffer, size_t capacity, size_t *length) {
-        return dbcache_inspect(directory.c_str(), with.get(), buffer, capacity, length);
+        return dbcache_inspect(detail::c_text(directory), with.get(), buffer, capacity, length);
     };
     return detail::text(call, [&](dbcache_error *object) { with.checked(object); });
 }
@@ -142,7 +148,7 @@ inline std::string inspect(const std::string &directory, const options &with = o
 /// What loading and running with these options will take, as JSON. `text_length` 0: what the engine knows.
 inline std::string plan(const std::string &directory, const options &with = options(), uint64_t text_length = 0) {
     auto call = [&](char *buffer, size_t capacity, size_t *length) {
-        return dbcache_plan(directory.c_str(), with.get(), text_length, buffer, capacity, length);
+        return dbcache_plan(detail::c_text(directory), with.get(), text_length, buffer, capacity, length);
     };
     return detail::text(call, [&](dbcache_error *object) { with.checked(object); });
 }
@@ -152,7 +158,7 @@ class engine {
 public:
     explicit engine(const std::string &directory, const options &with = options()) {
         dbcache_engine *object = nullptr;
-        dbcache_error *outcome = dbcache_engine_load(directory.c_str(), with.get(), &object);
+        dbcache_error *outcome = dbcache_engine_load(detail::c_text(directory), with.get(), &object);
         handle_.reset(object);
         with.checked(outcome);
     }
@@ -216,12 +222,12 @@ public:
     }
 
     void write_png(size_t index, const std::string &path) const {
-        check(dbcache_result_write_png(handle_.get(), index, path.c_str()));
+        check(dbcache_result_write_png(handle_.get(), index, detail::c_text(path)));
     }
 
     /// In the format of its name, such as `.gif`; dbcache_result_write_video has the list.
     void write_video(size_t index, const std::string &path) const {
-        check(dbcache_result_write_video(handle_.get(), index, path.c_str()));
+        check(dbcache_result_write_video(handle_.get(), index, detail::c_text(path)));
     }
 
     std::string trace() const { return text(dbcache_result_trace); }
@@ -253,17 +259,17 @@ public:
     request &operator=(request &&) = delete;
 
     request &prompt(const std::string &text) {
-        check(dbcache_request_set_prompt(handle_.get(), text.c_str()));
+        check(dbcache_request_set_prompt(handle_.get(), detail::c_text(text)));
         return *this;
     }
 
     request &negative_prompt(const std::string &text) {
-        check(dbcache_request_set_negative_prompt(handle_.get(), text.c_str()));
+        check(dbcache_request_set_negative_prompt(handle_.get(), detail::c_text(text)));
         return *this;
     }
 
     request &set(const std::string &name, const tensor &numbers) {
-        check(dbcache_request_set_tensor(handle_.get(), name.c_str(), numbers.get()));
+        check(dbcache_request_set_tensor(handle_.get(), detail::c_text(name), numbers.get()));
         return *this;
     }
 

@@ -20,10 +20,14 @@ pub fn picture_path(path: &Path, seed: u64, is_one_of_many: bool) -> PathBuf {
     path.with_file_name(format!("{stem}-{seed}{ending}"))
 }
 
-/// The latents of all requests, one after the other.
-pub fn join(latents: &[ArrayD<f32>]) -> anyhow::Result<ArrayD<f32>> {
+/// The latents of all requests, one after the other; nothing of none.
+pub fn join(latents: &[&ArrayD<f32>]) -> anyhow::Result<Option<ArrayD<f32>>> {
     let views: Vec<_> = latents.iter().map(|tensor| tensor.view()).collect();
-    concatenate(Axis(0), &views).context("latents of several shapes")
+    if views.is_empty() {
+        Ok(None)
+    } else {
+        concatenate(Axis(0), &views).map(Some).context("latents of several shapes")
+    }
 }
 
 /// The latents of --check-outputs.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::cache_dtype::CacheDType;
 use super::chain::count_places;
+use super::decode;
 use super::expert::{self, Share};
 use super::guidance::Guidance;
 use super::inputs::Inputs;
@@ -11,6 +12,7 @@ use super::latents::Grid;
 use super::lists::List;
 use super::prepare;
 use super::request::RequestOptions;
+use super::samples;
 use crate::cache::{KeptTensors, StreamKind, StreamLayout};
 use crate::error::{Error, Result};
 use crate::model::manifest::{Axis, Dimension, Extents, Manifest, Padding};
@@ -45,6 +47,8 @@ pub(crate) fn of_options(
         given.extend(text_dimensions(manifest).into_iter().map(|dim| (dim, length)));
     }
     options.cache_dtype.check(manifest, &options.cache)?;
+    decode::check(manifest, options, &grid, batch)?;
+    samples::check(options, manifest, batch)?;
     let extents = extents(manifest, &grid, guidance.rows(batch), given)?;
     let bytes = predict(manifest, ([plan, plain], options), (&shares, branches), &extents)?;
     within_limit(options, bytes)?;

@@ -10,6 +10,7 @@ pub(crate) mod conditioning;
 mod decode;
 pub(crate) mod denoiser;
 mod expert;
+mod ffmpeg;
 mod forecast;
 mod guidance;
 pub(crate) mod image;

@@ -76,7 +76,7 @@ pub(super) fn check(options: &RequestOptions, manifest: &Manifest, batch: usize)
         return Ok(());
     }
     let cache = &options.cache;
-    let refuse = |why: String| Err(Error::usage(format!("--per-sample {why}")));
+    let refuse = |why: String| Err(Error::option("per-sample", why));
     if batch == 1 {
         return refuse("has no effect on one picture; make --batch 2 or more, or leave it out".into());
     }

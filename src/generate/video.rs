@@ -2,24 +2,21 @@
 //! nothing.
 
 use std::fs;
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::cancel::CancelToken;
+use super::ffmpeg::{FFMPEG, failed, run, unwritten};
 use super::image::{Image, no_place, write_atomically};
 use crate::error::{Error, ErrorKind, Result};
 
-/// The program that makes MP4 and WebM files.
-const FFMPEG: &str = "ffmpeg";
 /// Where a name holds the number of a frame.
 const NUMBER: &str = "%04d";
 /// A GIF's palette is looked for in every so many pixels: 1 is slow, 30 is rough.
 const GIF_SPEED: i32 = 10;
 
-/// How often a running ffmpeg is looked at.
-const PATIENCE: Duration = Duration::from_millis(10);
 /// After so long a program that is asked for its version is taken for broken.
 const VERSION_TIME: Duration = Duration::from_secs(20);
 
@@ -49,14 +46,36 @@ pub enum VideoFormat {
     WebM,
 }
 
+/// Endings that say a format.
+const ENDINGS: [&str; 5] = ["png", "apng", "gif", "mp4", "webm"];
+
+/// The first part of a name that stands for a number, such as `%d` or `%05d`.
+fn other_number(name: &str) -> Option<&str> {
+    name.match_indices('%').find_map(|(start, _)| {
+        let digits = name[start + 1..].bytes().take_while(u8::is_ascii_digit).count();
+        let (number, rest) = name[start..].split_at_checked(digits + 2)?;
+        (number.ends_with('d') && !rest.starts_with(char::is_alphanumeric)).then_some(number)
+    })
+}
+
 impl VideoFormat {
     /// By the ending of a name.
     ///
     /// # Errors
-    /// `Usage` for another ending.
+    /// `Usage` for another ending, nothing but an ending, and another way to number frames.
     pub fn of(path: &Path) -> Result<Self> {
         let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
         let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if let Some(ending) = name.strip_prefix('.').filter(|ending| ENDINGS.contains(&ending.to_lowercase().as_str()))
+        {
+            let problem = format!("is only the ending .{ending}; put a name before it");
+            return Err(Error::option("output", problem));
+        }
+        if let Some(number) = other_number(&name).filter(|number| *number != NUMBER) {
+            let problem =
+                format!("numbers by {number}; write {NUMBER}, which is the only way in which frames are numbered");
+            return Err(Error::option("output", problem));
+        }
         match ending.as_deref() {
             Some("png") if name.contains(NUMBER) => Ok(Self::Sequence),
             Some("png" | "apng") => Ok(Self::AnimatedPng),
@@ -300,75 +319,6 @@ impl Video {
     }
 }
 
-fn unwritten(path: &Path, problem: &str) -> Error {
-    Error::new(ErrorKind::Io, format!("cannot write {}: {problem}", path.display())).about(path.display())
-}
-
-/// What became of ffmpeg.
-struct Run {
-    status: ExitStatus,
-    /// Whether it took all that it was given.
-    piped: std::io::Result<()>,
-    said: Vec<u8>,
-}
-
-/// Runs ffmpeg with what `pipe` writes to it; `goes_on` is asked again and again, and an error of it ends the program.
-fn run(
-    mut command: Command,
-    path: &Path,
-    pipe: impl FnOnce(ChildStdin) -> std::io::Result<()> + Send,
-    goes_on: impl Fn() -> Result<()>,
-) -> Result<Run> {
-    let io = |error| Error::io("write", path, error);
-    command.stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| not_started(path, error))?;
-    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-    std::thread::scope(|scope| {
-        // Both in threads of their own: a program that neither reads nor ends must not keep this one from being cancelled.
-        let pipe = scope.spawn(move || stdin.map_or(Ok(()), pipe));
-        let listen = scope.spawn(move || {
-            let mut said = Vec::new();
-            if let Some(mut stderr) = stderr {
-                drop(stderr.read_to_end(&mut said)); // What was read is what can be told.
-            }
-            said
-        });
-        let status = loop {
-            if let Some(status) = child.try_wait().map_err(io)? {
-                break status;
-            }
-            if let Err(error) = goes_on() {
-                // It may have ended by itself meanwhile.
-                drop(child.kill());
-                child.wait().map_err(io)?;
-                return Err(error);
-            }
-            std::thread::sleep(PATIENCE);
-        };
-        let lost = |_| Error::internal("a thread that speaks with ffmpeg was lost");
-        Ok(Run { status, piped: pipe.join().map_err(lost)?, said: listen.join().map_err(lost)? })
-    })
-}
-
-fn failed(path: &Path, run: &Run) -> Error {
-    let said = String::from_utf8_lossy(&run.said);
-    let reason = said.lines().next().unwrap_or("no reason given");
-    unwritten(path, &format!("{FFMPEG} failed ({}): {reason}", run.status))
-}
-
-fn not_started(path: &Path, error: std::io::Error) -> Error {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            let problem = format!(
-                "{FFMPEG} is not installed (no such program on PATH); install it, or write .gif, .png (animated) or a folder of \
-             frames, which need nothing"
-            );
-            unwritten(path, &problem)
-        }
-        _ => unwritten(path, &format!("{FFMPEG} cannot be started")).with_source(error),
-    }
-}
-
 /// Seconds a frame as a fraction of two 16-bit numbers, exact to a thousandth of the rate where that fits.
 fn delay(fps: f64) -> (u16, u16) {
     match (fps * 1000.0).round() {
@@ -400,8 +350,18 @@ mod tests {
         ] {
             assert_eq!(VideoFormat::of(Path::new(name)).unwrap(), format, "{name}");
         }
-        let error = VideoFormat::of(Path::new("b.avi")).unwrap_err();
-        assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(".gif"), "{error}");
+        for (name, words) in [
+            ("b.avi", "ends in .avi; videos end in .mp4, .webm, .gif"),
+            ("a/.mp4", "is only the ending .mp4; put a name before it"),
+            ("b_%d.png", "numbers by %d; write %04d"),
+            ("b_%05d.png", "numbers by %05d; write %04d"),
+        ] {
+            let error = VideoFormat::of(Path::new(name)).unwrap_err();
+            assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(words), "{error}");
+        }
+        for name in ["100%.png", "50%done.gif", "é%é.gif", "%", ".frames"] {
+            assert!(VideoFormat::of(Path::new(name)).is_ok(), "{name}");
+        }
     }
 
     #[test]

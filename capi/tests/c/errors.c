@@ -184,6 +184,12 @@ static void test_plans(const char *directory) {
     FAILS(dbcache_plan(directory, options, 12, NULL, 0, &length), DBCACHE_ERROR_USAGE, "cache-memory", "allows 1024");
     OK(dbcache_options_set(options, "cache", "none"));
     FAILS(dbcache_plan(directory, options, 12, NULL, 0, &length), DBCACHE_ERROR_USAGE, "cache-memory", "keeps nothing");
+    dbcache_options *useless = OPTIONS("decode-tile", "64");
+    FAILS(dbcache_plan(directory, useless, 12, NULL, 0, &length), DBCACHE_ERROR_USAGE, "decode-tile", "no decode graph");
+    dbcache_options_free(useless);
+    useless = OPTIONS("per-sample", "true");
+    FAILS(dbcache_plan(directory, useless, 12, NULL, 0, &length), DBCACHE_ERROR_USAGE, "per-sample", "on one picture");
+    dbcache_options_free(useless);
     OK(dbcache_options_set(options, "cache", "f99"));
     FAILS(dbcache_plan(directory, options, 0, NULL, 0, &length), DBCACHE_ERROR_USAGE, "cache", "more than the model's");
     dbcache_options_free(options);

@@ -57,6 +57,9 @@ int main(int argc, char **argv) {
     CHECK(dbcache::inspect(argv[2]).find("\"blocks\":12") != std::string::npos);
     CHECK(dbcache::plan(argv[2], options, 12).find("\"stages\"") != std::string::npos);
     test_growing_text(argv[2]);
+    const std::string cut("lemon\0 melon", 12);
+    CHECK(std::string(thrown<std::invalid_argument>([&] { options.set("cache", cut); }).what()).find("zero") != std::string::npos);
+    thrown<std::invalid_argument>([&] { dbcache::inspect(cut); });
     int heard = 0;
     options.on_log(DBCACHE_LOG_INFO, [&](const dbcache_log &) { return ++heard > 0; });
     dbcache::options moved_options = std::move(options);
