@@ -99,7 +99,7 @@ impl Engine {
         let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let graphs: Vec<&Graph> = directory.text.iter().chain(&directory.decode).collect();
-        check_provider(options, directory.manifest.compute_dtype)?;
+        check_provider(options, &directory)?;
         let load = |device: &Device| {
             let loader = Loader::new(&directory, options, device, weights)?;
             let limits = (options.stages, options.stage_bytes);
@@ -329,8 +329,9 @@ pub(crate) fn open(directory: &Path, options: &EngineOptions) -> Result<EngineDi
 }
 
 /// Refuses what no provider of the list obeys, and a dtype in which one of them does not compute.
-fn check_provider(options: &EngineOptions, dtype: DType) -> Result<()> {
-    options.provider.iter().try_for_each(|spec| spec.kind().check_dtype(dtype))?;
+pub(crate) fn check_provider(options: &EngineOptions, directory: &EngineDirectory) -> Result<()> {
+    let (computes, exported) = (directory.manifest.compute_dtype, directory.exported_dtype);
+    options.provider.iter().try_for_each(|spec| spec.kind().check_dtype(computes, computes != exported))?;
     let is_cpu = |spec: &ProviderSpec| spec.kind() == ProviderKind::Cpu;
     if options.allow_fallback && options.provider.iter().all(is_cpu) {
         return Err(Error::usage("--allow-fallback has no effect: the provider `cpu` runs everything; leave it out"));

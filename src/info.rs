@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 pub use self::plan::DryRun;
 use crate::EngineCounts;
 use crate::cache::PolicyConfig;
-use crate::engine::{EngineOptions, open, sizes};
+use crate::engine::{EngineOptions, check_provider, open, sizes};
 use crate::error::Result;
 use crate::generate::denoiser::GuidanceBy;
 use crate::generate::inputs::Inputs;
@@ -220,7 +220,9 @@ impl EngineInfo {
         inputs: &Inputs,
         options: &RequestOptions,
     ) -> Result<()> {
-        prepare::check(&open(directory, load)?.manifest, inputs, options, GuidanceBy::Library)
+        let directory = open(directory, load)?;
+        check_provider(load, &directory)?;
+        prepare::check(&directory.manifest, inputs, options, GuidanceBy::Library)
     }
 
     /// The stages that an engine would have which is loaded with these options: their `cache`, `stages` and

@@ -276,20 +276,21 @@ fn what_cannot_be_cast_is_refused_with_the_remedy() {
         let words = ["--compute is `fp16`, but", &reason, &named, "dbcache-export --compute fp16"];
         refused("compute", copy.folder.path(), ComputeChoice::Fp16, "cpu", &words);
     }
-    refused(
-        "compute",
-        &data("tiny-flux"),
-        ComputeChoice::Bf16,
-        "cpu",
-        &["--compute bf16 cannot run on the provider `cpu`", "--compute fp16"],
-    );
-    refused(
-        "compute",
-        &data("tiny-flux"),
-        ComputeChoice::Bf16,
-        "cuda,cpu",
-        &["--compute bf16 cannot run on the provider `cpu`"],
-    );
+    use ComputeChoice::{Bf16, Fp16};
+    for (compute, provider, words) in [
+        (Bf16, "cpu", ["--compute bf16 cannot run on the provider `cpu`", "take another provider, --compute fp16"]),
+        (Bf16, "cuda,cpu", ["--compute bf16 cannot run on the provider `cpu`", "or a model that was exported in fp32"]),
+        (Bf16, "webgpu", ["--compute bf16 cannot run on the provider `webgpu`", "--compute fp16"]),
+        (Fp16, "openvino", ["--compute fp16 does not decide on the provider `openvino`", "openvino:precision=fp16"]),
+    ] {
+        refused("compute", &data("tiny-flux"), compute, provider, &words);
+        let load = EngineOptions { compute, provider: provider.parse().unwrap(), ..EngineOptions::default() };
+        let planned = EngineInfo::dry_run(&data("tiny-flux"), &load, &RequestOptions::default(), None).unwrap_err();
+        assert_eq!((planned.kind(), planned.field()), (ErrorKind::Usage, Some("compute")), "{planned}");
+    }
+    let load = EngineOptions { compute: Fp16, ..EngineOptions::default() };
+    let planned = EngineInfo::dry_run(&data("tiny-flux"), &load, &RequestOptions::default(), None).unwrap();
+    assert_eq!((planned.compute_dtype.as_str(), &planned.to_json()["compute_dtype"]), ("f16", &json!("f16")));
     let words = ["--provider tensorrt: `fp16` has no effect: this engine's graphs compute in f16"];
     refused("provider", &data("tiny-flux"), ComputeChoice::Fp16, "tensorrt:fp16", &words);
 }

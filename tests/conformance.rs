@@ -13,8 +13,8 @@ use common::{data, relative_l1, tiny_inputs};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::trace::{Trace, Warning};
 use dbcache_trt::{
-    ArithmeticChoice, CacheDType, CachePlace, Engine, EngineCache, EngineOptions, ErrorKind, Inputs, Output,
-    ProviderKind, Providers, RequestOptions, StagesChoice,
+    ArithmeticChoice, CacheDType, CachePlace, ComputeChoice, Engine, EngineCache, EngineOptions, ErrorKind, Inputs,
+    Output, ProviderKind, Providers, RequestOptions, StagesChoice,
 };
 use ndarray::{Axis, concatenate};
 
@@ -22,6 +22,8 @@ use ndarray::{Axis, concatenate};
 const DIFF_RELATIVE: f32 = 2e-3;
 /// The same for latents.
 const LATENT_RELATIVE_L1: f64 = 1e-3;
+/// The same in f16 against f32: GPUs may sum products in f16 as well.
+const F16_LATENT_RELATIVE_L1: f64 = 5e-3;
 /// Two sums, scales and weights of one f32 each, and a flag an item: all that may lie in host memory.
 const HOST_BYTES: u64 = 1024;
 
@@ -238,6 +240,28 @@ fn captured_runs_decide_as_others() {
     // Graphs are fixed to the shapes of the profile.
     let error = all.request(&one, &RequestOptions { size: Some((8, 8)), ..options("none") }).err().unwrap();
     assert_eq!((error.kind(), error.field()), (ErrorKind::Input, Some("profile")), "{error}");
+}
+
+/// In f16, chosen at load, the decisions of f32: on the provider itself, between tensors that stay f32.
+#[test]
+fn f16_decides_as_f32_on_the_cpu() {
+    let load_f16 = EngineOptions { compute: ComputeChoice::Fp16, ..on_tested(ArithmeticChoice::Auto) };
+    if provider().is_some_and(|list| list.iter().any(|spec| spec.kind() == ProviderKind::OpenVino)) {
+        let error = load(load_f16).err().unwrap();
+        assert!(error.to_string().contains("ask for it by --provider openvino:precision=fp16"), "{error}");
+        return;
+    }
+    let (f32, f16) = (load(EngineOptions::default()).unwrap(), load(load_f16).unwrap());
+    for cache in ["none", "f2b2w2r0.1", "prune_f1b1w2r0.1"] {
+        let (expected, found) =
+            (run(&f32, &tiny_inputs(false), &options(cache)), run(&f16, &tiny_inputs(false), &options(cache)));
+        assert_eq!(found.trace.decisions(Branch::Cond), expected.trace.decisions(Branch::Cond), "{cache}");
+        assert!(cache == "none" || expected.trace.skipped() > 0, "{cache} skips nothing, and so tests nothing");
+        let difference = relative_l1(&found.latents, &expected.latents);
+        assert!(difference > 1e-6 && difference < F16_LATENT_RELATIVE_L1, "{cache}: latents differ by {difference}");
+        check_places(cache, &found.trace);
+        eprintln!("{cache} in f16: {} as in f32, latents {difference:.1e}", found.trace.decisions(Branch::Cond));
+    }
 }
 
 fn compare_diffs(name: &str, found: &Trace, expected: &Trace) {

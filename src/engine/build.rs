@@ -55,7 +55,7 @@ impl EngineBuild {
     /// As [`Engine::load`](crate::Engine::load); `Usage` if the provider does not compile, or there is no cache.
     pub fn plan(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
         let directory = open(directory.as_ref(), options)?;
-        check_provider(options, directory.manifest.compute_dtype)?;
+        check_provider(options, &directory)?;
         if options.engine_cache.folder()?.is_none() {
             return Err(Error::option("engine-cache", "is `none`: there is no place for what would be compiled"));
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{EngineInfo, StageInfo};
-use crate::engine::{EngineBuild, EngineOptions, PlannedEngine, WeightsChoice, choose_weights, open};
+use crate::engine::{EngineBuild, EngineOptions, PlannedEngine, WeightsChoice, check_provider, choose_weights, open};
 use crate::error::{ErrorKind, Result};
 use crate::generate::request::RequestOptions;
 use crate::runtime::session::WeightsMode;
@@ -21,6 +21,8 @@ pub struct DryRun {
     pub engine: String,
     /// The policy, as a tag.
     pub cache: String,
+    /// In which dtype the transformers will compute: `f32`, `f16` or `bf16`.
+    pub compute_dtype: String,
     /// The sessions of embed, blocks and final.
     pub stages: Vec<StageInfo>,
     /// Sessions besides those: text and decode graphs.
@@ -58,6 +60,7 @@ impl EngineInfo {
         let stages = Self::stages(directory, &load)?;
         let engines = engines(directory, &load)?;
         let directory = open(directory, &load)?;
+        check_provider(&load, &directory)?;
         let info = Self::new(&directory);
         let is_mapped = choose_weights(load.weights, &directory) == WeightsMode::Mapped;
         Ok(DryRun {
@@ -70,6 +73,7 @@ impl EngineInfo {
             cache_bytes,
             is_mapped,
             engines,
+            compute_dtype: info.compute_dtype,
             engine: info.name,
         })
     }
@@ -92,7 +96,7 @@ impl DryRun {
     /// Versioned JSON. New members may come without a new version.
     pub fn to_json(&self) -> Value {
         let Self { engine, cache, stages, other_sessions, weight_bytes, packed_bytes, graph_bytes, .. } = self;
-        let Self { cache_bytes, is_mapped, engines, .. } = self;
+        let Self { cache_bytes, compute_dtype, is_mapped, engines, .. } = self;
         let engine_json =
             |engine: &PlannedEngine| json!({ "name": engine.name, "key": engine.key, "is_built": engine.is_built });
         let engine_cache = engines.as_ref().map(|engines| {
@@ -109,6 +113,7 @@ impl DryRun {
             "version": VERSION,
             "engine": engine,
             "cache": cache,
+            "compute_dtype": compute_dtype,
             "sessions": stages.len() + other_sessions,
             "stages": stages.iter().map(StageInfo::to_json).collect::<Vec<_>>(),
             "weights_mode": WeightsChoice::NAMES[if *is_mapped { 2 } else { 1 }],

@@ -29,18 +29,28 @@ impl ProviderKind {
         self != Self::TensorRt
     }
 
-    /// Refuses a dtype in which this provider does not compute.
+    /// Refuses a dtype in which this provider does not compute; `is_cast` says whether the engine casts its graphs to it.
     ///
     /// # Errors
     /// `Usage` with what to take instead.
-    pub(crate) fn check_dtype(self, dtype: DType) -> Result<()> {
-        // ONNX Runtime has no product in it there: `NOT_IMPLEMENTED`, from the first graph that is loaded.
-        if (self, dtype) == (Self::Cpu, DType::Bf16) {
-            let problem = "bf16 cannot run on the provider `cpu`, which has no products in it; take another provider, \
-                           --compute fp16, or a model that was exported in fp32";
-            return Err(Error::option("compute", problem));
-        }
-        Ok(())
+    pub(crate) fn check_dtype(self, dtype: DType, is_cast: bool) -> Result<()> {
+        let problem = match (self, dtype) {
+            // No product in it: `NOT_IMPLEMENTED`, from the first graph that is loaded.
+            (Self::Cpu | Self::WebGpu, DType::Bf16) => format!(
+                "bf16 cannot run on the provider `{self}`, which has no products in it; take another provider, \
+                 --compute fp16, or a model that was exported in fp32"
+            ),
+            // Graphs in f16 give what those in f32 do, to the last digit.
+            (Self::OpenVino, DType::F16 | DType::Bf16) if is_cast => {
+                let name = if dtype == DType::F16 { "fp16" } else { "bf16" };
+                format!(
+                    "{name} does not decide on the provider `{self}`, which computes in a precision of its own whatever its \
+                     graphs say; leave it out, and ask for it by --provider {self}:precision={name}"
+                )
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::option("compute", problem))
     }
 }
 
@@ -100,16 +110,22 @@ mod tests {
     }
 
     #[test]
-    fn the_cpu_computes_no_bf16() {
+    fn a_dtype_in_which_a_provider_does_not_compute_is_refused() {
+        use DType::{Bf16, F16, F32};
         for kind in ProviderKind::ALL {
-            for dtype in [DType::F32, DType::F16, DType::Bf16] {
-                let is_refused = (kind, dtype) == (ProviderKind::Cpu, DType::Bf16);
-                match kind.check_dtype(dtype) {
-                    Ok(()) => assert!(!is_refused),
+            for (dtype, is_cast) in [(F32, false), (F16, false), (F16, true), (Bf16, false), (Bf16, true)] {
+                let words = match (kind, dtype, is_cast) {
+                    (ProviderKind::Cpu, Bf16, _) => "bf16 cannot run on the provider `cpu`",
+                    (ProviderKind::WebGpu, Bf16, _) => "bf16 cannot run on the provider `webgpu`",
+                    (ProviderKind::OpenVino, F16, true) => "ask for it by --provider openvino:precision=fp16",
+                    (ProviderKind::OpenVino, Bf16, true) => "ask for it by --provider openvino:precision=bf16",
+                    _ => "",
+                };
+                match kind.check_dtype(dtype, is_cast) {
+                    Ok(()) => assert_eq!(words, "", "{kind} {dtype:?}"),
                     Err(error) => {
-                        assert!(is_refused);
                         assert_eq!(error.field(), Some("compute"));
-                        assert!(error.to_string().contains("take another provider, --compute fp16"), "{error}");
+                        assert!(!words.is_empty() && error.to_string().contains(words), "{error}");
                     }
                 }
             }
