@@ -4,8 +4,8 @@ use anyhow::Result;
 
 use crate::run::{cargo, set_up, step};
 
-/// What runs when no providers are named.
-const PROVIDERS: [&str; 2] = ["cuda", "tensorrt"];
+/// What runs when no providers are named: each also without waiting for the end of runs, which no other check can show.
+const PROVIDERS: [&str; 4] = ["cuda", "cuda:async", "tensorrt", "tensorrt:async"];
 
 pub fn check_gpu(arguments: &[String]) -> Result<()> {
     let named: Vec<&str> = arguments.iter().map(String::as_str).collect();
