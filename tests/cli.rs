@@ -276,6 +276,22 @@ fn suspicious_results_are_warnings() {
     assert!(!calm.out.contains("warning"), "{calm}");
 }
 
+/// Builds of ONNX Runtime write an identifier and reports for their maker into the user's cache folder, and send them, unless
+/// an environment variable forbids it. (In a process of CI they do not, which is why this one has no other variables.)
+#[cfg(target_os = "linux")]
+#[test]
+fn onnx_runtime_reports_nothing() {
+    let shell = Shell::new();
+    let home = tempfile::tempdir().unwrap();
+    let (engine, library) = (data("tiny-flux"), common::capi::runtime());
+    let mut command = shell.command();
+    command.env_clear().env("HOME", home.path()).env(dbcache_trt::PATH_VARIABLE, library);
+    command.args(["--engine", engine.to_str().unwrap(), "--inputs", "in.safetensors", "--steps", "1"]);
+    Ran::of(&mut command).code(0);
+    let written: Vec<_> = std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(written.is_empty(), "{written:?}");
+}
+
 #[test]
 fn help_and_version() {
     let shell = Shell::new();
