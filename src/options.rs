@@ -198,6 +198,9 @@ fn unknown(name: &str) -> Error {
     if is_precision(name) {
         return Error::usage(format!("there is no option `{name}`: {BY_COMPUTE}")).about(name);
     }
+    if name.is_empty() {
+        return Error::usage("an option without a name; give one, such as `cache`").about(name);
+    }
     Error::usage(format!("unknown option `{name}`; the nearest known one is `{nearest}`")).about(name)
 }
 

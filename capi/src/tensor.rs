@@ -199,13 +199,10 @@ fn check_place(data: *const c_void) -> Outcome<()> {
     if data.is_null() {
         return Err(Failure::argument("memory", "has data that is NULL"));
     }
-    match data.addr() % 4 {
-        0 => Ok(()),
-        beyond => {
-            let problem = format!("has data that lies {beyond} bytes beyond a multiple of 4; align it");
-            Err(Failure::argument("memory", &problem))
-        }
+    if !data.addr().is_multiple_of(4) {
+        return Err(Failure::argument("memory", "has data that is not at a multiple of 4 bytes; align it"));
     }
+    Ok(())
 }
 
 /// The extents of a tensor and how many there are.

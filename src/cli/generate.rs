@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use dbcache_trt::trace::Trace;
 use dbcache_trt::{
-    CancelToken, Engine, EngineInfo, Error, ErrorKind, Image, Inputs, Output, RequestOptions, VideoFormat,
-    read_tensors, write_tensors,
+    CancelToken, Engine, EngineInfo, EngineOptions, Error, ErrorKind, Image, Inputs, Output, RequestOptions,
+    VideoFormat, read_tensors, write_tensors,
 };
 use ndarray::ArrayD;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     check_options(args, &inputs)?;
     check_targets(args)?;
     let expected = args.check_outputs.as_deref().map(|path| Expected::read(path, args.tolerance)).transpose()?;
-    let load = args.load.options(&asked.cache);
+    let load = EngineOptions { cancel: cancel.clone(), ..args.load.options(&asked.cache) };
     let options_of = |first: usize, batch: usize| RequestOptions {
         batch: inputs.tensors.is_empty().then_some(batch),
         // The last batch may be one picture, which decides for itself anyway.

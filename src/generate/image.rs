@@ -138,9 +138,7 @@ where
     let failed = |error: E| {
         Error::new(ErrorKind::Io, format!("cannot write {}", path.display())).about(path.display()).with_source(error)
     };
-    if path.as_os_str().is_empty() {
-        return Err(Error::new(ErrorKind::Io, "cannot write a file without a name; name one").about(path.display()));
-    }
+    check_named(path)?;
     if path.is_dir() {
         let message = format!("cannot write {}: it is a folder", path.display());
         return Err(Error::new(ErrorKind::Io, message).about(path.display()));
@@ -162,6 +160,13 @@ where
     let mut file = file.map_err(|error| no_place(path, folder, &error))?;
     write(file.as_file_mut()).map_err(failed)?;
     file.persist(&target).map_err(|error| io(error.error))?;
+    Ok(())
+}
+
+pub(crate) fn check_named(path: &Path) -> Result<()> {
+    if path.as_os_str().is_empty() {
+        return Err(Error::new(ErrorKind::Io, "cannot write a file without a name; name one").about(path.display()));
+    }
     Ok(())
 }
 

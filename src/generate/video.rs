@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::cancel::CancelToken;
 use super::ffmpeg::{FFMPEG, failed, run, unwritten};
-use super::image::{Image, no_place, write_atomically};
+use super::image::{Image, check_named, no_place, write_atomically};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where a name holds the number of a frame.
@@ -184,6 +184,7 @@ impl Video {
     /// As [`write`](Self::write); `Cancelled`.
     pub fn write_until(&self, path: &Path, text: &[(String, String)], cancel: &CancelToken) -> Result<Vec<PathBuf>> {
         cancel.check()?;
+        check_named(path)?;
         if self.frames.is_empty() {
             return Err(Error::internal("a video without frames"));
         }

@@ -37,6 +37,7 @@ static void test_options(void) {
     FAILS(dbcache_options_set(options, "step", "4"), DBCACHE_ERROR_USAGE, "step", "the nearest known one is `steps`");
     FAILS(dbcache_options_set(options, "prompt", "lemon"), DBCACHE_ERROR_USAGE, "prompt", "dbcache_request_set_prompt does it");
     FAILS(dbcache_options_set(options, "output", "a.png"), DBCACHE_ERROR_USAGE, "output", "dbcache_result_write_png");
+    FAILS(dbcache_options_set(options, "", "4"), DBCACHE_ERROR_USAGE, "", "without a name");
     FAILS(dbcache_options_set(options, "steps", "four"), DBCACHE_ERROR_USAGE, "steps", "`four`");
     FAILS(dbcache_options_set(options, "guidance", "nan"), DBCACHE_ERROR_USAGE, "guidance", "expected a number");
     FAILS(dbcache_options_set(options, "cache", "f8z"), DBCACHE_ERROR_USAGE, "cache", "");
@@ -236,7 +237,7 @@ static void test_imports(const dbcache_engine *engine) {
     memory.data = NULL;
     FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "data that is NULL");
     memory.data = (char *)halves + 1;
-    FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "1 bytes beyond a multiple of 4");
+    FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "not at a multiple of 4 bytes");
     struct {
         dbcache_memory known;
         uint64_t more;
