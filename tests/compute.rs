@@ -16,7 +16,7 @@ use dbcache_trt::{
     ArithmeticChoice, ComputeChoice, Engine, EngineInfo, EngineOptions, ErrorKind, Inputs, Output, Profile,
     RequestOptions, StagesChoice, write_stages,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Latents of 28 steps that computed in f16 against f32: every product rounds its operands and its result to 11 bits (2e-4
 /// on average), errors of either sign that the sums of a block and the scheduler's small steps mostly take away.
@@ -112,6 +112,13 @@ fn graphs(model: &Path, compute: ComputeChoice, stages: StagesChoice) -> BTreeMa
     let out = folder.path().join("stages");
     let load = EngineOptions { compute, stages, ..EngineOptions::default() };
     let files = write_stages(model, &load, &Profile::default(), &out).unwrap();
+    let list: Value = serde_json::from_slice(&fs::read(out.join("stages.json")).unwrap()).unwrap();
+    let dtype = match compute {
+        ComputeChoice::Exported | ComputeChoice::Fp32 => "f32",
+        ComputeChoice::Fp16 => "f16",
+        ComputeChoice::Bf16 => "bf16",
+    };
+    assert_eq!(list["compute_dtype"], dtype);
     let of_transformer = files.iter().filter(|file| file.name != "decode");
     let graph = |file: &str| onnx::decode(&fs::read(out.join(file)).unwrap()).unwrap().graph.unwrap();
     of_transformer.map(|file| (file.file.clone(), graph(&file.file))).collect()

@@ -80,6 +80,7 @@ pub fn write_stages(directory: &Path, load: &EngineOptions, profile: &Profile, o
         "engine": directory.manifest.name,
         "engine_hash": directory.hash,
         "cache": load.cache.to_string(),
+        "compute_dtype": directory.manifest.compute_dtype.name(),
         "profile": profile.to_string(),
         "graphs": files.iter().map(StageFile::to_json).collect::<Vec<_>>(),
         "weights": names.collect::<Vec<_>>(),
