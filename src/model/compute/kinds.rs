@@ -166,7 +166,7 @@ fn of_class(node: &NodeProto, inputs: &[Value], is_angle: bool) -> Result<(Role,
     let is_wide = floats().any(|value| value.kind == Kind::Wide);
     // A divisor makes nothing huge, and what Attention adds to its scores is cut (`emit.rs`).
     let of_value = match operator {
-        "Div" => &inputs[..1],
+        "Div" => &inputs[..inputs.len().min(1)],
         "Attention" => &inputs[..inputs.len().min(3)],
         _ => inputs,
     };

@@ -285,3 +285,23 @@ fn graphs_that_cannot_be_cast_say_why() {
         assert!(error.to_string().contains(words), "{error}");
     }
 }
+
+/// Nodes of untrusted files, with too few operands: an error here or from ONNX Runtime, never a panic.
+#[test]
+fn nodes_without_operands_do_not_panic() {
+    let operators = "MatMul Gemm Attention LayerNormalization Softmax Pow Add Div Clip Where Concat Split Reshape Pad Equal \
+                     ArgMax Shape Not Cast Constant ConstantOfShape Range Cos Identity";
+    for operator in operators.split_whitespace() {
+        for (inputs, outputs) in
+            [(&[][..], &[][..]), (&["x"], &[]), (&[], &["y"]), (&["", "x"], &["y"]), (&["n"], &["", "y"])]
+        {
+            let mut part = graph(&[], &[]);
+            let mut model = onnx::decode(&part.bytes).unwrap();
+            let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+            let node = NodeProto { input: names(inputs), output: names(outputs), ..build::node(operator, &[], "") };
+            model.graph.as_mut().unwrap().node = vec![node];
+            part.bytes = model.encode_to_vec();
+            let _ = cast(&part, DType::F16, Attention::SoftmaxInF32);
+        }
+    }
+}
