@@ -35,6 +35,9 @@ pub(crate) unsafe trait Versioned: Copy {
     const LEAST: usize;
 }
 
+/// Bytes that no struct of any version has: what tells of more was never set, and must not be read.
+const LONGEST_STRUCT: usize = 4096;
+
 /// The size that a struct of the caller tells of itself.
 ///
 /// # Safety
@@ -45,7 +48,7 @@ unsafe fn told_size<T: Versioned>(pointer: *const T, name: &str) -> Outcome<usiz
     }
     // SAFETY: not NULL, and the caller's promise.
     let size = unsafe { pointer.cast::<usize>().read() };
-    if size < T::LEAST {
+    if !(T::LEAST..=LONGEST_STRUCT).contains(&size) {
         let now = size_of::<T>();
         let problem = format!("has struct_size {size}; set it to the size of the struct, which is {now}");
         return Err(Failure::argument(name, &problem));
@@ -256,7 +259,7 @@ mod tests {
         assert_eq!(read(thing(NOW + 8), 0).unwrap(), thing(NOW + 8));
         let refused = read(thing(NOW + 8), 9).unwrap_err();
         assert!(refused.message.contains("has struct_size 32, of which this library knows 24"), "{}", refused.message);
-        for size in [0, 8, 11] {
+        for size in [0, 8, 11, LONGEST_STRUCT + 1, usize::MAX] {
             let refused = read(thing(size), 0).unwrap_err();
             assert!(refused.message.ends_with("the size of the struct, which is 24"), "{}", refused.message);
         }

@@ -249,6 +249,8 @@ static void test_imports(const dbcache_engine *engine) {
     tensor = NULL;
     newer.more = 1;
     FAILS(dbcache_tensor_import(engine, &newer.known, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "use a newer library");
+    memory.struct_size = SIZE_MAX;
+    FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "the size of the struct");
     memory.struct_size = 8;
     FAILS(dbcache_tensor_import(engine, &memory, DBCACHE_DTYPE_F16, shape, 2, &tensor), DBCACHE_ERROR_ARGUMENT, "memory", "the size of the struct");
     CHECK(tensor == NULL);
