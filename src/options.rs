@@ -1,6 +1,6 @@
 //! Options by name and text, for faces that have no types: the names are the command's long flags.
 //!
-//! A new option of [`EngineOptions`] or [`RequestOptions`] is one line of [`TABLE`] (and a flag in `src/cli/args.rs`,
+//! A new option of [`EngineOptions`] or [`RequestOptions`] is one line of `TABLE` (and a flag in `src/cli/args.rs`,
 //! which a test there asks for). Nothing is decided here: what is left out stays the library's default.
 
 mod files;

@@ -171,7 +171,8 @@ pub struct Trace {
     pub captures: Option<CaptureCounts>,
     /// Bytes of the tensors by the memory that they lay in, in ONNX Runtime's words: `Cpu`, `Cuda`, `WebGPU_Buf`.
     pub memory: BTreeMap<String, u64>,
-    /// Bytes of tensors that the host read from a device while the steps ran: none where only sums come back.
+    /// Bytes of tensors that the host read from a device while the steps ran: none where only sums come back. Where runs are
+    /// recorded, those that the first replays were checked by, and the sums of stages that hold the cache's arithmetic.
     pub read_bytes: u64,
     /// What the user should know; see [`Warning`].
     pub warnings: Vec<Warning>,

@@ -222,6 +222,25 @@ fn captured_runs_decide_as_others() {
         );
         eprintln!("{name}: {} as on the CPU; runs {counts}", found.trace.decisions(Branch::Cond));
     }
+    // With the arithmetic in the stages, a step is replays and two sums that are read.
+    let load_stages = EngineOptions {
+        provider: captures("32").unwrap().into(),
+        profile: Some("16,text=12".parse().unwrap()),
+        stages: StagesChoice::Blocks(2),
+        cache: head_and_tail.cache.clone(),
+        ..on_tested(ArithmeticChoice::Stages)
+    };
+    let in_stages = load(load_stages).unwrap();
+    for (name, inputs, is_known) in [("in the stages", &one, false), ("in the stages again", &other, true)] {
+        let (expected, found) = (run(&cpu, inputs, &head_and_tail), run(&in_stages, inputs, &head_and_tail));
+        assert_eq!(found.trace.decisions(Branch::Cond), expected.trace.decisions(Branch::Cond), "{name}");
+        assert!(relative_l1(&found.latents, &expected.latents) < LATENT_RELATIVE_L1, "{name}");
+        let counts = found.trace.captures.unwrap();
+        assert!((counts.recorded == 0) == is_known, "{name}: {counts}");
+        let told: Vec<String> = found.trace.warnings.iter().map(ToString::to_string).collect();
+        assert!(!told.iter().any(|warning| warning.contains("the host")), "{name}: {told:?}");
+        eprintln!("{name}: runs {counts}, {} bytes read", found.trace.read_bytes);
+    }
     let told = |trace: &Trace, words: &str| trace.warnings.iter().any(|warning| warning.to_string().contains(words));
     let (few, alone) = (engine("1"), run(&all, &one, &head_and_tail));
     assert!(!told(&alone.trace, "allow more `graph-captures`"), "{:?}", alone.trace.warnings);

@@ -111,7 +111,9 @@ impl StageArithmetic {
             }
             let mut add = || buffers.add_kept(kept.of(tensor.dtype), &extents);
             let pair = [add()?, add()?];
-            let mut sum = || buffers.add_at(Place::Host, DType::F32, &[1]);
+            // A run that gives something to the host cannot be recorded.
+            let place = if buffers.records_runs() { Place::Device } else { Place::Host };
+            let mut sum = || buffers.add_at(place, DType::F32, &[1]);
             let sums = [sum()?, sum()?];
             name("kept0".into(), pair[0]);
             name("out0".into(), pair[1]);

@@ -147,6 +147,11 @@ impl Buffers {
         Arc::clone(&self.runs)
     }
 
+    /// Whether runs of stages are recorded.
+    pub(crate) fn records_runs(&self) -> bool {
+        self.device.shelf().is_some()
+    }
+
     /// The tensors of a binding, if its runs can be recorded.
     pub(super) fn recordable(
         &self,
