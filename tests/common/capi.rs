@@ -110,7 +110,9 @@ impl Capi {
             With::Nothing | With::Sanitizers => Command::new(binary),
         };
         if with == With::Sanitizers {
-            command.env("ASAN_OPTIONS", "detect_leaks=1:detect_stack_use_after_return=1");
+            // What no machine can allocate fails as it does without.
+            let options = "detect_leaks=1:detect_stack_use_after_return=1:allocator_may_return_null=1";
+            command.env("ASAN_OPTIONS", options);
             command.env("LSAN_OPTIONS", format!("suppressions={}", root().join("capi/tests/c/lsan.supp").display()));
             command.env("UBSAN_OPTIONS", "print_stacktrace=1");
         }
