@@ -345,9 +345,13 @@ pub(crate) fn check_provider(options: &EngineOptions, directory: &EngineDirector
     ];
     if let Some((name, _)) = compiled.iter().find(|(_, is_idle)| *is_idle) {
         let provider = &options.provider;
+        let recorder = provider.iter().map(ProviderSpec::kind).find(|kind| *name == "profile" && kind.can_capture());
+        let other = recorder.map_or(String::new(), |kind| {
+            format!(", or set the option `graph-captures` of `{kind}`, with which it takes effect")
+        });
         return Err(Error::option(
             name,
-            format!("has no effect: the provider `{provider}` compiles no engines; leave it out"),
+            format!("has no effect: the provider `{provider}` compiles no engines; leave it out{other}"),
         ));
     }
     if options.require_built && options.engine_cache == EngineCache::None {

@@ -203,11 +203,15 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NeverHit { smallest: Some(smallest), threshold: Some(threshold) } => write!(
-                f,
-                "the cache skipped nothing: the smallest diff was {smallest:.4}, the threshold is {threshold}; \
-                 try a threshold above {smallest:.3}, or --cache none to save its memory"
-            ),
+            Self::NeverHit { smallest: Some(smallest), threshold: Some(threshold) } => {
+                // Rounded up: what is below the diff would skip nothing again.
+                let above = (f64::from(*smallest) * 1e3).ceil() / 1e3;
+                write!(
+                    f,
+                    "the cache skipped nothing: the smallest diff was {smallest:.4}, the threshold is {threshold}; \
+                     try a threshold above {above:.3}, or --cache none to save its memory"
+                )
+            }
             Self::NeverHit { .. } => write!(
                 f,
                 "the cache skipped nothing: warm-up, limits or a threshold of 0 decided every step; \
@@ -374,5 +378,25 @@ impl fmt::Display for Summary<'_> {
             write!(f, "\nwarning: {warning}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_advised_threshold_is_not_below_the_smallest_diff() {
+        for (smallest, advised) in [
+            (0.2485, "was 0.2485, the threshold is 0.01; try a threshold above 0.249,"),
+            (0.24801, "above 0.249,"),
+            (0.25, "above 0.250,"),
+            (0.0, "above 0.000,"),
+            (0.000_001, "above 0.001,"),
+            (3.0, "above 3.000,"),
+        ] {
+            let text = Warning::NeverHit { smallest: Some(smallest), threshold: Some(0.01) }.to_string();
+            assert!(text.contains(advised), "{smallest}: {text}");
+        }
     }
 }

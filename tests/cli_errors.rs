@@ -59,7 +59,17 @@ fn usage() {
         ("--compute bf16", "--compute bf16 cannot run on the provider `cpu`, which has no products in it"),
         ("--provider cuda:bf16", "is chosen by --compute fp32, fp16 or bf16"),
         ("--provider tensorrt:int8", "`int8` has no effect: no graph of this engine quantises"),
-        ("--profile 16", "--profile has no effect: the provider `cpu` compiles no engines; leave it out"),
+        ("--profile 16", "--profile has no effect: the provider `cpu` compiles no engines; leave it out\n"),
+        (
+            "--profile 64 --provider cuda",
+            "leave it out, or set the option `graph-captures` of `cuda`, with which it takes",
+        ),
+        (
+            "--profile 64 --provider webgpu,cpu",
+            "or set the option `graph-captures` of `webgpu`, with which it takes effect",
+        ),
+        ("--require-built --provider cuda", "the provider `cuda` compiles no engines; leave it out\n"),
+        ("--provider tensorrt:fp16,cpu --compute fp16", "compute in f16, and carry their types; leave it out\n"),
         ("--profile 16..", "the profile `16..` does not parse; expected sizes and dimensions, such as 512..1024"),
         ("--cache f1b0cf1", "cfg_compute_first has no effect: this run has one guidance branch"),
         ("--cache f1b0cds0", "cfg_diff_compute_separate has no effect: this run has one guidance branch"),

@@ -285,8 +285,15 @@ fn what_cannot_be_cast_is_refused_with_the_remedy() {
     }
     use ComputeChoice::{Bf16, Fp16};
     for (compute, provider, words) in [
-        (Bf16, "cpu", ["--compute bf16 cannot run on the provider `cpu`", "take another provider, --compute fp16"]),
-        (Bf16, "cuda,cpu", ["--compute bf16 cannot run on the provider `cpu`", "or a model that was exported in fp32"]),
+        (
+            Bf16,
+            "cpu",
+            [
+                "--compute bf16 cannot run on the provider `cpu`",
+                "leave it out, or take --compute fp16 or another provider",
+            ],
+        ),
+        (Bf16, "cuda,cpu", ["--compute bf16 cannot run on the provider `cpu`", "in it; leave it out"]),
         (Bf16, "webgpu", ["--compute bf16 cannot run on the provider `webgpu`", "--compute fp16"]),
         (Fp16, "openvino", ["--compute fp16 does not decide on the provider `openvino`", "openvino:precision=fp16"]),
     ] {

@@ -142,6 +142,13 @@ fn what_is_wrong_is_named() {
     engines(&shell, &folder, "gc --max-age soon").code(2).stderr("expected a time, such as 3600, 90m, 12h or 30d");
     engines(&shell, &folder, "gc --max-size big").code(2).stderr("expected bytes");
     engines(&shell, &folder, "gc --key zzz").code(2).stderr("holds no engine zzz");
+    for place in [&folder, &shell.path("nowhere")] {
+        engines(&shell, place, "gc --key=")
+            .code(2)
+            .stderr("'--key <KEY>': it is empty, and every key begins like that");
+    }
+    let help = shell.run(&["engines", "--help"]).code(0);
+    help.stdout("engines whose files are incomplete").stdout("--verify").stdout("with a wrong byte");
     let home = shell.path("home");
     fs::create_dir(&home).unwrap();
     for command in ["list", "verify", "gc"] {
@@ -156,6 +163,10 @@ fn what_cannot_be_built_is_named() {
     let shell = Shell::new();
     for (options, code, words) in [
         ("", 2, "--provider is `cpu`, which compiles no engines: there is nothing to build"),
+        ("--provider tensorrt,cpu", 10, "the provider `tensorrt` cannot be used: "),
+        ("--provider tensorrt,cpu", 10, "; and then: --provider is `cpu`, which compiles no engines: there is nothing"),
+        ("--provider cuda,openvino,cpu", 10, "; and then: the provider `openvino` cannot be used: "),
+        ("--provider webgpu,cpu", 2, "--provider is `cpu`, which compiles no engines: there is nothing to build"),
         ("--provider cuda --profile 16", 2, "--profile has no effect: the provider `cuda` compiles no engines"),
         ("--provider openvino --engine-cache none", 2, "--engine-cache is `none`: there is no place for what would be"),
         ("--provider openvino --require-built", 2, "--require-built has no effect on a build; leave it out"),

@@ -18,7 +18,8 @@ pub enum EnginesCommand {
     List(StoreArgs),
     /// Compares every file with its SHA-256; exit code 8 if an engine is damaged
     Verify(StoreArgs),
-    /// Removes damaged engines, what killed builds left behind, and what the options name
+    /// Removes what killed builds left behind, engines whose files are incomplete (with --verify also those with a wrong
+    /// byte), notes on what is gone, and what the options name
     Gc(GcArgs),
 }
 
@@ -47,7 +48,7 @@ pub struct GcArgs {
     #[arg(long)]
     pub unreferenced: bool,
     /// Engines whose keys begin like this
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", value_parser = parse_key)]
     pub key: Vec<String>,
     /// Engines of which any byte is wrong: reads all of them
     #[arg(long)]
@@ -55,6 +56,16 @@ pub struct GcArgs {
     /// Remove nothing, only say what would go
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// Refuses what every key begins with, also where there is no store yet.
+fn parse_key(text: &str) -> Result<String, &'static str> {
+    if text.is_empty() {
+        return Err(
+            "it is empty, and every key begins like that; give the first characters of a key that `engines list` shows",
+        );
+    }
+    Ok(text.to_owned())
 }
 
 /// Digits, and m, h or d for minutes, hours and days.

@@ -163,8 +163,14 @@ impl EngineStore {
     /// Removes what is not needed. What a process builds or loads at this moment stays.
     ///
     /// # Errors
-    /// `Usage` if no engine has one of the keys; `Io` if something cannot be removed.
+    /// `Usage` if a key is empty or no engine has it; `Io` if something cannot be removed.
     pub fn gc(&self, options: &GcOptions) -> Result<GcReport> {
+        if options.keys.iter().any(String::is_empty) {
+            return Err(Error::option(
+                "key",
+                "is empty, and every key begins like that; give the first characters of one",
+            ));
+        }
         let entries = self.entries(if options.verify { Depth::Content } else { Depth::Sizes })?;
         let unknown = options.keys.iter().find(|key| !entries.iter().any(|entry| entry.key.starts_with(*key)));
         if let Some(key) = unknown {

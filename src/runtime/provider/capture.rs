@@ -14,6 +14,13 @@ pub(super) const CAPTURES: OptionDef = OptionDef {
     about: "most runs that each stage records and replays, each with tensors that stay; none unless asked for",
 };
 
+impl ProviderKind {
+    /// Whether it records runs where its option says so.
+    pub(crate) fn can_capture(self) -> bool {
+        matches!(self, Self::Cuda | Self::WebGpu)
+    }
+}
+
 impl ProviderSpec {
     /// How many runs each stage records at most; none where none are to be.
     pub(crate) fn captures(&self) -> Option<usize> {

@@ -36,10 +36,14 @@ impl ProviderKind {
     pub(crate) fn check_dtype(self, dtype: DType, is_cast: bool) -> Result<()> {
         let problem = match (self, dtype) {
             // No product in it: `NOT_IMPLEMENTED`, from the first graph that is loaded.
-            (Self::Cpu | Self::WebGpu, DType::Bf16) => format!(
-                "bf16 cannot run on the provider `{self}`, which has no products in it; take another provider, \
-                 --compute fp16, or a model that was exported in fp32"
-            ),
+            (Self::Cpu | Self::WebGpu, DType::Bf16) => {
+                let remedy = if is_cast {
+                    "leave it out, or take --compute fp16 or another provider"
+                } else {
+                    "this model was exported in it: take another provider, or export it with `dbcache-export --compute fp32`"
+                };
+                format!("bf16 cannot run on the provider `{self}`, which has no products in it; {remedy}")
+            }
             // Graphs in f16 give what those in f32 do, to the last digit.
             (Self::OpenVino, DType::F16 | DType::Bf16) if is_cast => {
                 let name = if dtype == DType::F16 { "fp16" } else { "bf16" };
@@ -68,10 +72,14 @@ impl ProviderSpec {
         };
         if let Some(option) = OF_F32.iter().find(|option| self.is_on(option) && dtype != DType::F32) {
             let computes = dtype.name();
-            let reason = format!(
-                "this engine's graphs compute in {computes}, and carry their types; leave it out, or choose --compute {option}, \
-                 of a model exported in fp32 or of dbcache-export"
-            );
+            let is_met = *option == if dtype == DType::F16 { "fp16" } else { "bf16" };
+            let other = if is_met {
+                String::new()
+            } else {
+                format!(", or choose --compute {option}, of a model exported in fp32 or of dbcache-export")
+            };
+            let reason =
+                format!("this engine's graphs compute in {computes}, and carry their types; leave it out{other}");
             return refuse(option, reason);
         }
         if self.is_on(INT8) && !is_quantised() {
@@ -95,15 +103,31 @@ mod tests {
             ("tensorrt", DType::Bf16, false, None),
             ("tensorrt:int8", DType::F32, true, None),
             ("cuda", DType::Bf16, false, None),
-            ("tensorrt:fp16", DType::F16, false, Some("`fp16` has no effect: this engine's graphs compute in f16")),
-            ("tensorrt:fp16", DType::Bf16, false, Some("choose --compute fp16, of")),
-            ("tensorrt:bf16", DType::F16, false, Some("choose --compute bf16, of")),
-            ("tensorrt:int8", DType::F32, false, Some("`int8` has no effect: no graph of this engine quantises")),
+            (
+                "tensorrt:fp16",
+                DType::F16,
+                false,
+                Some("`fp16` has no effect: this engine's graphs compute in f16, and carry their types; leave it out"),
+            ),
+            ("tensorrt:bf16", DType::Bf16, false, Some("compute in bf16, and carry their types; leave it out")),
+            (
+                "tensorrt:fp16",
+                DType::Bf16,
+                false,
+                Some("--compute fp16, of a model exported in fp32 or of dbcache-export"),
+            ),
+            (
+                "tensorrt:bf16",
+                DType::F16,
+                false,
+                Some("--compute bf16, of a model exported in fp32 or of dbcache-export"),
+            ),
+            ("tensorrt:int8", DType::F32, false, Some("none that does (--compute fp32, fp16, bf16); leave it out")),
         ] {
             let spec: ProviderSpec = spec.parse().unwrap();
             match (spec.check_precision(dtype, || is_quantised), words) {
                 (Ok(()), None) => {}
-                (Err(error), Some(words)) => assert!(error.to_string().contains(words), "{spec}: {error}"),
+                (Err(error), Some(words)) => assert!(error.to_string().ends_with(words), "{spec}: {error}"),
                 (found, _) => panic!("{spec}: {found:?}"),
             }
         }
@@ -115,8 +139,14 @@ mod tests {
         for kind in ProviderKind::ALL {
             for (dtype, is_cast) in [(F32, false), (F16, false), (F16, true), (Bf16, false), (Bf16, true)] {
                 let words = match (kind, dtype, is_cast) {
-                    (ProviderKind::Cpu, Bf16, _) => "bf16 cannot run on the provider `cpu`",
-                    (ProviderKind::WebGpu, Bf16, _) => "bf16 cannot run on the provider `webgpu`",
+                    (ProviderKind::Cpu, Bf16, true) => {
+                        "`cpu`, which has no products in it; leave it out, or take --compute fp16"
+                    }
+                    (ProviderKind::Cpu, Bf16, false) => {
+                        "`cpu`, which has no products in it; this model was exported in it"
+                    }
+                    (ProviderKind::WebGpu, Bf16, true) => "`webgpu`, which has no products in it; leave it out",
+                    (ProviderKind::WebGpu, Bf16, false) => "or export it with `dbcache-export --compute fp32`",
                     (ProviderKind::OpenVino, F16, true) => "ask for it by --provider openvino:precision=fp16",
                     (ProviderKind::OpenVino, Bf16, true) => "ask for it by --provider openvino:precision=bf16",
                     _ => "",
