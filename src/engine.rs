@@ -87,15 +87,9 @@ impl Engine {
         let start = Instant::now();
         let directory = open(directory.as_ref(), options)?;
         if options.verify {
-            let unknown = directory.verify()?;
-            if !unknown.is_empty() {
-                return Err(Error::directory(format!(
-                    "cannot verify {}: the manifest has no content hash; export again without --no-content-hash",
-                    unknown.join(", ")
-                )));
-            }
+            verify(&directory)?;
         }
-        let cuts = lists::cuts_of(&directory.manifest, &options.cache, options.arithmetic)?;
+        let cuts = lists::cuts_first(&directory.manifest, options)?;
         let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let graphs: Vec<&Graph> = directory.text.iter().chain(&directory.decode).collect();
@@ -366,6 +360,18 @@ pub(crate) fn check_provider(options: &EngineOptions, directory: &EngineDirector
         return Err(Error::usage(message));
     }
     Ok(())
+}
+
+/// Compares the weights with the manifest's hashes.
+fn verify(directory: &EngineDirectory) -> Result<()> {
+    let unknown = directory.verify()?;
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(Error::directory(format!(
+        "cannot verify {}: the manifest has no content hash; export again without --no-content-hash",
+        unknown.join(", ")
+    )))
 }
 
 /// Whether a block that is part of two stages would have its weights twice, and may run in parts of them instead: not

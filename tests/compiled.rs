@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use common::capi::{Capi, With, runtime};
 use common::damage::{Copy, WEIGHTS};
 use common::shell::{Ran, Shell};
-use common::{data, relative_l1, tiny_inputs};
+use common::{copy_files, data, relative_l1, tiny_inputs};
 use dbcache_trt::{Engine, EngineCache, EngineOptions, RequestOptions, write_tensors};
 use serde_json::Value;
 
@@ -258,9 +258,9 @@ fn profiles_bound_the_shapes() {
     run("--profile 8..16 --size 16x16 --require-built").code(0);
     run("--profile 8..16 --size 8x16 --require-built").code(0);
     let refused = run("--profile 8..16 --size 32x32").code(5);
-    let words = "dimension `image` would be 256, but the engines are made for 16 to 64; compile others with";
+    let words = "dimension `image` would be 256, but this engine is made for 16 to 64; compile others with";
     assert!(refused.err.contains(words), "{refused}");
-    run("--profile 8..16 --size 4x4").code(5).stderr("would be 4, but the engines are made for 16 to 64");
+    run("--profile 8..16 --size 4x4").code(5).stderr("would be 4, but this engine is made for 16 to 64");
     // Bounds are a part of the key.
     run("--profile 8..32 --size 32x32 --require-built").code(11);
     run("--size 8x8 --require-built").code(11);
@@ -408,4 +408,51 @@ fn a_build_that_is_stopped_goes_on_where_it_was() {
         assert!((2..all).contains(&before), "{before} of {all}");
         assert_eq!(rest["built"].as_u64().unwrap() as usize, all - before, "{rest}");
     }
+}
+
+/// What an error names as the remedy is one: of damage, of stages that hold a cache of another dtype, of a replay.
+#[test]
+#[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
+fn the_command_that_an_error_names_mends_it() {
+    let compiled = Compiled::new();
+    let tiny = data("tiny-flux");
+    compiled.build(&tiny, CACHE).code(0);
+    let (name, entry) = compiled.engines().remove(0);
+    let bin = entry.join("model_OpenVINOExecutionProvider.bin");
+    let mut bytes = fs::read(&bin).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&bin, bytes).unwrap();
+    compiled.tiny(&format!("{CACHE} --require-built")).code(11).stderr(&name);
+    let built = compiled.build(&tiny, CACHE).code(0);
+    assert!(built.out.contains("1 compiled"), "{built}");
+    compiled.tiny(&format!("{CACHE} --require-built --trace run.json")).code(0);
+
+    let stages = format!("{CACHE} --arithmetic stages --cache-dtype f16");
+    let missing = compiled.tiny(&format!("{stages} --require-built")).code(11);
+    assert!(missing.err.contains("--arithmetic stages --cache-dtype f16"), "{missing}");
+    compiled.build(&tiny, &stages).code(0);
+    compiled.tiny(&format!("{stages} --require-built")).code(0);
+
+    let replay = compiled.tiny("--replay run.json --stages per-block --require-built").code(11);
+    assert!(replay.err.contains("--cache f1b1w2i1r0.5 ") && !replay.err.contains("replay("), "{replay}");
+
+    for (options, words) in [
+        (format!("{CACHE} --cache-dtype f16"), "--cache-dtype has no effect on a build without --arithmetic stages"),
+        (
+            "--cache prune_f1b1 --arithmetic stages".into(),
+            "--arithmetic is `stages`, which refuses requests with the policy",
+        ),
+        ("--arithmetic stages".into(), "refuses requests with the policy `none`"),
+    ] {
+        compiled.build(&tiny, &options).code(2).stderr(words);
+    }
+    let changed = compiled.shell.path("changed");
+    fs::create_dir(&changed).unwrap();
+    copy_files(&tiny, &changed, |_| true);
+    let weights = changed.join("transformer.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    compiled.build(&changed, &format!("{CACHE} --verify")).code(4).stderr("transformer.safetensors");
 }

@@ -40,7 +40,11 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
     }
     let mut queue = VecDeque::new();
     for (index, engine) in build.engines().iter().enumerate() {
-        if engine.is_built { report.add(&engine.name, Outcome::Found)? } else { queue.push_back(index) }
+        if engine.is_built && build.is_whole(index)? {
+            report.add(&engine.name, Outcome::Found)?
+        } else {
+            queue.push_back(index)
+        }
     }
     let jobs = args.jobs.min(queue.len());
     let queue = Mutex::new(queue);
@@ -91,7 +95,9 @@ pub fn one(args: &BuildOneArgs) -> anyhow::Result<()> {
         let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
         std::process::exit(ErrorKind::Cancelled.exit_code().into());
     });
-    let build = EngineBuild::plan(&args.build.engine, &args.build.options()?)?;
+    // The command that started this one has verified the weights, if that was asked for.
+    let options = EngineOptions { verify: false, ..args.build.options()? };
+    let build = EngineBuild::plan(&args.build.engine, &options)?;
     let planned = build.engines().get(args.index);
     if planned.is_none_or(|engine| engine.key != args.key) {
         let message = "the model or the machine changed since the build was planned; start it again";

@@ -24,7 +24,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     check_options(args, &inputs)?;
     check_targets(args)?;
     let expected = args.check_outputs.as_deref().map(|path| Expected::read(path, args.tolerance)).transpose()?;
-    let load = EngineOptions { cancel: cancel.clone(), ..args.load.options(&asked.cache) };
+    let load =
+        EngineOptions { cancel: cancel.clone(), cache_dtype: asked.cache_dtype, ..args.load.options(&asked.cache) };
     let options_of = |first: usize, batch: usize| RequestOptions {
         batch: inputs.tensors.is_empty().then_some(batch),
         // The last batch may be one picture, which decides for itself anyway.

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use super::loader::Loader;
 use super::stages::Stages;
-use super::{ArithmeticChoice, ComputeChoice, EngineOptions, StagesChoice, check_provider, choose_weights, open, work};
+use super::{
+    ArithmeticChoice, ComputeChoice, EngineOptions, StagesChoice, check_provider, choose_weights, open, verify, work,
+};
 use crate::cache::PolicyConfig;
 use crate::error::{Error, Result};
+use crate::generate::cache_dtype::CacheDType;
 use crate::generate::lists;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
@@ -56,10 +59,27 @@ impl EngineBuild {
     pub fn plan(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
         let directory = open(directory.as_ref(), options)?;
         check_provider(options, &directory)?;
+        if options.verify {
+            verify(&directory)?;
+        }
         if options.engine_cache.folder()?.is_none() {
             return Err(Error::option("engine-cache", "is `none`: there is no place for what would be compiled"));
         }
-        let cuts = lists::cuts_of(&directory.manifest, &options.cache, options.arithmetic)?;
+        let cuts = lists::cuts_first(&directory.manifest, options)?;
+        let holds_arithmetic = cuts.arithmetic.is_some();
+        if options.arithmetic == ArithmeticChoice::Stages && !holds_arithmetic {
+            let cache = &options.cache;
+            return Err(Error::option(
+                "arithmetic",
+                format!(
+                    "is `stages`, which refuses requests with the policy `{cache}`; give another --cache, or leave it out"
+                ),
+            ));
+        }
+        if options.cache_dtype != CacheDType::Stream && !holds_arithmetic {
+            let message = "has no effect on a build without --arithmetic stages: no stage holds what the cache keeps; leave it out";
+            return Err(Error::option("cache-dtype", message));
+        }
         let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let open = |device: &Device| Loader::new(&directory, options, device, weights);
@@ -94,6 +114,19 @@ impl EngineBuild {
     /// Providers that come first in the list, and why they are not used.
     pub fn refused(&self) -> &[String] {
         &self.refused
+    }
+
+    /// Whether an engine that seems to be there is whole: reads its files.
+    ///
+    /// # Errors
+    /// `Usage` for an index that is too large.
+    pub fn is_whole(&self, index: usize) -> Result<bool> {
+        let planned = self.planned.get(index).ok_or_else(|| Error::usage(format!("there is no engine {index}")))?;
+        let store = self.compiler()?.store();
+        let graphs = self.graphs();
+        let jobs = self.loader.jobs(&self.device, &graphs[index..=index])?;
+        let key = jobs.first().map(|job| job.key()).transpose()?.flatten();
+        Ok(planned.is_built && store.zip(key).is_some_and(|(store, key)| store.is_whole(&key)))
     }
 
     /// Compiles one engine into the cache, unless it is there and whole.
@@ -147,6 +180,11 @@ impl EngineBuild {
 
 /// The command that compiles what an engine with these options needs.
 pub(super) fn command(directory: &Path, options: &EngineOptions) -> String {
+    // A replay needs the plan of the policy that it repeats.
+    let cache = match &options.cache {
+        PolicyConfig::Replay { config, .. } => config,
+        cache => cache,
+    };
     let mut words = vec!["dbcache-trt".to_owned(), "build".to_owned()];
     let mut add = |flag: &str, value: String| {
         words.push(format!("--{flag}"));
@@ -154,14 +192,17 @@ pub(super) fn command(directory: &Path, options: &EngineOptions) -> String {
     };
     add("engine", directory.display().to_string());
     add("provider", options.provider.to_string());
-    if options.cache != PolicyConfig::None {
-        add("cache", options.cache.to_string());
+    if *cache != PolicyConfig::None {
+        add("cache", cache.to_string());
     }
     if options.stages != StagesChoice::default() {
         add("stages", options.stages.to_string());
     }
     if options.arithmetic == ArithmeticChoice::Stages {
         add("arithmetic", "stages".to_owned());
+        if options.cache_dtype != CacheDType::Stream {
+            add("cache-dtype", options.cache_dtype.as_str().to_owned());
+        }
     }
     if options.compute != ComputeChoice::default() {
         add("compute", options.compute.to_string());
@@ -206,6 +247,8 @@ mod tests {
         options.stages = StagesChoice::Blocks(3);
         options.compute = ComputeChoice::Bf16;
         options.stage_bytes = Some(5);
+        // Of no effect without arithmetic in the stages.
+        options.cache_dtype = CacheDType::F16;
         options.profile = Some("8..16,batch=1..2".parse().unwrap());
         options.engine_cache = EngineCache::Folder("my engines".into());
         options.weights_folder = Some("it's".into());

@@ -74,6 +74,8 @@ pub(crate) struct Loader {
     directory: (PathBuf, String),
     /// The command that compiles what is missing.
     remedy: String,
+    /// The same without a profile.
+    remedy_for_others: String,
 }
 
 impl Loader {
@@ -95,13 +97,15 @@ impl Loader {
             let profiles = extremes.clone().unwrap_or_default();
             compiler = Some(Compiler::new(device, store, profiles, !options.require_built)?);
         } else if let Some(profile) = &options.profile {
-            extremes = Some(profile.resolve(&directory.manifest)?);
+            extremes = Some(profile.resolve_for_stages(&directory.manifest)?);
         }
         let is_fixed = |(name, [least, _, most]): (&String, &[u64; 3])| (least == most).then(|| (name.clone(), *least));
         let fixed = extremes.iter().filter(|_| compiler.is_none()).flatten().filter_map(is_fixed).collect();
         let remedy = build::command(&directory.path, options);
+        let others = EngineOptions { profile: None, ..options.clone() };
+        let remedy_for_others = build::command(&directory.path, &others);
         let directory = (directory.path.clone(), directory.hash.clone());
-        Ok(Self { weights, compiler, extremes, fixed, directory, remedy })
+        Ok(Self { weights, compiler, extremes, fixed, directory, remedy, remedy_for_others })
     }
 
     /// What became of the engines; none where the provider does not compile.
@@ -123,7 +127,7 @@ impl Loader {
         let remedy = match self.compiler {
             Some(_) => format!(
                 "compile others with `{}` and a --profile that holds it, and give the same --profile here",
-                self.remedy
+                self.remedy_for_others
             ),
             None => "load the engine with a --profile that holds it, or without one".to_owned(),
         };

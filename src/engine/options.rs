@@ -7,6 +7,7 @@ use std::str::FromStr;
 use super::{EngineCache, OtherPlan, Profile, StagesChoice};
 use crate::cache::PolicyConfig;
 use crate::error::{Error, Result};
+use crate::generate::cache_dtype::CacheDType;
 use crate::generate::cancel::CancelToken;
 use crate::model::manifest::DType;
 use crate::runtime::library::LibraryOptions;
@@ -23,6 +24,8 @@ pub struct EngineOptions {
     pub stage_bytes: Option<u64>,
     /// The policy that requests will use: its stages are loaded at once. Default: none.
     pub cache: PolicyConfig,
+    /// In which dtype these requests keep the tensors of the cache: with [`ArithmeticChoice::Stages`], a part of the stages.
+    pub cache_dtype: CacheDType,
     /// What happens when a request's policy needs other stages.
     pub other_plan: OtherPlan,
     /// How residuals and diffs are computed.

@@ -48,13 +48,25 @@ impl Profile {
     /// # Errors
     /// `Usage` for a dimension that the model does not have or that the size decides; `Input` for what the model cannot make.
     pub(crate) fn resolve(&self, manifest: &Manifest) -> Result<Extremes> {
+        self.resolve_from(manifest, 1)
+    }
+
+    /// The same for stages alone: where both branches of the guidance are one batch, none of them takes half.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub(crate) fn resolve_for_stages(&self, manifest: &Manifest) -> Result<Extremes> {
+        self.resolve_from(manifest, rows(manifest))
+    }
+
+    /// `least_rows` for each picture.
+    fn resolve_from(&self, manifest: &Manifest, least_rows: u64) -> Result<Extremes> {
         let [width, height] = manifest.size.default;
         let default = (width, height);
         let [smallest, largest] = self.sizes.unwrap_or([default; 2]);
         let is_within = smallest.0 <= width && smallest.1 <= height && width <= largest.0 && height <= largest.1;
         let usual = if is_within { default } else { largest };
-        let is_fused = matches!(manifest.guidance, GuidanceSpec::ClassifierFree { mode: CfgMode::Fused, .. });
-        let rows = if is_fused { 2 } else { 1 };
+        let rows = rows(manifest);
         let mut extremes = Extremes::new();
         for (place, size) in [smallest, usual, largest].into_iter().enumerate() {
             let frames = self.dimensions.get(FRAMES).map(|[least, most]| if place == 0 { *least } else { *most });
@@ -62,7 +74,7 @@ impl Profile {
             let grid = prepare::grid(manifest, &options).map_err(|error| error.about("profile"))?;
             let [least, most] = self.dimensions.get(BATCH).copied().unwrap_or([1; 2]);
             // Where both branches of the guidance are one batch, it is twice as long; text and decode graphs take half.
-            let batch = if place == 0 { least } else { most * rows };
+            let batch = if place == 0 { least * least_rows } else { most * rows };
             let mut extents = grid.extents(batch as usize);
             self.check_names(manifest, &extents)?;
             for (name, [least, most]) in memory::free_dimensions(manifest, &extents) {
@@ -145,6 +157,12 @@ impl FromStr for Profile {
     }
 }
 
+/// Rows of a stage for each picture: two where both branches of the guidance are one batch.
+fn rows(manifest: &Manifest) -> u64 {
+    let is_fused = matches!(manifest.guidance, GuidanceSpec::ClassifierFree { mode: CfgMode::Fused, .. });
+    if is_fused { 2 } else { 1 }
+}
+
 /// One side of a square, or WIDTHxHEIGHT.
 fn size(text: &str) -> Option<(u64, u64)> {
     match text.split_once(['x', 'X']) {
@@ -167,7 +185,7 @@ pub(crate) fn check(extremes: &Extremes, extents: &Extents, remedy: &str) -> Res
         let Some(extent) = extents.get(name).filter(|extent| !(least..=most).contains(extent)) else { continue };
         let range = if least == most { least.to_string() } else { format!("{least} to {most}") };
         return Err(Error::input(format!(
-            "dimension `{name}` would be {extent}, but the engines are made for {range}; {remedy}"
+            "dimension `{name}` would be {extent}, but this engine is made for {range}; {remedy}"
         ))
         .about("profile"));
     }
@@ -278,6 +296,8 @@ mod tests {
             ("total", [11, 79, 79]),
         ];
         assert_eq!(extremes, Extremes::from(expected.map(|(name, extents)| (name.to_owned(), extents))));
+        // Stages of it always take both.
+        assert_eq!(profile.resolve_for_stages(&video.manifest).unwrap()["batch"], [2, 4, 4]);
         let plain = Profile::default().resolve(&directory.manifest).unwrap();
         assert_eq!(plain["image"], [64; 3]);
         for (text, words) in [
@@ -311,8 +331,8 @@ mod tests {
         check(&extremes, &extents(16, 12), "").unwrap();
         check(&extremes, &extents(256, 12), "").unwrap();
         for (image, text, words) in [
-            (8, 12, "dimension `image` would be 8, but the engines are made for 16 to 256"),
-            (64, 13, "dimension `text` would be 13, but the engines are made for 12; dbcache-trt build"),
+            (8, 12, "dimension `image` would be 8, but this engine is made for 16 to 256"),
+            (64, 13, "dimension `text` would be 13, but this engine is made for 12; dbcache-trt build"),
         ] {
             let error = check(&extremes, &extents(image, text), "dbcache-trt build").unwrap_err();
             assert!(error.to_string().contains(words), "{error}");

@@ -7,7 +7,7 @@ use super::expert;
 use super::in_stages;
 use super::request::RequestOptions;
 use crate::cache::{BlocksSplit, DiffTensor, PolicyConfig, RunShape, StreamKind};
-use crate::engine::ArithmeticChoice;
+use crate::engine::{ArithmeticChoice, EngineOptions};
 use crate::error::{At, Error, Result};
 use crate::model::manifest::Manifest;
 use crate::plan::Cuts;
@@ -172,6 +172,16 @@ pub(crate) fn cuts(manifest: &Manifest, options: &RequestOptions, choice: Arithm
 /// As [`cuts`].
 pub(crate) fn cuts_of(manifest: &Manifest, cache: &PolicyConfig, choice: ArithmeticChoice) -> Result<Cuts> {
     cuts(manifest, &RequestOptions { cache: cache.clone(), ..RequestOptions::default() }, choice)
+}
+
+/// The same for requests that an engine with these options is to serve first.
+///
+/// # Errors
+/// As [`cuts`].
+pub(crate) fn cuts_first(manifest: &Manifest, load: &EngineOptions) -> Result<Cuts> {
+    let request =
+        RequestOptions { cache: load.cache.clone(), cache_dtype: load.cache_dtype, ..RequestOptions::default() };
+    cuts(manifest, &request, load.arithmetic)
 }
 
 /// The blocks of a list in order: those that always run, and those that are decided on.

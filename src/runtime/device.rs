@@ -1,5 +1,6 @@
 //! Where an engine computes: a provider of the loaded library, and the memory that its tensors lie in.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::session::builder::SessionBuilder;
@@ -29,7 +30,7 @@ pub(crate) struct Device {
     allows_fallback: bool,
     fallbacks: Mutex<Vec<String>>,
     /// Stages whose runs are not recorded although that was asked for.
-    unrecorded: Mutex<Vec<String>>,
+    unrecorded: Mutex<BTreeSet<String>>,
 }
 
 impl Device {
@@ -100,14 +101,19 @@ impl Device {
         let text = error.to_string();
         let refuses = self.captures(source.role).is_some() && text.contains("graph capture");
         if refuses {
-            self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{}: {text}", source.name));
+            let remedy = match source.fixed {
+                [] => "; with a --profile that gives each dimension one extent such nodes fold away",
+                _ => "; they do not depend on dimensions that the --profile fixes",
+            };
+            let told = format!("{}: ONNX Runtime would run some of its nodes on the host{remedy}", source.name);
+            self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).insert(told);
         }
         refuses
     }
 
     /// Stages whose runs are not recorded although that was asked for, and why.
     pub(crate) fn unrecorded(&self) -> Vec<String> {
-        self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// What engines of this provider depend on, beside their graphs.

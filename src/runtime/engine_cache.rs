@@ -178,6 +178,12 @@ impl EngineStore {
         Record::check(&key.folder(&self.folder), key, Depth::Sizes).is_ok()
     }
 
+    /// Whether an engine is there and every byte of it is as it was built.
+    pub(crate) fn is_whole(&self, key: &Key) -> bool {
+        let _held = lock::shared(&self.folder, key);
+        Record::check(&key.folder(&self.folder), key, Depth::Content).is_ok()
+    }
+
     /// Finds an engine, or has it built: `build` is given an empty folder, writes files into it and gives the name of the
     /// one that is to be loaded. Of several processes that ask at the same time one builds, the others wait for it.
     ///

@@ -57,6 +57,8 @@ pub(crate) struct Session {
     takes_turns: bool,
     /// Where runs are recorded.
     captures: Option<Captures>,
+    /// A stage of which ONNX Runtime cannot record all nodes: its runs are counted.
+    is_unrecorded: bool,
     /// Where runs that stay on the device need not be waited for.
     unwaited: Option<Stream>,
     session: Mutex<ort::session::Session>,
@@ -118,20 +120,23 @@ impl Session {
         let _turn = turn(device.takes_turns());
         let mut source = *source;
         let mut loaded = load(&source);
+        let mut is_unrecorded = false;
         if let Err(error) = &loaded
             && device.refuses_capture(&source, error)
         {
             source.role = Role::Model;
+            is_unrecorded = true;
             loaded = load(&source);
         }
-        Self::new(device, &source, loaded.at(source.name)?)
+        Ok(Self { is_unrecorded, ..Self::new(device, &source, loaded.at(source.name)?)? })
     }
 
     fn new(device: &Device, source: &Source<'_>, session: ort::session::Session) -> Result<Self> {
         device.check(&session, source)?;
         let captures = device.captures(source.role).map(Captures::new);
         let (name, takes_turns) = (source.name.to_owned(), device.takes_turns());
-        Ok(Self { name, takes_turns, captures, unwaited: device.unwaited(), session: Mutex::new(session) })
+        let unwaited = device.unwaited();
+        Ok(Self { name, takes_turns, captures, is_unrecorded: false, unwaited, session: Mutex::new(session) })
     }
 
     /// Loads what a provider has compiled of a source: a model that refers to files beside it.
@@ -217,6 +222,7 @@ impl Session {
         }
         binding.runs.all.fetch_add(1, Ordering::Relaxed);
         let Some(capture) = &binding.capture else {
+            binding.runs.plain.fetch_add(usize::from(self.is_unrecorded), Ordering::Relaxed);
             let options = binding.options.as_ref().map_or(std::ptr::null(), AsPointer::ptr);
             return run_binding(&mut session, &binding.binding, options).map_err(fail);
         };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use dbcache_trt::options::read_policy;
-use dbcache_trt::{EngineOptions, Result};
+use dbcache_trt::{CacheDType, EngineOptions, Result};
 
 use super::LoadArgs;
 
@@ -16,6 +16,9 @@ pub struct BuildArgs {
     /// The cache policy that will be used: its stages are compiled
     #[arg(long, value_name = "TAG", default_value = "none")]
     pub cache: String,
+    /// With --arithmetic stages: in which dtype the cache will keep its tensors, f16 or bf16 [default: the streams']
+    #[arg(long, value_name = "DTYPE")]
+    pub cache_dtype: Option<CacheDType>,
     /// Engines that are compiled at the same time; more than one disturb each other's timings
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub jobs: usize,
@@ -40,6 +43,7 @@ pub struct BuildOneArgs {
 
 impl BuildArgs {
     pub fn options(&self) -> Result<EngineOptions> {
-        Ok(self.load.options(&read_policy(&self.cache)?))
+        let cache_dtype = self.cache_dtype.unwrap_or_default();
+        Ok(EngineOptions { cache_dtype, ..self.load.options(&read_policy(&self.cache)?) })
     }
 }
