@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use dbcache_trt::{CancelToken, EngineBuild, EngineOptions, Error, ErrorKind, ProviderSpec, Providers};
+use dbcache_trt::{CancelToken, EngineBuild, EngineOptions, Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::args::{BuildArgs, BuildOneArgs};
@@ -32,7 +32,7 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
         anyhow::bail!(usage("--require-built has no effect on a build; leave it out"));
     }
     let cancel = cancel_token()?;
-    let build = plan(args, &options)?;
+    let build = EngineBuild::plan(&args.engine, &options)?;
     let start = Instant::now();
     let report = Report { total: build.engines().len(), is_quiet: args.json, done: Mutex::default() };
     for refused in build.refused() {
@@ -61,31 +61,6 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
     }
     worked?;
     report.finish(args, &build, start.elapsed())
-}
-
-/// Plans. Where only a provider that compiles nothing is left of a list, the error is that of those before it.
-fn plan(args: &BuildArgs, options: &EngineOptions) -> dbcache_trt::Result<EngineBuild> {
-    let error = match EngineBuild::plan(&args.engine, options) {
-        Err(error) if error.kind() == ErrorKind::Usage && error.field() == Some("provider") => error,
-        planned => return planned,
-    };
-    let list: Vec<&ProviderSpec> = options.provider.iter().collect();
-    // The longest beginning of the list that cannot be used: the provider after it is the one that compiles nothing.
-    for end in (1..list.len()).rev() {
-        let before = &list[..end];
-        if !before.iter().any(|spec| spec.kind().compiles()) {
-            break;
-        }
-        let provider = Providers::new(before.iter().copied().cloned().collect())?;
-        let alone = EngineOptions { provider, verify: false, ..options.clone() };
-        match EngineBuild::plan(&args.engine, &alone) {
-            Err(why) if why.kind() == ErrorKind::Provider => {
-                return Err(Error::with_kind(ErrorKind::Provider, format!("{why}; and then: {error}")));
-            }
-            _ => {}
-        }
-    }
-    Err(error)
 }
 
 /// The hidden command behind each process: compiles one engine, and says so in one line of JSON.

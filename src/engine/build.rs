@@ -9,7 +9,7 @@ use super::{
     ArithmeticChoice, ComputeChoice, EngineOptions, StagesChoice, check_provider, choose_weights, open, verify, work,
 };
 use crate::cache::PolicyConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::generate::cache_dtype::CacheDType;
 use crate::generate::lists;
 use crate::model::directory::EngineDirectory;
@@ -55,7 +55,8 @@ impl EngineBuild {
     /// Finds out which engines there must be; nothing is compiled.
     ///
     /// # Errors
-    /// As [`Engine::load`](crate::Engine::load); `Usage` if the provider does not compile, or there is no cache.
+    /// As [`Engine::load`](crate::Engine::load); `Usage` if the provider does not compile, or there is no cache; `Provider` if
+    /// those of a list that compile cannot be used.
     pub fn plan(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
         let directory = open(directory.as_ref(), options)?;
         check_provider(options, &directory)?;
@@ -86,10 +87,15 @@ impl EngineBuild {
         let (device, loader, refused) = Device::first(&library, &options.provider, options.allow_fallback, open)?;
         if loader.compiler().is_none() {
             let kind = device.spec().kind();
-            return Err(Error::option(
-                "provider",
-                format!("is `{kind}`, which compiles no engines: there is nothing to build"),
-            ));
+            let nothing = format!("--provider is `{kind}`, which compiles no engines: there is nothing to build");
+            // Why those of the list that could have compiled were passed over.
+            if options.provider.iter().any(|spec| spec.kind().compiles()) && !refused.is_empty() {
+                return Err(Error::new(
+                    ErrorKind::Provider,
+                    format!("{}; and then: {nothing}", refused.join("; and then: ")),
+                ));
+            }
+            return Err(Error::usage(nothing).about("provider"));
         }
         let limits = (options.stages, options.stage_bytes);
         let mut stages = Vec::new();

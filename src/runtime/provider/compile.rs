@@ -36,7 +36,7 @@ const PLACES: [&str; 4] =
 
 impl ProviderKind {
     /// Whether a graph is compiled as a whole when it is loaded.
-    pub fn compiles(self) -> bool {
+    pub(crate) fn compiles(self) -> bool {
         matches!(self, Self::TensorRt | Self::OpenVino)
     }
 
