@@ -44,6 +44,23 @@ pub struct Timings {
     pub steps_ms: f64,
 }
 
+impl Timings {
+    /// The times by their names.
+    pub fn to_json(&self) -> Value {
+        let Self { text_ms, embed_ms, blocks_ms, cache_ms, final_ms, update_ms, decode_ms, steps_ms } = self;
+        json!({
+            "text_ms": text_ms,
+            "embed_ms": embed_ms,
+            "blocks_ms": blocks_ms,
+            "cache_ms": cache_ms,
+            "final_ms": final_ms,
+            "update_ms": update_ms,
+            "decode_ms": decode_ms,
+            "steps_ms": steps_ms,
+        })
+    }
+}
+
 /// Bytes that a request keeps on the device, by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheBytes {

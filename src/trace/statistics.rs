@@ -35,16 +35,7 @@ impl Trace {
             "diff_percentiles": self.diff_percentiles().map(|[p0, p25, p50, p75, p95, p100]| {
                 json!({ "0": p0, "25": p25, "50": p50, "75": p75, "95": p95, "100": p100 })
             }),
-            "time": {
-                "text_ms": timings.text_ms,
-                "embed_ms": timings.embed_ms,
-                "blocks_ms": timings.blocks_ms,
-                "cache_ms": timings.cache_ms,
-                "final_ms": timings.final_ms,
-                "update_ms": timings.update_ms,
-                "decode_ms": timings.decode_ms,
-                "steps_ms": timings.steps_ms,
-            },
+            "time": timings.to_json(),
             "cache_bytes": cache_bytes,
             "tensor_bytes": self.tensor_bytes,
             "warnings": self.warnings.iter().map(|warning| warning.to_string()).collect::<Vec<_>>(),
