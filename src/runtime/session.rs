@@ -163,7 +163,7 @@ impl Session {
         let mut binding = session.create_binding().map_err(fail)?;
         let wanted = wanted_memory(&session).map_err(fail)?;
         let stays = inputs.iter().chain(outputs).all(|(_, id)| !buffers.is_host(*id));
-        let first = self.unwaited.filter(|_| !stays);
+        let (first, unwaited) = waiting(self.unwaited, stays);
         first.map_or(Ok(()), Stream::wait)?;
         let mut copied = Vec::new();
         for (port, id) in inputs {
@@ -179,7 +179,6 @@ impl Session {
         for (port, id) in outputs {
             binding.bind_output(port.as_ref(), buffers.value_mut(*id)).map_err(fail)?;
         }
-        let unwaited: &[(&str, &str)] = if stays && self.unwaited.is_some() { &[NO_WAIT] } else { &[] };
         let written: Vec<BufferId> = outputs.iter().map(|(_, id)| *id).collect();
         let capture = match &self.captures {
             Some(captures) => {
@@ -345,6 +344,15 @@ fn configure(builder: SessionBuilder, source: &Source<'_>, is_foreign: bool) -> 
     Ok(builder)
 }
 
+/// What a run waits for before it begins, and its options: where runs may be left unfinished on a stream, those that stay on the
+/// device end before what they launched does, and the others wait for all that was launched.
+fn waiting(stream: Option<Stream>, stays: bool) -> (Option<Stream>, &'static [(&'static str, &'static str)]) {
+    match stream {
+        Some(_) if stays => (None, &[NO_WAIT]),
+        stream => (stream, &[]),
+    }
+}
+
 /// Options of a run by ONNX Runtime's keys.
 pub(super) fn run_options(pairs: &[(&str, &str)]) -> Result<RunOptions<NoSelectedOutputs>> {
     let mut options = RunOptions::new().map_err(runtime_error)?;
@@ -398,6 +406,19 @@ mod tests {
                 }
                 Err(error) => assert!(fails && error.to_string().contains("CUDA's error 700"), "{error}"),
             }
+        }
+    }
+
+    #[test]
+    fn only_runs_that_stay_on_the_device_are_left_unfinished() {
+        for (is_async, stays, waits_first, is_left) in [
+            (false, true, false, false),
+            (false, false, false, false),
+            (true, true, false, true),
+            (true, false, true, false),
+        ] {
+            let (first, options) = waiting(is_async.then(|| Stream::of_test(0)), stays);
+            assert_eq!((first.is_some(), options == [NO_WAIT]), (waits_first, is_left), "{is_async} {stays}");
         }
     }
 
