@@ -312,6 +312,10 @@ fn texts() {
     check("tokens", |e| e.set("/text/tokenizers/words/length", json!(9)), &["text_000.onnx", "shape [batch, 8]"]);
     check("no tokens", |e| e.set("/text/tokenizers/words/length", json!(0)), &["has the length 0; expected 1 to"]);
     check("all tokens", |e| e.set("/text/tokenizers/words/length", json!(u64::MAX)), &["expected 1 to 65536"]);
+    check("multiple of nothing", |e| e.set("/text/tokenizers/words/multiple_of", json!(0)), &["no multiple of 0"]);
+    check("multiple of others", |e| e.set("/text/tokenizers/words/multiple_of", json!(3)), &["no multiple of 3"]);
+    check("multiple and one length", |e| e.set("/text/tokenizers/words/multiple_of", json!(2)), &["and one length"]);
+    check("length of tokens", |e| e.set("/text/graphs/0/length", json!(8)), &["text_000.onnx", "states a `length`"]);
     check("other tokenizer", |e| e.set("/text/graphs/0/inputs/input_ids/tokenizer", json!("t5")), &["tokenizer `t5`"]);
     check("no text graphs", |e| e.set("/text/graphs", json!([])), &["`text` has no graphs"]);
     check("no tokens taken", |e| e.set("/text/graphs/0/inputs", json!({})), &["`text`"]);

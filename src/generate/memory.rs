@@ -15,7 +15,7 @@ use super::request::RequestOptions;
 use super::samples;
 use crate::cache::{KeptTensors, StreamKind, StreamLayout};
 use crate::error::{Error, Result};
-use crate::model::manifest::{Axis, Dimension, Extents, Manifest, Padding};
+use crate::model::manifest::{Dimension, Extents, Manifest, TensorSpec};
 use crate::plan::Plan;
 use crate::trace::CacheBytes;
 
@@ -175,29 +175,18 @@ pub(crate) fn free_dimensions(manifest: &Manifest, of_size: &Extents) -> BTreeMa
 /// The dimensions of the text inputs that are not the batch.
 fn text_dimensions(manifest: &Manifest) -> Vec<String> {
     let text = manifest.inputs.iter().filter(|(_, input)| input.from.differs_by_branch());
-    let axes = text.filter_map(|(name, _)| manifest.tensors.get(name)).flat_map(|tensor| &tensor.shape);
-    axes.filter_map(|axis| match axis {
-        Axis::Named(dim) if dim != "batch" => Some(dim.clone()),
-        _ => None,
-    })
-    .collect()
+    let tensors = text.filter_map(|(name, _)| manifest.tensors.get(name));
+    tensors.flat_map(TensorSpec::dynamic_axes).map(str::to_owned).collect()
 }
 
-/// The dimensions that the text graphs fix: each gives as many tokens as its tokenizer, unless that depends on the prompt.
+/// The dimensions that the text graphs fix: each gives as many tokens as its tokenizer, unless that depends on the prompt,
+/// or as the manifest says.
 fn text_extents(manifest: &Manifest) -> Extents {
     let mut extents = Extents::new();
     let Some(text) = &manifest.text else { return extents };
     for graph in &text.graphs {
-        let tokenizer = graph.tokenizer().and_then(|name| text.tokenizers.get(name));
-        let Some(tokenizer) = tokenizer.filter(|tokenizer| tokenizer.padding == Padding::Length) else { continue };
-        for tensor in graph.outputs.iter().filter_map(|output| manifest.tensors.get(output)) {
-            for axis in &tensor.shape {
-                if let Axis::Named(dim) = axis
-                    && dim != "batch"
-                {
-                    extents.insert(dim.clone(), tokenizer.length - tokenizer.drop);
-                }
-            }
+        if let Some(length) = text.fixed_length(graph) {
+            extents.extend(graph.dynamic_axes(manifest).map(|(_, dim)| (dim.to_owned(), length)));
         }
     }
     extents

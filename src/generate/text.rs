@@ -9,7 +9,7 @@ use crate::error::{At, Error, Result};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Port;
 use crate::model::manifest::{
-    Axis, DType, FileRef, PadSide, Padding, TextInputSpec, TextSpec, TokenField, TokenizerSpec,
+    Axis, DType, FileRef, PadSide, Padding, TextGraphSpec, TextInputSpec, TextSpec, TokenField, TokenizerSpec,
 };
 use crate::nearest::edit_distance;
 use crate::runtime::session::Session;
@@ -119,9 +119,10 @@ impl TextEncoder {
             let mut length = spec.length as usize;
             if spec.padding == Padding::Longest {
                 let counts = prompts.iter().map(|prompt| Ok(self.tokens(name, prompt)?.ids.len()));
-                // What the graphs leave out is there in any case, and a model is never given no text at all.
                 let most = counts.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or_default();
-                length = most.max(spec.drop as usize + 1);
+                // What the graphs leave out is there in any case, and a model is never given no text at all.
+                let drop = spec.drop as usize;
+                length = drop + most.saturating_sub(drop).max(1).next_multiple_of(spec.multiple_of as usize);
             }
             lengths.insert(name.clone(), length);
         }
@@ -167,14 +168,15 @@ impl TextEncoder {
                 };
                 inputs.push((port.clone(), id));
             }
-            let length = graph.tokenizer().map_or(0, |name| {
-                let drop = self.spec.tokenizers[name].drop as usize; // Manifest::parse has checked the name.
-                lengths.get(name).copied().unwrap_or_default().saturating_sub(drop) as i64
-            });
             let mut outputs = Vec::new();
             for name in &graph.outputs {
                 let Some(port) = ports.iter().find(|port| port.name == *name) else { continue };
-                let shape: Vec<i64> = port.shape.iter().map(|axis| text_extent(axis, batch, length)).collect();
+                let extent = |axis: &Axis| match axis {
+                    Axis::Fixed(extent) => Ok(*extent as i64),
+                    Axis::Named(name) if name == "batch" => Ok(batch),
+                    Axis::Named(dim) => self.tokens_along(dim, graph, (lengths, ports), &encoded, buffers),
+                };
+                let shape = port.shape.iter().map(extent).collect::<Result<Vec<i64>>>()?;
                 outputs.push((name.clone(), buffers.add(port.dtype, &shape)?));
             }
             let binding = session.bind(buffers, &inputs, &outputs)?;
@@ -182,6 +184,33 @@ impl TextEncoder {
             encoded.extend(outputs);
         }
         Ok(encoded)
+    }
+
+    /// The extent of a dynamic axis of what a graph gives: its stated length, the tokens that it reads, or the axis of a
+    /// tensor that it takes.
+    fn tokens_along(
+        &self,
+        dim: &str,
+        graph: &TextGraphSpec,
+        (lengths, ports): (&BTreeMap<String, usize>, &[Port]),
+        encoded: &[(String, BufferId)],
+        buffers: &Buffers,
+    ) -> Result<i64> {
+        if let Some(length) = graph.length {
+            return Ok(length as i64);
+        }
+        if let Some(tokenizer) = graph.tokenizer() {
+            let drop = self.spec.tokenizers[tokenizer].drop as usize; // Manifest::parse has checked the name.
+            return Ok(lengths.get(tokenizer).copied().unwrap_or_default().saturating_sub(drop) as i64);
+        }
+        let along = |tensor: &str| {
+            let shape = &ports.iter().find(|port| port.name == tensor)?.shape;
+            let place = shape.iter().position(|axis| *axis == Axis::Named(dim.to_owned()))?;
+            let (_, id) = encoded.iter().find(|(name, _)| name == tensor)?;
+            buffers.shape(*id).get(place).copied()
+        };
+        let found = graph.tensors().find_map(along);
+        found.ok_or_else(|| Error::internal(format!("nothing gives the axis `{dim}` of {}", graph.file)))
     }
 
     fn tokens(&self, name: &str, prompt: &str) -> Result<Tokens> {
@@ -235,13 +264,4 @@ fn read_tokenizer(content: &[u8], spec: &TokenizerSpec) -> Result<Tokenizer> {
         return Err(Error::directory("pads by itself, which would make padding look like text; export again"));
     }
     Ok(tokenizer)
-}
-
-/// The dynamic axes of a text output are the batch, and the tokens of the graph's tokenizer.
-fn text_extent(axis: &Axis, batch: i64, tokens: i64) -> i64 {
-    match axis {
-        Axis::Fixed(extent) => *extent as i64,
-        Axis::Named(name) if name == "batch" => batch,
-        Axis::Named(_) => tokens,
-    }
 }

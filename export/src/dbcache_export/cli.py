@@ -63,8 +63,9 @@ def _run(arguments: Sequence[str]) -> int:
     print(f" over {summary.weight_bytes / 1e6:.1f} MB of weights")
     if summary.report:
         print(f"largest differences from PyTorch in {summary.report.comparisons} comparisons: {summary.report}")
-    if summary.unchecked:
-        print(summary.unchecked)
+    for left_out in (summary.unchecked, summary.unread):
+        if left_out:
+            print(left_out)
     return 0
 
 

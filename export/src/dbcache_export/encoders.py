@@ -156,14 +156,15 @@ def _clip_cases(build: Any, folder: Path, names: Sequence[str]) -> Iterator[Case
 
 
 def t5(
-    folder: Path, file: str, states: Tensor, options: Options, fake: FakeTensorMode, outputs: Sequence[str]
+    folder: Path, file: str, tokens: int, states: Tensor, options: Options, fake: FakeTensorMode, outputs: Sequence[str]
 ) -> Encoder:
     """T5's encoder, or UMT5's, whose layers have tables of distances of their own.
 
     Args:
         folder: Of the encoder.
         file: Of the graph.
-        states: The shape of what it gives.
+        tokens: That it takes.
+        states: What it gives, [batch, tokens, width]; the axis of tokens may have a name.
         options: For the type in which it computes.
         fake: Of the export.
         outputs: The name of the states, and that of a mask, [batch, tokens] of 1 and 0: padding is then not looked at.
@@ -175,7 +176,7 @@ def t5(
     both = {"shared.weight", "encoder.embed_tokens.weight"} <= set(stored.parameters)
     tied = ("encoder.embed_tokens.weight",) if both else ()
     shared = "shared.weight" if both or "shared.weight" in stored.parameters else "encoder.embed_tokens.weight"
-    ids = Tensor("i64", states.shape[:2])
+    ids = Tensor("i64", ("batch", tokens))
     graph = Graph(
         file,
         Template(
@@ -186,7 +187,7 @@ def t5(
         ),
         "t5",
         lambda name: shared if name == "encoder.embed_tokens.weight" else name,
-        cases=lambda: _t5_cases(folder, states, outputs),
+        cases=lambda: _t5_cases(folder, tokens, outputs),
     )
     return Encoder(graph, stored, tied)
 
@@ -211,14 +212,13 @@ class _T5(nn.Module):
         return result if attention_mask is None else (result, attention_mask.float())
 
 
-def _t5_cases(folder: Path, states: Tensor, outputs: Sequence[str]) -> Iterator[Case]:
-    """Texts of two lengths where the graph takes two; the second half is padding."""
+def _t5_cases(folder: Path, tokens: int, outputs: Sequence[str]) -> Iterator[Case]:
+    """Texts whose second half is padding."""
     per_layer = read_json(folder / "config.json").get("model_type") == "umt5"
     model: Any = (
         (UMT5EncoderModel if per_layer else T5EncoderModel).from_pretrained(folder, torch_dtype=torch.float32).eval()
     )
-    for batch, length in ((1, 30), (2, 13)):
-        tokens = states.shape[1] if isinstance(states.shape[1], int) else length
+    for batch in (1, 2):
         random = torch.Generator().manual_seed(batch)
         ids = torch.randint(1, model.config.vocab_size, (batch, tokens), generator=random)
         mask = torch.ones_like(ids)

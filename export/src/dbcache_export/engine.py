@@ -22,9 +22,11 @@ from dbcache_export.bind import bind, refuse_unused
 from dbcache_export.check import Report, bytes_needed, check
 from dbcache_export.content import ContentHashes
 from dbcache_export.errors import ExportError
+from dbcache_export.loads import read_by_engine
 from dbcache_export.lora import merged
 from dbcache_export.manifest import Written, manifest, write_file
 from dbcache_export.place import place
+from dbcache_export.ports import refuse_misfits
 from dbcache_export.spec import Graph, Options, Plan, Template
 from dbcache_export.template import Traced, trace
 
@@ -42,6 +44,7 @@ class Summary:
         weight_bytes: That of the weight files.
         report: The check's, if it ran.
         unchecked: Why it did not run although nobody said so.
+        unread: Why the engine's own command did not read the directory.
     """
 
     graphs: int
@@ -49,6 +52,7 @@ class Summary:
     weight_bytes: int
     report: Report | None
     unchecked: str | None
+    unread: str | None
 
 
 def export(model: Path, engine: Path, options: Options, progress: Callable[[str], None]) -> Summary:
@@ -64,6 +68,7 @@ def export(model: Path, engine: Path, options: Options, progress: Callable[[str]
         if options.lora:
             own = model = undo.enter_context(merged(model, options.lora, partial.parent))
         plan = families.plan(model, options, fake)
+        refuse_misfits(plan)
         shards = [shard for checkpoint in plan.checkpoints.values() for shard in checkpoint.shards]
         with ContentHashes([shard.path for shard in shards] if options.content_hash else []) as hashes:
             graphs = _write_graphs(plan, options, fake, partial, progress)
@@ -81,9 +86,10 @@ def export(model: Path, engine: Path, options: Options, progress: Callable[[str]
         write_file(partial, "manifest.json", manifest(plan, options, graphs, tokenizers, weights))
         for document in plan.documents:
             shutil.copyfile(document, partial / document.name)
+        unread = read_by_engine(partial)
         report, unchecked = _checked(plan, options, partial, progress)
     size = sum(written.bytes for written in graphs.values())
-    return Summary(len(graphs), size, sum(shard.bytes for shard in shards), report, unchecked)
+    return Summary(len(graphs), size, sum(shard.bytes for shard in shards), report, unchecked, unread)
 
 
 def _write_graphs(

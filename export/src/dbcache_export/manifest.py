@@ -119,6 +119,7 @@ def _text(plan: Plan, graphs: Mapping[Graph, Written], tokenizers: Mapping[str, 
                 },
                 "outputs": list(graph.template.outputs),
             }
+            | ({"length": graph.length} if graph.length else {})
             for graph, inputs in plan.text.graphs
         ],
         "unconditional": plan.text.unconditional,

@@ -99,6 +99,7 @@ class Graph:
         component: Key into `Plan.checkpoints`; None for a graph without parameters.
         stored_name: From the name of a parameter in the template's module to its name in the checkpoint.
         cases: For the check: inputs with the outputs that the original model gives; None for parts of the transformer.
+        length: Of a text graph: the tokens that it gives, where they do not follow from what it takes.
     """
 
     file: str
@@ -106,6 +107,7 @@ class Graph:
     component: str | None
     stored_name: Callable[[str], str] = str
     cases: Callable[[], Iterable[Case]] | None = None
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class Tokenizer:
         drop: Tokens at the start whose outputs the graphs leave out.
         padding: Up to `length`, or to the longest prompt of a request. With `longest` the graph's token axis has
             the tokenizer's name.
+        multiple_of: With `longest`: the tokens that graphs give are a multiple of so many.
     """
 
     json: str
@@ -149,6 +152,7 @@ class Tokenizer:
     drop: int = 0
     padding: Literal["length", "longest"] = "length"
     pad_side: Literal["left", "right"] = "right"
+    multiple_of: int = 1
 
 
 #: What a text graph takes: a tokenizer's name and `ids` or `mask`; or the name of an earlier text graph's output.

@@ -52,7 +52,7 @@ def flux_text(folder: Path, options: Options, fake: FakeTensorMode, *, embeds_gu
     short = clip(clip_folder, "text_000.onnx", "clip", options, fake, ("pooled_projections",))
     states = Tensor("f32", ("batch", "text", T5Config.from_pretrained(t5_folder).d_model))
     # Padding is attended to, as FLUX was trained.
-    long = t5(t5_folder, "text_001.onnx", states, options, fake, ("prompt_embeds",))
+    long = t5(t5_folder, "text_001.onnx", tokenizers["t5"].length, states, options, fake, ("prompt_embeds",))
     graphs = [
         (short.graph, {"input_ids": ("clip", "ids")}),
         (long.graph, {"input_ids": ("t5", "ids")}),

@@ -258,12 +258,13 @@ impl From<Text1> for TextSpec {
             suffix: String::new(),
             drop: 0,
             padding: Padding::Length,
+            multiple_of: 1,
             pad_side: PadSide::Right,
         };
         let input = |TextInput1 { tokenizer, field }| TextInputSpec::Tokens { tokenizer, field };
         let graph = |TextGraph1 { file, bytes, sha256, inputs, outputs }| {
             let inputs = inputs.into_iter().map(|(port, old)| (port, input(old))).collect();
-            TextGraphSpec { file, bytes, sha256, inputs, outputs }
+            TextGraphSpec { file, bytes, sha256, inputs, outputs, length: None }
         };
         Self {
             tokenizers: old.tokenizers.into_iter().map(|(name, old)| (name, tokenizer(old))).collect(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::given;
+use super::{Axis, Manifest, TensorSpec, given};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,7 +33,14 @@ pub(crate) struct TokenizerSpec {
     /// Tokens at the start whose outputs the graphs leave out.
     pub drop: u64,
     pub padding: Padding,
+    /// With [`Padding::Longest`]: the length is a multiple of so many tokens.
+    #[serde(default = "one")]
+    pub multiple_of: u64,
     pub pad_side: PadSide,
+}
+
+fn one() -> u64 {
+    1
 }
 
 /// How far a prompt is padded.
@@ -61,6 +68,9 @@ pub(crate) struct TextGraphSpec {
     pub sha256: String,
     pub inputs: BTreeMap<String, TextInputSpec>,
     pub outputs: Vec<String>,
+    /// The tokens that it gives, where they do not follow from what it takes: texts behind each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -76,12 +86,47 @@ pub(crate) enum TextInputSpec {
     },
 }
 
+impl TextSpec {
+    /// The tokens that a graph gives for every prompt; none where they follow from the prompt or from earlier graphs.
+    pub(crate) fn fixed_length(&self, graph: &TextGraphSpec) -> Option<u64> {
+        let tokenizer = graph.tokenizer().and_then(|name| self.tokenizers.get(name));
+        let padded = tokenizer.filter(|tokenizer| tokenizer.padding == Padding::Length);
+        graph.length.or(padded.map(|tokenizer| tokenizer.length - tokenizer.drop))
+    }
+}
+
 impl TextGraphSpec {
-    /// The tokenizer of its first input that has one.
+    /// The tokenizer that it reads, if it reads exactly one.
     pub(crate) fn tokenizer(&self) -> Option<&str> {
-        self.inputs.values().find_map(|input| match input {
+        let mut tokenizers = self.inputs.values().filter_map(|input| match input {
             TextInputSpec::Tokens { tokenizer, .. } => Some(tokenizer.as_str()),
             TextInputSpec::Tensor { .. } => None,
+        });
+        let first = tokenizers.next()?;
+        tokenizers.all(|other| other == first).then_some(first)
+    }
+
+    /// The outputs of earlier text graphs that it takes.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &str> {
+        self.inputs.values().filter_map(|input| match input {
+            TextInputSpec::Tokens { .. } => None,
+            TextInputSpec::Tensor { tensor } => Some(tensor.as_str()),
+        })
+    }
+
+    /// The dynamic axes of what it gives, but for the batch: names of tensors and dimensions.
+    pub(crate) fn dynamic_axes<'a>(&'a self, manifest: &'a Manifest) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let tensors = self.outputs.iter().filter_map(|name| Some((name.as_str(), manifest.tensors.get(name)?)));
+        tensors.flat_map(|(name, tensor)| tensor.dynamic_axes().map(move |dim| (name, dim)))
+    }
+}
+
+impl TensorSpec {
+    /// The names of its dynamic axes, but for the batch.
+    pub(crate) fn dynamic_axes(&self) -> impl Iterator<Item = &str> {
+        self.shape.iter().filter_map(|axis| match axis {
+            Axis::Named(dim) if dim != "batch" => Some(dim.as_str()),
+            _ => None,
         })
     }
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use super::fail;
 use crate::error::Result;
-use crate::model::manifest::{Manifest, PadSide, Source, TextInputSpec, TextSpec};
+use crate::model::manifest::{
+    Dimension, Manifest, PadSide, Padding, Source, TensorSpec, TextGraphSpec, TextInputSpec, TextSpec,
+};
 
 impl Manifest {
     pub(super) fn check_text(&self) -> Result<()> {
@@ -17,6 +19,16 @@ impl Manifest {
             if tokenizer.drop >= length {
                 return fail(format!("tokenizer `{name}` drops {} of {length} tokens", tokenizer.drop));
             }
+            let multiple = tokenizer.multiple_of;
+            if multiple == 0 || (length - tokenizer.drop) % multiple != 0 {
+                return fail(format!(
+                    "tokenizer `{name}`: {length} tokens less {} are no multiple of {multiple} (`multiple_of`)",
+                    tokenizer.drop
+                ));
+            }
+            if multiple > 1 && tokenizer.padding == Padding::Length {
+                return fail(format!("tokenizer `{name}` has `multiple_of` and one length"));
+            }
             if tokenizer.drop > 0 && tokenizer.pad_side == PadSide::Left {
                 return fail(format!("tokenizer `{name}` pads where it drops tokens"));
             }
@@ -25,6 +37,9 @@ impl Manifest {
             return fail("`text` has no graphs, so that prompts would have no effect");
         }
         let given = self.check_text_graphs(text)?;
+        for graph in &text.graphs {
+            self.check_length(text, graph)?;
+        }
         match self.inputs.iter().find(|(name, input)| input.from == Source::Text && !given.contains(name.as_str())) {
             Some((name, _)) => fail(format!("no text graph gives `{name}`")),
             None => Ok(()),
@@ -64,6 +79,33 @@ impl Manifest {
             }
         }
         Ok(given)
+    }
+
+    /// The dynamic axes of what a graph gives must follow from the manifest, or from what the graph takes.
+    fn check_length(&self, text: &TextSpec, graph: &TextGraphSpec) -> Result<()> {
+        let file = &graph.file;
+        let takes_tokens = graph.inputs.len() > graph.tensors().count();
+        if graph.length.is_some() && (takes_tokens || graph.dynamic_axes(self).next().is_none()) {
+            return fail(format!(
+                "`text`: {file} states a `length`, which follows from what it takes, or has no effect"
+            ));
+        }
+        let fixed = text.fixed_length(graph);
+        for (output, dim) in graph.dynamic_axes(self) {
+            if let (Some(length), Some(Dimension::Range { min, max })) = (fixed, self.dimensions.get(dim))
+                && !(min..=max).contains(&&length)
+            {
+                return fail(format!("`text`: {file} gives {length} along `{dim}`, which has {min} to {max}"));
+            }
+            let taken = graph.tensors().filter_map(|tensor| self.tensors.get(tensor));
+            let is_known = fixed.is_some() || graph.tokenizer().is_some();
+            if !is_known && !taken.flat_map(TensorSpec::dynamic_axes).any(|axis| axis == dim) {
+                return fail(format!(
+                    "`text`: the extent of `{output}` along `{dim}` does not follow from what {file} takes; state its `length`"
+                ));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn check_files(&self) -> Result<()> {

@@ -75,8 +75,9 @@ def _text(folder: Path, tensors: Mapping[str, spec.Tensor], options: Options, fa
     index = folder / "model_index.json"
     alpha = index.is_file() and read_json(index).get("_class_name") == "PixArtAlphaPipeline"
     outputs = ("prompt_embeds", "prompt_attention_mask")
-    encoder = t5(parts[0], "text_000.onnx", tensors["prompt_embeds"], options, fake, outputs)
     tokenizers = {"t5": tokenizer(parts[1], _ALPHA_TEXT if alpha else _MAX_TEXT, lower=True)}
+    tokens = tokenizers["t5"].length
+    encoder = t5(parts[0], "text_000.onnx", tokens, tensors["prompt_embeds"], options, fake, outputs)
     graph = (encoder.graph, {"input_ids": ("t5", "ids"), "attention_mask": ("t5", "mask")})
     return Texts(spec.Text(tokenizers, [graph], unconditional=""), [encoder])
 

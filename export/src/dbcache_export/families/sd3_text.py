@@ -43,9 +43,9 @@ def sd3_text(folder: Path, tensors: Mapping[str, Tensor], options: Options, fake
     long = whole(folder, ("text_encoder_3", "tokenizer_3"))
     width = int(tensors["prompt_embeds"].shape[2])
     if long:
-        states = Tensor("f32", ("batch", _T5_TOKENS, width))
-        encoders.append(t5(long[0], "text_002.onnx", states, options, fake, ("t5_states",)))
         tokenizers["t5"] = tokenizer(long[1], _T5_TOKENS)
+        states = Tensor("f32", ("batch", _T5_TOKENS, width))
+        encoders.append(t5(long[0], "text_002.onnx", _T5_TOKENS, states, options, fake, ("t5_states",)))
         graphs.append((encoders[-1].graph, {"input_ids": ("t5", "ids")}))
     handed = {name: tensor for encoder in encoders for name, tensor in encoder.graph.template.outputs.items()}
     outputs = {name: tensors[name] for name in ("prompt_embeds", "pooled_projections")}
@@ -53,7 +53,9 @@ def sd3_text(folder: Path, tensors: Mapping[str, Tensor], options: Options, fake
     if widths["states"] > width or widths["pooled"] != outputs["pooled_projections"].shape[1]:
         raise ExportError(f"{folder}: text encoders of other widths than the transformer expects", "take one pipeline")
     join = Template("text", _Join(width), handed, outputs)
-    graph = Graph(f"text_{len(graphs):03}.onnx", join, None, cases=lambda: _cases(handed, width))
+    graph = Graph(
+        f"text_{len(graphs):03}.onnx", join, None, cases=lambda: _cases(handed, width), length=tokens + _T5_TOKENS
+    )
     graphs.append((graph, {name: name for name in handed}))
     return Texts(spec.Text(tokenizers, graphs, unconditional=""), encoders, handed)
 

@@ -47,13 +47,13 @@ def t5_texts(
         "masked": (_STATES, _RAW[1] if empties else _MASK),
         "zeroed": _RAW,
     }
-    encoder = t5(parts[0], "text_000.onnx", states, options, fake, outputs[padding])
+    encoder = t5(parts[0], "text_000.onnx", tokens, states, options, fake, outputs[padding])
     ids, read = ("t5", "ids"), ("t5", "mask")
     taken = {"input_ids": ids} | ({"attention_mask": read} if padding in ("masked", "zeroed") else {})
     graphs: list[tuple[Graph, Mapping[str, spec.TextInput]]] = [(encoder.graph, taken)]
     handed: dict[str, spec.Tensor] = {}
     if padding == "told":
-        given = {"attention_mask": spec.Tensor("i64", mask.shape)}
+        given = {"attention_mask": spec.Tensor("i64", ("batch", tokens))}
         graphs.append((_graph("mask", _Mask(empties=False), given, {_MASK: mask}), {"attention_mask": read}))
     elif padding == "masked" and empties:
         handed = {_RAW[1]: mask}

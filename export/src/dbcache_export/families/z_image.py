@@ -78,11 +78,13 @@ def _text(folder: Path, options: Options, fake: FakeTensorMode) -> Texts | None:
     if parts is None:
         return None
     names = ("prompt_embeds", "prompt_embeds_mask")
-    encoder = language_model(parts[0], "qwen", (-2,), options, fake, names, tokens=_MAX_TEXT)
+    encoder = language_model(parts[0], "qwen", (-2,), options, fake, names, tokens="qwen")
     prefix, suffix = chat(
         parts[1], lambda prompt: [{"role": "user", "content": prompt}], add_generation_prompt=True, enable_thinking=True
     )
-    tokenizers = {"qwen": tokenizer(parts[1], _MAX_TEXT, prefix=prefix, suffix=suffix)}
+    # No token more than diffusers fills up to: text and picture are one stream, of whose change all tokens are a part.
+    template: dict[str, Any] = {"prefix": prefix, "suffix": suffix, "padding": "longest", "multiple_of": SEQ_MULTI_OF}
+    tokenizers = {"qwen": tokenizer(parts[1], _MAX_TEXT, **template)}
     if tokenizers["qwen"].pad_side != "right":
         raise ExportError(f"{parts[1]} pads on the left", "set padding_side to right, as Z-Image has it")
     graph = (encoder.graph, {"input_ids": ("qwen", "ids"), "attention_mask": ("qwen", "mask")})
