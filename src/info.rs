@@ -136,6 +136,10 @@ pub struct EngineInfo {
     pub size_limits: [u64; 3],
     /// `none`, `embedded` or `classifier_free`, and the default scale.
     pub guidance: (String, f64),
+    /// Above which scale both branches run; of models with classifier-free guidance.
+    pub guidance_above: Option<f64>,
+    /// Whether they run only with a negative prompt.
+    pub needs_negative: bool,
     /// Of a model with two transformers: below which timestep the second takes over, and its default guidance scale.
     pub low_noise: Option<(f64, f64)>,
     /// Whether it has text graphs; without them, text comes from `--inputs`.
@@ -254,6 +258,7 @@ impl EngineInfo {
             GuidanceSpec::Embedded { .. } => "embedded",
             GuidanceSpec::ClassifierFree { .. } => "classifier_free",
         };
+        let is_classifier_free = matches!(manifest.guidance, GuidanceSpec::ClassifierFree { .. });
         Self {
             name: manifest.name.clone(),
             description: manifest.description.clone(),
@@ -275,6 +280,8 @@ impl EngineInfo {
             default_size: manifest.size.default,
             size_limits: [manifest.size.min, manifest.size.max, manifest.size.multiple_of],
             guidance: (guidance.to_owned(), manifest.guidance.default_scale()),
+            guidance_above: is_classifier_free.then_some(f64::from(manifest.guidance.above())),
+            needs_negative: is_classifier_free && manifest.guidance.needs_negative(),
             low_noise: manifest
                 .low_noise
                 .as_ref()
@@ -326,6 +333,8 @@ impl EngineInfo {
             "defaults": { "steps": self.default_steps, "size": self.default_size, "guidance": self.guidance.1 },
             "size_limits": { "min": self.size_limits[0], "max": self.size_limits[1], "multiple_of": self.size_limits[2] },
             "guidance": self.guidance.0,
+            "guidance_above": self.guidance_above,
+            "needs_negative": self.needs_negative,
             "low_noise": self.low_noise.map(|(below, guidance)| json!({"below": below, "guidance": guidance})),
             "takes_prompt": self.takes_prompt,
             "makes_pictures": self.makes_pictures,
@@ -374,7 +383,10 @@ impl fmt::Display for EngineInfo {
             let range = format!("{min} to {max}, multiples of {stride} and one more; {fps} a second");
             writeln!(f, "frames      {frames} by default; {range}")?;
         }
-        writeln!(f, "defaults    {} steps, guidance {} ({})", self.default_steps, self.guidance.1, self.guidance.0)?;
+        let (kind, scale) = &self.guidance;
+        let above = self.guidance_above.map_or(String::new(), |above| format!(" above {above}"));
+        let and = if self.needs_negative { " with a negative prompt" } else { "" };
+        writeln!(f, "defaults    {} steps, guidance {scale} ({kind}{above}{and})", self.default_steps)?;
         if let Some((below, guidance)) = self.low_noise {
             writeln!(f, "experts     2 transformers; the second below timestep {below}, guidance {guidance}")?;
         }

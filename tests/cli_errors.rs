@@ -95,6 +95,8 @@ fn usage() {
         ("--decode-tile 64", "--decode-tile has no effect"),
         ("--decode-slices", "--decode-slices has no effect"),
         ("--true-cfg -1e30", "expected a number from -1000 to 1000"),
+        ("--true-cfg 0.5", "--true-cfg is 0.5, which has no effect: it guides above 1 only"),
+        ("--true-cfg 2", "--true-cfg has no effect without a negative prompt"),
         ("--cache prune_f8b4", "no block could ever be pruned"),
         ("--engine x inspect y", "subcommand 'inspect' cannot be used with"),
     ] {
@@ -103,7 +105,8 @@ fn usage() {
     for (options, words) in [
         ("--true-cfg 2", "--true-cfg has no effect: the guidance of this model is classifier-free; use --guidance"),
         ("--negative-prompt melon", "--negative-prompt has no effect without classifier-free guidance"),
-        ("--negative-prompt melon --guidance 1", "give a --guidance other than 1"),
+        ("--negative-prompt melon --guidance 1", "give a --guidance above 1, or leave the negative prompt out"),
+        ("--negative-prompt melon --guidance 0.5", "give a --guidance above 1, or leave the negative prompt out"),
     ] {
         shell.lemon(options).code(2).stderr(words);
     }

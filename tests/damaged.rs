@@ -375,6 +375,7 @@ const LEGAL: &[&str] = &[
     "/lists/1/joined removed",
     "/low_noise/guidance ",
     "/guidance/rescale 0",
+    "/guidance/needs_negative removed",
     // What fills the labels of the uncond branch is a matter of the model.
     "/inputs/class_labels/from/given/unconditional ",
     // Known once the tokenizer is read, which comes later (`texts`).
@@ -401,6 +402,7 @@ fn every_field() {
         (Copy::family("dit"), &of_families),
         (Copy::family("wan_two"), &["/low_noise"]),
         (Copy::family("flux2"), &["/lists"]),
+        (Copy::family("qwen_image"), &["/guidance"]),
     ] {
         let manifest: Value = serde_json::from_slice(&fs::read(copy.path("manifest.json")).unwrap()).unwrap();
         let wanted = |pointer: &String| parts.iter().any(|part| pointer.starts_with(part));

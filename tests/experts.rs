@@ -105,7 +105,7 @@ fn each_has_its_own_scale() {
         (Some(4.0), None, (Some(4.0), Some(4.0))),
         (Some(5.0), None, (Some(5.0), Some(5.0))),
         (None, Some(2.0), (Some(4.0), Some(2.0))),
-        (Some(1.0), Some(2.0), (Some(1.0), Some(2.0))),
+        (Some(5.0), Some(1.0), (Some(5.0), Some(1.0))),
     ] {
         let output = run(&engine, &RequestOptions { guidance, guidance_2, ..options("none") });
         assert_eq!((output.trace.cfg, output.trace.cfg_2), expected);

@@ -6,8 +6,10 @@ mod common;
 use common::damage::Copy;
 use common::{data, relative_l1};
 use dbcache_trt::cache::Branch;
-use dbcache_trt::trace::{Trace, compare};
-use dbcache_trt::{Engine, EngineOptions, ErrorKind, GuidanceBy, Inputs, RequestOptions, read_tensors};
+use dbcache_trt::trace::{Trace, Warning, compare};
+use dbcache_trt::{
+    Engine, EngineInfo, EngineOptions, ErrorKind, GuidanceBy, Inputs, Output, RequestOptions, Result, read_tensors,
+};
 use ndarray::{ArrayD, Axis};
 use serde_json::json;
 
@@ -155,17 +157,194 @@ fn a_trace_tells_the_rescale() {
     assert_eq!(rescale(&traces[1], &traces[3]), None);
 }
 
-#[test]
-fn a_scale_of_one_runs_one_branch() {
-    let family = "sd3";
-    let engine = engine(family, |_| ());
-    let (cond, _, latents) = branches(&engine, family);
+/// A family's inputs for a run with or without a negative prompt.
+fn inputs_with(family: &str, has_negative: bool) -> Inputs {
     let mut inputs = inputs(family);
-    inputs.tensors.retain(|name, _| !name.starts_with("negative_"));
+    inputs.tensors.retain(|name, _| has_negative || !name.starts_with("negative_"));
+    inputs
+}
+
+/// Two steps with these scales.
+fn run(engine: &Engine, family: &str, has_negative: bool, scales: [Option<f32>; 2]) -> Result<Output> {
+    let [guidance, guidance_2] = scales;
     let options =
-        RequestOptions { steps: Some(2), size: size(family), guidance: Some(1.0), ..RequestOptions::default() };
-    let mut request = engine.request(&inputs, &options).unwrap();
-    assert!(relative_l1(&request.velocity(&latents, SIGMA).unwrap().0, &cond) <= TOLERANCE);
+        RequestOptions { steps: Some(2), size: size(family), guidance, guidance_2, ..RequestOptions::default() };
+    engine.request(&inputs_with(family, has_negative), &options)?.run(&mut ())
+}
+
+fn settings(trace: &Trace) -> Vec<String> {
+    let settings = trace.warnings.iter().filter(|warning| matches!(warning, Warning::Setting(_)));
+    settings.map(ToString::to_string).collect()
+}
+
+/// The scales above which the pipelines of diffusers run both branches; the others take the prompt alone, which a model
+/// without any guidance does as well.
+const ABOVE: &[(&str, f32)] = &[
+    ("cogvideox", 1.0),
+    ("dit", 1.0),
+    ("ltx", 1.0),
+    ("mochi", 1.0),
+    ("pixart", 1.0),
+    ("qwen_image", 1.0),
+    ("sd3", 1.0),
+    ("wan", 1.0),
+    ("wan_two", 1.0),
+    ("z_image", 0.0),
+];
+
+#[test]
+fn scales_that_do_not_guide_take_the_prompt_alone() {
+    for &(family, above) in ABOVE {
+        let without = engine(family, |manifest| {
+            manifest["guidance"] = json!({"kind": "none"});
+            if let Some(second) = manifest.get_mut("low_noise") {
+                second["guidance"] = json!(null);
+            }
+        });
+        let alone = run(&without, family, false, [None; 2]).unwrap();
+        let engine = engine(family, |_| ());
+        let both = run(&engine, family, true, [None; 2]).unwrap();
+        assert!(relative_l1(&both.latents, &alone.latents) > 1e-4, "{family}");
+        for scale in [-5.0, 0.0, 0.5, 1.0, 1.0001, 5.0] {
+            let at = format!("{family} at {scale}");
+            let is_guided = scale > above;
+            let Output { trace, latents, .. } = run(&engine, family, is_guided, [Some(scale), None]).unwrap();
+            assert_eq!(trace.cfg, is_guided.then_some(scale), "{at}");
+            assert_eq!(trace.cfg_2, trace.cfg.filter(|_| family == "wan_two"), "{at}");
+            assert_eq!(latents == alone.latents, !is_guided, "{at}");
+            let is_separate = ["qwen_image", "wan", "wan_two"].contains(&family);
+            assert_eq!(trace.decisions(Branch::Cond), "CC", "{at}");
+            assert_eq!(trace.decisions(Branch::Uncond).len(), if is_guided && is_separate { 2 } else { 0 }, "{at}");
+            let told = settings(&trace);
+            let is_odd = !is_guided && scale != 0.0 && scale != 1.0;
+            assert_eq!(told.len(), usize::from(is_odd), "{at}: {told:?}");
+            let words = format!("--guidance {scale} is not above {above}, so there is no guidance");
+            assert!(told.iter().all(|told| told.contains(&words)), "{at}: {told:?}");
+            let json: serde_json::Value = serde_json::from_str(&trace.to_json().to_string()).unwrap();
+            assert_eq!(Trace::from_json(&json).unwrap().cfg, trace.cfg, "{at}");
+            // What is not used is refused.
+            if !is_guided && family != "dit" {
+                let error = run(&engine, family, true, [Some(scale), None]).unwrap_err();
+                let words = format!("no uncond branch; give a --guidance above {above}, or");
+                assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(&words), "{at}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_scale_that_follows_the_steps_does_not_guide_by_itself() {
+    let family = "cogvideox";
+    let alone = run(&engine(family, |_| ()), family, false, [Some(1.0), None]).unwrap();
+    let engine = engine(family, |manifest| manifest["guidance"]["scale"] = json!("cosine"));
+    for scale in [-1.0, 0.0, 1.0] {
+        assert_eq!(run(&engine, family, false, [Some(scale), None]).unwrap().latents, alone.latents, "{scale}");
+    }
+    assert_ne!(run(&engine, family, true, [Some(1.5), None]).unwrap().latents, alone.latents);
+}
+
+#[test]
+fn a_model_that_needs_a_negative_prompt_is_not_guided_without_one() {
+    let family = "qwen_image";
+    let engine = engine(family, |_| ());
+    let alone = run(&engine, family, false, [Some(1.0), None]).unwrap();
+    assert_eq!(settings(&alone.trace), Vec::<String>::new());
+    let missing = run(&engine, family, false, [None; 2]).unwrap();
+    assert_eq!((missing.trace.cfg, &missing.latents), (None, &alone.latents));
+    let told = settings(&missing.trace);
+    assert!(told.len() == 1 && told[0].contains("for its guidance of 4, give one (an empty one counts)"), "{told:?}");
+    let error = run(&engine, family, false, [Some(4.0), None]).unwrap_err();
+    let words = "--guidance has no effect without a negative prompt";
+    assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(words), "{error}");
+    // A host combines by itself, and gets both branches or says what is missing.
+    let options = RequestOptions { size: size(family), ..RequestOptions::default() };
+    let error = engine.denoiser(&inputs_with(family, false), &options, GuidanceBy::Host).map(drop).unwrap_err();
+    assert!(error.to_string().contains("no `negative_prompt_embeds"), "{error}");
+    // The others have a negative prompt of their own; where it cannot be computed, its tensors must be given.
+    let error = run(&self::engine("sd3", |_| ()), "sd3", false, [None; 2]).map(drop).unwrap_err();
+    assert!(error.to_string().contains("no `negative_"), "{error}");
+}
+
+#[test]
+fn the_first_of_two_scales_decides_for_both_transformers() {
+    let family = "wan_two";
+    let usual = engine(family, |_| ());
+    let alone = run(&usual, family, false, [Some(0.0), None]).unwrap();
+    for [first, second] in [[0.0, 0.0], [1.0, 1.0], [-1.0, 0.5]] {
+        let same = run(&usual, family, false, [Some(first), Some(second)]).unwrap();
+        assert_eq!((same.trace.cfg, same.trace.cfg_2), (None, None), "{first} {second}");
+        assert_eq!(same.latents, alone.latents, "{first} {second}");
+        assert_eq!(settings(&same.trace).len(), if first < 0.0 { 2 } else { 0 }, "{first} {second}");
+    }
+    let error = run(&usual, family, true, [Some(1.0), Some(3.0)]).unwrap_err();
+    let words = "--guidance-2 has no effect: the first scale decides for both transformers, and it is 1";
+    assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(words), "{error}");
+
+    // All steps are the second's, which at 0 takes the uncond branch: as if its text were the prompt.
+    let second = engine(family, |manifest| manifest["low_noise"]["below"] = json!(99_999.0));
+    let negative = run(&second, family, true, [Some(5.0), Some(0.0)]).unwrap();
+    assert_eq!((negative.trace.cfg, negative.trace.cfg_2), (Some(5.0), Some(0.0)));
+    assert_eq!(negative.trace.decisions(Branch::Uncond), "CC");
+    assert!(settings(&negative.trace)[0].contains("--guidance-2 0 is below 1"));
+    let mut swapped = Inputs::default();
+    for (name, tensor) in inputs(family).tensors {
+        if let Some(name) = name.strip_prefix("negative_") {
+            swapped.tensors.insert(name.to_owned(), tensor);
+        }
+    }
+    let options =
+        RequestOptions { steps: Some(2), size: size(family), guidance: Some(0.0), ..RequestOptions::default() };
+    let expected = second.request(&swapped, &options).unwrap().run(&mut ()).unwrap().latents;
+    assert!(relative_l1(&negative.latents, &expected) <= TOLERANCE);
+    assert!(relative_l1(&alone.latents, &expected) > 1e-4);
+}
+
+#[test]
+fn true_cfg_guides_above_one_and_away_from_something() {
+    for family in ["flux2", "hunyuan_video"] {
+        let engine = engine(family, |_| ());
+        let run = |true_cfg, tensors: &Inputs| {
+            let options = RequestOptions { steps: Some(2), size: size(family), true_cfg, ..RequestOptions::default() };
+            engine.request(tensors, &options)?.run(&mut ())
+        };
+        let plain = inputs(family);
+        let mut with_negative = plain.clone();
+        for (name, tensor) in &plain.tensors {
+            with_negative.tensors.insert(format!("negative_{name}"), tensor.mapv(|x| 0.5 * x.round()));
+        }
+        let alone = run(None, &plain).unwrap();
+        for scale in [-1.0, 0.0, 0.5, 1.0] {
+            for tensors in [&plain, &with_negative] {
+                let error = run(Some(scale), tensors).unwrap_err();
+                let words = format!("--true-cfg is {scale}, which has no effect: it guides above 1 only");
+                assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(&words), "{error}");
+            }
+        }
+        let error = run(Some(1.0001), &plain).unwrap_err();
+        let words = "--true-cfg has no effect without a negative prompt";
+        assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(words), "{error}");
+        let error = run(None, &with_negative).unwrap_err();
+        assert!(error.to_string().contains("give a --true-cfg above 1, or leave it out"), "{error}");
+        let guided = run(Some(1.0001), &with_negative).unwrap();
+        assert_eq!(guided.trace.decisions(Branch::Uncond), "CC");
+        assert!(guided.latents != alone.latents);
+    }
+}
+
+#[test]
+fn an_engine_says_when_it_guides() {
+    for (family, above, needs_negative, words) in [
+        ("sd3", Some(1.0), false, "guidance 7 (classifier_free above 1)"),
+        ("z_image", Some(0.0), false, "guidance 5 (classifier_free above 0)"),
+        ("qwen_image", Some(1.0), true, "guidance 4 (classifier_free above 1 with a negative prompt)"),
+        ("flux2", None, false, "guidance 4 (embedded)"),
+    ] {
+        let info = EngineInfo::open(&data(&format!("families/{family}/engine")), None).unwrap();
+        assert_eq!((info.guidance_above, info.needs_negative), (above, needs_negative), "{family}");
+        assert!(info.to_string().contains(words), "{info}");
+        let told = info.to_json();
+        assert_eq!((&told["guidance_above"], &told["needs_negative"]), (&json!(above), &json!(needs_negative)));
+    }
 }
 
 #[test]

@@ -115,13 +115,15 @@ pub struct GenerateArgs {
     /// Denoising steps [default: the engine's]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
-    /// Guidance scale [default: the engine's]
+    /// Guidance scale; 0 takes the prompt alone, where guidance is classifier-free [default: the engine's]
     #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true)]
     pub guidance: Option<f32>,
-    /// Guidance scale of the second transformer, of a model that has two [default: the engine's, or --guidance]
+    /// Guidance scale of the second transformer, of a model that has two and a --guidance above 1 [default: the engine's, or
+    /// --guidance]
     #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true)]
     pub guidance_2: Option<f32>,
-    /// Classifier-free guidance for a model that does not have it by itself: two runs a step
+    /// Classifier-free guidance, above 1, for a model that does not have it by itself: two runs a step, of which one takes
+    /// the --negative-prompt
     #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true)]
     pub true_cfg: Option<f32>,
     /// How far classifier-free guidance is drawn back to the spread of the prediction with the prompt, 0 to 1

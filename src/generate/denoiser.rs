@@ -14,7 +14,8 @@ use crate::trace::{StepRecord, Trace};
 pub enum GuidanceBy {
     /// The library, with the scale of the options: one call a step.
     Library,
-    /// The host: one call a branch and step. Options that say how to combine are refused.
+    /// The host: one call a branch and step, always both; what the manifest names stands for a negative prompt that is not
+    /// given. Options that say how to combine are refused.
     Host,
 }
 

@@ -1,6 +1,11 @@
 //! Guidance of one request: which branches run, in one batch or one after the other, and what is made of them.
+//!
+//! When both run is a matter of the original pipeline, and the manifest says it: where the scale is above the one that
+//! would give the prompt's own prediction, and for some models where there is a negative prompt as well. Else the prompt
+//! alone decides.
 
 use super::denoiser::GuidanceBy;
+use super::inputs::Inputs;
 use super::request::RequestOptions;
 use crate::cache::Branch;
 use crate::error::{Error, Result};
@@ -10,6 +15,8 @@ use crate::model::manifest::{CfgBranch, CfgFormula, CfgMode, GuidanceSpec, Manif
 pub(super) struct Guidance {
     pub embedded: Option<f32>,
     pub cfg: Option<Cfg>,
+    /// Where the scales do what one may not expect.
+    pub warnings: Vec<String>,
 }
 
 /// Classifier-free guidance.
@@ -28,9 +35,9 @@ pub(super) struct Cfg {
 
 impl Guidance {
     /// With a scale to combine the branches by, or with both branches for a host that combines them.
-    pub(super) fn by(by: GuidanceBy, manifest: &Manifest, options: &RequestOptions) -> Result<Self> {
+    pub(super) fn by(by: GuidanceBy, manifest: &Manifest, inputs: &Inputs, options: &RequestOptions) -> Result<Self> {
         if by == GuidanceBy::Library {
-            return Self::new(manifest, options);
+            return Self::new(manifest, options, inputs.has_negative());
         }
         let is_classifier_free = matches!(manifest.guidance, GuidanceSpec::ClassifierFree { .. });
         let idle = if is_classifier_free { ("guidance", options.guidance) } else { ("true-cfg", options.true_cfg) };
@@ -41,15 +48,17 @@ impl Guidance {
             }
         }
         let scale = (!is_classifier_free).then_some(options.guidance).flatten();
-        // Any scale but 1 asks for both branches; it is not used.
-        let both = if is_classifier_free { (Some(0.0), None) } else { (scale, Some(0.0)) };
+        // The host has asked for both branches: by a scale that is not used, whether or not there is a negative prompt.
+        let any = Some(manifest.guidance.above() + 1.0);
+        let both = if is_classifier_free { (any, None) } else { (scale, any) };
         let asked = RequestOptions { guidance: both.0, true_cfg: both.1, ..options.clone() };
-        let Self { embedded, cfg } = Self::new(manifest, &asked)?;
+        let Self { embedded, cfg, warnings } = Self::new(manifest, &asked, true)?;
         // A host asks for one branch after the other.
-        Ok(Self { embedded, cfg: cfg.map(|cfg| Cfg { mode: CfgMode::Separate, ..cfg }) })
+        Ok(Self { embedded, cfg: cfg.map(|cfg| Cfg { mode: CfgMode::Separate, ..cfg }), warnings })
     }
 
-    pub(super) fn new(manifest: &Manifest, options: &RequestOptions) -> Result<Self> {
+    /// With or without a negative prompt (or its tensors).
+    pub(super) fn new(manifest: &Manifest, options: &RequestOptions, has_negative: bool) -> Result<Self> {
         let given =
             [("guidance", options.guidance), ("guidance-2", options.guidance_2), ("true-cfg", options.true_cfg)];
         for (name, scale) in given {
@@ -59,20 +68,14 @@ impl Guidance {
                 return Err(Error::option(name, format_args!("is {scale}; expected a finite number")));
             }
         }
-        let spec = manifest.guidance;
+        let spec = &manifest.guidance;
         if matches!(spec, GuidanceSpec::None {}) && options.guidance.is_some() {
             return Err(Error::option("guidance", "has no effect: this model has no guidance; leave it out"));
         }
         let scale = options.guidance.unwrap_or(spec.default_scale() as f32);
-        let separate = |scale| Cfg {
-            scales: [scale; 2],
-            mode: CfgMode::Separate,
-            cond_first: true,
-            formula: CfgFormula::Standard,
-            rescale: 0.0,
-            curve: ScaleCurve::Constant,
-        };
-        let cfg = match spec {
+        let scales = [scale, second(manifest, options, scale)?];
+        let mut warnings = Vec::new();
+        let cfg = match *spec {
             GuidanceSpec::ClassifierFree { mode, order, formula, rescale, scale: curve, .. } => {
                 if options.true_cfg.is_some() {
                     return Err(Error::option(
@@ -81,23 +84,13 @@ impl Guidance {
                     ));
                 }
                 let cond_first = order[0] == CfgBranch::Cond;
-                Some(Cfg {
-                    scales: [scale, second(manifest, options, scale)?],
-                    mode,
-                    cond_first,
-                    formula,
-                    rescale: rescale as f32,
-                    curve,
-                })
+                let cfg = Cfg { scales, mode, cond_first, formula, rescale: rescale as f32, curve };
+                runs_both(spec, options, scales, has_negative, &mut warnings)?.then_some(cfg)
             }
-            GuidanceSpec::None {} | GuidanceSpec::Embedded { .. } => {
-                second(manifest, options, scale)?;
-                options.true_cfg.map(separate)
-            }
+            GuidanceSpec::None {} | GuidanceSpec::Embedded { .. } => true_cfg(options.true_cfg, has_negative)?,
         };
-        let cfg = cfg.filter(Cfg::needs_both);
         let embedded = matches!(spec, GuidanceSpec::Embedded { .. }).then_some(scale);
-        Ok(Self { embedded, cfg: rescaled(cfg, options.guidance_rescale)? })
+        Ok(Self { embedded, cfg: rescaled(spec, cfg, options.guidance_rescale)?, warnings })
     }
 
     /// The branches that decide, each for itself.
@@ -124,12 +117,6 @@ impl Guidance {
 }
 
 impl Cfg {
-    /// Whether the uncond branch matters: it cancels out with one scale.
-    fn needs_both(&self) -> bool {
-        let idle = if self.formula == CfgFormula::Difference { 0.0 } else { 1.0 };
-        self.curve == ScaleCurve::Cosine || self.scales.iter().any(|scale| *scale != idle)
-    }
-
     /// The scale that a transformer has by itself.
     pub(super) fn scale(&self, expert: usize) -> f32 {
         self.scales[expert.min(1)]
@@ -149,8 +136,69 @@ impl Cfg {
     }
 }
 
+/// Whether both branches run, in all steps: the first transformer's scale decides for both.
+fn runs_both(
+    spec: &GuidanceSpec,
+    options: &RequestOptions,
+    [scale, second]: [f32; 2],
+    has_negative: bool,
+    warnings: &mut Vec<String>,
+) -> Result<bool> {
+    let above = spec.above();
+    let asked = [("guidance", options.guidance), ("guidance-2", options.guidance_2)];
+    let asked = asked.into_iter().filter_map(|(name, scale)| Some((name, scale?)));
+    if scale <= above {
+        // 0 and 1 are how one says it.
+        warnings.extend(asked.filter(|(_, scale)| ![0.0, 1.0].contains(scale)).map(|(name, scale)| {
+            format!("--{name} {scale} is not above {above}, so there is no guidance: the prompt alone decides, as with {above}")
+        }));
+        return Ok(false);
+    }
+    if spec.needs_negative() && !has_negative {
+        if let Some((name, _)) = asked.into_iter().next() {
+            return Err(no_negative(name));
+        }
+        warnings.push(format!(
+            "the prompt alone decides: this model is guided away from a negative prompt only; for its guidance of {scale}, \
+             give one (an empty one counts)"
+        ));
+        return Ok(false);
+    }
+    if options.guidance_2.is_some() && second < above {
+        warnings.push(format!(
+            "--guidance-2 {second} is below {above}: the second transformer draws towards the negative prompt; {above} \
+             takes the prompt alone"
+        ));
+    }
+    Ok(true)
+}
+
+/// Classifier-free guidance of a model that does not have it by itself.
+fn true_cfg(asked: Option<f32>, has_negative: bool) -> Result<Option<Cfg>> {
+    let Some(scale) = asked else { return Ok(None) };
+    let formula = CfgFormula::Standard;
+    let above = formula.neutral();
+    if scale <= above {
+        let problem =
+            format!("is {scale}, which has no effect: it guides above {above} only; give more, or leave it out");
+        return Err(Error::option("true-cfg", problem));
+    }
+    if !has_negative {
+        return Err(no_negative("true-cfg"));
+    }
+    let (mode, curve) = (CfgMode::Separate, ScaleCurve::Constant);
+    Ok(Some(Cfg { scales: [scale; 2], mode, cond_first: true, formula, rescale: 0.0, curve }))
+}
+
+fn no_negative(name: &str) -> Error {
+    let problem = "has no effect without a negative prompt, away from which this model is guided; give --negative-prompt (an \
+                   empty one counts) or its tensors in --inputs, or leave it out";
+    Error::option(name, problem)
+}
+
 /// The scale of the second transformer: by default the manifest's, or where the user gave one for the first, the same.
 fn second(manifest: &Manifest, options: &RequestOptions, scale: f32) -> Result<f32> {
+    let above = manifest.guidance.above();
     let is_classifier_free = matches!(manifest.guidance, GuidanceSpec::ClassifierFree { .. });
     match (manifest.low_noise.as_ref().filter(|_| is_classifier_free), options.guidance_2) {
         (None, Some(_)) => Err(Error::option(
@@ -158,6 +206,13 @@ fn second(manifest: &Manifest, options: &RequestOptions, scale: f32) -> Result<f
             "has no effect: this model has no second transformer with classifier-free guidance; leave it out",
         )),
         (None, None) => Ok(scale),
+        (Some(_), Some(second)) if scale <= above && second > above => Err(Error::option(
+            "guidance-2",
+            format_args!(
+                "has no effect: the first scale decides for both transformers, and it is {scale}; give a --guidance above \
+                 {above}, or leave it out"
+            ),
+        )),
         (Some(_), Some(second)) => Ok(second),
         (Some(other), None) => Ok(match other.guidance {
             Some(default) if options.guidance.is_none() => default as f32,
@@ -166,17 +221,21 @@ fn second(manifest: &Manifest, options: &RequestOptions, scale: f32) -> Result<f
     }
 }
 
-fn rescaled(cfg: Option<Cfg>, asked: Option<f32>) -> Result<Option<Cfg>> {
+fn rescaled(spec: &GuidanceSpec, cfg: Option<Cfg>, asked: Option<f32>) -> Result<Option<Cfg>> {
     let Some(rescale) = asked else { return Ok(cfg) };
     if !(0.0..=1.0).contains(&rescale) {
         return Err(Error::option("guidance-rescale", format_args!("is {rescale}; expected 0 to 1")));
     }
     match cfg {
         Some(cfg) => Ok(Some(Cfg { rescale, ..cfg })),
-        None => Err(Error::option(
-            "guidance-rescale",
-            "has no effect without classifier-free guidance; give a --guidance (or --true-cfg) other than 1, or leave it out",
-        )),
+        None => {
+            let and = if spec.needs_negative() { " with a --negative-prompt" } else { "" };
+            let asked = spec.asked_by();
+            Err(Error::option(
+                "guidance-rescale",
+                format_args!("has no effect without classifier-free guidance; give a {asked}{and}, or leave it out"),
+            ))
+        }
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) const NEGATIVE: &str = "negative_";
 pub struct Inputs {
     /// What to make; needs an engine with text graphs.
     pub prompt: Option<String>,
-    /// What to keep away from, for classifier-free guidance.
+    /// What to keep away from, for classifier-free guidance; some models have none without it. An empty one counts.
     pub negative_prompt: Option<String>,
     /// Tensors that replace what the engine would compute, or that only the caller has: text inputs and such as class
     /// labels by the manifest's names (with `negative_` in front for the uncond branch); `latents`, as the transformer takes
@@ -44,6 +44,11 @@ impl Inputs {
     /// Only a prompt.
     pub fn prompt(prompt: impl Into<String>) -> Self {
         Self { prompt: Some(prompt.into()), ..Self::default() }
+    }
+
+    /// Whether they say what to keep away from.
+    pub(super) fn has_negative(&self) -> bool {
+        self.negative_prompt.is_some() || self.tensors.keys().any(|name| name.starts_with(NEGATIVE))
     }
 
     /// Refuses what this engine cannot use, by name.
@@ -65,8 +70,8 @@ impl Inputs {
             if others.contains(&name.as_str()) || text.iter().chain(&given).any(|known| *known == plain) {
                 if plain != name && !is_guided {
                     return Err(Error::usage(format!(
-                        "input `{name}` has no effect: this generation has no uncond branch; give a --guidance other than 1 to a \
-                         model with classifier-free guidance, or leave it out"
+                        "input `{name}` has no effect: this generation has no uncond branch; give a {}, or leave it out",
+                        manifest.guidance.asked_by()
                     )));
                 }
                 continue;
@@ -94,8 +99,10 @@ impl Inputs {
         if self.negative_prompt.is_some() && !is_guided {
             return Err(Error::option(
                 "negative-prompt",
-                "has no effect without classifier-free guidance; give a --guidance other than 1 to a \
-                 model that has it, or leave the negative prompt out",
+                format_args!(
+                    "has no effect without classifier-free guidance; give a {}, or leave the negative prompt out",
+                    manifest.guidance.asked_by()
+                ),
             ));
         }
         if self.prompt.is_some() && !text.is_empty() && has_tensors(false) {

@@ -29,7 +29,7 @@ pub(crate) fn of_options(
     options: &RequestOptions,
     text_length: Option<u64>,
 ) -> Result<CacheBytes> {
-    let guidance = Guidance::new(manifest, options)?;
+    let guidance = Guidance::new(manifest, options, true)?; // At most: a negative prompt may be given.
     let batch = prepare::batch(options.batch, &Default::default())?;
     let grid = prepare::grid(manifest, options)?;
     let schedule = prepare::schedule(manifest, &Inputs::default(), options.steps, &grid)?;

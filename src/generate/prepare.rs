@@ -61,7 +61,7 @@ pub(crate) fn check(manifest: &Manifest, inputs: &Inputs, options: &RequestOptio
 }
 
 fn asked(manifest: &Manifest, inputs: &Inputs, options: &RequestOptions, by: GuidanceBy) -> Result<Asked> {
-    let guidance = Guidance::by(by, manifest, options)?;
+    let guidance = Guidance::by(by, manifest, inputs, options)?;
     inputs.check(manifest, guidance.cfg.is_some())?;
     let given = inputs.extents(manifest)?;
     let batch = batch(options.batch, &given)?;
@@ -80,7 +80,7 @@ fn asked(manifest: &Manifest, inputs: &Inputs, options: &RequestOptions, by: Gui
         return Err(Error::option(
             "per-sample",
             "does not go with this model's guidance, whose two branches are one batch; leave it out, or give a \
-             --guidance of 1",
+             --guidance of 0",
         ));
     }
     Ok(Asked { guidance, given, batch, rows, grid, fps, schedule, shares, n_branches })
@@ -115,8 +115,8 @@ pub(super) fn request(
     }
     let plans = engine.load_plans(&cuts, &options.cancel)?;
     let of_provider = engine.provider_warnings().map(Warning::Provider);
-    let of_cache = expert::warnings(&shares, n_branches).into_iter().map(Warning::Setting);
-    let mut warnings: Vec<Warning> = of_provider.chain(of_cache).collect();
+    let of_settings = expert::warnings(&shares, n_branches).into_iter().chain(guidance.warnings.iter().cloned());
+    let mut warnings: Vec<Warning> = of_provider.chain(of_settings.map(Warning::Setting)).collect();
     if !lists.iter().any(|list| list.has_text(manifest)) && !options.cache.corrects(None, StreamKind::Encoder) {
         warnings.push(Warning::Setting(
             "enable_encoder_residual has no effect: the model has no stream of the text alone".into(),

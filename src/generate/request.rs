@@ -57,13 +57,14 @@ pub struct RequestOptions {
     pub cache_place: CachePlace,
     /// Denoising steps.
     pub steps: Option<usize>,
-    /// Guidance scale, dimensionless; an error for a model without guidance.
+    /// Guidance scale, dimensionless; an error for a model without guidance. Classifier-free guidance runs both branches
+    /// above 1 (some models: above 0) only; with any other scale the prompt alone decides, at half the work.
     pub guidance: Option<f32>,
     /// Guidance scale of the second transformer of a model that has two, as diffusers' `guidance_scale_2`; if only
-    /// `guidance` is given, both have that.
+    /// `guidance` is given, both have that. Whether both branches run is decided by the first scale, for all steps.
     pub guidance_2: Option<f32>,
     /// Scale of classifier-free guidance for a model that does not have it by itself: a second run a step with the
-    /// negative prompt, as diffusers' `true_cfg_scale`.
+    /// negative prompt, as diffusers' `true_cfg_scale`; an error for 1 or less, and without a negative prompt.
     pub true_cfg: Option<f32>,
     /// How far classifier-free guidance is drawn back to the spread of the cond prediction, 0 … 1, as diffusers'
     /// `guidance_rescale`.

@@ -1,4 +1,8 @@
-"""The manifest's `guidance` for pipelines with classifier-free guidance."""
+"""The manifest's `guidance` for pipelines with classifier-free guidance.
+
+The formula implies above which scale the engine runs both branches: 0 for `difference`, else 1. All pipelines that are
+exported guide so (`guidance_test.py`). Some have no negative prompt of their own and no guidance without one.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,12 @@ from typing import Any, Literal
 Formula = Literal["standard", "difference", "renormalised", "zero_star"]
 
 
-def separate(default: float, formula: Formula = "standard", *, rescale: float = 0.0) -> dict[str, Any]:
-    """Two runs a step, the conditional one first."""
-    return _classifier_free(default, "separate", ("cond", "uncond"), formula, rescale, "constant")
+def separate(
+    default: float, formula: Formula = "standard", *, rescale: float = 0.0, needs_negative: bool = False
+) -> dict[str, Any]:
+    """Two runs a step, the conditional one first; with `needs_negative` only where a negative prompt is given."""
+    fields = _classifier_free(default, "separate", ("cond", "uncond"), formula, rescale, "constant")
+    return fields | {"needs_negative": True} if needs_negative else fields
 
 
 def fused(

@@ -240,6 +240,7 @@ impl From<Guidance1> for GuidanceSpec {
                 formula: CfgFormula::Standard,
                 rescale: 0.0,
                 scale: ScaleCurve::Constant,
+                needs_negative: false,
             },
         }
     }

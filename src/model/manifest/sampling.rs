@@ -259,6 +259,9 @@ pub(crate) enum GuidanceSpec {
         /// Default of the option; 0 leaves the prediction as it is.
         rescale: f64,
         scale: ScaleCurve,
+        /// Whether there is guidance only where a negative prompt is given.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        needs_negative: bool,
     },
 }
 
@@ -269,6 +272,29 @@ impl GuidanceSpec {
             Self::None {} => 1.0,
             Self::Embedded { default } | Self::ClassifierFree { default, .. } => *default,
         }
+    }
+
+    /// Both branches run for scales above this one only; below it, too, the prompt alone decides, as in diffusers.
+    pub(crate) fn above(&self) -> f32 {
+        match self {
+            Self::None {} | Self::Embedded { .. } => CfgFormula::Standard.neutral(),
+            Self::ClassifierFree { formula, .. } => formula.neutral(),
+        }
+    }
+
+    /// Whether a negative prompt must be given for both branches to run: it must for the scale of models that have no
+    /// classifier-free guidance by themselves.
+    pub(crate) fn needs_negative(&self) -> bool {
+        match self {
+            Self::None {} | Self::Embedded { .. } => true,
+            Self::ClassifierFree { needs_negative, .. } => *needs_negative,
+        }
+    }
+
+    /// The option that asks for both branches, and from where on, for messages.
+    pub(crate) fn asked_by(&self) -> String {
+        let option = if matches!(self, Self::ClassifierFree { .. }) { "--guidance" } else { "--true-cfg" };
+        format!("{option} above {}", self.above())
     }
 }
 
@@ -300,6 +326,16 @@ pub(crate) enum CfgFormula {
     Renormalised,
     /// k u + s (c - k u), k = <c, u> / <u, u> for each picture.
     ZeroStar,
+}
+
+impl CfgFormula {
+    /// The scale that gives c, as if there were no guidance.
+    pub(crate) fn neutral(self) -> f32 {
+        match self {
+            Self::Difference => 0.0,
+            Self::Standard | Self::Renormalised | Self::ZeroStar => 1.0,
+        }
+    }
 }
 
 /// The guidance scale over the steps.

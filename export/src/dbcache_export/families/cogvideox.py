@@ -20,6 +20,7 @@ from dbcache_export.families.positions import counted, over_grid, rotary_tables,
 from dbcache_export.families.video import Transformer, Video, original, templates, video_plan
 from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Watched
+from dbcache_export.guidance import fused
 from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
@@ -48,15 +49,7 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         parts,
         texts=t5_texts(folder, parts.tensors, parts.text[1], "seen", options, fake),
         scheduler=scheduler(folder, None, _SCHEDULER),
-        guidance={
-            "kind": "classifier_free",
-            "default": 6.0,
-            "mode": "fused",
-            "order": ["uncond", "cond"],
-            "formula": "standard",
-            "rescale": 0.0,
-            "scale": "constant",
-        },
+        guidance=fused(6.0, "uncond"),
         steps=50,
         prediction=prediction(folder, published=_SCHEDULER),
     )

@@ -58,9 +58,10 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
 
 
 def _guidance(folder: Path) -> dict[str, Any]:
-    """Of a klein model: the distilled ones have none."""
+    """Of a model that takes no scale: klein pipelines are guided unless they say that they are distilled."""
     index = folder / "model_index.json"
-    is_distilled = read_json(index).get("is_distilled", True) if index.is_file() else True
+    pipeline = read_json(index) if index.is_file() else {}
+    is_distilled = pipeline.get("is_distilled", pipeline.get("_class_name") != "Flux2KleinPipeline")
     return {"kind": "none"} if is_distilled else separate(4.0)
 
 

@@ -23,6 +23,7 @@ from dbcache_export.families.rotary import mix, rotate
 from dbcache_export.families.video import Transformer, Video, original, prefix_mask, templates, video_plan
 from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Watched
+from dbcache_export.guidance import fused
 from dbcache_export.scheduler import scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
@@ -55,15 +56,7 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         parts,
         texts=t5_texts(folder, parts.tensors, _MAX_TEXT, "told", options, fake),
         scheduler=scheduler(folder, published=_SCHEDULER),
-        guidance={
-            "kind": "classifier_free",
-            "default": 3.0,
-            "mode": "fused",
-            "order": ["uncond", "cond"],
-            "formula": "standard",
-            "rescale": 0.0,
-            "scale": "constant",
-        },
+        guidance=fused(3.0, "uncond"),
         steps=50,
         prediction={"kind": "velocity"},
     )

@@ -226,14 +226,23 @@ def test_flux2_shifts_by_tokens_and_steps(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("is_distilled", "kind", "steps"), [(False, "classifier_free", 50), (True, "none", 4)])
+@pytest.mark.parametrize(
+    ("index", "kind", "steps"),
+    [
+        ({"is_distilled": False}, "classifier_free", 50),
+        ({"is_distilled": True}, "none", 4),
+        ({"_class_name": "Flux2KleinPipeline"}, "classifier_free", 50),
+        ({"_class_name": "Flux2KleinPipeline", "is_distilled": True}, "none", 4),
+        ({"_class_name": "Flux2Pipeline"}, "none", 4),
+    ],
+)
 def test_a_klein_model_is_guided_unless_it_is_distilled(
-    is_distilled: bool, kind: str, steps: int, tmp_path: Path
+    index: dict[str, Any], kind: str, steps: int, tmp_path: Path
 ) -> None:
     write_pipeline("flux2", tmp_path)
     config = tmp_path / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"guidance_embeds": False}))
-    (tmp_path / "model_index.json").write_text(json.dumps({"is_distilled": is_distilled}))
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
     made = plan(tmp_path)
     assert (made.guidance["kind"], made.steps) == (kind, steps)
 

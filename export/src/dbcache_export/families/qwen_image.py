@@ -64,7 +64,7 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         parts,
         texts=_text(folder, options, fake),
         scheduler=scheduler(folder),
-        guidance=separate(4.0, "renormalised"),
+        guidance=separate(4.0, "renormalised", needs_negative=True),
         steps=50,
         prediction={"kind": "velocity"},
     )

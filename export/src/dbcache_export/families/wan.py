@@ -23,6 +23,7 @@ from dbcache_export.families.video import Transformer, Video, low_noise, origina
 from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Watched
 from dbcache_export.folder import read_json
+from dbcache_export.guidance import separate
 from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module, keep_float32
@@ -61,15 +62,7 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         parts,
         texts=t5_texts(folder, parts.tensors, _MAX_TEXT, "zeroed", options, fake),
         scheduler=scheduler(folder, None, _SCHEDULER),
-        guidance={
-            "kind": "classifier_free",
-            "default": _GUIDANCE[0] if second else 5.0,
-            "mode": "separate",
-            "order": ["cond", "uncond"],
-            "formula": "standard",
-            "rescale": 0.0,
-            "scale": "constant",
-        },
+        guidance=separate(_GUIDANCE[0] if second else 5.0),
         steps=40 if second else 50,
         prediction=prediction(folder, published=_SCHEDULER),
         second=second,
