@@ -66,7 +66,7 @@ def export(model: Path, engine: Path, options: Options, progress: Callable[[str]
         fake = FakeTensorMode()
         own = None
         if options.lora:
-            own = model = undo.enter_context(merged(model, options.lora, partial.parent))
+            own = model = undo.enter_context(merged(model, options.lora, partial.parent, progress))
         plan = families.plan(model, options, fake)
         refuse_misfits(plan)
         shards = [shard for checkpoint in plan.checkpoints.values() for shard in checkpoint.shards]
