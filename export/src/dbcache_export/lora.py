@@ -104,7 +104,7 @@ def merged(
                 (target / name).symlink_to(shard.path)
         if not has_changed:
             raise ExportError(
-                f"{listed(str(path) for path, _ in adapters)} change nothing once rounded to the stored type",
+                f"merging {listed(str(path) for path, _ in adapters)} changes nothing once rounded to the stored type",
                 "give a larger weight, or leave --lora out",
             )
         yield copy
@@ -133,7 +133,7 @@ def _changes(
         places = read_places(path, metadata)
         layers = read_layers(path, tensors, stored)
         scales = strengths(path, layers, places)
-        progress(f"merging {path.name} into {len(layers)} layers, weight {weight:g} · {_described(scales)}")
+        progress(f"merging {path.name} (layers: {len(layers)}), weight {weight:g} · {_described(scales)}")
         if not any(
             strength.scale and layer.up.any() and layer.down.any()
             for layer, strength in zip(layers, scales, strict=True)

@@ -97,6 +97,7 @@ _KINDS = [
         (r".*\.lora_(A|B)\.[^.]+\.(weight|bias)$", "an adapter name other than 'default'"),
         (r".*\.(diff|diff_b|set_weight|w_norm|b_norm)$", "whole differences (diff, diff_b), not factors"),
         (r".*\.(query_norm|key_norm)\.scale$", "norms of a control adapter"),
+        (r".*\.scalar$", "scales that were trained (LyCORIS' scalar)"),
         (r".*\.base_layer\.", "copies of the transformer's own weights (base_layer)"),
     )
 ]

@@ -225,22 +225,26 @@ def test_other_layouts_merge_as_diffusers_fuses_them(name: str, flux: Path, tmp_
     assert len(changed) >= len([key for key in FILES[name] if key.endswith(("up.weight", "lora_B.weight"))])
 
 
-def test_kohyas_layers_outside_the_blocks_merge_as_diffusers_translates_them(flux: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_dotted", [False, True], ids=["kohya", "dots"])
+def test_layers_outside_the_blocks_merge_as_diffusers_translates_them(
+    is_dotted: bool, flux: Path, tmp_path: Path
+) -> None:
     # diffusers gives these layers names without `transformer.`, which its pipeline then passes over.
     layers = {
         "img_in": (WIDTH, 16),
         "txt_in": (WIDTH, 24),
-        "time_in_in_layer": (WIDTH, 256),
-        "time_in_out_layer": (WIDTH, WIDTH),
-        "vector_in_in_layer": (WIDTH, 20),
-        "vector_in_out_layer": (WIDTH, WIDTH),
-        "guidance_in_in_layer": (WIDTH, 256),
-        "guidance_in_out_layer": (WIDTH, WIDTH),
-        "final_layer_linear": (16, WIDTH),
-        "final_layer_adaLN_modulation_1": (2 * WIDTH, WIDTH),
+        "time_in.in_layer": (WIDTH, 256),
+        "time_in.out_layer": (WIDTH, WIDTH),
+        "vector_in.in_layer": (WIDTH, 20),
+        "vector_in.out_layer": (WIDTH, WIDTH),
+        "guidance_in.in_layer": (WIDTH, 256),
+        "guidance_in.out_layer": (WIDTH, WIDTH),
+        "final_layer.linear": (16, WIDTH),
+        "final_layer.adaLN_modulation.1": (2 * WIDTH, WIDTH),
     }
-    file = factors(prefixed("lora_unet_", layers), KOHYA)
-    save_file(file, tmp_path / "a.safetensors")
+    file = factors(prefixed("lora_unet_", layers, lambda name: name.replace(".", "_")), KOHYA)
+    dotted = factors(prefixed("base_model.model.", layers), PEFT)
+    save_file(dotted if is_dotted else file, tmp_path / "a.safetensors")
     transformer = FluxTransformer2DModel.from_pretrained(flux)
     transformer.load_lora_adapter(_convert_kohya_flux_lora_to_diffusers(dict(file)), prefix=None)
     transformer.fuse_lora()

@@ -10,14 +10,13 @@ from __future__ import annotations
 __all__ = ["CONFIG", "TARGETS", "Place", "disagreement", "read_places"]
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dbcache_export.errors import ExportError
+from dbcache_export.errors import ExportError, listed
 
 #: The file in which PEFT keeps the settings of `adapter_model.safetensors` in the same folder.
 CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -39,6 +38,7 @@ _OTHER_COMPONENT = re.compile(r"(base_model\.model\.)?(text_encoders?(_\d+)?|te\
 _NAMES = dict.fromkeys(("alpha", "network_alpha", "ss_network_alpha"), "lora_alpha") | dict.fromkeys(
     ("rank", "dim", "lora_r", "lora_rank", "lora_dim", "network_rank", "network_dim", "ss_network_dim"), "r"
 )
+_TOO_LARGE = 1e38  # for float32
 _DYNAMIC = "Dynamic"  # for kohya's tools a rank or alpha that differs from layer to layer
 #: What the settings that are read must be.
 _TYPES = {
@@ -175,9 +175,16 @@ def _document(path: Path, source: str, text: str | bytes) -> Place:
 
 
 def _parsed(path: Path, source: str, text: str | bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ExportError(f"{path}: {source} has {listed(twice)} twice", "leave one of them")
+        return dict(pairs)
+
     try:
-        settings = json.loads(text)
-    except ValueError as error:
+        settings = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
         raise ExportError(f"{path}: {source} is no JSON ({error})", "write the settings again") from error
     if not isinstance(settings, dict):
         raise ExportError(f"{path}: {source} is no JSON object but {type(settings).__name__}", "write it again")
@@ -189,7 +196,7 @@ def _value(text: str) -> Any:
     python = {"True": True, "False": False, "None": None}
     try:
         return python[text] if text in python else json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -210,9 +217,12 @@ def _collected(path: Path, source: str, settings: Iterable[tuple[str, Any]], *, 
         name = _NAMES.get(short, short)
         layer, _, last = short.rpartition(".")
         if layer and _NAMES.get(last, last) == "lora_alpha":
-            value = says.get("named", {}) | {layer: _checked(path, source, key, "lora_alpha", value)}
-            name = "named"
-        elif name in _TYPES:
+            value = _checked(path, source, key, "lora_alpha", value)
+            named = says.setdefault("named", {})
+            if named.setdefault(layer, value) != value:
+                raise disagreement(path, key, {source: value, "another entry there": named[layer]})
+            continue
+        if name in _TYPES:
             value = _checked(path, source, key, name, value)
         elif name in _ONLY:
             if value not in _ONLY[name]:
@@ -220,16 +230,15 @@ def _collected(path: Path, source: str, settings: Iterable[tuple[str, Any]], *, 
                     f"{path}: {key} {value!r} in {source} asks for more than lora_B times lora_A",
                     "merge this adapter with PEFT, and export the merged transformer",
                 )
-        elif not strict or name not in TARGETS:
+        elif not strict or name not in TARGETS:  # single entries of a header may be anybody's, and of any form
             if (strict and value and name not in _NEUTRAL) or short.endswith("alpha"):
                 raise ExportError(
                     f"{path}: {key} in {source} is a setting that is not known here",
                     "remove it if it does not change what is added",
                 )
             continue
-        if name != "named" and name in says and says[name] != value:
+        if says.setdefault(name, value) != value:
             raise disagreement(path, name, {f"{key} of {source}": value, "another entry there": says[name]})
-        says[name] = value
     return says
 
 
@@ -237,7 +246,7 @@ def _checked(path: Path, source: str, key: str, name: str, value: Any) -> Any:
     """A setting of the right type; a null stands for what PEFT leaves out, where it may."""
 
     def is_number(one: Any) -> bool:
-        return isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one)
+        return isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < _TOO_LARGE
 
     if name.endswith("_pattern"):
         value = {} if value is None else value

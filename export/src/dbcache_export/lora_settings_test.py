@@ -108,19 +108,22 @@ def test_alpha_counts_wherever_it_stands(
 ) -> None:
     scale, said = merge(transformer_folder, tmp_path, tensors, header, config)
     assert scale == pytest.approx(2, rel=2e-3)
-    assert len(said) == 1 and said[0].startswith("merging a.safetensors into 1 layers, weight 1 · scale 2 (alpha: ")
+    assert len(said) == 1 and said[0].startswith("merging a.safetensors (layers: 1), weight 1 · scale 2 (alpha: ")
 
 
 @pytest.mark.parametrize(
-    ("header", "said"),
-    [({}, "no alpha"), ({"text_encoder.lora_alpha": "8"}, "no alpha"), ({"software": '{"alpha": 8}'}, "no alpha")],
+    "header",
+    [
+        {},
+        {"text_encoder.lora_alpha": "8"},
+        {"software": '{"alpha": 8}'},
+        {"lora_adapter_metadata": json.dumps({"text_encoder.lora_alpha": 8, "text_encoder.r": 4})},
+    ],
 )
-def test_without_alpha_the_scale_is_one(
-    header: Mapping[str, str], said: str, transformer_folder: Path, tmp_path: Path
-) -> None:
+def test_without_alpha_the_scale_is_one(header: Mapping[str, str], transformer_folder: Path, tmp_path: Path) -> None:
     scale, texts = merge(transformer_folder, tmp_path, PLAIN, header, None)
     assert scale == pytest.approx(1, rel=2e-3)
-    assert texts == [f"merging a.safetensors into 1 layers, weight 1 · scale 1 (alpha: {said})"]
+    assert texts == ["merging a.safetensors (layers: 1), weight 1 · scale 1 (alpha: no alpha)"]
 
 
 ROOT = {"use_rslora": True}
@@ -156,6 +159,7 @@ REFUSED: list[tuple[str, Mapping[str, torch.Tensor], Mapping[str, str], str | No
     ("has an alpha of its own", PLAIN, {"ss_network_alpha": "Dynamic"}, None),
     ("has an alpha for proj_out, the file has no such layer", PLAIN, {"proj_out.alpha": "8"}, None),
     ("several alphas|alpha for", PLAIN, {"network_alphas": json.dumps({"transformer.x.alpha": 8})}, None),
+    ("is 4 in its header, 8 in another", PLAIN, {f"{LAYER}.alpha": "8", f"transformer.{LAYER}.alpha": "4"}, None),
     # What cannot be read.
     ("lora_adapter_metadata in its header is no JSON", PLAIN, {"lora_adapter_metadata": "{"}, None),
     ("lora_adapter_metadata in its header is no JSON object but list", PLAIN, {"lora_adapter_metadata": "[1]"}, None),
@@ -165,6 +169,8 @@ REFUSED: list[tuple[str, Mapping[str, torch.Tensor], Mapping[str, str], str | No
     ("network_alphas in its header is no JSON", PLAIN, {"network_alphas": "8"}, None),
     ("lora_alpha in its header is 'eight', not a number", PLAIN, {"lora_alpha": "eight"}, None),
     ("is nan, not a number", PLAIN, {"alpha": "NaN"}, None),
+    ("has lora_alpha twice", PLAIN, {}, '{"lora_alpha": 8, "lora_alpha": 4}'),
+    ("000, not a number", PLAIN, {}, doc(lora_alpha=10**400)),
     ("is None, not a number", PLAIN, {}, doc(lora_alpha=None)),
     ("is '8', not a number", PLAIN, {}, doc(lora_alpha="8")),
     ("is True, not a number", PLAIN, {}, doc(lora_alpha=True)),

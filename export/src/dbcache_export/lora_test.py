@@ -172,6 +172,7 @@ def test_adapters_add_up_before_they_are_rounded(transformer_folder: Path, tmp_p
         (lambda t: t | {f"lora_unet_{LAYER}.hada_w1_a": torch.zeros(32, 2)}, "LoHa"),
         (lambda t: t | {f"transformer.{LAYER}.lokr_w1": torch.zeros(2, 2)}, "LoKr"),
         (lambda t: t | {f"base_model.model.{LAYER}.oft_R": torch.zeros(2, 2)}, "OFT"),
+        (lambda t: t | {f"lora_unet_{LAYER}.scalar": torch.ones(())}, "scales that were trained"),
         (lambda t: t | {f"base_model.model.{LAYER}.lora_E": torch.zeros(2, 1)}, "AdaLoRA"),
         (lambda t: t | {f"base_model.model.{LAYER}.lora_embedding_A": torch.zeros(2, 2)}, "factors of an embedding"),
         (lambda t: t | {f"lora_unet_{LAYER}.lora_mid.weight": torch.zeros(2, 2, 1, 1)}, "lora_mid"),
@@ -206,8 +207,8 @@ def test_what_fits_nothing_is_an_error(
     [
         ((0.0,), (1.0,), "0.safetensors changes nothing"),
         ((1.0, 0.0), (1.0, 1.0), "1.safetensors changes nothing"),
-        ((1.0,), (1e-9,), "change nothing once rounded"),
-        ((1.0, 1.0), (0.5, -0.5), "change nothing once rounded"),
+        ((1.0,), (1e-9,), "changes nothing once rounded"),
+        ((1.0, 1.0), (0.5, -0.5), "changes nothing once rounded"),
         ((1.0,), (1e9,), "0.safetensors makes transformer_blocks.0.attn.to_q.weight NaN or infinite"),
         ((1.0, 1.0), (1.0, -1e9), "1.safetensors makes transformer_blocks.0.attn.to_q.weight NaN or infinite"),
         ((1e30, 1.0), (1e30, 1.0), "0.safetensors makes transformer_blocks.0.attn.to_q.weight NaN or infinite"),
@@ -253,7 +254,7 @@ def test_an_engine_with_an_adapter_is_another_engine(tmp_path: Path) -> None:
         manifests.append(json.loads((tmp_path / name / "manifest.json").read_text("utf-8")))
     plain, styled = manifests
     assert [text for text in said if "a.safetensors" in text] == [
-        "merging a.safetensors into 1 layers, weight 1 · scale 1 (alpha: no alpha)"
+        "merging a.safetensors (layers: 1), weight 1 · scale 1 (alpha: no alpha)"
     ]
     assert plain["name"] == styled["name"] == "model"
     assert styled["exported_with"]["lora 1 a.safetensors"].startswith("1 ")
