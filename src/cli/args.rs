@@ -229,7 +229,7 @@ pub struct LoadArgs {
     /// ONNX Runtime's library file [default: ORT_DYLIB_PATH, beside the program, where setup puts it, the system's]
     #[arg(long, value_name = "FILE")]
     ort_library: Option<PathBuf>,
-    /// The folder of the weights, instead of the one that the engine names
+    /// Where the model is now: its folder, a component's, or one of a Hugging Face cache [default: where the engine says]
     #[arg(long, value_name = "DIR")]
     weights: Option<PathBuf>,
     /// Where the weights live: packed (fast steps), mapped (no f32 copy; for models that do not fit) [default: by size]
@@ -344,7 +344,7 @@ pub struct InspectArgs {
     /// Compare the content hash of all weights
     #[arg(long)]
     pub verify: bool,
-    /// The folder of the weights, instead of the one that the engine names
+    /// Where the model is now: its folder, a component's, or one of a Hugging Face cache [default: where the engine says]
     #[arg(long, value_name = "DIR")]
     pub weights: Option<PathBuf>,
     /// Print one JSON object instead of text
@@ -410,7 +410,7 @@ pub struct WriteStagesArgs {
     /// What will run them: tensorrt takes no bf16 where graphs begin and end, and is given f32 there [default: cpu]
     #[arg(long, value_name = "LIST")]
     pub provider: Option<Providers>,
-    /// The folder of the weights, instead of the one that the engine names
+    /// Where the model is now: its folder, a component's, or one of a Hugging Face cache [default: where the engine says]
     #[arg(long, value_name = "DIR")]
     pub weights: Option<PathBuf>,
     #[command(flatten)]

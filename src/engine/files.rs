@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -65,16 +65,21 @@ pub fn write_stages(directory: &Path, load: &EngineOptions, profile: &Profile, o
     // The folder gets its name when it is complete.
     let folder = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(parent);
     let folder = folder.map_err(|error| no_place(out, parent, &error))?;
+    // Components of a model lie in folders of their own, under equal names: here they have those of the manifest.
+    let names: BTreeMap<(&Path, &str), &str> = directory
+        .weights
+        .iter()
+        .map(|(name, file)| ((file.folder.as_path(), file.file.as_str()), name.as_str()))
+        .collect();
     let mut files = Vec::new();
-    for (file, name, graph) in graphs {
+    for (file, name, mut graph) in graphs {
+        graph.bytes = graph.renamed(|folder, file| names.get(&(folder, file)).copied())?;
         fs::write(folder.path().join(&file), &graph.bytes).map_err(fail)?;
         files.push(StageFile::new(file, name, &graph, &extremes)?);
     }
-    let weights: Vec<PathBuf> = directory.weights.values().map(|file| file.folder.join(&file.file)).collect();
-    for path in &weights {
-        link(path, folder.path())?;
+    for ((place, file), name) in &names {
+        link(&place.join(file), &folder.path().join(name))?;
     }
-    let names = weights.iter().filter_map(|path| path.file_name()).map(|name| name.to_string_lossy());
     let list = json!({
         "version": 1,
         "engine": directory.manifest.name,
@@ -83,7 +88,7 @@ pub fn write_stages(directory: &Path, load: &EngineOptions, profile: &Profile, o
         "compute_dtype": directory.manifest.compute_dtype.name(),
         "profile": profile.to_string(),
         "graphs": files.iter().map(StageFile::to_json).collect::<Vec<_>>(),
-        "weights": names.collect::<Vec<_>>(),
+        "weights": names.values().collect::<Vec<_>>(),
     });
     fs::write(folder.path().join(LIST), format!("{list:#}\n")).map_err(fail)?;
     readable(folder.path()).map_err(fail)?;
@@ -129,13 +134,11 @@ fn file_name(stage: &Stage) -> String {
 }
 
 /// A second name for a file, or a copy where the two folders lie on different file systems.
-fn link(file: &Path, folder: &Path) -> Result<()> {
-    let Some(name) = file.file_name() else { return Err(Error::internal("a weights file without a name")) };
-    let target = folder.join(name);
-    if fs::hard_link(file, &target).is_ok() {
+fn link(file: &Path, target: &Path) -> Result<()> {
+    if fs::hard_link(file, target).is_ok() {
         return Ok(());
     }
-    fs::copy(file, &target).map(drop).map_err(|error| Error::io("copy", file, error))
+    fs::copy(file, target).map(drop).map_err(|error| Error::io("copy", file, error))
 }
 
 /// Temporary folders are private; a result is as readable as any other new folder.

@@ -47,7 +47,9 @@ pub struct EngineOptions {
     /// dimension has one extent. Default: any, where the provider has engines for any; else the default size
     /// and a batch of 1.
     pub profile: Option<Profile>,
-    /// The folder of the weights, instead of those that the manifest names.
+    /// Where the model is now, if not where the manifest says: the folder of the pipeline, of a component, of a repository or
+    /// a snapshot in a Hugging Face cache, or one with the manifest's names. Files are known by size and header; links are
+    /// followed, and two levels of folders are searched.
     pub weights_folder: Option<PathBuf>,
     /// Compare the content hash of every weights file, not only its size and header: reads all weights once.
     pub verify: bool,

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::graph::{Graph, Port, Weights, ports};
-use super::manifest::{BlockSpec, ExpertFiles, FileRef, GraphSpec, Manifest, Padding, TextInputSpec};
+use super::manifest::{BlockSpec, ExpertFiles, FileRef, GraphSpec, Manifest, Padding, TextInputSpec, WeightsSpec};
+use super::moved;
 use super::weights::{WeightsFile, hash_bytes};
 use crate::error::{At, Error, Result};
 use crate::model::manifest::{Axis, DType};
@@ -50,7 +51,8 @@ impl ExpertGraphs {
 }
 
 impl EngineDirectory {
-    /// Reads and checks the directory; `weights_folder` replaces the folders that the manifest names.
+    /// Reads and checks the directory; the weights are looked for below `weights_folder` if it is given
+    /// ([`moved`]), else where the manifest says.
     ///
     /// # Errors
     /// `EngineDirectory` with file and field.
@@ -67,13 +69,12 @@ impl EngineDirectory {
             )));
         }
         let json = read_regular(path, "manifest.json", MAX_MANIFEST)?;
-        let manifest = Manifest::parse(&json).at("manifest.json")?;
+        let mut manifest = Manifest::parse(&json).at("manifest.json")?;
         check_extra_files(path, &manifest)?;
-        let weights = manifest
-            .weights
-            .iter()
-            .map(|spec| Ok((spec.name.clone(), WeightsFile::open(path, spec, weights_folder)?)))
-            .collect::<Result<Weights>>()?;
+        let weights = match weights_folder {
+            Some(folder) => moved::find(folder, path, &mut manifest.weights)?,
+            None => manifest.weights.iter().map(|spec| recorded(path, spec)).collect::<Result<Weights>>()?,
+        };
         let load = |file: FileRef<'_>, ins: &[Port], outs: &[Port]| {
             let bytes = read_checked(path, file)?;
             Graph::check(file.file, &bytes, manifest.opset, ins, outs, &weights).at(file.file)
@@ -180,6 +181,11 @@ fn read_checked(directory: &Path, file: FileRef<'_>) -> Result<Vec<u8>> {
         )));
     }
     Ok(bytes)
+}
+
+fn recorded(directory: &Path, spec: &WeightsSpec) -> Result<(String, WeightsFile)> {
+    let file = WeightsFile::recorded(directory, spec).at(format!("weights `{}`", spec.name))?;
+    Ok((spec.name.clone(), file))
 }
 
 /// A file that looks like a part of the engine, but that the manifest does not name, is a mistake worth an error.

@@ -1,7 +1,7 @@
 //! One ONNX file of an engine directory: checked against the manifest and the weights, and made ready to load.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use prost::Message;
 use safetensors::Dtype;
@@ -92,6 +92,21 @@ impl Graph {
         Ok(found)
     }
 
+    /// Its bytes, with files called as `rename` says.
+    pub(crate) fn renamed<'a>(&self, rename: impl Fn(&Path, &str) -> Option<&'a str>) -> Result<Vec<u8>> {
+        let mut model = onnx::decode(&self.bytes).map_err(Error::internal)?;
+        let initializers = model.graph.iter_mut().flat_map(|graph| &mut graph.initializer);
+        for entry in initializers.flat_map(|tensor| &mut tensor.external_data) {
+            if let (Some("location"), Some(folder), Some(file)) =
+                (entry.key.as_deref(), &self.weights_folder, &entry.value)
+                && let Some(name) = rename(folder, file)
+            {
+                entry.value = Some(name.to_owned());
+            }
+        }
+        Ok(model.encode_to_vec())
+    }
+
     /// Whether a node of `graph` casts a parameter.
     pub(super) fn casts_initializers(graph: &GraphProto) -> bool {
         graph.node.iter().any(|node| {
@@ -109,9 +124,10 @@ impl Graph {
     /// Counts the weights of another graph, of which this one is made.
     pub(super) fn absorb(&mut self, part: &Self) -> Result<()> {
         if let Some(folder) = &part.weights_folder
-            && self.weights_folder.get_or_insert_with(|| folder.clone()) != folder
+            && let first = self.weights_folder.get_or_insert_with(|| folder.clone())
+            && first != folder
         {
-            return Err(two_folders().at(&part.file));
+            return Err(two_folders(first, folder).at(&part.file));
         }
         self.references += part.references;
         self.nodes += part.nodes;
@@ -157,8 +173,9 @@ impl Graph {
                 tensor.data_type, tensor.dims, parameter.name, parameter.dtype, parameter.shape, parameter.bytes
             )));
         }
-        if *self.weights_folder.get_or_insert_with(|| file.folder.clone()) != file.folder {
-            return Err(two_folders());
+        let first = self.weights_folder.get_or_insert_with(|| file.folder.clone());
+        if *first != file.folder {
+            return Err(two_folders(first, &file.folder));
         }
         self.references += 1;
         self.parameters += parameter.shape.iter().product::<usize>() as u64;
@@ -168,8 +185,14 @@ impl Graph {
     }
 }
 
-fn two_folders() -> Error {
-    Error::directory("one graph cannot refer to weights in two folders; export again with --pack")
+/// ONNX Runtime takes one folder for all files of a graph, and no links in it.
+fn two_folders(first: &Path, second: &Path) -> Error {
+    Error::directory(format!(
+        "refers to weights in two folders, {} and {}; put the files themselves or hard links into one folder, \
+         or export again with --pack",
+        first.display(),
+        second.display()
+    ))
 }
 
 fn check_opset(model: &ModelProto, opset: i64) -> Result<()> {

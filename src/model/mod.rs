@@ -7,6 +7,7 @@ pub(crate) mod directory;
 pub(crate) mod graph;
 pub(crate) mod join;
 pub(crate) mod manifest;
+mod moved;
 pub(crate) mod onnx;
 mod rules;
 pub(crate) mod weights;

@@ -36,50 +36,56 @@ pub(crate) struct Parameter {
 }
 
 impl WeightsFile {
-    /// Finds and checks the file of `spec`; `folder_override` replaces any folder that the manifest names.
+    /// Opens the file of `spec` where the manifest says that it lies.
     ///
     /// # Errors
     /// `EngineDirectory`: missing, a link, of another size, or with another header than at export.
-    pub(crate) fn open(directory: &Path, spec: &WeightsSpec, folder_override: Option<&Path>) -> Result<Self> {
-        let place = || format!("weights `{}`", spec.name);
-        let folder = match (folder_override, &spec.folder) {
-            (Some(folder), _) => folder.to_path_buf(),
-            (None, Some(folder)) => directory.join(folder),
-            (None, None) => directory.to_path_buf(),
-        };
-        let remedy = "name the folder that holds the weights with --weights, or export again with --pack";
+    pub(crate) fn recorded(directory: &Path, spec: &WeightsSpec) -> Result<Self> {
+        let folder = spec.folder.as_ref().map_or_else(|| directory.to_path_buf(), |folder| directory.join(folder));
+        let remedy = "name the folder to which the model moved with --weights, or export again with --pack";
         let folder = folder.canonicalize().map_err(|error| {
-            Error::directory(format!("folder {} cannot be opened; {remedy}", folder.display()))
-                .with_source(error)
-                .at(place())
+            Error::directory(format!("folder {} cannot be opened; {remedy}", folder.display())).with_source(error)
         })?;
-        if folder.to_str().is_none() {
-            let reason = "is not UTF-8, which ONNX Runtime needs; move the weights";
-            return Err(Error::directory(format!("folder {} {reason}", folder.display())).at(place()));
-        }
         let path = folder.join(&spec.file);
         let metadata = path.symlink_metadata().map_err(|error| {
-            Error::directory(format!("{} cannot be opened; {remedy}", path.display())).with_source(error).at(place())
+            Error::directory(format!("{} cannot be opened; {remedy}", path.display())).with_source(error)
         })?;
         if !metadata.is_file() {
             return Err(Error::directory(format!(
-                "{} is not a regular file (links are refused); {remedy}",
+                "{} is not a regular file (links are refused here, and followed with --weights); {remedy}",
                 path.display()
-            ))
-            .at(place()));
+            )));
         }
-        if metadata.len() != spec.bytes {
+        Self::open(folder, spec.file.clone(), spec)
+    }
+
+    /// Opens and checks `file` in the real folder `folder` as the file of `spec`.
+    ///
+    /// # Errors
+    /// `EngineDirectory`, as [`recorded`](Self::recorded).
+    pub(crate) fn open(folder: PathBuf, file: String, spec: &WeightsSpec) -> Result<Self> {
+        if folder.to_str().is_none() {
+            let reason = "is not UTF-8, which ONNX Runtime needs; move the weights";
+            return Err(Error::directory(format!("folder {} {reason}", folder.display())));
+        }
+        let path = folder.join(&file);
+        let bytes = path.metadata().map_err(|error| Error::io("read", &path, error))?.len();
+        if bytes != spec.bytes {
             return Err(Error::directory(format!(
-                "{} has {} bytes, the manifest says {}; the file was replaced or cut: restore it, or export again",
+                "{} has {bytes} bytes, the manifest says {}; the file was replaced or cut: restore it, or export again",
                 path.display(),
-                metadata.len(),
                 spec.bytes
-            ))
-            .at(place()));
+            )));
         }
-        let (header, start) = read_header(&path, spec).map_err(|error| error.at(place()))?;
-        let parameters = locate(&header, start, spec).map_err(|error| error.at(place()))?;
-        Ok(Self { folder, file: spec.file.clone(), sha256: spec.sha256.clone(), parameters })
+        let Header { json, start, sha256 } = Header::read(&path, bytes)?;
+        if sha256 != spec.header_sha256 {
+            return Err(Error::directory(format!(
+                "the header has the SHA-256 {sha256}, the manifest says {}; the file was replaced: restore it, or export again",
+                spec.header_sha256
+            )));
+        }
+        let parameters = locate(&json, start, spec)?;
+        Ok(Self { folder, file, sha256: spec.sha256.clone(), parameters })
     }
 
     /// The parameter that begins at this absolute offset.
@@ -106,31 +112,38 @@ impl WeightsFile {
     }
 }
 
-fn read_header(path: &Path, spec: &WeightsSpec) -> Result<(Vec<u8>, u64)> {
-    let read = |error| Error::io("read", path, error);
-    let mut file = File::open(path).map_err(read)?;
-    let mut length = [0; 8];
-    if spec.bytes < 8 {
-        return Err(Error::directory("is not a safetensors file (it is too short)"));
+/// The first bytes of a safetensors file.
+pub(super) struct Header {
+    json: Vec<u8>,
+    /// Where the data begins.
+    start: u64,
+    /// Of the length field and the JSON.
+    pub(super) sha256: String,
+}
+
+impl Header {
+    /// Reads it from a file of so many bytes.
+    pub(super) fn read(path: &Path, bytes: u64) -> Result<Self> {
+        let read = |error| Error::io("read", path, error);
+        let mut file = File::open(path).map_err(read)?;
+        let mut length = [0; 8];
+        if bytes < 8 {
+            return Err(Error::directory("is not a safetensors file (it is too short)"));
+        }
+        file.read_exact(&mut length).map_err(read)?;
+        let header_bytes = u64::from_le_bytes(length);
+        if header_bytes > MAX_HEADER || header_bytes > bytes.saturating_sub(8) {
+            return Err(Error::directory(
+                "is not a safetensors file (its header is longer than the file or than 100 MB)",
+            ));
+        }
+        let mut json = vec![0; header_bytes as usize];
+        file.read_exact(&mut json).map_err(read)?;
+        let mut hash = Sha256::new();
+        hash.update(length);
+        hash.update(&json);
+        Ok(Self { json, start: 8 + header_bytes, sha256: hex(&hash.finalize()) })
     }
-    file.read_exact(&mut length).map_err(read)?;
-    let header_bytes = u64::from_le_bytes(length);
-    if header_bytes > MAX_HEADER || header_bytes > spec.bytes.saturating_sub(8) {
-        return Err(Error::directory("is not a safetensors file (its header is longer than the file or than 100 MB)"));
-    }
-    let mut header = vec![0; header_bytes as usize];
-    file.read_exact(&mut header).map_err(read)?;
-    let mut hash = Sha256::new();
-    hash.update(length);
-    hash.update(&header);
-    let actual = hex(&hash.finalize());
-    if actual != spec.header_sha256 {
-        return Err(Error::directory(format!(
-            "the header has the SHA-256 {actual}, the manifest says {}; the file was replaced: restore it, or export again",
-            spec.header_sha256
-        )));
-    }
-    Ok((header, 8 + header_bytes))
 }
 
 fn locate(header: &[u8], start: u64, spec: &WeightsSpec) -> Result<BTreeMap<u64, Parameter>> {
