@@ -2,6 +2,8 @@
 
 The format is described in `models/README.md`. The way of a model through this package::
 
+    choice     which of several checkpoints in a folder is the model's
+    variant    the chosen ones under the names that diffusers looks for
     families   which graphs, tensors and settings a model needs          (a Plan)
     checkpoint where each parameter lies in the safetensors files
     template   one traced graph per kind of block, without weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Checkpoint", "Parameter", "Shard", "files", "read"]
+__all__ = ["Checkpoint", "Parameter", "Shard", "files", "paths", "read"]
 
 import hashlib
 import json
@@ -15,6 +15,7 @@ from typing import Any
 
 from onnx import TensorProto
 
+from dbcache_export.choice import choose
 from dbcache_export.errors import ExportError, listed
 
 #: safetensors' dtype: (ONNX's, bytes per value). Quantised types are refused: their scales have no place in the format.
@@ -114,25 +115,32 @@ def read(folder: Path, component: str) -> Checkpoint:
     return Checkpoint(folder, tuple(shards), parameters)
 
 
-def files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
-    """Names of the shards in order, and the index if there is one."""
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    found = sorted(path.name for path in folder.glob("*.safetensors"))
-    if len(indices) > 1 or (not indices and len(found) > 1):
-        several = listed([path.name for path in indices] or found)
-        raise ExportError(f"{folder} holds several checkpoints: {several}", "keep one of them in the folder")
-    if not indices:
-        if not found:
-            raise ExportError(f"{folder} has no .safetensors file", "save the model as safetensors")
-        return found, None
+def files(folder: Path, name: str | None = None) -> tuple[list[str], dict[str, str] | None]:
+    """Names of the shards in order, and the index if there is one: of the checkpoint that diffusers would load.
+
+    `name` is another checkpoint's file or index.
+
+    Raises:
+        ExportError: There is none, or the index and the files disagree.
+    """
+    name = name or choose(folder).name
+    if not name.endswith(".json"):
+        return [name], None
     try:
-        index = json.loads(indices[0].read_text("utf-8"))["weight_map"]
+        index = json.loads((folder / name).read_text("utf-8"))["weight_map"]
         named = sorted(set(index.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExportError(f"{indices[0]} is not an index of shards ({error})", "repair the checkpoint") from error
+        raise ExportError(f"{folder / name} is not an index of shards ({error})", "repair the checkpoint") from error
     if any(Path(file).name != file for file in named):
-        raise ExportError(f"{indices[0]} names files outside its folder", "repair the checkpoint")
+        raise ExportError(f"{folder / name} names files outside its folder", "repair the checkpoint")
+    if missing := [file for file in named if not (folder / file).exists()]:
+        raise ExportError(f"{folder} lacks {listed(missing)}, which {name} names", "download the missing files")
     return named, index
+
+
+def paths(folder: Path) -> list[Path]:
+    """The files of the checkpoint."""
+    return [folder / name for name in files(folder)[0]]
 
 
 def _read_shard(path: Path, name: str) -> tuple[Shard, list[Parameter]]:

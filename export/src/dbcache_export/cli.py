@@ -117,6 +117,12 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Path, Options, bool]:
         default=[],
         help="merge an adapter into the transformer, this strongly (repeatable)",
     )
+    add(
+        "--variant",
+        metavar="NAME",
+        type=_variant,
+        help="take the files of this variant, such as fp16, where a component has them (default: those without one)",
+    )
     add("--overwrite", action="store_true", help="replace an engine directory; documents in it are kept")
     add("--debug", action="store_true", help="show warnings and tracebacks")
     add("--list", action=_List, nargs=0, help="show the families of models that can be exported, and what was checked")
@@ -139,6 +145,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Path, Options, bool]:
         size=given.size,
         downscale=given.downscale,
         lora=tuple(given.lora),
+        variant=given.variant,
     )
     return given.model, given.engine, options, given.debug
 
@@ -169,6 +176,14 @@ def _size(text: str) -> tuple[int, int]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 1024x1024")
     return int(found[1]), int(found[2])
+
+
+def _variant(text: str) -> str:
+    if not re.fullmatch(r"[^./\\]+", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no variant such as fp16: the part of a file's name between two dots"
+        )
+    return text
 
 
 def _lora(text: str) -> tuple[Path, float]:

@@ -334,7 +334,7 @@ def _qwen_model(folder: Path, prefix: str) -> Any:
 
     config = Qwen2_5_VLConfig.from_pretrained(folder).text_config
     weights: Mapping[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in checkpoint.paths(folder):
         weights = weights | load_file(file)
     model: Any = Qwen2_5_VLTextModel(config).eval()
     own = {name.removeprefix(prefix): w.float() for name, w in weights.items() if name.startswith(prefix)}

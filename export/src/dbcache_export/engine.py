@@ -29,6 +29,7 @@ from dbcache_export.place import place
 from dbcache_export.ports import refuse_misfits
 from dbcache_export.spec import Graph, Options, Plan, Template
 from dbcache_export.template import Traced, trace
+from dbcache_export.variant import plain
 
 #: Files of an engine directory; what else an overwritten directory holds is kept.
 _ENGINE_FILES = ("manifest.json", "*.onnx", "*.safetensors")
@@ -64,6 +65,7 @@ def export(model: Path, engine: Path, options: Options, progress: Callable[[str]
     with _new_directory(engine, overwrite=options.overwrite) as partial, ExitStack() as undo:
         progress("reading headers")
         fake = FakeTensorMode()
+        model = undo.enter_context(plain(model, options.variant, partial.parent, progress))
         own = None
         if options.lora:
             own = model = undo.enter_context(merged(model, options.lora, partial.parent, progress))

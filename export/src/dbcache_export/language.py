@@ -203,7 +203,7 @@ def _cases(
 def _original(folder: Path, prefix: str) -> Any:
     """The original text model in float32, without the rest of its checkpoint."""
     config = _config(folder)
-    weights = {name: each for file in sorted(folder.glob("*.safetensors")) for name, each in load_file(file).items()}
+    weights = {name: each for file in checkpoint.paths(folder) for name, each in load_file(file).items()}
     model: Any = _CLASSES[config.model_type](config).eval()
     own = {name.removeprefix(prefix): each.float() for name, each in weights.items() if name.startswith(prefix)}
     model.load_state_dict({name: each for name, each in own.items() if name in model.state_dict()}, strict=True)

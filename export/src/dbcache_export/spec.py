@@ -60,6 +60,7 @@ class Options:
     frames: int | None = None
     downscale: int | None = None
     lora: tuple[tuple[Path, float], ...] = ()
+    variant: str | None = None
 
 
 @dataclass(frozen=True)

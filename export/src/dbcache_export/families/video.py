@@ -105,7 +105,7 @@ def templates(
 def original(model: type[Any], folder: Path) -> Any:
     """The model of diffusers in `folder`, in float32; the loader of diffusers needs another package for some models."""
     loaded = model.from_config(model.load_config(folder)).float().eval()
-    state = {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
+    state = {name: value for file in checkpoint.paths(folder) for name, value in load_file(file).items()}
     loaded.load_state_dict(state)
     return loaded
 
