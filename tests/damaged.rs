@@ -167,7 +167,7 @@ fn manifests() {
         ("three sides", "/size/default", json!([16, 16, 16]), "does not parse"),
         ("default that never fits", "/dimensions/image/max", json!(63), "`size.default`"),
         ("shift 0", "/scheduler/shift", json!({"kind": "static", "shift": 0}), "impossible number"),
-        ("shift terminal", "/scheduler/shift_terminal", json!(1), "impossible number"),
+        ("shift terminal", "/scheduler/shift_terminal", json!(2), "impossible number"),
         ("dynamic shift", "/scheduler/shift", dynamic(4096, 4096, 1.15), "impossible number"),
         ("overflowing shift", "/scheduler/shift", dynamic(16, 4096, 1e300), "impossible number"),
         (
@@ -370,6 +370,11 @@ const LEGAL: &[&str] = &[
     "/scheduler/shift/kind 0",
     "/scheduler/noise/kind 0",
     "/scheduler/shift_terminal 0",
+    // Betas may fall, or be nothing; a run whose numbers are not finite is refused.
+    "/scheduler/betas/start 0",
+    "/scheduler/betas/end 0",
+    "/scheduler/noise/start 0",
+    "/scheduler/noise/end 0",
     "/lists/0/name ",
     "/lists/1/name ",
     "/lists/1/joined removed",
@@ -448,7 +453,7 @@ fn requests() {
 
     let copy = Copy::tiny();
     copy.set("/scheduler/shift", dynamic(0, 1, 100.0));
-    check("shift", copy, tiny_inputs(false), one_step(), EngineDirectory, &["sigmas do not fall"]);
+    check("shift", copy, tiny_inputs(false), one_step(), EngineDirectory, &["sigmas do not lie between 0 and 1"]);
 
     let copy = Copy::emoji();
     copy.set("/dimensions/batch/max", json!(1));

@@ -384,16 +384,7 @@ pub(super) fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize
     let inverted = matches!(manifest.scheduler, SchedulerSpec::FlowMatchEuler { inverted: true, .. });
     let Some(tensor) = inputs.tensors.get(SIGMAS) else {
         let steps = asked.unwrap_or(manifest.defaults.steps as usize);
-        let schedule = Schedule::new(&manifest.scheduler, manifest.prediction, steps, grid.tokens() as u64)?;
-        let levels: Vec<f32> = schedule.sigmas.iter().map(|s| if inverted { 1.0 - s } else { *s }).collect();
-        // A shift that fits one picture size can be impossible for another.
-        if levels.windows(2).any(|pair| pair[0] < pair[1]) || !(0.0..=1.0).contains(&levels[0]) {
-            return Err(Error::directory(format!(
-                "the scheduler's sigmas do not fall from 1 to 0 at this size: {:?} …",
-                &schedule.sigmas[..2]
-            )));
-        }
-        return Ok(schedule);
+        return Schedule::new(&manifest.scheduler, manifest.prediction, steps, grid.tokens() as u64);
     };
     if inverted || !matches!(manifest.scheduler, SchedulerSpec::FlowMatchEuler { .. }) {
         return Err(Error::input(format!(
@@ -416,7 +407,7 @@ pub(super) fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize
             "input `{SIGMAS}` must be one row of at least two numbers that fall to 0 or more"
         )));
     }
-    Ok(Schedule::euler(sigmas, manifest.prediction))
+    Ok(Schedule::euler(sigmas, &manifest.scheduler, manifest.prediction))
 }
 
 /// The noise that a stochastic scheduler adds: what is given, else what the pictures' generators give next.

@@ -341,7 +341,9 @@ impl Request {
 
     /// Tells the model which step it is.
     pub(super) fn write_time(&mut self, step: usize) -> Result<()> {
-        for (id, value) in [(self.sigma, self.schedule.sigmas[step]), (self.timestep, self.schedule.timesteps[step])] {
+        for (id, value) in
+            [(self.sigma, self.schedule.thousandth(step)), (self.timestep, self.schedule.timesteps[step])]
+        {
             if let Some(id) = id {
                 let rows = self.buffers.shape(id)[0] as usize;
                 self.buffers.write(id, &vec![value; rows])?;

@@ -29,8 +29,9 @@ impl Request {
     /// Takes a host's latents and noise level for the step that comes, and gives the latents as a list.
     pub(super) fn accept(&mut self, latents: &ArrayD<f32>, sigma: f32) -> Result<Vec<f32>> {
         let step = self.done;
-        let prediction = self.engine.directory.manifest.prediction;
-        if !matches!(prediction, Prediction::Velocity {} | Prediction::Sample { .. }) {
+        let manifest = &self.engine.directory.manifest;
+        let has_velocity = matches!(manifest.prediction, Prediction::Velocity {} | Prediction::Sample { .. });
+        if !has_velocity || !manifest.scheduler.is_flow() {
             return Err(Error::usage(
                 "this model predicts no velocity, so that a host cannot own its loop; let the engine run all steps",
             ));
@@ -52,7 +53,7 @@ impl Request {
         }
         let before: Vec<f32> = latents.iter().copied().collect();
         self.buffers.write(self.latents, &before)?;
-        self.schedule.set_sigma(step, sigma);
+        self.schedule.set_sigma(step, sigma, &self.engine.directory.manifest.scheduler);
         Ok(before)
     }
 

@@ -1,18 +1,23 @@
-"""Translates a diffusers scheduler_config.json into the manifest's scheduler and prediction."""
+"""Translates a diffusers scheduler_config.json into the manifest's scheduler and prediction.
+
+diffusers is asked first: a configuration is taken if its scheduler, called as the pipeline calls it, gives finite
+numbers. What diffusers can and the manifest cannot say, or would read otherwise, is refused by the setting's name.
+"""
 
 from __future__ import annotations
 
-__all__ = ["NO_SHIFT", "flow_sigmas", "prediction", "scheduler"]
+__all__ = ["NO_SHIFT", "prediction", "scheduler", "train_steps"]
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dbcache_export.errors import ExportError, listed
-from dbcache_export.folder import read_json
+import torch
 
-#: Evenly from 1 to 1 / steps, as pipelines that pass sigmas of their own do.
-PER_STEP: Mapping[str, Any] = {"kind": "linear", "last": None}
+from dbcache_export.errors import listed
+from dbcache_export.pipeline_calls import PER_STEP, Calls
+from dbcache_export.scheduler_trial import Source
 
 #: Sigmas as they are: linear from 1 to 0.
 NO_SHIFT: dict[str, Any] = {
@@ -23,194 +28,258 @@ NO_SHIFT: dict[str, Any] = {
     "inverted": False,
 }
 
-#: Flow matching and timesteps of diffusers count so many steps.
-_TRAIN_STEPS = 1000
-
-#: Settings that change the sigmas or the step in ways that the format cannot say.
-_UNSUPPORTED = {
-    "use_exponential_sigmas": (None, False),
-    "use_beta_sigmas": (None, False),
-    "use_lu_lambdas": (None, False),
-    "stochastic_sampling": (None, False),
-    "trained_betas": (None,),
-    "thresholding": (None, False),
-    "solver_p": (None,),
-    "variance_type": (None,),
-    "predict_x0": (None, True),
-    "lambda_min_clipped": (None, "-Infinity", float("-inf")),
+#: What the manifest's numbers may be (rules/sampling.rs), by diffusers' names.
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "num_train_timesteps": (1, 100_000),
+    "steps_offset": (0, 100_000),
+    "solver_order": (1, 7),
+    "beta_start": (0, 1),
+    "beta_end": (0, 1),
+    "snr_shift_scale": (1e-300, 1e6),
+    "shift": (1e-300, 1e6),
+    "flow_shift": (1e-300, 1e6),
+    "shift_terminal": (0, 1),
+    "base_shift": (-1e6, 1e6),
+    "max_shift": (-1e6, 1e6),
+    "base_image_seq_len": (-(1 << 24), 1 << 24),
+    "max_image_seq_len": (-(1 << 24), 1 << 24),
+    "sigma_min": (1e-300, 1e12),
+    "sigma_max": (1e-300, 1e12),
 }
 
 
-def scheduler(
-    folder: Path, sigmas: Mapping[str, Any] | None = PER_STEP, published: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def scheduler(folder: Path, calls: Calls, published: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The scheduler of a pipeline folder; without one, flow-matching sigmas that are not shifted.
 
     Args:
         folder: The pipeline's.
-        sigmas: For flow matching: what the pipeline passes to the scheduler; None if it passes nothing.
+        calls: How the pipeline calls its scheduler.
         published: Configuration of the scheduler that the model was published with, for a folder without one.
 
     Raises:
-        ExportError: It is of another class, or has an unsupported setting.
+        ExportError: It is of another class, or has a setting that diffusers or the manifest cannot take.
     """
-    path = folder / "scheduler" / "scheduler_config.json"
-    if not path.is_file() and published is None:
-        return NO_SHIFT | ({"sigmas": sigmas} if sigmas else {})
-    config = read_json(path) if path.is_file() else dict(published or {})
-    name = config.get("_class_name")
-    if name not in _CLASSES:
-        raise ExportError(f"{path}: {name} is not supported", f"supported: {listed(_CLASSES)}")
-    refused = [key for key, allowed in _UNSUPPORTED.items() if config.get(key) not in allowed]
-    if refused:
-        raise ExportError(f"{path}: {listed(refused)} is not supported", "switch it off")
-    return _CLASSES[str(name)](config, path, sigmas)
+    source = Source.read(folder, published)
+    if source is None:
+        return NO_SHIFT | ({"sigmas": calls.sigmas} if calls.sigmas else {})
+    source.try_out(calls)
+    return _Translation(source, calls).fields()
 
 
-def prediction(folder: Path, default: str = "epsilon", published: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def prediction(folder: Path, published: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What the model of a pipeline folder predicts, by its scheduler, or by the one that it was published with."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path) if path.is_file() else dict(published or {})
-    if not config or config.get("_class_name") == "FlowMatchEulerDiscreteScheduler":
+    source = Source.read(folder, published)
+    if source is None or source.name == "FlowMatchEulerDiscreteScheduler":
         return {"kind": "velocity"}
-    given = config.get("prediction_type", default)
-    kinds = {"epsilon": "epsilon", "v_prediction": "v_prediction", "flow_prediction": "velocity"}
-    if given not in kinds:
-        raise ExportError(f"{path}: the prediction_type {given} is not supported", f"supported: {listed(kinds)}")
-    return {"kind": kinds[given]}
+    given = source.built.config["prediction_type"]
+    kinds = {"epsilon": "epsilon", "v_prediction": "v_prediction", "flow_prediction": "velocity", "sample": "sample"}
+    if not isinstance(given, str) or given not in kinds:
+        raise source.refusal("prediction_type", f"supported: {listed(kinds)}")
+    return {"kind": kinds[given]} | ({"min_sigma": 0.001} if given == "sample" else {})
 
 
-def flow_sigmas(shift: float) -> dict[str, Any]:
-    """Sigmas of a FlowMatchEulerDiscreteScheduler to which the pipeline passes none."""
-    smallest = 1 / _TRAIN_STEPS
-    return {"kind": "linear", "last": shift * smallest / (1 + (shift - 1) * smallest)}
+def train_steps(fields: Mapping[str, Any]) -> int:
+    """How many timesteps the manifest's scheduler counts."""
+    noise = fields.get("noise", fields)
+    return int(noise.get("betas", noise).get("train_steps", 1000))
 
 
-def _flow_match_euler(config: Mapping[str, Any], path: Path, sigmas: Mapping[str, Any] | None) -> dict[str, Any]:
-    _count(config, path)
-    if config.get("use_karras_sigmas"):
-        raise ExportError(f"{path}: use_karras_sigmas is not supported", "switch it off")
-    shift = config.get("shift", 1.0)
-    own = flow_sigmas(1.0 if config.get("use_dynamic_shifting") else shift)
-    return {
-        "kind": "flow_match_euler",
-        "sigmas": dict(sigmas or own),
-        "shift": _shift(config),
-        "shift_terminal": config.get("shift_terminal") or None,
-        "inverted": bool(config.get("invert_sigmas")),
-    }
+class _Translation:
+    """From the settings of a scheduler that works in diffusers to the fields of the manifest."""
 
+    def __init__(self, source: Source, calls: Calls) -> None:
+        self.source, self.calls = source, calls
+        self.config = source.built.config
 
-def _shift(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults are those of diffusers' FlowMatchEulerDiscreteScheduler and of its FLUX pipeline."""
-    if config.get("use_dynamic_shifting"):
-        return {
-            "kind": "dynamic",
-            "base_tokens": config.get("base_image_seq_len", 256),
-            "max_tokens": config.get("max_image_seq_len", 4096),
-            "base_shift": config.get("base_shift", 0.5),
-            "max_shift": config.get("max_shift", 1.15),
-            "time_shift": config.get("time_shift_type", "exponential"),
-        }
-    shift = config.get("shift", 1.0)
-    return {"kind": "none"} if shift == 1.0 else {"kind": "static", "shift": shift}
+    def fields(self) -> dict[str, Any]:
+        """The manifest's scheduler."""
+        if self.source.name == "FlowMatchEulerDiscreteScheduler":
+            return self.flow_match_euler()
+        if self.source.name == "DPMSolverMultistepScheduler":
+            return self.dpm_solver()
+        if self.source.name == "UniPCMultistepScheduler":
+            return self.unipc()
+        return {"kind": "dpm_sde" if self.source.name == "CogVideoXDPMScheduler" else "ddim"} | self.ddims_grid()
 
+    def number(self, name: str) -> int | float:
+        """A number that the manifest can hold; diffusers takes truth values as well.
 
-def _ddim(config: Mapping[str, Any], path: Path, sigmas: Mapping[str, Any] | None) -> dict[str, Any]:
-    _no_sigmas(path, sigmas)
-    if config.get("clip_sample", True):
-        raise ExportError(f"{path}: clip_sample is not supported", "switch it off")
-    return {"kind": "ddim"} | _on_ddims_grid(config, 1.0, path)
+        Raises:
+            ExportError: It is beyond what the engine takes.
+        """
+        value = self.config.get(name)
+        low, high = _RANGES[name]
+        if isinstance(value, bool):
+            value = int(value)
+        if not isinstance(value, (int, float)) or not low <= value <= high:
+            low = 0 if 0 < low < 1 else low
+            raise self.source.refusal(name, f"expected a number from {low:g} to {high:g}")
+        return value
 
-
-def _cogvideox(kind: str) -> Callable[[Mapping[str, Any], Path, Mapping[str, Any] | None], dict[str, Any]]:
-    """Both schedulers of CogVideoX shift the signal-to-noise ratio, by 3 unless told otherwise."""
-
-    def translate(config: Mapping[str, Any], path: Path, sigmas: Mapping[str, Any] | None) -> dict[str, Any]:
-        _no_sigmas(path, sigmas)
-        betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-        return {"kind": kind} | _on_ddims_grid(betas | dict(config), config.get("snr_shift_scale", 3.0), path)
-
-    return translate
-
-
-def _on_ddims_grid(config: Mapping[str, Any], snr_shift: float, path: Path) -> dict[str, Any]:
-    return {
-        "betas": _betas(config, snr_shift, path),
-        "spacing": config.get("timestep_spacing", "leading"),
-        "offset": config.get("steps_offset", 0),
-        "last_alpha": "one" if config.get("set_alpha_to_one", True) else "first",
-    }
-
-
-def _dpm_solver(config: Mapping[str, Any], path: Path, sigmas: Mapping[str, Any] | None) -> dict[str, Any]:
-    _no_sigmas(path, sigmas)
-    algorithm = config.get("algorithm_type", "dpmsolver++")
-    if algorithm != "dpmsolver++":
-        raise ExportError(f"{path}: the algorithm_type {algorithm} is not supported", "supported: dpmsolver++")
-    return {"kind": "dpm_solver"} | _multistep(config, path) | {"euler_at_final": bool(config.get("euler_at_final"))}
-
-
-def _unipc(config: Mapping[str, Any], path: Path, sigmas: Mapping[str, Any] | None) -> dict[str, Any]:
-    _no_sigmas(path, sigmas)
-    if config.get("use_dynamic_shifting") or config.get("shift_terminal"):
-        raise ExportError(f"{path}: use_dynamic_shifting and shift_terminal are not supported", "switch them off")
-    own = {"disable_corrector": list(config.get("disable_corrector") or [])}
-    return {"kind": "unipc"} | _multistep({"solver_type": "bh2"} | dict(config), path) | own
-
-
-def _multistep(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    if config.get("use_flow_sigmas"):
-        noise = {"kind": "flow", "shift": config.get("flow_shift", 1.0), "train_steps": _count(config, path)}
-    else:
-        noise = {"kind": "betas"} | _betas(config, 1.0, path)
-    return {
-        "noise": noise,
-        "spacing": config.get("timestep_spacing", "linspace"),
-        "offset": config.get("steps_offset", 0),
-        "karras": bool(config.get("use_karras_sigmas")),
-        "order": config.get("solver_order", 2),
-        "solver": config.get("solver_type", "midpoint"),
-        "lower_order_final": config.get("lower_order_final", True),
-        "last_sigma": {"zero": "zero", "sigma_min": "min"}[config.get("final_sigmas_type", "zero")],
-    }
-
-
-def _betas(config: Mapping[str, Any], snr_shift: float, path: Path) -> dict[str, Any]:
-    schedule = config.get("beta_schedule", "linear")
-    if schedule not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-        raise ExportError(
-            f"{path}: the beta_schedule {schedule} is not supported",
-            "supported: linear, scaled_linear, squaredcos_cap_v2",
+    def flow_match_euler(self) -> dict[str, Any]:
+        count = self.number("num_train_timesteps")
+        passed = self.calls.passed_sigmas(self.config)
+        shift, smallest = self.shift("shift"), 1 / count
+        if shift["kind"] == "static":
+            smallest = shift["shift"] * smallest / (1 + (shift["shift"] - 1) * smallest)
+        return (
+            {
+                "kind": "flow_match_euler",
+                "sigmas": dict(passed or {"kind": "linear", "last": smallest}),
+                "shift": shift,
+                "shift_terminal": self.terminal(),
+                "inverted": bool(self.config["invert_sigmas"]),
+            }
+            | ({} if count == 1000 else {"train_steps": count})
+            | self.spread(use_karras_sigmas="karras", use_exponential_sigmas="exponential")
+            | ({"stochastic": True} if self.config["stochastic_sampling"] else {})
         )
-    return {
-        "schedule": schedule,
-        "start": config.get("beta_start", 0.0001),
-        "end": config.get("beta_end", 0.02),
-        "train_steps": config.get("num_train_timesteps", _TRAIN_STEPS),
-        "snr_shift": snr_shift,
-        "zero_snr": bool(config.get("rescale_betas_zero_snr")),
-    }
 
+    def shift(self, static: str) -> dict[str, Any]:
+        """Of flow matching; `static` is the setting of a shift that is always the same."""
+        passed = self.calls.passed_shift(self.config)
+        if self.config["use_dynamic_shifting"] and passed:
+            if passed["kind"] == "dynamic":
+                names = {
+                    "base_tokens": "base_image_seq_len",
+                    "max_tokens": "max_image_seq_len",
+                    "base_shift": "base_shift",
+                    "max_shift": "max_shift",
+                }
+                passed |= {field: self.number(name) for field, name in names.items() if name in self.config}
+            return passed | {"time_shift": self.config["time_shift_type"]}
+        shift = self.number(static)
+        return {"kind": "none"} if shift == 1 else {"kind": "static", "shift": shift}
 
-def _count(config: Mapping[str, Any], path: Path) -> int:
-    """The number of timesteps; flow matching has 1000 in every pipeline."""
-    count = config.get("num_train_timesteps", _TRAIN_STEPS)
-    if count != _TRAIN_STEPS:
-        raise ExportError(f"{path}: num_train_timesteps is {count}", f"only {_TRAIN_STEPS} is supported")
-    return int(count)
+    def terminal(self) -> int | float | None:
+        """Zero and none are the same to diffusers."""
+        return self.number("shift_terminal") if self.config.get("shift_terminal") else None
 
+    def spread(self, **kinds: str) -> dict[str, Any]:
+        """The first of these settings that is on."""
+        found = [kind for name, kind in kinds.items() if self.config.get(name)]
+        if not found:
+            return {}
+        # Schedulers read these two even where they have no such setting of their own.
+        ends = {"smallest": "sigma_min", "largest": "sigma_max"}
+        if found[0] == "lambda":
+            ends = {}
+        given = {end: self.number(name) for end, name in ends.items() if self.config.get(name) is not None}
+        return {"spread": {"kind": found[0], "smallest": None, "largest": None} | given}
 
-def _no_sigmas(path: Path, sigmas: Mapping[str, Any] | None) -> None:
-    if sigmas is not None and sigmas is not PER_STEP:
-        raise ExportError(f"{path}: a scheduler that takes no sigmas of the pipeline", "use a flow-matching scheduler")
+    def ddims_grid(self) -> dict[str, Any]:
+        return {
+            "betas": self.betas(),
+            "spacing": self.config["timestep_spacing"],
+            "offset": self.offset(),
+            "last_alpha": "one" if self.config["set_alpha_to_one"] else "first",
+        }
 
+    def offset(self) -> int | float:
+        """Matters to `leading` timesteps only."""
+        return self.number("steps_offset") if self.config["timestep_spacing"] == "leading" else 0
 
-_CLASSES: Mapping[str, Callable[[Mapping[str, Any], Path, Mapping[str, Any] | None], dict[str, Any]]] = {
-    "FlowMatchEulerDiscreteScheduler": _flow_match_euler,
-    "DDIMScheduler": _ddim,
-    "CogVideoXDDIMScheduler": _cogvideox("ddim"),
-    "CogVideoXDPMScheduler": _cogvideox("dpm_sde"),
-    "DPMSolverMultistepScheduler": _dpm_solver,
-    "UniPCMultistepScheduler": _unipc,
-}
+    def dpm_solver(self) -> dict[str, Any]:
+        spread = self.spread(use_karras_sigmas="karras", use_lu_lambdas="lambda", use_exponential_sigmas="exponential")
+        noise = self.noise(spread, divides=False)
+        last = {"zero": "zero", "sigma_min": "min"}[self.config["final_sigmas_type"]]
+        alphas = self.source.built.alphas_cumprod
+        fields = {"kind": "dpm_solver"} | self.multistep(noise, spread, "midpoint", last)
+        if last == "min" and noise["kind"] == "flow":
+            # As if the noise were that of betas, which no flow has.
+            fields["last_sigma"] = {"value": float(((1 - alphas[0]) / alphas[0]) ** 0.5)}
+        # Orders above the third are the third.
+        fields["order"] = min(fields["order"], 3)
+        fields["euler_at_final"] = bool(self.config["euler_at_final"])
+        algorithm = self.config["algorithm_type"]
+        if algorithm == "sde-dpmsolver" and fields["order"] > 2:
+            raise self.source.refusal("solver_order", "diffusers has no third order of sde-dpmsolver; take 2")
+        return fields | ({} if algorithm == "dpmsolver++" else {"algorithm": algorithm}) | self.used_timesteps(spread)
+
+    def used_timesteps(self, spread: Mapping[str, Any]) -> dict[str, Any]:
+        """Those with a larger lambda than the clipped one; spread sigmas and those of a flow do not care."""
+        if spread or self.config["use_flow_sigmas"]:
+            return {}
+        built, count = self.source.built, self.number("num_train_timesteps")
+        clipped = torch.searchsorted(torch.flip(built.lambda_t, [0]), self.config["lambda_min_clipped"])
+        used = int(count - clipped.item())
+        if used == count:
+            return {}
+        if used < 1:
+            raise self.source.refusal("lambda_min_clipped", "it leaves no timesteps; take a smaller number")
+        if self.config["timestep_spacing"] == "trailing":
+            raise self.source.refusal(
+                "lambda_min_clipped", "it leaves out steps with `trailing` timesteps; take others"
+            )
+        return {"used_timesteps": used}
+
+    def unipc(self) -> dict[str, Any]:
+        spread = self.spread(use_karras_sigmas="karras", use_exponential_sigmas="exponential")
+        if spread and self.calls.passed_sigmas(self.config) is not None:
+            name = "use_karras_sigmas" if self.config["use_karras_sigmas"] else "use_exponential_sigmas"
+            raise self.source.refusal(name, "the pipeline passes sigmas of its own; switch it off")
+        divides = bool(self.config["use_karras_sigmas"])
+        last = {"zero": "zero", "sigma_min": "min"}[self.config["final_sigmas_type"]]
+        noise = self.noise(spread, divides)
+        if noise["kind"] == "flow" and (sigmas := self.calls.passed_sigmas(self.config)):
+            noise["sigmas"] = dict(sigmas)
+        if noise["kind"] == "flow" and (terminal := self.terminal()) is not None:
+            noise["shift_terminal"] = terminal
+        steps = [step for step in self.config["disable_corrector"] if isinstance(step, (int, float)) and step >= 0]
+        return (
+            {"kind": "unipc"}
+            | self.multistep(noise, spread, "bh2", last)
+            | {"disable_corrector": [int(step) for step in steps if step == math.floor(step)]}
+            | ({} if self.config["predict_x0"] else {"over_noise": True})
+        )
+
+    def multistep(self, noise: dict[str, Any], spread: dict[str, Any], other: str, last: str) -> dict[str, Any]:
+        """What both solvers have. The solver of another class's configuration is `other`, as in diffusers."""
+        own = {"midpoint": ("midpoint", "heun"), "bh2": ("bh1", "bh2")}[other]
+        solver = self.config["solver_type"]
+        order = self.config["solver_order"]
+        plain = spread == {"spread": {"kind": "karras", "smallest": None, "largest": None}}
+        return {
+            "noise": noise,
+            "spacing": self.config["timestep_spacing"],
+            "offset": 0 if noise["kind"] != "betas" or spread else self.offset(),
+            "karras": plain,
+            "order": order if order >= 3 and other == "midpoint" else self.number("solver_order"),
+            "solver": solver if solver in own else other,
+            "lower_order_final": bool(self.config["lower_order_final"]),
+            "last_sigma": last,
+        } | ({} if plain else spread)
+
+    def noise(self, spread: Mapping[str, Any], divides: bool) -> dict[str, Any]:
+        """Of a multistep solver, whose sigmas are a flow's or follow from betas."""
+        if not self.config["use_flow_sigmas"]:
+            return {"kind": "betas"} | self.betas()
+        if spread:
+            return {"kind": "flow_of_betas", "betas": self.betas(), "divided": divides}
+        shift = self.shift("flow_shift")
+        plain = {"none": 1.0, "static": shift.get("shift")}.get(shift["kind"], shift)
+        return {"kind": "flow", "shift": plain, "train_steps": self.number("num_train_timesteps")}
+
+    def betas(self) -> dict[str, Any]:
+        trained, schedule = self.config["trained_betas"], self.config["beta_schedule"]
+        known = ("linear", "scaled_linear", "squaredcos_cap_v2")
+        if schedule not in known and trained is None:
+            raise self.source.refusal("beta_schedule", f"supported: {listed(known)}")
+        is_computed = trained is None and schedule != "squaredcos_cap_v2"
+        ends = {"start": "beta_start", "end": "beta_end"}
+        return (
+            {"schedule": schedule if schedule in known else "linear"}
+            | {end: self.number(name) if is_computed else self.source.defaults[name] for end, name in ends.items()}
+            | {
+                "train_steps": self.number("num_train_timesteps"),
+                "snr_shift": self.number("snr_shift_scale") if "snr_shift_scale" in self.source.defaults else 1.0,
+                "zero_snr": bool(self.config["rescale_betas_zero_snr"]),
+            }
+            | ({} if trained is None else {"trained": self.trained(trained)})
+        )
+
+    def trained(self, betas: Iterable[Any]) -> list[float]:
+        values = [float(beta) for beta in torch.as_tensor(betas, dtype=torch.float32)]
+        if not all(0 <= value <= 1 for value in values):
+            raise self.source.refusal("trained_betas", "expected numbers from 0 to 1")
+        return values

@@ -9,15 +9,16 @@ use crate::model::manifest::{BetaSchedule, Betas, LastAlpha, Prediction, Spacing
 /// The largest beta of a cosine schedule.
 const MAX_BETA: f64 = 0.999;
 
-/// a for every timestep of the training.
-pub(super) fn alphas(betas: &Betas) -> Vec<f64> {
-    let count = betas.train_steps as usize;
-    let at = |start: f64, end: f64, t: usize| start + (end - start) * t as f64 / (count - 1) as f64;
+/// a for every timestep of the training; computed from betas in f32, as in the original, unless `wide`.
+pub(super) fn alphas(betas: &Betas, wide: bool) -> Vec<f64> {
+    let count = betas.trained.as_ref().map_or(betas.train_steps as usize, Vec::len);
+    let at = |start: f64, end: f64, t: usize| start + (end - start) * t as f64 / (count.max(2) - 1) as f64;
     let cosine = |t: f64| ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
-    let beta = |t: usize| match betas.schedule {
-        BetaSchedule::Linear => at(betas.start, betas.end, t),
-        BetaSchedule::ScaledLinear => at(betas.start.sqrt(), betas.end.sqrt(), t).powi(2),
-        BetaSchedule::SquaredcosCapV2 => {
+    let beta = |t: usize| match (&betas.trained, betas.schedule) {
+        (Some(trained), _) => trained.get(t).copied().unwrap_or(f64::NAN),
+        (None, BetaSchedule::Linear) => at(betas.start, betas.end, t),
+        (None, BetaSchedule::ScaledLinear) => at(betas.start.sqrt(), betas.end.sqrt(), t).powi(2),
+        (None, BetaSchedule::SquaredcosCapV2) => {
             let (now, next) = (t as f64 / count as f64, (t + 1) as f64 / count as f64);
             (1.0 - cosine(next) / cosine(now)).min(MAX_BETA)
         }
@@ -25,9 +26,10 @@ pub(super) fn alphas(betas: &Betas) -> Vec<f64> {
     let mut product = 1.0;
     let mut alphas: Vec<f64> = (0..count)
         .map(|t| {
-            // The original's alphas are f32, its products f64.
-            product *= f64::from(1.0 - beta(t) as f32);
-            product / (betas.snr_shift + (1.0 - betas.snr_shift) * product)
+            product *= if wide { 1.0 - beta(t) } else { f64::from(1.0 - beta(t) as f32) };
+            let a = product / (betas.snr_shift + (1.0 - betas.snr_shift) * product);
+            // What f32 cannot hold is no signal at all.
+            if a as f32 == 0.0 && !wide { 0.0 } else { a }
         })
         .collect();
     if betas.zero_snr
@@ -40,16 +42,21 @@ pub(super) fn alphas(betas: &Betas) -> Vec<f64> {
 
 /// Timesteps of the training from which `count` are used, from the noisiest down. DDIM counts the steps, multistep
 /// solvers count one more and leave the last out.
+///
+/// Sums in the order of numpy, which decides how halves are rounded.
 pub(super) fn timesteps(spacing: Spacing, trained: u64, offset: u64, steps: usize, count: usize) -> Vec<u64> {
-    let even = |i: usize| (trained - 1) as f64 * i as f64 / (count.max(2) - 1) as f64;
     match spacing {
-        Spacing::Linspace => (0..count).rev().take(steps).map(|i| even(i).round_ties_even() as u64).collect(),
+        Spacing::Linspace => {
+            let stride = trained.saturating_sub(1) as f64 / (count.max(2) - 1) as f64;
+            (0..count).rev().take(steps).map(|i| (i as f64 * stride).round_ties_even() as u64).collect()
+        }
         Spacing::Leading => {
             (0..count as u64).rev().take(steps).map(|i| i * (trained / count as u64) + offset).collect()
         }
         Spacing::Trailing => {
-            let ratio = trained as f64 / steps as f64;
-            let at = |i: usize| (trained as f64 - ratio * i as f64).round_ties_even() as u64;
+            let trained = trained as f64;
+            let stride = (trained - trained / steps as f64) - trained;
+            let at = |i: usize| (trained + i as f64 * stride).round_ties_even() as u64;
             (0..steps).map(|i| at(i).saturating_sub(1)).collect()
         }
     }
@@ -71,13 +78,15 @@ impl Grid {
         offset: u64,
         last_alpha: LastAlpha,
         steps: usize,
+        wide: bool,
     ) -> Result<Self> {
-        let all = alphas(betas);
+        let all = alphas(betas, wide);
         let stride = betas.train_steps / steps as u64;
         let timesteps = timesteps(spacing, betas.train_steps, offset, steps, steps);
-        let last = if last_alpha == LastAlpha::One { 1.0 } else { all[0] };
+        let first = all.first().copied().unwrap_or(f64::NAN);
+        let last = if last_alpha == LastAlpha::One { 1.0 } else { first };
         let at = |t: &u64| {
-            let now = all.get(*t as usize).copied().ok_or_else(|| beyond(*t, betas.train_steps))?;
+            let now = all.get(*t as usize).copied().ok_or_else(|| beyond(*t, all.len(), steps))?;
             Ok([now, t.checked_sub(stride).and_then(|before| all.get(before as usize).copied()).unwrap_or(last)])
         };
         let alphas = timesteps.iter().map(at).collect::<Result<_>>()?;
@@ -85,7 +94,7 @@ impl Grid {
     }
 
     /// x ← sqrt(a') x0 + sqrt(1 - a') noise, with the noise that x and x0 imply.
-    pub(super) fn ddim(self, prediction: Prediction) -> Result<Schedule> {
+    pub(super) fn ddim(self, prediction: Prediction) -> Schedule {
         let update = |[now, next]: &[f64; 2]| {
             let x0 = sample(prediction, now.sqrt(), (1.0 - now).sqrt());
             let keep = ((1.0 - next) / (1.0 - now)).sqrt();
@@ -93,11 +102,11 @@ impl Grid {
             Update { latents, kept: Vec::new(), sample: x0, draws: 0 }
         };
         let updates = self.alphas.iter().map(update).collect();
-        Ok(self.schedule(updates, 0))
+        self.schedule(updates, 0)
     }
 
     /// DPM-Solver++ SDE of second order. The logarithms of the signal-to-noise ratio may be infinite at both ends.
-    pub(super) fn dpm_sde(self, prediction: Prediction) -> Result<Schedule> {
+    pub(super) fn dpm_sde(self, prediction: Prediction) -> Schedule {
         let lambda = |a: f64| 0.5 * (a / (1.0 - a)).ln();
         let mut updates = Vec::new();
         for (step, [now, next]) in self.alphas.iter().enumerate() {
@@ -116,7 +125,7 @@ impl Grid {
             let draws = if step > 0 && !is_last { 2 } else { 1 };
             updates.push(Update { latents, kept: vec![x0], sample: x0, draws });
         }
-        Ok(self.schedule(updates, 1))
+        self.schedule(updates, 1)
     }
 
     /// Whether nothing of the training lies below the step.
@@ -133,8 +142,11 @@ impl Grid {
     }
 }
 
-fn beyond(timestep: u64, trained: u64) -> Error {
-    Error::directory(format!(
-        "manifest.json: `scheduler.offset` makes a timestep of {timestep}; {trained} were trained"
-    ))
+fn beyond(timestep: u64, trained: usize, steps: usize) -> Error {
+    Error::option(
+        "steps",
+        format_args!(
+            "is {steps}, with which `scheduler.offset` gives the timestep {timestep} of {trained}; take fewer steps"
+        ),
+    )
 }

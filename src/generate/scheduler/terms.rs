@@ -2,8 +2,10 @@
 
 use std::ops::{Add, Mul, Sub};
 
-/// The most tensors that a scheduler keeps.
-pub(crate) const MAX_KEPT: usize = 4;
+use crate::model::manifest::MAX_ORDER;
+
+/// The most tensors that a scheduler keeps: UniPC one for each order, and its corrected latents.
+pub(crate) const MAX_KEPT: usize = MAX_ORDER as usize + 1;
 
 /// Weights of what a step has.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::model::manifest::{BaseSigmas, Shift};
+use crate::model::manifest::{BaseSigmas, Noise, Shift};
 
 /// diffusers computes sigmas in f32.
 const TOLERANCE: f32 = 2e-6;
@@ -19,6 +19,9 @@ fn unshifted() -> SchedulerSpec {
         shift: Shift::None {},
         shift_terminal: None,
         inverted: false,
+        train_steps: 1000,
+        spread: None,
+        stochastic: false,
     }
 }
 
@@ -48,7 +51,11 @@ fn sigmas_equal_those_of_diffusers() {
     for case in file.cases {
         let SigmasOf { shift, shift_terminal } = case.scheduler;
         let sigmas = BaseSigmas::Linear { last: None };
-        let spec = SchedulerSpec::FlowMatchEuler { sigmas, shift, shift_terminal, inverted: false };
+        let SchedulerSpec::FlowMatchEuler { inverted, train_steps, spread, stochastic, .. } = unshifted() else {
+            unreachable!()
+        };
+        let spec =
+            SchedulerSpec::FlowMatchEuler { sigmas, shift, shift_terminal, inverted, train_steps, spread, stochastic };
         let schedule = Schedule::new(&spec, Prediction::Velocity {}, case.steps, case.image_tokens).unwrap();
         assert_eq!(schedule.sigmas.len(), case.sigmas.len());
         for (ours, theirs) in schedule.sigmas.iter().zip(&case.sigmas) {
@@ -104,6 +111,31 @@ fn noise(step: usize, draw: usize, k: usize) -> f64 {
     (2.1 * step as f64 + 0.4 * draw as f64 + 1.1 * k as f64).cos()
 }
 
+/// What a table makes of the recorder's predictions and noise at the place `k`, after each step.
+fn walk(schedule: &Schedule, k: usize) -> Vec<f64> {
+    let mut x = wave(1000, k);
+    let mut kept = [0.0; terms::MAX_KEPT];
+    let step = |(step, update): (usize, &Update)| {
+        let output = wave(step, k) + 0.3 * x;
+        let drawn = noise(step, update.draws.max(1) - 1, k);
+        let sum = |terms: &Terms| {
+            let of_kept: f64 = terms.kept.iter().zip(kept).map(|(weight, tensor)| weight * tensor).sum();
+            terms.latents * x + terms.prediction * output + of_kept + terms.noise * drawn
+        };
+        let next = sum(&update.latents);
+        let mut next_kept = kept;
+        update.kept.iter().zip(&mut next_kept).for_each(|(terms, place)| *place = sum(terms));
+        (x, kept) = (next, next_kept);
+        x
+    };
+    schedule.updates.iter().enumerate().map(step).collect()
+}
+
+/// Relative to numbers above 1.
+fn error(ours: f64, theirs: f64) -> f64 {
+    (ours - theirs).abs() / (1.0 + theirs.abs())
+}
+
 #[test]
 fn steps_equal_those_of_diffusers() {
     let file: File = read("schedulers.json");
@@ -116,25 +148,88 @@ fn steps_equal_those_of_diffusers() {
             assert!((ours - theirs).abs() <= 1e-5 * 1000.0, "{name}, {steps} steps: timestep {ours}, not {theirs}");
         }
         for k in 0..3 {
-            let mut x = wave(1000, k);
-            let mut kept = [0.0; terms::MAX_KEPT];
-            for (step, update) in schedule.updates.iter().enumerate() {
-                let output = wave(step, k) + 0.3 * x;
-                let drawn = noise(step, update.draws.max(1) - 1, k);
-                let sum = |terms: &Terms| {
-                    let of_kept: f64 = terms.kept.iter().zip(kept).map(|(weight, tensor)| weight * tensor).sum();
-                    terms.latents * x + terms.prediction * output + of_kept + terms.noise * drawn
-                };
-                let next = sum(&update.latents);
-                let mut next_kept = kept;
-                update.kept.iter().zip(&mut next_kept).for_each(|(terms, place)| *place = sum(terms));
-                (x, kept) = (next, next_kept);
-                let expected = case.latents[step][k];
-                let error = (x - expected).abs() / (1.0 + expected.abs());
+            for (step, x) in walk(&schedule, k).into_iter().enumerate() {
+                let (expected, error) = (case.latents[step][k], error(x, case.latents[step][k]));
                 assert!(error <= 1e-5, "{name}, {steps} steps, step {step}: {x}, not {expected} ({error:e})");
             }
         }
     }
+}
+
+#[derive(serde::Deserialize)]
+struct SettingsFile {
+    image_tokens: u64,
+    cases: Vec<SettingsCase>,
+}
+
+#[derive(serde::Deserialize)]
+struct SettingsCase {
+    of: String,
+    scheduler: SchedulerSpec,
+    prediction: Prediction,
+    runs: Vec<Run>,
+}
+
+/// In diffusers; null where its numbers are not finite.
+#[derive(serde::Deserialize)]
+struct Run {
+    steps: usize,
+    /// The first, the last, and the sum of all.
+    timesteps: Option<[f64; 3]>,
+    /// After the last step.
+    latents: Option<[f64; 3]>,
+}
+
+/// One step has no last sigma to stretch to, and no parabola: the engine leaves both out, where diffusers divides by 0.
+fn is_defined_here(scheduler: &SchedulerSpec, steps: usize) -> bool {
+    let is_parabola = |sigmas: &BaseSigmas| matches!(sigmas, BaseSigmas::LinearQuadratic { .. });
+    let (sigmas, terminal) = match scheduler {
+        SchedulerSpec::FlowMatchEuler { sigmas, shift_terminal, .. } => (Some(sigmas), shift_terminal),
+        SchedulerSpec::Unipc { noise: Noise::Flow { sigmas, shift_terminal, .. }, .. } => {
+            (sigmas.as_ref(), shift_terminal)
+        }
+        _ => return false,
+    };
+    steps == 1 && (terminal.is_some() || sigmas.is_some_and(is_parabola))
+}
+
+/// What the exporter writes for whatever settings loads, and computes what diffusers does or is refused for its steps.
+#[test]
+fn settings_load_and_equal_those_of_diffusers() {
+    let file: SettingsFile = read("scheduler_settings.json");
+    assert!(file.cases.len() >= 200);
+    let mut wrong = Vec::new();
+    for SettingsCase { of, scheduler, prediction, runs } in file.cases {
+        if let Err(error) = scheduler.check(prediction) {
+            wrong.push(format!("{of}: {error}"));
+            continue;
+        }
+        for Run { steps, timesteps, latents } in runs {
+            let schedule = Schedule::new(&scheduler, prediction, steps, file.image_tokens);
+            let (Some(timesteps), Some(latents)) = (timesteps, latents) else {
+                if schedule.is_ok() && !is_defined_here(&scheduler, steps) {
+                    wrong.push(format!("{of}: {steps} steps: not finite in diffusers"));
+                }
+                continue;
+            };
+            let schedule = match schedule {
+                Ok(schedule) => schedule,
+                Err(error) => {
+                    wrong.push(format!("{of}: {error}"));
+                    continue;
+                }
+            };
+            let told: Vec<f64> = schedule.timesteps.iter().map(|timestep| f64::from(*timestep)).collect();
+            let ours = [told[0], told[steps - 1], told.iter().sum()];
+            let timesteps_error = ours.into_iter().zip(timesteps).map(|(a, b)| error(a, b)).fold(0.0, f64::max);
+            let ours: Vec<f64> = (0..3).map(|k| walk(&schedule, k)[steps - 1]).collect();
+            let latents_error = ours.iter().zip(latents).map(|(a, b)| error(*a, b)).fold(0.0, f64::max);
+            if timesteps_error > 1e-5 || latents_error > 1e-5 {
+                wrong.push(format!("{of}: {steps} steps: {timesteps_error:e}, {latents_error:e}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} runs differ:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]

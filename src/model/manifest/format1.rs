@@ -220,11 +220,19 @@ impl From<Scheduler1> for SchedulerSpec {
             Shift1::None {} => Shift::None {},
             Shift1::Static { shift } => Shift::Static { shift },
             Shift1::Dynamic { base_tokens, max_tokens, base_shift, max_shift, time_shift } => {
+                let (base_tokens, max_tokens) = (base_tokens as f64, max_tokens as f64);
                 Shift::Dynamic { base_tokens, max_tokens, base_shift, max_shift, time_shift }
             }
         };
-        let sigmas = BaseSigmas::Linear { last: None };
-        Self::FlowMatchEuler { sigmas, shift, shift_terminal, inverted: false }
+        Self::FlowMatchEuler {
+            sigmas: BaseSigmas::Linear { last: None },
+            shift,
+            shift_terminal,
+            inverted: false,
+            train_steps: 1000,
+            spread: None,
+            stochastic: false,
+        }
     }
 }
 

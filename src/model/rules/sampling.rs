@@ -4,12 +4,14 @@ use super::{MAX_EXTENT, fail};
 use crate::error::{At, Result};
 use crate::model::manifest::{
     Axis, BaseSigmas, Betas, CfgBranch, CfgMode, DType, Dimension, GraphSpec, GuidanceSpec, LastSigma, LatentsSpec,
-    Layout, Manifest, Noise, Prediction, RunsSpec, SchedulerSpec, Shift, SizeSpec, Source, TimeShift, UnipcKind,
-    VideoSpec,
+    Layout, MAX_ORDER, Manifest, Noise, Prediction, RunsSpec, SchedulerSpec, Shift, SizeSpec, Source, Spread,
+    UnipcKind, VideoSpec,
 };
 
 /// A larger shift turns every sigma into 1, or overflows.
-const MAX_SHIFT: f64 = 100.0;
+const MAX_SHIFT: f64 = 1e6;
+/// The largest noise-to-signal ratio between which sigmas are spread; e^27, with which no signal is left.
+const MAX_RATIO: f64 = 1e12;
 /// Schedulers that count more timesteps have never been trained.
 const MAX_TRAIN_STEPS: u64 = 100_000;
 const MAX_FPS: f64 = 1000.0;
@@ -201,63 +203,73 @@ impl Manifest {
     }
 
     pub(super) fn check_scheduler(&self) -> Result<()> {
-        if let Prediction::Sample { min_sigma } = self.prediction
+        self.scheduler.check(self.prediction)
+    }
+}
+
+impl SchedulerSpec {
+    /// Whether numbers are possible, and go with each other and with what the model predicts.
+    pub(crate) fn check(&self, prediction: Prediction) -> Result<()> {
+        if let Prediction::Sample { min_sigma } = prediction
             && !(min_sigma > 0.0 && min_sigma < 1.0)
         {
             return fail(format!("`prediction.min_sigma` is {min_sigma}; expected a number between 0 and 1"));
         }
-        let fine = match &self.scheduler {
-            SchedulerSpec::FlowMatchEuler { sigmas, shift, shift_terminal, .. } => {
-                let is_base = match *sigmas {
-                    BaseSigmas::Linear { last } => last.is_none_or(|last| last > 0.0 && last < 1.0),
-                    BaseSigmas::LinearQuadratic { threshold } => threshold > 0.0 && threshold < 0.5,
-                };
-                is_base && is_shift(shift) && shift_terminal.is_none_or(|s| (0.0..1.0).contains(&s))
+        let fine = match self {
+            SchedulerSpec::FlowMatchEuler { sigmas, shift, shift_terminal, train_steps, spread, .. } => {
+                is_base(sigmas)
+                    && is_shift(shift)
+                    && is_terminal(*shift_terminal)
+                    && is_count(*train_steps)
+                    && spread.is_none_or(is_spread)
             }
             SchedulerSpec::Ddim { betas, offset, .. } | SchedulerSpec::DpmSde { betas, offset, .. } => {
-                are_betas(betas) && *offset < betas.train_steps
+                are_betas(betas) && *offset <= MAX_TRAIN_STEPS
             }
-            SchedulerSpec::DpmSolver { noise, offset, order, karras, .. }
-            | SchedulerSpec::Unipc { noise, offset, order, karras, .. } => {
-                let is_noise = match noise {
-                    Noise::Betas(betas) => are_betas(betas) && *offset < betas.train_steps,
-                    Noise::Flow { shift, train_steps } => {
-                        let is_sane = *shift > 0.0 && *shift <= MAX_SHIFT && offset < train_steps;
-                        is_sane && (2..=MAX_TRAIN_STEPS).contains(train_steps) && !karras
-                    }
-                };
-                is_noise && (1..=3).contains(order)
+            SchedulerSpec::DpmSolver {
+                noise,
+                offset,
+                karras,
+                order,
+                spread,
+                last_sigma,
+                algorithm,
+                used_timesteps,
+                ..
+            } => {
+                let is_used = used_timesteps.is_none_or(|count| is_count(count) && count <= self.flow_timesteps());
+                are_levels(noise, *offset, *karras, *spread, *last_sigma)
+                    && (1..=algorithm.max_order()).contains(order)
+                    && is_used
+            }
+            SchedulerSpec::Unipc { noise, offset, karras, order, spread, last_sigma, .. } => {
+                are_levels(noise, *offset, *karras, *spread, *last_sigma) && (1..=MAX_ORDER).contains(order)
             }
         };
         if !fine {
             return fail("`scheduler` has an impossible number");
         }
         // Where no noise is left, the last step of UniPC is exact in the first order, and its other forms divide by zero.
-        if let SchedulerSpec::Unipc { solver, lower_order_final, last_sigma: LastSigma::Zero, .. } = &self.scheduler
-            && (*solver == UnipcKind::Bh1 || !lower_order_final)
+        if let SchedulerSpec::Unipc { solver, order, lower_order_final, last_sigma: LastSigma::Zero, .. } = self
+            && (*solver == UnipcKind::Bh1 || !(*lower_order_final || *order == 1))
         {
             return fail("`scheduler.last_sigma` is `zero`, which needs `bh2` and `lower_order_final`");
         }
-        // All noise and no signal: the noise says nothing about the sample.
-        if let SchedulerSpec::Ddim { betas, .. } | SchedulerSpec::DpmSde { betas, .. } = &self.scheduler
-            && betas.zero_snr
-            && matches!(self.prediction, Prediction::Epsilon {})
-        {
-            return fail("`scheduler.betas.zero_snr` does not go with a prediction of `epsilon`");
-        }
-        let is_flow = match &self.scheduler {
-            SchedulerSpec::FlowMatchEuler { .. } => true,
-            SchedulerSpec::DpmSolver { noise, .. } | SchedulerSpec::Unipc { noise, .. } => {
-                matches!(noise, Noise::Flow { .. })
-            }
-            SchedulerSpec::Ddim { .. } | SchedulerSpec::DpmSde { .. } => false,
+        let over_noise = match self {
+            SchedulerSpec::DpmSolver { algorithm, .. } => algorithm.is_over_noise(),
+            SchedulerSpec::Unipc { over_noise, .. } => *over_noise,
+            _ => false,
         };
-        let fits = match self.prediction {
-            Prediction::Velocity {} => is_flow,
-            Prediction::Sample { .. } => {
-                matches!(self.scheduler, SchedulerSpec::FlowMatchEuler { inverted: false, .. })
+        let fits = match (self, prediction) {
+            (SchedulerSpec::FlowMatchEuler { .. }, Prediction::Velocity {}) => true,
+            (SchedulerSpec::FlowMatchEuler { inverted, stochastic, .. }, Prediction::Sample { .. }) => {
+                !inverted && !stochastic
             }
-            Prediction::Epsilon {} | Prediction::Change {} => !is_flow,
+            (SchedulerSpec::FlowMatchEuler { .. }, _) => false,
+            (SchedulerSpec::Ddim { .. } | SchedulerSpec::DpmSde { .. }, kind) => kind != Prediction::Velocity {},
+            (SchedulerSpec::DpmSolver { .. } | SchedulerSpec::Unipc { .. }, kind) => {
+                !(over_noise && kind == Prediction::Velocity {})
+            }
         };
         if !fits {
             return fail("`prediction.kind` does not go with this scheduler");
@@ -266,14 +278,49 @@ impl Manifest {
     }
 }
 
+fn is_count(train_steps: u64) -> bool {
+    (1..=MAX_TRAIN_STEPS).contains(&train_steps)
+}
+
+fn is_base(sigmas: &BaseSigmas) -> bool {
+    match *sigmas {
+        BaseSigmas::Linear { last } => last.is_none_or(|last| last > 0.0 && last <= 1.0),
+        BaseSigmas::LinearQuadratic { threshold } => threshold > 0.0 && threshold < 0.5,
+    }
+}
+
+fn is_terminal(shift_terminal: Option<f64>) -> bool {
+    shift_terminal.is_none_or(|sigma| (0.0..=1.0).contains(&sigma))
+}
+
+fn is_spread(Spread { smallest, largest, .. }: Spread) -> bool {
+    [smallest, largest].into_iter().flatten().all(|sigma| sigma > 0.0 && sigma <= MAX_RATIO)
+}
+
+/// The noise levels of a multistep solver.
+fn are_levels(noise: &Noise, offset: u64, karras: bool, spread: Option<Spread>, last: LastSigma) -> bool {
+    let is_spread_once = !(karras && spread.is_some()) && spread.is_none_or(is_spread);
+    let is_any_spread = karras || spread.is_some();
+    let is_last = if let LastSigma::Value(sigma) = last { (0.0..=MAX_RATIO).contains(&sigma) } else { true };
+    let is_noise = match noise {
+        Noise::Betas(betas) => are_betas(betas),
+        Noise::FlowOfBetas { betas, .. } => are_betas(betas) && is_any_spread,
+        Noise::Flow { shift, train_steps, sigmas, shift_terminal } => {
+            let is_fine = is_shift(&shift.shift()) && is_count(*train_steps) && is_terminal(*shift_terminal);
+            is_fine && sigmas.as_ref().is_none_or(is_base) && !is_any_spread
+        }
+    };
+    is_noise && is_spread_once && is_last && offset <= MAX_TRAIN_STEPS
+}
+
 fn is_shift(shift: &Shift) -> bool {
     let is_small = |shift: f64| shift.abs() <= MAX_SHIFT;
     match *shift {
         Shift::None {} => true,
         Shift::Static { shift } => is_small(shift) && shift > 0.0,
-        Shift::Dynamic { base_tokens, max_tokens, base_shift, max_shift, time_shift } => {
-            let is_positive = time_shift == TimeShift::Exponential || (base_shift > 0.0 && max_shift > 0.0);
-            base_tokens < max_tokens && is_small(base_shift) && is_small(max_shift) && is_positive
+        Shift::Dynamic { base_tokens, max_tokens, base_shift, max_shift, .. } => {
+            let are_extents = base_tokens.abs() <= MAX_EXTENT as f64 && max_tokens.abs() <= MAX_EXTENT as f64;
+            base_tokens != max_tokens && are_extents && is_small(base_shift) && is_small(max_shift)
         }
         Shift::DynamicSteps { lines, max_tokens, .. } => {
             let are_small = lines.iter().all(|[slope, offset, steps]| {
@@ -285,11 +332,10 @@ fn is_shift(shift: &Shift) -> bool {
 }
 
 fn are_betas(betas: &Betas) -> bool {
-    let Betas { start, end, train_steps, snr_shift, .. } = *betas;
-    start > 0.0
-        && start <= end
-        && end < 1.0
-        && (2..=MAX_TRAIN_STEPS).contains(&train_steps)
-        && snr_shift > 0.0
-        && snr_shift <= MAX_SHIFT
+    let Betas { start, end, train_steps, snr_shift, ref trained, .. } = *betas;
+    let are_trained = trained.as_ref().is_none_or(|all| {
+        (1..=MAX_TRAIN_STEPS).contains(&(all.len() as u64)) && all.iter().all(|beta| (0.0..=1.0).contains(beta))
+    });
+    let is_beta = |beta: f64| (0.0..=1.0).contains(&beta);
+    is_beta(start) && is_beta(end) && are_trained && is_count(train_steps) && snr_shift > 0.0 && snr_shift <= MAX_SHIFT
 }

@@ -21,6 +21,7 @@ from dbcache_export.families.video import Transformer, Video, original, template
 from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Watched
 from dbcache_export.guidance import fused
+from dbcache_export.pipeline_calls import CALLS
 from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
@@ -48,10 +49,10 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         fake,
         parts,
         texts=t5_texts(folder, parts.tensors, parts.text[1], "seen", options, fake),
-        scheduler=scheduler(folder, None, _SCHEDULER),
+        scheduler=scheduler(folder, CALLS["cogvideox"], _SCHEDULER),
         guidance=fused(6.0, "uncond"),
         steps=50,
-        prediction=prediction(folder, published=_SCHEDULER),
+        prediction=prediction(folder, _SCHEDULER),
     )
 
 

@@ -21,6 +21,7 @@ from dbcache_export.families.parts import Transformer, configuration, picture_pl
 from dbcache_export.families.patches import embed_patches, pack, projected, sinusoidal_positions, to_packed, unpack
 from dbcache_export.families.watched import Watched
 from dbcache_export.guidance import fused
+from dbcache_export.pipeline_calls import CALLS
 from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
@@ -42,7 +43,7 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         options,
         fake,
         transformer(inner, options, fake),
-        scheduler=scheduler(folder),
+        scheduler=scheduler(folder, CALLS["dit"]),
         guidance=fused(4.0, "cond"),
         steps=50,
         prediction=prediction(folder),

@@ -21,7 +21,8 @@ from dbcache_export.errors import ExportError
 from dbcache_export.families.flux_parts import Block, Embed, Final, FluxReference
 from dbcache_export.families.parts import dimensions, size, templates, under
 from dbcache_export.folder import documents, model_name, read_json
-from dbcache_export.scheduler import scheduler
+from dbcache_export.pipeline_calls import CALLS
+from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan, Tensor
 from dbcache_export.template import fake_module
 
@@ -89,10 +90,10 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         embed=parts.embed,
         blocks=parts.blocks,
         final=parts.final,
-        prediction={"kind": "velocity"},
+        prediction=prediction(folder),
         latents={"layout": "tokens", "channels": channels, "downscale": downscale, "patch": _PATCH},
         size=sizes,
-        scheduler=scheduler(folder),
+        scheduler=scheduler(folder, CALLS["flux"]),
         guidance={"kind": "embedded", "default": 3.5} if embeds_guidance else {"kind": "none"},
         steps=28 if embeds_guidance else 4,  # the distilled model without guidance is made for few steps
         checkpoints={"transformer": parts.checkpoint}

@@ -23,7 +23,8 @@ from dbcache_export.families.parts import Transformer, configuration, picture_pl
 from dbcache_export.families.watched import Watched
 from dbcache_export.folder import read_json
 from dbcache_export.guidance import separate
-from dbcache_export.scheduler import scheduler
+from dbcache_export.pipeline_calls import CALLS
+from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
 
@@ -50,10 +51,10 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         fake,
         parts,
         texts=flux2_text(folder, parts.tensors["prompt_embeds"], options, fake),
-        scheduler=_scheduler(folder),
+        scheduler=scheduler(folder, CALLS["flux2"]),
         guidance=guidance,
         steps=4 if guidance["kind"] == "none" else 50,
-        prediction={"kind": "velocity"},
+        prediction=prediction(folder),
     )
 
 
@@ -63,16 +64,6 @@ def _guidance(folder: Path) -> dict[str, Any]:
     pipeline = read_json(index) if index.is_file() else {}
     is_distilled = pipeline.get("is_distilled", pipeline.get("_class_name") != "Flux2KleinPipeline")
     return {"kind": "none"} if is_distilled else separate(4.0)
-
-
-def _scheduler(folder: Path) -> dict[str, Any]:
-    """The pipeline shifts sigmas by tokens and steps, between two lines that were fitted for 10 and 200 steps."""
-    found = scheduler(folder)
-    if found["shift"]["kind"] == "dynamic":
-        lines = [[8.73809524e-05, 1.89833333, 10], [0.00016927, 0.45666666, 200]]
-        shift = {"kind": "dynamic_steps", "lines": lines, "max_tokens": 4300}
-        found["shift"] = shift | {"time_shift": found["shift"]["time_shift"]}
-    return found
 
 
 def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:

@@ -24,7 +24,8 @@ from dbcache_export.families.rotary import mix
 from dbcache_export.families.video import Transformer, Video, original, prefix_mask, templates, video_plan
 from dbcache_export.families.watched import Watched
 from dbcache_export.language import language_model
-from dbcache_export.scheduler import scheduler
+from dbcache_export.pipeline_calls import CALLS
+from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
 
@@ -65,10 +66,10 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         fake,
         parts,
         texts=_text(folder, options, fake),
-        scheduler=scheduler(folder, published=_SCHEDULER),
+        scheduler=scheduler(folder, CALLS["hunyuan_video"], _SCHEDULER),
         guidance={"kind": "embedded", "default": 6.0} if embeds_guidance else {"kind": "none"},
         steps=50,
-        prediction={"kind": "velocity"},
+        prediction=prediction(folder, _SCHEDULER),
     )
 
 

@@ -24,7 +24,8 @@ from dbcache_export.families.video import Transformer, Video, original, prefix_m
 from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Watched
 from dbcache_export.guidance import fused
-from dbcache_export.scheduler import scheduler
+from dbcache_export.pipeline_calls import CALLS
+from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
 
@@ -55,10 +56,10 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         fake,
         parts,
         texts=t5_texts(folder, parts.tensors, _MAX_TEXT, "told", options, fake),
-        scheduler=scheduler(folder, published=_SCHEDULER),
+        scheduler=scheduler(folder, CALLS["ltx"], _SCHEDULER),
         guidance=fused(3.0, "uncond"),
         steps=50,
-        prediction={"kind": "velocity"},
+        prediction=prediction(folder, _SCHEDULER),
     )
 
 

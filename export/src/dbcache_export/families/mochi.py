@@ -24,7 +24,8 @@ from dbcache_export.families.video import Transformer, Video, original, prefix_m
 from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Watched
 from dbcache_export.guidance import fused
-from dbcache_export.scheduler import scheduler
+from dbcache_export.pipeline_calls import CALLS
+from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
 
@@ -33,9 +34,8 @@ _CONTEXT = (*_STREAMS, "temb", "attention_bias", "text_mask", "rotary_cos", "rot
 #: Of the pipeline's defaults.
 _WIDTH, _HEIGHT, _FRAMES, _FPS = 848, 480, 19, 30.0
 _DOWNSCALE, _TEMPORAL_DOWNSCALE = 8, 6
-#: The scheduler with which Mochi was published, and the sigmas that its pipeline passes.
+#: The scheduler with which Mochi was published.
 _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}
-_SIGMAS = {"kind": "linear_quadratic", "threshold": 0.025}
 
 
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
@@ -48,10 +48,10 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         fake,
         parts,
         texts=t5_texts(folder, parts.tensors, parts.text[1], "masked", options, fake),
-        scheduler=scheduler(folder, _SIGMAS, _SCHEDULER),
+        scheduler=scheduler(folder, CALLS["mochi"], _SCHEDULER),
         guidance=fused(4.5, "uncond"),
         steps=64,
-        prediction={"kind": "velocity"},
+        prediction=prediction(folder, _SCHEDULER),
     )
 
 

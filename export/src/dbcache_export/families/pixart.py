@@ -33,6 +33,7 @@ from dbcache_export.families.rotary import mix
 from dbcache_export.families.watched import Watched
 from dbcache_export.folder import read_json
 from dbcache_export.guidance import fused
+from dbcache_export.pipeline_calls import CALLS
 from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
@@ -60,7 +61,7 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         fake,
         parts,
         texts=_text(folder, parts.tensors, options, fake),
-        scheduler=scheduler(folder),
+        scheduler=scheduler(folder, CALLS["pixart"]),
         guidance=fused(4.5, "uncond"),
         steps=20,
         prediction=prediction(folder),

@@ -31,7 +31,8 @@ from dbcache_export.families.parts import (
 from dbcache_export.families.rotary import MASKED, mix, rotate, tables
 from dbcache_export.families.watched import Watched
 from dbcache_export.guidance import separate
-from dbcache_export.scheduler import scheduler
+from dbcache_export.pipeline_calls import CALLS
+from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
 
@@ -63,10 +64,10 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         fake,
         parts,
         texts=_text(folder, options, fake),
-        scheduler=scheduler(folder),
+        scheduler=scheduler(folder, CALLS["qwen_image"]),
         guidance=separate(4.0, "renormalised", needs_negative=True),
         steps=50,
-        prediction={"kind": "velocity"},
+        prediction=prediction(folder),
     )
 
 

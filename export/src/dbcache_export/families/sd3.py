@@ -25,7 +25,8 @@ from dbcache_export.families.patches import embed_patches, pack, to_packed, unpa
 from dbcache_export.families.sd3_text import sd3_text
 from dbcache_export.families.watched import Watched
 from dbcache_export.guidance import fused
-from dbcache_export.scheduler import scheduler
+from dbcache_export.pipeline_calls import CALLS
+from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
 
@@ -44,10 +45,10 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         fake,
         parts,
         texts=sd3_text(folder, parts.tensors, options, fake),
-        scheduler=scheduler(folder, sigmas=None),
+        scheduler=scheduler(folder, CALLS["sd3"]),
         guidance=fused(7.0, "uncond"),
         steps=28,
-        prediction={"kind": "velocity"},
+        prediction=prediction(folder),
     )
 
 

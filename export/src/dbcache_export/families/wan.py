@@ -24,7 +24,8 @@ from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Watched
 from dbcache_export.folder import read_json
 from dbcache_export.guidance import separate
-from dbcache_export.scheduler import prediction, scheduler
+from dbcache_export.pipeline_calls import CALLS
+from dbcache_export.scheduler import prediction, scheduler, train_steps
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module, keep_float32
 
@@ -54,22 +55,25 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
     """
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
     parts = transformer(inner, options, fake)
-    second = _second(folder, parts)
+    sampling = scheduler(folder, CALLS["wan"], _SCHEDULER)
+    second = _second(folder, parts, sampling)
     return video_plan(
         folder,
         options,
         fake,
         parts,
         texts=t5_texts(folder, parts.tensors, _MAX_TEXT, "zeroed", options, fake),
-        scheduler=scheduler(folder, None, _SCHEDULER),
+        scheduler=sampling,
         guidance=separate(_GUIDANCE[0] if second else 5.0),
         steps=40 if second else 50,
-        prediction=prediction(folder, published=_SCHEDULER),
+        prediction=prediction(folder, _SCHEDULER),
         second=second,
     )
 
 
-def _second(folder: Path, parts: Transformer) -> tuple[spec.LowNoise, checkpoint.Checkpoint] | None:
+def _second(
+    folder: Path, parts: Transformer, sampling: Mapping[str, Any]
+) -> tuple[spec.LowNoise, checkpoint.Checkpoint] | None:
     """The transformer of the later steps, in pipelines that have one.
 
     Raises:
@@ -93,14 +97,12 @@ def _second(folder: Path, parts: Transformer) -> tuple[spec.LowNoise, checkpoint
         raise ExportError(
             f"the two transformers of {folder} differ in {listed(differing)}", "give a plain text-to-video pipeline"
         )
-    steps = _train_steps(folder)
-    return low_noise(parts, other, ratio * steps, _GUIDANCE[1], lambda: _reference(other))
-
-
-def _train_steps(folder: Path) -> int:
-    """How many timesteps the scheduler counts."""
-    config = folder / "scheduler" / "scheduler_config.json"
-    return int(read_json(config).get("num_train_timesteps", 1000)) if config.is_file() else 1000
+    if sampling.get("inverted"):
+        raise ExportError(
+            f"{folder}: invert_sigmas does not go with two transformers, of which the second takes over as noise falls",
+            "switch it off",
+        )
+    return low_noise(parts, other, ratio * train_steps(sampling), _GUIDANCE[1], lambda: _reference(other))
 
 
 def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:

@@ -37,7 +37,8 @@ from dbcache_export.families.rotary import MASKED, angles, attend, tables
 from dbcache_export.families.watched import Watched
 from dbcache_export.guidance import fused
 from dbcache_export.language import chat, language_model
-from dbcache_export.scheduler import scheduler
+from dbcache_export.pipeline_calls import CALLS
+from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
 
@@ -65,10 +66,10 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         fake,
         transformer(inner, options, fake),
         texts=_text(folder, options, fake),
-        scheduler=scheduler(folder),
+        scheduler=scheduler(folder, CALLS["z_image"]),
         guidance=fused(5.0, "cond", "difference"),
         steps=50,
-        prediction={"kind": "velocity"},
+        prediction=prediction(folder),
     )
 
 
