@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from dbcache_export.spec import Options, Reference
 from safetensors.torch import save
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from decided import Decided, decided
 from reference import REFERENCE_DIR, to_text, write_bytes, write_text
 
 os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")  # Read by cache-dit when it is imported.
@@ -201,7 +202,7 @@ def _under_cache(subject: Subject, model: Path, config: dict[str, Any]) -> tuple
         assert int((pipe.scheduler.timesteps >= boundary).sum()) == subject.first_steps
     transformers = [pipe.transformer, *([pipe.transformer_2] if subject.first_steps else [])]
     parts = [
-        [_list(subject, one._context_manager, name, part.stop - part.start) for name in one._context_names]
+        _lists(decided(one, part.stop - part.start, separate=subject.separate))
         for one, part in zip(transformers, _parts(subject), strict=True)
     ]
     lists = parts[0]
@@ -224,20 +225,13 @@ def _parts(subject: Subject) -> list[slice]:
     return [slice(0, first), *([slice(first, STEPS)] if first < STEPS else [])]
 
 
-def _list(subject: Subject, manager: Any, name: str, steps: int) -> dict[str, Any]:
-    """What was decided in one list of blocks, whose cache counts steps from 0."""
-    context = manager.get_context(name)
-    branches = {"cond": _branch(context.get_cached_steps(), context.get_residual_diffs(), steps)}
-    if subject.separate:
-        branches["uncond"] = _branch(context.get_cfg_cached_steps(), context.get_cfg_residual_diffs(), steps)
-    return {"list": name.rpartition("_")[0], "branches": branches}
-
-
-def _branch(cached: list[int], diffs: Mapping[str, float], steps: int) -> dict[str, Any]:
-    return {
-        "decisions": "".join("S" if step in cached else "C" for step in range(steps)),
-        "diffs": [round(diffs[str(step)], 7) if str(step) in diffs else None for step in range(steps)],
-    }
+def _lists(found: Iterable[Decided]) -> list[dict[str, Any]]:
+    """By list of blocks, the branches of each."""
+    lists: dict[str, dict[str, Any]] = {}
+    for one in found:
+        diffs = [round(of_step[0], 7) if of_step else None for of_step in one.diffs]
+        lists.setdefault(one.list, {})[one.branch] = {"decisions": one.decisions, "diffs": diffs}
+    return [{"list": name, "branches": branches} for name, branches in lists.items()]
 
 
 def rel_l1(latents: torch.Tensor, reference: torch.Tensor) -> float:

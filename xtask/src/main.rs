@@ -4,6 +4,7 @@
 
 mod check_capi;
 mod check_export;
+mod check_families;
 mod check_gpu;
 mod check_plugins;
 mod check_tensorrt;
@@ -38,6 +39,12 @@ const TASKS: &[Task] = &[
         arguments: "[ARGUMENTS OF pytest]",
         about: "check and test the Python package in export/ (needs Python 3.11 or newer; downloads PyTorch)",
         run: check_export::check_export,
+    },
+    Task {
+        name: "check-families",
+        arguments: "[--write] [FAMILY or PIPELINE …]",
+        about: "whole pipelines of every family, by exporter and command, against diffusers and cache-dit (as check-export; minutes)",
+        run: check_families::check_families,
     },
     Task {
         name: "check-capi",

@@ -17,6 +17,7 @@ __all__ = [
 ]
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
@@ -57,8 +59,25 @@ _MISTRAL_CHAT = (
     "{% endfor %}"
 )
 
+#: Of language models; FLUX.2 takes three layers of a model with thirty.
+_LAYERS = 5
 _ALPHABET = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
-_LETTERS = ["a", "b", "c", "a</w>", "b</w>", "c</w>", "ab", "ab</w>", "<|startoftext|>", "<|endoftext|>"]
+#: Of CLIP, which takes the token of the highest number for the end of a text.
+_PAIRS = ["a b", "a b</w>", "r e", "re d</w>", "c a", "ca t</w>"]
+_LETTERS = [
+    *(f"{letter}{end}" for end in ("", "</w>") for letter in "abcdefghijklmnopqrstuvwxyz"),
+    *(pair.replace(" ", "") for pair in _PAIRS),
+    "<|startoftext|>",
+    "<|endoftext|>",
+]
+#: Of T5: words, and letters for all others.
+_PIECES = [
+    ("<pad>", 0.0),
+    ("</s>", 0.0),
+    ("<unk>", 0.0),
+    *((f"▁{word}", -1.0) for word in ("red", "apple", "cat", "a", "on", "blue", "boat")),
+    *((letter, -4.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"),
+]
 
 
 def write_texts(family: str, folder: Path) -> None:
@@ -86,7 +105,7 @@ def write_texts(family: str, folder: Path) -> None:
 
 
 def write_clip(folder: Path, number: str, width: int, projection: int | None = None) -> None:
-    """CLIP with a byte-pair tokenizer over three letters."""
+    """CLIP with a byte-pair tokenizer over letters."""
     ids = {token: i for i, token in enumerate(_LETTERS)}
     # As in published models: ids of the ends in config.json that are not those of the vocabulary.
     config = CLIPTextConfig(
@@ -105,7 +124,7 @@ def write_clip(folder: Path, number: str, width: int, projection: int | None = N
     target = folder / f"tokenizer{number}"
     target.mkdir(parents=True)
     (target / "vocab.json").write_text(json.dumps(ids))
-    (target / "merges.txt").write_text("#version: 0.2\na b\na b</w>\n")
+    (target / "merges.txt").write_text("\n".join(["#version: 0.2", *_PAIRS, ""]))
     ends = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     settings = {
         "pad_token": "<|endoftext|>",
@@ -117,9 +136,9 @@ def write_clip(folder: Path, number: str, width: int, projection: int | None = N
 
 
 def write_t5(folder: Path, number: str, width: int) -> None:
-    """T5 with a tokenizer of three words."""
+    """T5 with a tokenizer of a few words, and of letters."""
     config = T5Config(
-        vocab_size=16,
+        vocab_size=len(_PIECES),
         d_model=width,
         d_kv=8,
         d_ff=32,
@@ -131,8 +150,7 @@ def write_t5(folder: Path, number: str, width: int) -> None:
         tie_word_embeddings=False,  # of the output layer; the encoder shares its table all the same
     )
     save(T5EncoderModel(config), folder / f"text_encoder{number}")
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁red", -1.0), ("▁apple", -1.0), ("▁cat", -1.0)]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer = Tokenizer(models.Unigram(_PIECES, unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -143,7 +161,7 @@ def write_umt5(folder: Path, width: int) -> None:
     """UMT5 with the tokenizer of the tiny T5."""
     write_t5(folder, "", width)
     config = UMT5Config(
-        vocab_size=16,
+        vocab_size=len(_PIECES),
         d_model=width,
         d_kv=8,
         d_ff=32,
@@ -182,34 +200,39 @@ def write_qwen(folder: Path, width: int) -> None:
     _write_letters(folder / "tokenizer")
 
 
-def write_qwen3(folder: Path, width: int) -> None:
+def write_qwen3(folder: Path, width: int, layers: int = _LAYERS) -> None:
     """Qwen3 with a tokenizer of single letters and a chat template."""
-    save(Qwen3ForCausalLM(Qwen3Config(**_language(width))), folder / "text_encoder")
+    save(Qwen3ForCausalLM(Qwen3Config(**_language(width, layers))), folder / "text_encoder")
     _write_letters(folder / "tokenizer", _QWEN_CHAT)
 
 
-def write_mistral(folder: Path, width: int) -> None:
+def write_mistral(folder: Path, width: int, layers: int = _LAYERS) -> None:
     """Mistral with its visual half, and a tokenizer that pads on the left."""
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**_language(width), "model_type": "mistral", "sliding_window": None}
+    text = {**_language(width, layers), "model_type": "mistral", "sliding_window": None}
     config = Mistral3Config(text_config=text, vision_config={**vision, "model_type": "pixtral", "head_dim": 8})
     save(Mistral3ForConditionalGeneration(config), folder / "text_encoder")
     _write_letters(folder / "tokenizer", _MISTRAL_CHAT, padding_side="left", bos_token="<|im_start|>")
 
 
 def write_llama(folder: Path, width: int) -> None:
-    """Llama with a tokenizer of single letters."""
-    save(LlamaModel(LlamaConfig(**_language(width))), folder / "text_encoder")
-    _write_letters(folder / "tokenizer")
+    """Llama with a tokenizer of letters and of the words that HunyuanVideo asks with, for which it counts 95 tokens."""
+    asked = re.findall(r"<\|\w+\|>| ?\w+|\W", DEFAULT_PROMPT_TEMPLATE["template"].partition("{}")[0])
+    pieces = dict.fromkeys(("<|endoftext|>", "<unk>", *asked, *" abcdefghijklmnopqrstuvwxyz"))
+    scores = [(piece, -4.0 if len(piece) == 1 else -1.0) for piece in pieces]
+    save(LlamaModel(LlamaConfig(**_language(width) | {"vocab_size": len(scores)})), folder / "text_encoder")
+    names = {"pad_token": "<|endoftext|>", "unk_token": "<unk>"}
+    ends = {"additional_special_tokens": [piece for piece in pieces if piece.startswith("<|")]}
+    _save_tokenizer(Tokenizer(models.Unigram(scores, unk_id=1)), names | ends, folder / "tokenizer", 2048)
 
 
-def _language(width: int) -> dict[str, Any]:
+def _language(width: int, layers: int = _LAYERS) -> dict[str, Any]:
     """Arguments that the language models have in common."""
     return {
         "vocab_size": len(_ALPHABET),
         "hidden_size": width,
         "intermediate_size": 24,
-        "num_hidden_layers": 5,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 8,

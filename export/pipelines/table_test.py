@@ -1,0 +1,19 @@
+"""The documents show what `cargo xtask check-families` covers; the check itself takes minutes, and is no test here."""
+
+from dbcache_export.families.catalogue import CHECKED
+
+import table
+from variants import VARIANTS
+
+ROOT = table.DOCUMENT.parents[1]
+
+
+def test_every_family_has_a_pipeline() -> None:
+    assert {variant.family for variant in VARIANTS.values()} == {family for family, _ in CHECKED.values()}
+
+
+def test_the_figures_are_of_these_pipelines() -> None:
+    _, _, rest = table.DOCUMENT.read_text("utf-8").partition(table.BEGIN)
+    rows = [line.split(" | ") for line in rest.partition(table.END)[0].splitlines() if line.startswith("| ")]
+    figures = {cells[0].removeprefix("| "): cells[1] for cells in rows[2:]}
+    assert figures == {name: variant.pipeline for name, variant in VARIANTS.items()}

@@ -1,0 +1,19 @@
+//! Whole pipelines of every family, as a user has them on disk: through `dbcache-export`, then through the command with a
+//! prompt and settings, and beside them through diffusers and cache-dit (export/pipelines/check.py).
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::check_export::environment;
+use crate::run::{built, cargo, root, set_up, step};
+
+pub fn check_families(arguments: &[String]) -> Result<()> {
+    step(&mut cargo(&["build", "--package", "dbcache-trt"]))?;
+    let command = built("dbcache-trt")?;
+    set_up(Command::new(&command).current_dir(root()))?;
+    let python = environment(&["dev"])?;
+    let mut check = Command::new(python);
+    check.arg("check.py").args(arguments).current_dir(root().join("export/pipelines")).env("DBCACHE_TRT", command);
+    step(&mut check)
+}
