@@ -26,10 +26,12 @@ pub struct Image {
 }
 
 impl Image {
-    /// From `[3, height, width]` in −1 … 1: pixel = (x + 1) · 127.5, clamped and rounded down as PyTorch's `byte()`.
+    /// From `[3, height, width]` in −1 … 1, with the operations of diffusers' `VaeImageProcessor` in its order:
+    /// pixel = (x / 2 + 1/2) · 255, cut to 0 … 255 and rounded, halves to the even number.
     pub(crate) fn from_tensor(tensor: ArrayView3<'_, f32>) -> Self {
         let (height, width) = (tensor.len_of(Axis(1)), tensor.len_of(Axis(2)));
-        let rgb = tensor.permuted_axes([1, 2, 0]).iter().map(|x| ((x.clamp(-1.0, 1.0) + 1.0) * 127.5) as u8).collect();
+        let pixel = |x: &f32| ((x * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+        let rgb = tensor.permuted_axes([1, 2, 0]).iter().map(pixel).collect();
         Self { width: width as u32, height: height as u32, rgb }
     }
 
@@ -192,6 +194,29 @@ mod tests {
         let text = vec![("prompt".to_owned(), "Zitrone 🍋".to_owned())];
         image.write_png(&path, &text).unwrap();
         assert_eq!(Image::read_png(&path).unwrap(), (image, text));
+    }
+
+    #[test]
+    fn pixels_are_rounded_to_the_nearest_and_halves_to_the_even_number() {
+        // What NumPy makes of the same float32 numbers: `((x * 0.5 + 0.5).clip(0, 1) * 255).round()`.
+        let cases = [
+            (-1.0, 0),
+            (-1.5, 0),
+            (1.5, 255),
+            (1.0, 255),
+            (0.0, 128), // 127.5
+            (-0.007_843_137, 126), // 126.5
+            (0.005, 128), // 128.14
+            (0.0039, 128), // 127.997
+            (0.998, 255), // 254.745
+            (-0.997, 0), // 0.38
+            (-0.99, 1), // 1.275
+            (f32::NAN, 0),
+        ];
+        for (x, pixel) in cases {
+            let tensor = ndarray::Array3::from_elem((3, 1, 1), x);
+            assert_eq!(Image::from_tensor(tensor.view()).rgb, [pixel; 3], "{x}");
+        }
     }
 
     #[test]
