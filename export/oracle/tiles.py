@@ -93,8 +93,8 @@ def _engine(folder: Path, options: Options, write: Callable[[Path], None]) -> Pa
 
 
 def _bytes(pixels: Tensor) -> Tensor:
-    """[batch, 3, (frames,) height, width] to [batch, (frames,) height, width, 3], rounded down as `byte()` does."""
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).movedim(1, -1).to(torch.uint8).contiguous()
+    """[batch, 3, (frames,) height, width] to [batch, (frames,) height, width, 3], rounded as diffusers does."""
+    return ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round().movedim(1, -1).to(torch.uint8).contiguous()
 
 
 def picture(folder: Path) -> dict[str, Tensor]:
