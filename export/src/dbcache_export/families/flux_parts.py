@@ -12,6 +12,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
+from dbcache_export.families.literal import literal_timesteps
+
 
 class Embed(nn.Module):
     """From the inputs of a request and a step to the streams and what every block needs.
@@ -28,6 +30,7 @@ class Embed(nn.Module):
         self.time_text_embed = model.time_text_embed
         self.pos_embed = model.pos_embed
         self.dtype = dtype
+        literal_timesteps(self)
 
     def forward(
         self,

@@ -186,7 +186,7 @@ class _Embed(nn.Module):
         """A text's last 32 tokens are filled up with a token for padding; what is behind them is not looked at."""
         batch, words = prompt_embeds_mask.shape
         tokens = latents.shape[1]
-        turns = ((1 - timestep) * self.config["t_scale"])[:, None] * self.frequencies.tensor()
+        turns = (_time(timestep) * self.config["t_scale"])[:, None] * self.frequencies.tensor()
         adaln_input = self.t_mlp(torch.cat((turns.cos(), turns.sin()), 1).to(self.dtype))
 
         places = torch.arange(words, dtype=torch.float32)[None].expand(batch, -1)
@@ -219,6 +219,11 @@ class _Embed(nn.Module):
             for position, width in zip(positions, self.config["axes_dims"], strict=True)
         ]
         return torch.cat(parts, -1).float()
+
+
+def _time(sigma: Tensor) -> Tensor:
+    """The model's time, 0 for noise and 1 for a picture, rounded as in the pipeline's way from timesteps of 1000."""
+    return (1000 - sigma * 1000) / 1000
 
 
 def _turns(angle: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,7 +284,7 @@ def _reference(folder: Path) -> Watched:
         texts = zip(inputs["prompt_embeds"], inputs["prompt_embeds_mask"], strict=True)
         return {
             "x": list(unpack(inputs["latents"], inputs["img_ids"], _PATCH)[:, :, None]),
-            "t": 1 - inputs["timestep"],
+            "t": _time(inputs["timestep"]),
             "cap_feats": [text[mask > 0] for text, mask in texts],
         }
 
