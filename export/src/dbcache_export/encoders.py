@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Encoder", "clip", "qwen", "t5", "tokenizer"]
+__all__ = ["OTHER_PARTS", "Encoder", "clip", "own_length", "qwen", "t5", "tokenizer"]
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import normalizers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
@@ -37,6 +36,17 @@ from dbcache_export.template import fake_module
 #: Tables of positions that old versions saved; 0, 1, 2 …
 _POSITION_IDS: Sequence[str] = ("text_model.embeddings.position_ids", "embeddings.position_ids")
 
+#: T5's table of tokens: that of the encoder, and that which it may share with a decoder.
+_OWN_TABLE, _SHARED_TABLE = "encoder.embed_tokens.weight", "shared.weight"
+
+#: Prefixes of what a language model has beside its text half, wherever that lies; none of it is run for a prompt: the
+#: half that sees pictures, and the head that names the next token.
+OTHER_PARTS: Sequence[str] = tuple(
+    place + part
+    for place in ("", "model.", "language_model.")
+    for part in ("visual.", "vision_tower.", "multi_modal_projector.", "lm_head.")
+)
+
 #: Kinds of layers and of positions in the Qwen2.5-VL that Qwen-Image reads with.
 _PLAIN = ("full_attention", "default")
 
@@ -50,36 +60,61 @@ class Encoder:
     ignored: Sequence[str]
 
 
-def tokenizer(folder: Path, most: int, *, lower: bool = False, **template: Any) -> spec.Tokenizer:
+def own_length(folder: Path, most: int) -> int:
+    """The length that a tokenizer gives itself, for pipelines that ask it; not more than its encoder can place.
+
+    Raises:
+        ExportError: There is no tokenizer that can be read.
+    """
+    return min(most, int(_loaded(folder).model_max_length))
+
+
+def tokenizer(folder: Path, length: int, **template: Any) -> spec.Tokenizer:
     """The fast tokenizer of a folder; it cuts before the end token, which a cut outside would lose.
+
+    It cuts and pads at the ends that its own settings name. Its own length counts only where a pipeline asks for it
+    (`own_length`).
 
     Args:
         folder: As transformers writes it.
-        most: The most tokens.
-        lower: Whether the pipeline reads prompts without spaces around them and in lower case.
+        length: The most tokens, as the pipeline says.
         template: Further fields of `spec.Tokenizer`.
 
     Raises:
         ExportError: There is no tokenizer that can be read.
     """
+    loaded = _loaded(folder)
     try:
-        loaded: Any = AutoTokenizer.from_pretrained(folder)
-        length = min(most, loaded.model_max_length)
         fast = loaded.backend_tokenizer
         fast.no_padding()
-        fast.enable_truncation(length)
-        if lower:
-            own = [fast.normalizer] if fast.normalizer else []
-            fast.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase(), *own])
+        fast.enable_truncation(length, direction=loaded.truncation_side)
         pad_id = int(loaded.pad_token_id)
-    except Exception as error:  # transformers raises whatever the file made it stumble over
-        raise ExportError(f"{folder} holds no usable tokenizer ({error})", "complete the pipeline folder") from error
+    except Exception as error:  # a tokenizer without what is asked for here
+        raise _unusable(folder, error) from error
     pretty = json.dumps(json.loads(fast.to_str()), ensure_ascii=False, separators=(",", ":"))
     return spec.Tokenizer(pretty, length, pad_id, pad_side=loaded.padding_side, **template)
 
 
+def _loaded(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises whatever the file made it stumble over
+        raise _unusable(folder, error) from error
+
+
+def _unusable(folder: Path, error: Exception) -> ExportError:
+    return ExportError(f"{folder} holds no usable tokenizer ({error})", "complete the pipeline folder")
+
+
 def clip(
-    folder: Path, file: str, name: str, options: Options, fake: FakeTensorMode, outputs: Sequence[str] | None = None
+    folder: Path,
+    file: str,
+    name: str,
+    options: Options,
+    fake: FakeTensorMode,
+    outputs: Sequence[str] | None = None,
+    *,
+    tokens: int | None = None,
 ) -> Encoder:
     """CLIP's text half.
 
@@ -91,6 +126,7 @@ def clip(
         fake: Of the export.
         outputs: The names of the states that enter the last layer and of the state at the end of the text, projected
             if the model can; a single name is that of the latter. Default: `<name>_states` and `<name>_pooled`.
+        tokens: The length of a text. Default: as many as the model can place.
     """
     config = CLIPTextConfig.from_pretrained(folder)
     projects = "CLIPTextModelWithProjection" in (read_json(folder / "config.json").get("architectures") or ())
@@ -98,7 +134,7 @@ def clip(
     stored = checkpoint.read(folder, name)
     names = tuple(outputs or (f"{name}_states", f"{name}_pooled"))
     module = fake_module(fake, options.compute, lambda: _Clip(build(config), states=len(names) == 2))
-    tokens = config.max_position_embeddings
+    tokens = tokens or config.max_position_embeddings
     given = (
         Tensor("f32", ("batch", tokens, config.hidden_size)),
         Tensor("f32", ("batch", config.projection_dim if projects else config.hidden_size)),
@@ -114,7 +150,7 @@ def clip(
         ),
         name,
         lambda parameter: prefix + parameter.removeprefix("model."),
-        cases=lambda: _clip_cases(build, folder, names),
+        cases=lambda: _clip_cases(build, folder, names, tokens),
     )
     return Encoder(graph, stored, _POSITION_IDS)
 
@@ -137,17 +173,17 @@ class _Clip(nn.Module):
         return (entering[0].float(), pooled) if self.states else pooled
 
 
-def _clip_cases(build: Any, folder: Path, names: Sequence[str]) -> Iterator[Case]:
+def _clip_cases(build: Any, folder: Path, names: Sequence[str], tokens: int) -> Iterator[Case]:
     """Sentences of different lengths, closed and padded with the end token."""
     model: Any = build.from_pretrained(folder, torch_dtype=torch.float32).eval()
     config = model.config
     end = config.vocab_size - 1 if config.eos_token_id == 2 else config.eos_token_id
     for batch in (1, 2):
         random = torch.Generator().manual_seed(batch)
-        ids = torch.randint(0, config.vocab_size, (batch, config.max_position_embeddings), generator=random)
+        ids = torch.randint(0, config.vocab_size, (batch, tokens), generator=random)
         ids[ids == end] = (end + 1) % config.vocab_size
         for row in range(batch):
-            ids[row, 5 + 9 * row :] = end
+            ids[row, min(5 + 9 * row, tokens - 1) :] = end
         with torch.no_grad():
             result = model(input_ids=ids, output_hidden_states=True)
         pooled = result.text_embeds if hasattr(result, "text_embeds") else result.pooler_output
@@ -173,9 +209,9 @@ def t5(
     config = (UMT5Config if per_layer else T5Config).from_pretrained(folder)
     masked = len(outputs) == 2
     stored = checkpoint.read(folder, "t5")
-    both = {"shared.weight", "encoder.embed_tokens.weight"} <= set(stored.parameters)
-    tied = ("encoder.embed_tokens.weight",) if both else ()
-    shared = "shared.weight" if both or "shared.weight" in stored.parameters else "encoder.embed_tokens.weight"
+    # With two tables transformers reads the encoder's own, whatever config.json says of tied ones.
+    table = _OWN_TABLE if _OWN_TABLE in stored.parameters else _SHARED_TABLE
+    unread = (_SHARED_TABLE,) if table == _OWN_TABLE else ()
     ids = Tensor("i64", ("batch", tokens))
     graph = Graph(
         file,
@@ -186,10 +222,10 @@ def t5(
             dict(zip(outputs, (states, Tensor("f32", states.shape[:2])), strict=False)),
         ),
         "t5",
-        lambda name: shared if name == "encoder.embed_tokens.weight" else name,
+        lambda name: table if name == _OWN_TABLE else name,
         cases=lambda: _t5_cases(folder, tokens, outputs),
     )
-    return Encoder(graph, stored, tied)
+    return Encoder(graph, stored, unread)
 
 
 def _build_t5(config: T5Config | UMT5Config, options: Options) -> nn.Module:
@@ -273,8 +309,7 @@ def qwen(
         lambda name: prefix + name.removeprefix("model."),
         cases=lambda: _qwen_cases(folder, prefix, drop, outputs),
     )
-    own = [name for name in stored.parameters if not name.startswith(prefix)]
-    return Encoder(graph, stored, sorted({name.partition(".")[0] + "." for name in own} - {prefix}) if own else ())
+    return Encoder(graph, stored, OTHER_PARTS)
 
 
 class _Positions(nn.Module):

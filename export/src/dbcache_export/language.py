@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AutoConfig, AutoTokenizer, LlamaModel, MistralModel, Qwen3Model
 
 from dbcache_export import checkpoint, spec
-from dbcache_export.encoders import Encoder
+from dbcache_export.encoders import OTHER_PARTS, Encoder
 from dbcache_export.errors import ExportError, listed
 from dbcache_export.families.literal import Literal
 from dbcache_export.spec import Case, Graph, Options, Template
@@ -114,7 +114,7 @@ def language_model(
         lambda parameter: prefix + parameter,
         cases=lambda: _cases(folder, prefix, places, drop, tokens, outputs),
     )
-    return Encoder(graph, stored, _unused(stored, prefix, max(places), count))
+    return Encoder(graph, stored, _unused(prefix, max(places), count))
 
 
 def _config(folder: Path) -> Any:
@@ -132,11 +132,9 @@ def _config(folder: Path) -> Any:
     return config
 
 
-def _unused(stored: checkpoint.Checkpoint, prefix: str, used: int, count: int) -> Sequence[str]:
+def _unused(prefix: str, used: int, count: int) -> Sequence[str]:
     """Prefixes of parameters that the graph has no use for: later layers, the last norm, and what is no text model."""
-    own = [f"{prefix}layers.{index}." for index in range(used, count)] + [f"{prefix}norm."]
-    others = {name for name in stored.parameters if not name.startswith((f"{prefix}layers.", f"{prefix}embed_tokens."))}
-    return [*own, *sorted(name for name in others if not name.startswith(tuple(own)))]
+    return [*(f"{prefix}layers.{index}." for index in range(used, count)), f"{prefix}norm.", *OTHER_PARTS]
 
 
 class _Language(nn.Module):

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig, T5Config
 
 from dbcache_export import checkpoint, spec
-from dbcache_export.encoders import clip, t5, tokenizer
+from dbcache_export.encoders import clip, own_length, t5, tokenizer
 from dbcache_export.errors import ExportError
 from dbcache_export.spec import Options, Tensor
 
@@ -44,12 +44,13 @@ def flux_text(folder: Path, options: Options, fake: FakeTensorMode, *, embeds_gu
             f"{folder} lacks {', '.join(missing)}", "complete the pipeline, or give its transformer folder"
         )
     clip_folder, t5_folder, clip_tokenizer, t5_tokenizer = parts
-    clip_tokens = CLIPTextConfig.from_pretrained(clip_folder).max_position_embeddings
+    # The pipeline asks CLIP's tokenizer for its length; T5's it tells.
+    clip_tokens = own_length(clip_tokenizer, CLIPTextConfig.from_pretrained(clip_folder).max_position_embeddings)
     tokenizers = {
         "clip": tokenizer(clip_tokenizer, clip_tokens),
         "t5": tokenizer(t5_tokenizer, _T5_TOKENS[embeds_guidance]),
     }
-    short = clip(clip_folder, "text_000.onnx", "clip", options, fake, ("pooled_projections",))
+    short = clip(clip_folder, "text_000.onnx", "clip", options, fake, ("pooled_projections",), tokens=clip_tokens)
     states = Tensor("f32", ("batch", "text", T5Config.from_pretrained(t5_folder).d_model))
     # Padding is attended to, as FLUX was trained.
     long = t5(t5_folder, "text_001.onnx", tokenizers["t5"].length, states, options, fake, ("prompt_embeds",))

@@ -34,7 +34,7 @@ _CONTEXT = (*_STREAMS, "temb", "attention_bias", "rotary_cos", "rotary_sin")
 #: Of the pipeline's defaults and its autoencoder.
 _WIDTH, _HEIGHT, _FRAMES, _FPS = 1280, 720, 129, 15.0
 _DOWNSCALE, _TEMPORAL_DOWNSCALE = 8, 4
-_MAX_TEXT = 256
+_MAX_TEXT, _CLIP_TEXT = 256, 77
 #: The chat template of diffusers' pipeline, whose first 95 tokens are those in front of the prompt.
 _PREFIX = (
     "<|start_header_id|>system<|end_header_id|>\n\nDescribe the video by detailing the following aspects: "
@@ -80,11 +80,11 @@ def _text(folder: Path, options: Options, fake: FakeTensorMode) -> Texts | None:
         return None
     names = ("prompt_embeds", "prompt_attention_mask")
     llama = language_model(parts[0], "llama", (-3,), options, fake, names, tokens="llama", drop=_DROP)
-    pooled = clip(parts[1], "text_001.onnx", "clip", options, fake, ("pooled_projections",))
+    pooled = clip(parts[1], "text_001.onnx", "clip", options, fake, ("pooled_projections",), tokens=_CLIP_TEXT)
     template: dict[str, Any] = {"prefix": _PREFIX, "suffix": _SUFFIX, "drop": _DROP, "padding": "longest"}
     tokenizers = {
         "llama": tokenizer(parts[2], _MAX_TEXT + _DROP, **template),
-        "clip": tokenizer(parts[3], int(pooled.graph.template.inputs["input_ids"].shape[1])),
+        "clip": tokenizer(parts[3], _CLIP_TEXT),
     }
     if tokenizers["llama"].pad_side != "right":
         raise ExportError(f"{parts[2]} pads on the left", "set padding_side to right, as HunyuanVideo has it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["plan", "transformer"]
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,8 @@ _DEFAULT_CELLS = 128
 #: The positions in diffusers' tables: half of them to each side of the middle.
 _MAX_CELLS = 4096
 _MAX_TEXT = 1024
+#: Tokens of a prompt that the pipeline hands on, unless told otherwise.
+_PROMPT = 512
 #: The chat template of diffusers' pipeline, whose first 34 tokens are those in front of the prompt.
 _PREFIX = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
@@ -78,9 +81,11 @@ def _text(folder: Path, options: Options, fake: FakeTensorMode) -> Texts | None:
         return None
     encoder = qwen(parts[0], "text_000.onnx", "qwen", _DROP, options, fake, ("prompt_embeds", "prompt_embeds_mask"))
     template: dict[str, Any] = {"prefix": _PREFIX, "suffix": _SUFFIX, "drop": _DROP, "padding": "longest"}
-    tokenizers = {"qwen": tokenizer(parts[1], _MAX_TEXT + _DROP, **template)}
+    tokenizers = {"qwen": tokenizer(parts[1], _PROMPT + _DROP, **template)}
     if tokenizers["qwen"].pad_side != "right":
         raise ExportError(f"{parts[1]} pads on the left", "set padding_side to right, as Qwen-Image has it")
+    if json.loads(tokenizers["qwen"].json)["truncation"]["direction"] != "Right":  # the pipeline then cuts at both ends
+        raise ExportError(f"{parts[1]} cuts on the left", "set truncation_side to right, as Qwen-Image has it")
     graph = (encoder.graph, {"input_ids": ("qwen", "ids"), "attention_mask": ("qwen", "mask")})
     return Texts(spec.Text(tokenizers, [graph], unconditional=" "), [encoder])
 

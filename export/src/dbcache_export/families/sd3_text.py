@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
+from transformers import CLIPTextConfig
 
 from dbcache_export import spec
-from dbcache_export.encoders import clip, t5, tokenizer
+from dbcache_export.encoders import clip, own_length, t5, tokenizer
 from dbcache_export.errors import ExportError
 from dbcache_export.families.parts import Texts, whole
 from dbcache_export.spec import Case, Graph, Options, Template, Tensor
@@ -31,11 +32,13 @@ def sd3_text(folder: Path, tensors: Mapping[str, Tensor], options: Options, fake
     parts = whole(folder, ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     if parts is None:
         return None
+    # The pipeline asks the first tokenizer for the length of both.
+    places = [CLIPTextConfig.from_pretrained(part).max_position_embeddings for part in parts[:2]]
+    tokens = own_length(parts[2], min(places))
     encoders = [
-        clip(part, f"text_{i:03}.onnx", name, options, fake)
+        clip(part, f"text_{i:03}.onnx", name, options, fake, tokens=tokens)
         for i, (part, name) in enumerate(zip(parts[:2], ("clip_l", "clip_g"), strict=True))
     ]
-    tokens = int(encoders[0].graph.template.inputs["input_ids"].shape[1])
     tokenizers = {name: tokenizer(part, tokens) for name, part in zip(("clip_l", "clip_g"), parts[2:], strict=True)}
     graphs: list[tuple[Graph, Mapping[str, spec.TextInput]]] = [
         (encoder.graph, {"input_ids": (str(encoder.graph.component), "ids")}) for encoder in encoders
