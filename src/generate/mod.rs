@@ -5,6 +5,7 @@ pub(crate) mod cache_dtype;
 pub(crate) mod cache_place;
 pub(crate) mod cancel;
 mod chain;
+mod clean;
 mod combine;
 pub(crate) mod conditioning;
 mod decode;

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tokenizers::Tokenizer;
+use tokenizers::{Tokenizer, TruncationDirection};
 
+use super::clean::{Cleaned, Cleaner};
 use crate::error::{At, Error, Result};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Port;
@@ -27,6 +28,7 @@ const MAX_LISTED_WORDS: usize = 10_000;
 /// Tokenizers and text graphs of an engine.
 pub(crate) struct TextEncoder {
     spec: TextSpec,
+    cleaner: Cleaner,
     tokenizers: BTreeMap<String, Tokenizer>,
     graphs: Vec<Arc<Session>>,
 }
@@ -63,7 +65,8 @@ impl TextEncoder {
                 Ok((name.clone(), read_tokenizer(&content, tokenizer).at(file).at(place())?))
             })
             .collect::<Result<_>>()?;
-        let encoder = Self { spec: spec.clone(), tokenizers, graphs };
+        let cleaner = Cleaner::new(&spec.clean).at(place())?;
+        let encoder = Self { spec: spec.clone(), cleaner, tokenizers, graphs };
         for name in encoder.tokenizers.keys() {
             encoder.tokens(name, &spec.unconditional).map_err(|error| {
                 let reason = "manifest.json: `text.unconditional` is no prompt of this model";
@@ -101,9 +104,16 @@ impl TextEncoder {
     /// As [`encode`](Self::encode).
     pub(crate) fn warnings(&self, prompt: &str) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
+        if let Some(odd) = self.cleaned(prompt)?.suspicious {
+            warnings.push(format!(
+                "the prompt looks as if it was read in a wrong encoding at {odd:?}; the model's own pipeline might repair \
+                 that (ftfy), this engine reads it as it is: write it in the letters that you mean"
+            ));
+        }
         for (name, spec) in &self.spec.tokenizers {
             if self.tokens(name, prompt)?.is_cut {
-                warnings.push(format!("the prompt is cut: tokenizer `{name}` reads its first {} tokens", spec.length));
+                let end = if self.cuts_at(name) == TruncationDirection::Left { "last" } else { "first" };
+                warnings.push(format!("the prompt is cut: tokenizer `{name}` reads its {end} {} tokens", spec.length));
             }
         }
         Ok(warnings)
@@ -213,12 +223,23 @@ impl TextEncoder {
         found.ok_or_else(|| Error::internal(format!("nothing gives the axis `{dim}` of {}", graph.file)))
     }
 
-    fn tokens(&self, name: &str, prompt: &str) -> Result<Tokens> {
-        let (tokenizer, spec) = (&self.tokenizers[name], &self.spec.tokenizers[name]);
+    /// The prompt as the tokenizers get it.
+    fn cleaned(&self, prompt: &str) -> Result<Cleaned> {
         if prompt.len() > MAX_PROMPT {
             return Err(Error::input(format!("the prompt has {} bytes; at most {MAX_PROMPT} are read", prompt.len())));
         }
-        let text = format!("{}{prompt}{}", spec.prefix, spec.suffix);
+        self.cleaner.clean(prompt)
+    }
+
+    /// At which end a tokenizer cuts what is too long.
+    fn cuts_at(&self, name: &str) -> TruncationDirection {
+        let cut = self.tokenizers.get(name).and_then(|tokenizer| tokenizer.get_truncation());
+        cut.map_or(TruncationDirection::Right, |cut| cut.direction)
+    }
+
+    fn tokens(&self, name: &str, prompt: &str) -> Result<Tokens> {
+        let (tokenizer, spec) = (&self.tokenizers[name], &self.spec.tokenizers[name]);
+        let text = format!("{}{}{}", spec.prefix, self.cleaned(prompt)?.text, spec.suffix);
         let encoding = tokenizer
             .encode(text.as_str(), true)
             .map_err(|error| Error::input(format!("the prompt {prompt:?} cannot be tokenized: {error}")))?;
@@ -234,7 +255,11 @@ impl TextEncoder {
             let words = prompt.split_whitespace().count();
             return Err(Error::input(format!("the prompt has {words} words; the model takes at most {length}")));
         }
-        let ids: Vec<i64> = ids.iter().take(length).map(|id| i64::from(*id)).collect();
+        let skipped = match self.cuts_at(name) {
+            TruncationDirection::Left => ids.len().saturating_sub(length),
+            TruncationDirection::Right => 0,
+        };
+        let ids: Vec<i64> = ids.iter().skip(skipped).take(length).map(|id| i64::from(*id)).collect();
         Ok(Tokens { mask: vec![1; ids.len()], ids, is_cut })
     }
 
@@ -265,3 +290,6 @@ fn read_tokenizer(content: &[u8], spec: &TokenizerSpec) -> Result<Tokenizer> {
     }
     Ok(tokenizer)
 }
+
+#[cfg(test)]
+mod tests;

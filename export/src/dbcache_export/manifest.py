@@ -123,7 +123,7 @@ def _text(plan: Plan, graphs: Mapping[Graph, Written], tokenizers: Mapping[str, 
             for graph, inputs in plan.text.graphs
         ],
         "unconditional": plan.text.unconditional,
-    }
+    } | ({"clean": list(plan.text.clean)} if plan.text.clean else {})
 
 
 def _render(value: Any, indent: str = "") -> str:

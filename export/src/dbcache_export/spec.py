@@ -28,6 +28,7 @@ import torch
 from onnx import TensorProto
 
 from dbcache_export.checkpoint import Checkpoint
+from dbcache_export.prompts import Rule
 
 DType = Literal["f32", "f16", "bf16", "i64"]
 
@@ -162,11 +163,17 @@ TextInput = tuple[str, str] | str
 
 @dataclass(frozen=True)
 class Text:
-    """From a prompt to conditioning; `graphs` are pairs of a graph and what each of its inputs takes."""
+    """From a prompt to conditioning.
+
+    Attributes:
+        graphs: Pairs of a graph and what each of its inputs takes.
+        clean: What the engine does with a prompt before it is tokenized, see `prompts`.
+    """
 
     tokenizers: Mapping[str, Tokenizer]
     graphs: Sequence[tuple[Graph, Mapping[str, TextInput]]]
     unconditional: str
+    clean: Sequence[Rule] = ()
 
 
 class Reference(Protocol):

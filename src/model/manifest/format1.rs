@@ -279,6 +279,7 @@ impl From<Text1> for TextSpec {
             tokenizers: old.tokenizers.into_iter().map(|(name, old)| (name, tokenizer(old))).collect(),
             graphs: old.graphs.into_iter().map(graph).collect(),
             unconditional: old.unconditional,
+            clean: Vec::new(),
         }
     }
 }

@@ -13,6 +13,28 @@ pub(crate) struct TextSpec {
     pub graphs: Vec<TextGraphSpec>,
     /// The prompt of the uncond branch when the user gives none.
     pub unconditional: String,
+    /// What is done with a prompt before it is tokenized, in this order.
+    #[serde(default)]
+    pub clean: Vec<CleanRule>,
+}
+
+/// One rule of how a pipeline cleans its prompts. `generate::clean` says what each does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum CleanRule {
+    Strip,
+    Lowercase,
+    HtmlUnescape,
+    UrlUnquote,
+    FixText,
+    RefuseMarkup,
+    Replace {
+        pattern: String,
+        with: String,
+        /// Only where there are more matches than so many.
+        #[serde(default)]
+        if_more_than: usize,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

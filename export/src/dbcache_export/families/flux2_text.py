@@ -16,6 +16,7 @@ from dbcache_export.errors import ExportError, listed
 from dbcache_export.families.parts import Texts, whole
 from dbcache_export.folder import read_json
 from dbcache_export.language import chat, language_model
+from dbcache_export.prompts import NO_PICTURES
 from dbcache_export.spec import Options
 
 #: Tokens in diffusers' pipelines; those that fill up are looked at, as the models were trained.
@@ -66,4 +67,5 @@ def flux2_text(folder: Path, embeds: spec.Tensor, options: Options, fake: FakeTe
     prefix, suffix = chat(parts[1], messages, **settings)
     tokenizers = {kind: tokenizer(parts[1], _TOKENS, prefix=prefix, suffix=suffix)}
     graph = (encoder.graph, {"input_ids": (kind, "ids"), "attention_mask": (kind, "mask")})
-    return Texts(spec.Text(tokenizers, [graph], unconditional=""), [encoder])
+    clean = NO_PICTURES if kind == "mistral3" else ()
+    return Texts(spec.Text(tokenizers, [graph], unconditional="", clean=clean), [encoder])

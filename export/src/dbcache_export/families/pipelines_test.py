@@ -17,6 +17,7 @@ from dbcache_export.check import OTHER_TOLERANCE
 from dbcache_export.engine import export
 from dbcache_export.errors import ExportError
 from dbcache_export.families import flux2_text
+from dbcache_export.prompts import CAPTION, NO_PICTURES
 from dbcache_export.spec import Options, Plan
 from dbcache_export.tiny.pictures import write_pipeline
 from dbcache_export.tiny.texts import write_qwen3, write_texts
@@ -70,13 +71,13 @@ def test_a_pipeline_computes_what_its_parts_compute(family: str, tmp_path: Path)
             assert padded == theirs(prompt, padding="max_length", max_length=entry["length"], truncation=True).input_ids
 
 
-def test_pixart_reads_in_lower_case_and_the_length_depends_on_the_pipeline(tmp_path: Path) -> None:
+def test_pixart_cleans_prompts_and_the_length_depends_on_the_pipeline(tmp_path: Path) -> None:
     model = write("pixart", tmp_path / "model")
     found = plan(model).text
     assert found is not None
     tokenizer = found.tokenizers["t5"]
     assert tokenizer.length == 300
-    assert Tokenizer.from_str(tokenizer.json).encode("  Red APPLE ").ids == [3, 4, 1]
+    assert found.clean == CAPTION
     (model / "model_index.json").write_text(json.dumps({"_class_name": "PixArtAlphaPipeline"}))
     alpha = plan(model).text
     assert alpha is not None
@@ -88,12 +89,18 @@ def test_qwen_image_asks_in_its_template(tmp_path: Path) -> None:
     found = plan(model).text
     assert found is not None
     tokenizer = found.tokenizers["qwen"]
-    assert (tokenizer.drop, tokenizer.padding, tokenizer.length) == (34, "longest", 1058)
+    assert (tokenizer.drop, tokenizer.padding, tokenizer.length) == (34, "longest", 546)
     assert tokenizer.prefix.endswith("<|im_start|>user\n")
     settings = json.loads((model / "tokenizer" / "tokenizer_config.json").read_text())
     (model / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))
     with pytest.raises(ExportError, match="pads on the left"):
         plan(model)
+
+
+def test_flux2_takes_the_word_for_a_picture_out(tmp_path: Path) -> None:
+    found = plan(write("flux2", tmp_path / "model")).text
+    assert found is not None
+    assert found.clean == NO_PICTURES
 
 
 @pytest.mark.parametrize(("family", "part"), [("sd3", "tokenizer_2"), ("sd3", "tokenizer_3"), ("pixart", "tokenizer")])

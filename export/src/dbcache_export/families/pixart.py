@@ -34,6 +34,7 @@ from dbcache_export.families.watched import Watched
 from dbcache_export.folder import read_json
 from dbcache_export.guidance import fused
 from dbcache_export.pipeline_calls import CALLS
+from dbcache_export.prompts import CAPTION
 from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
@@ -69,18 +70,18 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
 
 
 def _text(folder: Path, tensors: Mapping[str, spec.Tensor], options: Options, fake: FakeTensorMode) -> Texts | None:
-    """T5, which does not look at padding; prompts are read in lower case, as in diffusers' pipeline."""
+    """T5, which does not look at padding; prompts are cleaned as captions from the web."""
     parts = whole(folder, ("text_encoder", "tokenizer"))
     if parts is None:
         return None
     index = folder / "model_index.json"
     alpha = index.is_file() and read_json(index).get("_class_name") == "PixArtAlphaPipeline"
     outputs = ("prompt_embeds", "prompt_attention_mask")
-    tokenizers = {"t5": tokenizer(parts[1], _ALPHA_TEXT if alpha else _MAX_TEXT, lower=True)}
+    tokenizers = {"t5": tokenizer(parts[1], _ALPHA_TEXT if alpha else _MAX_TEXT)}
     tokens = tokenizers["t5"].length
     encoder = t5(parts[0], "text_000.onnx", tokens, tensors["prompt_embeds"], options, fake, outputs)
     graph = (encoder.graph, {"input_ids": ("t5", "ids"), "attention_mask": ("t5", "mask")})
-    return Texts(spec.Text(tokenizers, [graph], unconditional=""), [encoder])
+    return Texts(spec.Text(tokenizers, [graph], unconditional="", clean=CAPTION), [encoder])
 
 
 def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["t5_texts"]
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from dbcache_export import spec
 from dbcache_export.encoders import t5, tokenizer
 from dbcache_export.families.parts import Texts, whole
 from dbcache_export.folder import read_json
+from dbcache_export.prompts import Rule
 from dbcache_export.spec import Case, Graph, Options, Template
 
 #: Of a pipeline: T5 looks at padding, and the transformer is not told where it is (CogVideoX: `seen`) or is (LTX-Video:
@@ -33,6 +34,7 @@ def t5_texts(
     padding: Padding,
     options: Options,
     fake: FakeTensorMode,
+    clean: Sequence[Rule] = (),
 ) -> Texts | None:
     """The encoder and tokenizer of a pipeline, for texts of so many tokens; None for a folder without them."""
     parts = whole(folder, ("text_encoder", "tokenizer"))
@@ -61,7 +63,7 @@ def t5_texts(
     elif padding == "zeroed":
         handed = dict(zip(_RAW, (states, mask), strict=True))
         graphs.append((_graph("zero", _Zero(), handed, {_STATES: states}), {name: name for name in _RAW}))
-    text = spec.Text({"t5": tokenizer(parts[1], tokens)}, graphs, unconditional="")
+    text = spec.Text({"t5": tokenizer(parts[1], tokens)}, graphs, unconditional="", clean=clean)
     return Texts(text, [encoder], handed)
 
 
@@ -88,11 +90,13 @@ class _Mask(nn.Module):
 
 
 class _Zero(nn.Module):
-    """Puts zeros where there is padding."""
+    """Keeps as many states as there are tokens, from the first on, as Wan's pipeline does on whichever side it pads."""
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """[batch, text, width] and [batch, text] to the first."""
-        return states * mask[:, :, None]
+        places = torch.arange(mask.shape[1], dtype=torch.float32)
+        kept = (places[None] < mask.sum(dim=1, keepdim=True)).float()
+        return states * kept[:, :, None]
 
 
 def _cases(module: nn.Module, inputs: Mapping[str, spec.Tensor], outputs: Mapping[str, spec.Tensor]) -> Iterator[Case]:

@@ -25,6 +25,7 @@ from dbcache_export.families.watched import Watched
 from dbcache_export.folder import read_json
 from dbcache_export.guidance import separate
 from dbcache_export.pipeline_calls import CALLS
+from dbcache_export.prompts import WAN
 from dbcache_export.scheduler import prediction, scheduler, train_steps
 from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module, keep_float32
@@ -62,7 +63,7 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         options,
         fake,
         parts,
-        texts=t5_texts(folder, parts.tensors, _MAX_TEXT, "zeroed", options, fake),
+        texts=t5_texts(folder, parts.tensors, _MAX_TEXT, "zeroed", options, fake, WAN),
         scheduler=sampling,
         guidance=separate(_GUIDANCE[0] if second else 5.0),
         steps=40 if second else 50,
