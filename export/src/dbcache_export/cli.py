@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dbcache_export import __version__
-from dbcache_export.errors import ExportError
+from dbcache_export.errors import ExportError, ExportWarning
 from dbcache_export.spec import DType, Options
 
 _COMPUTE: dict[str, DType] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -42,6 +42,8 @@ def _run(arguments: Sequence[str]) -> int:
     if not debug:
         os.environ["TQDM_DISABLE"] = "1"
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ExportWarning)
+        warnings.formatwarning = _warning
         logging.disable(logging.ERROR)
     try:
         from dbcache_export.engine import export  # imports PyTorch: seconds
@@ -197,6 +199,13 @@ def _lora(text: str) -> tuple[Path, float]:
     if not Path(file).is_file():
         raise argparse.ArgumentTypeError(f"{file} is not a file")
     return Path(file), strength
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """For `warnings.formatwarning`: without the line of code that warns."""
+    return f"warning: {message}\n"
 
 
 def _fail(message: str) -> int:

@@ -56,8 +56,21 @@ class Summary:
     unread: str | None
 
 
-def export(model: Path, engine: Path, options: Options, progress: Callable[[str], None]) -> Summary:
+#: From a template to its graph.
+Tracer = Callable[[Template, int, FakeTensorMode], Traced]
+
+
+def export(
+    model: Path, engine: Path, options: Options, progress: Callable[[str], None], tracer: Tracer = trace
+) -> Summary:
     """Exports the model folder `model` to the engine directory `engine`.
+
+    Args:
+        model: A pipeline in diffusers' layout, or its transformer.
+        engine: Where to write.
+        options: What is wanted.
+        progress: Is told what is being done.
+        tracer: Makes the graphs; a check of plans alone puts outlines in their place.
 
     Raises:
         ExportError: For whatever the user can act on; nothing is left at `engine` then.
@@ -73,7 +86,7 @@ def export(model: Path, engine: Path, options: Options, progress: Callable[[str]
         refuse_misfits(plan)
         shards = [shard for checkpoint in plan.checkpoints.values() for shard in checkpoint.shards]
         with ContentHashes([shard.path for shard in shards] if options.content_hash else []) as hashes:
-            graphs = _write_graphs(plan, options, fake, partial, progress)
+            graphs = _write_graphs(plan, options, fake, partial, progress, tracer)
             tokenizers = _write_tokenizers(plan, partial)
             progress("placing weights")
             weights = [
@@ -95,7 +108,12 @@ def export(model: Path, engine: Path, options: Options, progress: Callable[[str]
 
 
 def _write_graphs(
-    plan: Plan, options: Options, fake: FakeTensorMode, engine: Path, progress: Callable[[str], None]
+    plan: Plan,
+    options: Options,
+    fake: FakeTensorMode,
+    engine: Path,
+    progress: Callable[[str], None],
+    tracer: Tracer,
 ) -> dict[Graph, Written]:
     """Traces each template once, binds and writes every graph."""
     traced: dict[Template, Traced] = {}
@@ -104,7 +122,7 @@ def _write_graphs(
     for graph in plan.graphs():
         if graph.template not in traced:
             progress(f"tracing {graph.template.name}")
-            traced[graph.template] = trace(graph.template, options.opset, fake)
+            traced[graph.template] = tracer(graph.template, options.opset, fake)
         checkpoint = plan.checkpoints[graph.component] if graph.component else None
         models[graph], parameters = bind(graph, traced[graph.template], checkpoint)
         if graph.component:

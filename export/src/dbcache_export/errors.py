@@ -1,8 +1,8 @@
-"""The one error that users see."""
+"""The one error that users see, and the one warning."""
 
 from __future__ import annotations
 
-__all__ = ["ExportError", "listed"]
+__all__ = ["ExportError", "ExportWarning", "listed"]
 
 from collections.abc import Iterable
 
@@ -13,6 +13,10 @@ class ExportError(Exception):
     def __init__(self, message: str, remedy: str) -> None:
         """Message and remedy: lower case, one line, no full stop."""
         super().__init__(f"{message}; {remedy}")
+
+
+class ExportWarning(UserWarning):
+    """Something that the user should know and that ends nothing; printed as `warning: message`."""
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:

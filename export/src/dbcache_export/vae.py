@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import checkpoint
 from dbcache_export.errors import ExportError, listed
-from dbcache_export.folder import read_json
+from dbcache_export.folder import configuration, read_json
 from dbcache_export.spec import DTYPES, Case, DType, Graph, Options, Template, Tensor
 from dbcache_export.template import fake_module
 
@@ -39,29 +39,47 @@ def decoder(folder: Path, options: Options, fake: FakeTensorMode) -> Decoder:
     Raises:
         ExportError: It is of an unknown class.
     """
-    config = read_json(folder / "config.json")
-    name = str(config.get("_class_name"))
+    name = str(read_json(folder / "config.json").get("_class_name"))
     if name not in _CLASSES:
         raise ExportError(f"{folder}: {name} is not supported", f"supported: {listed(_CLASSES)}")
-    return _CLASSES[name](folder, config, options, fake)
+    return _CLASSES[name](folder, options, fake)
 
 
-def _kl(folder: Path, config: Mapping[str, Any], options: Options, fake: FakeTensorMode) -> Decoder:
+def _kl(folder: Path, options: Options, fake: FakeTensorMode) -> Decoder:
     """An AutoencoderKL, of pictures."""
+    config = configuration(folder, AutoencoderKL, lambda _: {"out_channels": (3,)})
+    if not config["scaling_factor"]:
+        raise ExportError(
+            f"{folder / 'config.json'}: scaling_factor = {config['scaling_factor']}", "give the published config.json"
+        )
     # A model that asks for float32 overflows in float16 but not in bfloat16.
-    dtype: DType = "f32" if options.compute == "f16" and config.get("force_upcast", True) else options.compute
-    arguments = {name: value for name, value in config.items() if not name.startswith("_")}
-    module = fake_module(fake, dtype, lambda: _Decode(AutoencoderKL(**arguments), DTYPES[dtype][0]))
-    channels = config.get("latent_channels", 4)
+    dtype: DType = "f32" if options.compute == "f16" and config["force_upcast"] else options.compute
+    module = fake_module(fake, dtype, lambda: _Decode(AutoencoderKL(**config), DTYPES[dtype][0]))
+    channels = config["latent_channels"]
     tensors = {
         "image_latents": Tensor("f32", ("batch", channels, "latent_height", "latent_width")),
         "image": Tensor("f32", ("batch", 3, "height", "width")),
     }
     inputs, outputs = ({name: tensors[name]} for name in tensors)
     template = Template("decode", module, inputs, outputs)
-    graph = Graph("decode.onnx", template, "vae", cases=lambda: _cases(folder))
-    downscale = 2 ** (len(config.get("block_out_channels", [64])) - 1)
-    return Decoder(graph, tensors, checkpoint.read(folder, "vae"), ("encoder.", "quant_conv."), channels, downscale)
+    stored = checkpoint.read(folder, "vae")
+    graph = Graph("decode.onnx", template, "vae", _attention_names(stored), cases=lambda: _cases(folder))
+    downscale = 2 ** (len(config["block_out_channels"]) - 1)
+    return Decoder(graph, tensors, stored, ("encoder.", "quant_conv."), channels, downscale)
+
+
+def _attention_names(stored: checkpoint.Checkpoint) -> Callable[[str], str]:
+    """From today's names of an attention's layers to those of 2022, which diffusers renames while it loads a file."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def name(parameter: str) -> str:
+        for today, before in old.items():
+            earlier = parameter.replace(f".attentions.0.{today}.", f".attentions.0.{before}.")
+            if earlier in stored.parameters:
+                return earlier
+        return parameter
+
+    return name
 
 
 class _Decode(nn.Module):
@@ -100,11 +118,11 @@ def _cases(folder: Path) -> Iterator[Case]:
         yield {"image_latents": latents}, {"image": image}
 
 
-def _qwen(folder: Path, config: Mapping[str, Any], options: Options, fake: FakeTensorMode) -> Decoder:
+def _qwen(folder: Path, options: Options, fake: FakeTensorMode) -> Decoder:
     """An AutoencoderKLQwenImage: made for videos, here for one frame, which the convolutions over time never see."""
     dtype = options.compute
-    arguments = {name: value for name, value in config.items() if not name.startswith("_")}
-    module = fake_module(fake, dtype, lambda: _DecodeFrame(AutoencoderKLQwenImage(**arguments), DTYPES[dtype][0]))
+    config = configuration(folder, AutoencoderKLQwenImage, lambda _: {"input_channels": (3,)})
+    module = fake_module(fake, dtype, lambda: _DecodeFrame(AutoencoderKLQwenImage(**config), DTYPES[dtype][0]))
     assert isinstance(module, _DecodeFrame)
     channels = len(module.mean)
     tensors = {
@@ -160,21 +178,19 @@ def _qwen_cases(folder: Path) -> Iterator[Case]:
         yield {"image_latents": latents}, {"image": image}
 
 
-def _flux2(folder: Path, config: Mapping[str, Any], options: Options, fake: FakeTensorMode) -> Decoder:
+def _flux2(folder: Path, options: Options, fake: FakeTensorMode) -> Decoder:
     """An AutoencoderKLFlux2: a latent cell has the channels of two by two cells of the autoencoder's own."""
     dtype = options.compute
-    arguments = {name: value for name, value in config.items() if not name.startswith("_")}
-    if list(arguments.get("patch_size", (2, 2))) != [2, 2]:
-        raise ExportError(f"{folder}: patch_size is {arguments['patch_size']}", "only 2 by 2 is supported")
-    module = fake_module(fake, dtype, lambda: _DecodeFlux2(AutoencoderKLFlux2(**arguments), DTYPES[dtype][0]))
-    channels = 4 * config.get("latent_channels", 32)
+    config = configuration(folder, AutoencoderKLFlux2, lambda _: {"out_channels": (3,), "patch_size": ((2, 2),)})
+    module = fake_module(fake, dtype, lambda: _DecodeFlux2(AutoencoderKLFlux2(**config), DTYPES[dtype][0]))
+    channels = 4 * config["latent_channels"]
     tensors = {
         "image_latents": Tensor("f32", ("batch", channels, "latent_height", "latent_width")),
         "image": Tensor("f32", ("batch", 3, "height", "width")),
     }
     inputs, outputs = ({name: tensors[name]} for name in tensors)
     graph = Graph("decode.onnx", Template("decode", module, inputs, outputs), "vae", cases=lambda: _flux2_cases(folder))
-    downscale = 2 * 2 ** (len(config.get("block_out_channels", [64])) - 1)
+    downscale = 2 * 2 ** (len(config["block_out_channels"]) - 1)
     ignored = ("encoder.", "quant_conv.", "bn.num_batches_tracked")
     return Decoder(graph, tensors, checkpoint.read(folder, "vae"), ignored, channels, downscale)
 
@@ -215,7 +231,7 @@ def _flux2_cases(folder: Path) -> Iterator[Case]:
         yield {"image_latents": latents}, {"image": image}
 
 
-_CLASSES: Mapping[str, Callable[[Path, Mapping[str, Any], Options, FakeTensorMode], Decoder]] = {
+_CLASSES: Mapping[str, Callable[[Path, Options, FakeTensorMode], Decoder]] = {
     "AutoencoderKL": _kl,
     "AutoencoderKLFlux2": _flux2,
     "AutoencoderKLQwenImage": _qwen,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["VideoDecoder", "decoder"]
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from dbcache_export import checkpoint, spec
 from dbcache_export.cogvideox_vae import CogVideoX
 from dbcache_export.errors import ExportError, listed
 from dbcache_export.families.literal import Literal
-from dbcache_export.folder import read_json
+from dbcache_export.folder import arguments, read_json
 from dbcache_export.hunyuan_vae import HunyuanVideo
 from dbcache_export.spec import DTYPES, Case, Graph, Options, Template
 from dbcache_export.template import fake_module
@@ -52,23 +53,24 @@ def decoder(folder: Path, options: Options, fake: FakeTensorMode) -> VideoDecode
     Raises:
         ExportError: It is of an unknown class, or needs what an engine directory cannot say.
     """
-    config = read_json(folder / "config.json")
-    name = str(config.get("_class_name"))
+    name = str(read_json(folder / "config.json").get("_class_name"))
     if name not in _CLASSES:
         raise ExportError(
             f"{folder}: {name} is not supported",
             f"take vae out of a copy of the folder: the engine then gives latents; supported: {listed(_CLASSES)}",
         )
     model_class, wrap, ignored = _CLASSES[name]
-    if config.get("timestep_conditioning"):
+    config = arguments(folder, model_class)
+    odd = [f"{key} = {json.dumps(config[key])}" for key, fits in _FITS.items() if key in config and not fits(config)]
+    if odd:
         raise ExportError(
-            f"{folder}: a decoder that is told a timestep is not supported", "give the transformer folder"
+            f"{folder / 'config.json'}: a decoder with other inputs or settings ({', '.join(odd)}) is not supported",
+            "take vae out of a copy of the folder: the engine then gives latents",
         )
-    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     built: list[Any] = []
 
     def build() -> nn.Module:
-        built.append(model_class(**arguments))
+        built.append(model_class(**config))
         return wrap(built[0], DTYPES[options.compute][0])
 
     module = fake_module(fake, options.compute, build)
@@ -229,6 +231,21 @@ class _Doubled(nn.Module):
         batch, count = frames.shape[0], frames.shape[2]
         pictures = self.resample(frames.transpose(1, 2).flatten(0, 1))
         return pictures.unflatten(0, (batch, count)).transpose(1, 2)
+
+
+#: Settings of which only some values are understood: LTX-Video's decoders since 0.9.1 are told a timestep, and may add
+#: noise of their own.
+_FITS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "timestep_conditioning": lambda config: not config["timestep_conditioning"],
+    "decoder_inject_noise": lambda config: not any(config["decoder_inject_noise"]),
+    "out_channels": lambda config: config["out_channels"] == 3 * _patch(config) ** 2,
+    "scaling_factor": lambda config: bool(config["scaling_factor"]),
+}
+
+
+def _patch(config: Mapping[str, Any]) -> int:
+    """Pixels on each side that Wan's decoder gives as channels; LTX-Video's counts them by itself."""
+    return int(config["patch_size"] or 1) if "is_residual" in config else 1
 
 
 #: Class of diffusers: (class, wrapper, parameters that only encode).

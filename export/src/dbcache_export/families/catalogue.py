@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["CHECKED", "closest", "table"]
+__all__ = ["CHECKED", "PIPELINES", "closest", "table", "transformer_class"]
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -31,6 +31,36 @@ CHECKED: Mapping[str, tuple[str, str]] = {
     "LTXVideoTransformer3DModel": ("LTX-Video", _GRAPHS + _TEXT),
     "HunyuanVideoTransformer3DModel": ("HunyuanVideo", _GRAPHS + _TEXT),
 }
+
+
+#: Class of the transformer: the pipelines of diffusers that make pictures or videos from words with it, as the engine
+#: does. The others that share a transformer's class take pictures, edit, or are steered by a second model.
+PIPELINES: Mapping[str, Sequence[str]] = {
+    "FluxTransformer2DModel": ("FluxPipeline",),
+    "Flux2Transformer2DModel": ("Flux2Pipeline", "Flux2KleinPipeline"),
+    "SD3Transformer2DModel": ("StableDiffusion3Pipeline",),
+    "PixArtTransformer2DModel": ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+    "DiTTransformer2DModel": ("DiTPipeline",),
+    "QwenImageTransformer2DModel": ("QwenImagePipeline",),
+    "ZImageTransformer2DModel": ("ZImagePipeline",),
+    "CogVideoXTransformer3DModel": ("CogVideoXPipeline",),
+    "MochiTransformer3DModel": ("MochiPipeline",),
+    "WanTransformer3DModel": ("WanPipeline",),
+    "LTXVideoTransformer3DModel": ("LTXPipeline",),
+    "HunyuanVideoTransformer3DModel": ("HunyuanVideoPipeline",),
+}
+
+#: A class that diffusers has split up, by the setting that says which part a model belongs to.
+_SPLIT = {
+    "ada_norm_zero": "DiTTransformer2DModel",
+    "ada_norm_single": "PixArtTransformer2DModel",
+}
+
+
+def transformer_class(config: Mapping[str, Any]) -> str:
+    """The class of a transformer by its config.json, with the name that diffusers has for it today."""
+    name = str(config.get("_class_name"))
+    return _SPLIT.get(str(config.get("norm_type")), name) if name == "Transformer2DModel" else name
 
 
 def table() -> str:

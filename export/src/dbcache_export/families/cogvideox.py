@@ -66,10 +66,13 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
         "patch_size_t": [None],
         "ofs_embed_dim": [None],
         "use_learned_positional_embeddings": [False],
+        "attention_head_dim": range(16, 1025, 16),
     }
-    config = configuration(folder, CogVideoXTransformer3DModel, fixed)
-    fixed = {"out_channels": [config["in_channels"]], "attention_head_dim": range(16, 1025, 16)}
-    configuration(folder, CogVideoXTransformer3DModel, fixed)
+
+    def understood(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        return fixed | {"out_channels": [config["in_channels"]]}
+
+    config = configuration(folder, CogVideoXTransformer3DModel, understood)
     width = config["num_attention_heads"] * config["attention_head_dim"]
     video = Video(
         layout="bfchw",

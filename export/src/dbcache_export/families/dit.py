@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["plan", "transformer"]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,11 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
         ExportError: It is a variant with other inputs.
     """
     fixed = {"norm_type": ("ada_norm_zero",), "upcast_attention": (False,), "dropout": (0.0,)}
-    config = configuration(folder, DiTTransformer2DModel, fixed)
+
+    def understood(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        return fixed | {"out_channels": (None, config["in_channels"], 2 * config["in_channels"])}
+
+    config = configuration(folder, DiTTransformer2DModel, understood)
     dtype, layers, labels = DTYPES[options.compute][0], config["num_layers"], config["num_embeds_ada_norm"]
     width = config["num_attention_heads"] * config["attention_head_dim"]
     features = config["in_channels"] * config["patch_size"] ** 2

@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dbcache_export import checkpoint, spec, text, vae
 from dbcache_export.errors import ExportError
 from dbcache_export.families.flux_parts import Block, Embed, Final, FluxReference
-from dbcache_export.families.parts import dimensions, size, templates, under
-from dbcache_export.folder import documents, model_name, read_json
+from dbcache_export.families.parts import configuration, dimensions, size, templates, under
+from dbcache_export.folder import documents, model_name
 from dbcache_export.pipeline_calls import CALLS
 from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import DTYPES, Graph, Options, Plan, Tensor
@@ -113,7 +113,11 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
     Raises:
         ExportError: It is a variant with other inputs.
     """
-    config = _config(folder)
+    config = configuration(
+        folder,
+        FluxTransformer2DModel,
+        lambda config: {"patch_size": (1,), "out_channels": (None, config["in_channels"])},
+    )
     dtype = options.compute
     small = dict(config) | {"num_layers": 1, "num_single_layers": 1}
     model = fake_module(fake, dtype, lambda: FluxTransformer2DModel(**small))
@@ -154,33 +158,6 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
             "transformer",
         ),
     )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """The constructor's arguments, complete."""
-    given = read_json(folder / "config.json")
-    defaults = {
-        "num_layers": 19,
-        "num_single_layers": 38,
-        "attention_head_dim": 128,
-        "num_attention_heads": 24,
-        "in_channels": 64,
-        "joint_attention_dim": 4096,
-        "pooled_projection_dim": 768,
-        "guidance_embeds": False,
-        "axes_dims_rope": [16, 56, 56],
-        "patch_size": 1,
-        "out_channels": None,
-    }
-    unknown = [name for name in given if name not in defaults and not name.startswith("_")]
-    config = defaults | {name: value for name, value in given.items() if name in defaults}
-    if unknown or config["patch_size"] != 1 or config["out_channels"] not in (None, config["in_channels"]):
-        raise ExportError(
-            f"{folder / 'config.json'}: a FLUX variant with other inputs or settings "
-            f"({', '.join(unknown) or 'patch_size or out_channels'})",
-            "only plain text-to-image FLUX.1 transformers are supported",
-        )
-    return config
 
 
 def _tensors(config: Mapping[str, Any], options: Options) -> dict[str, Tensor]:

@@ -72,7 +72,11 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
     Raises:
         ExportError: It is a variant with other inputs.
     """
-    config = configuration(folder, Flux2Transformer2DModel, {"patch_size": (1,)})
+    config = configuration(
+        folder,
+        Flux2Transformer2DModel,
+        lambda config: {"patch_size": (1,), "out_channels": (None, config["in_channels"])},
+    )
     dtype = DTYPES[options.compute][0]
     head = config["attention_head_dim"]
     width = config["num_attention_heads"] * head

@@ -102,8 +102,11 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
         ExportError: It is a variant with other inputs, such as an image.
     """
     fixed: dict[str, Sequence[Any]] = {"patch_size_t": [1], "image_condition_type": [None]}
-    config = configuration(folder, HunyuanVideoTransformer3DModel, fixed)
-    configuration(folder, HunyuanVideoTransformer3DModel, {"out_channels": [None, config["in_channels"]]})
+
+    def understood(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        return fixed | {"out_channels": [None, config["in_channels"]]}
+
+    config = configuration(folder, HunyuanVideoTransformer3DModel, understood)
     head = config["attention_head_dim"]
     width = config["num_attention_heads"] * head
     compute = options.compute

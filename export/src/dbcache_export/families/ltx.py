@@ -69,8 +69,11 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
     Raises:
         ExportError: It is a variant with other inputs.
     """
-    config = configuration(folder, LTXVideoTransformer3DModel, {"patch_size": [1], "patch_size_t": [1]})
-    configuration(folder, LTXVideoTransformer3DModel, {"out_channels": [None, config["in_channels"]]})
+    config = configuration(
+        folder,
+        LTXVideoTransformer3DModel,
+        lambda config: {"patch_size": [1], "patch_size_t": [1], "out_channels": [None, config["in_channels"]]},
+    )
     width = config["num_attention_heads"] * config["attention_head_dim"]
     compute, layers = options.compute, config["num_layers"]
     video = Video(

@@ -61,8 +61,9 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
     Raises:
         ExportError: It is a variant with other inputs.
     """
-    config = configuration(folder, MochiTransformer3DModel, {})
-    configuration(folder, MochiTransformer3DModel, {"out_channels": [None, config["in_channels"]]})
+    config = configuration(
+        folder, MochiTransformer3DModel, lambda config: {"out_channels": [None, config["in_channels"]]}
+    )
     heads, head = config["num_attention_heads"], config["attention_head_dim"]
     width = heads * head
     compute, layers = options.compute, config["num_layers"]

@@ -15,7 +15,6 @@ __all__ = [
     "whole",
 ]
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dbcache_export import checkpoint, spec, vae
 from dbcache_export.encoders import Encoder
 from dbcache_export.errors import ExportError
-from dbcache_export.folder import documents, model_name, read_json
+from dbcache_export.folder import configuration, documents, model_name
 from dbcache_export.spec import Graph, Options, Plan, Template, Tensor
 
 _MAX_BATCH = 16
@@ -86,31 +85,6 @@ class Texts:
     text: spec.Text
     encoders: Sequence[Encoder]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def configuration(folder: Path, model: type, fixed: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """The arguments of the model's constructor, complete.
-
-    Args:
-        folder: Holds config.json.
-        model: A class of diffusers.
-        fixed: Arguments that the family understands with these values only.
-
-    Raises:
-        ExportError: An argument is unknown or has another value: a variant of the model.
-    """
-    given = {name: value for name, value in read_json(folder / "config.json").items() if not name.startswith("_")}
-    parameters = inspect.signature(model.__init__).parameters  # type: ignore[misc]
-    defaults = {name: p.default for name, p in parameters.items() if name not in ("self", "kwargs")}
-    config = defaults | {name: value for name, value in given.items() if name in defaults}
-    odd = [name for name in given if name not in defaults]
-    odd += [f"{name} = {config[name]}" for name, values in fixed.items() if config[name] not in values]
-    if odd:
-        raise ExportError(
-            f"{folder / 'config.json'}: a variant with other inputs or settings ({', '.join(odd)})",
-            f"only plain {model.__name__} models are supported",
-        )
-    return config
 
 
 def whole(folder: Path, names: Sequence[str]) -> list[Path] | None:

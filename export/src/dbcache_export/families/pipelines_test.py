@@ -131,7 +131,6 @@ def test_what_is_predicted_is_never_guessed(family: str, tmp_path: Path) -> None
         ("qwen_image", {"zero_cond_t": True}),
         ("flux2", {"patch_size": 2}),
         ("z_image", {"siglip_feat_dim": 8}),
-        ("sd3", {"controlnet": True}),
     ],
 )
 def test_variants_are_refused_by_the_setting_that_differs(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["plan", "transformer"]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,11 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
         "upcast_attention": (False,),
         "dropout": (0.0,),
     }
-    config = configuration(folder, PixArtTransformer2DModel, fixed)
+
+    def understood(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        return fixed | {"out_channels": (None, config["in_channels"], 2 * config["in_channels"])}
+
+    config = configuration(folder, PixArtTransformer2DModel, understood)
     if not config["caption_channels"]:
         raise ExportError(
             f"{folder / 'config.json'} has no caption_channels", "only models that project their text fit"

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["plan", "transformer"]
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,12 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
         ExportError: It is a variant with other inputs (Edit, Layered …).
     """
     off = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
-    config = configuration(
-        folder, QwenImageTransformer2DModel, {"patch_size": (_PATCH,)} | dict.fromkeys(off, (False,))
-    )
+
+    def understood(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        channels = config["in_channels"] // _PATCH**2
+        return {"patch_size": (_PATCH,), "out_channels": (channels,)} | dict.fromkeys(off, (False,))
+
+    config = configuration(folder, QwenImageTransformer2DModel, understood)
     dtype, layers = DTYPES[options.compute][0], config["num_layers"]
     head = config["attention_head_dim"]
     width = config["num_attention_heads"] * head

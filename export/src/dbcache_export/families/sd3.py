@@ -58,7 +58,11 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
     Raises:
         ExportError: It is a variant with other inputs.
     """
-    config = configuration(folder, SD3Transformer2DModel, {"qk_norm": (None, "rms_norm")})
+    config = configuration(
+        folder,
+        SD3Transformer2DModel,
+        lambda config: {"qk_norm": (None, "rms_norm"), "out_channels": (None, config["in_channels"])},
+    )
     dtype, layers = DTYPES[options.compute][0], config["num_layers"]
     width = config["num_attention_heads"] * config["attention_head_dim"]
     features = config["patch_size"] ** 2
@@ -71,7 +75,7 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
         "hidden_states": spec.Tensor(options.compute, ("batch", "image", width)),
         "encoder_hidden_states": spec.Tensor(options.compute, ("batch", "text", width)),
         "temb": spec.Tensor(options.compute, ("batch", width)),
-        "prediction": spec.Tensor("f32", ("batch", "image", config["out_channels"] * features)),
+        "prediction": spec.Tensor("f32", ("batch", "image", config["in_channels"] * features)),
     }
     inputs = {
         "latents": {"per": "step", "from": "latents"},

@@ -22,7 +22,7 @@ from dbcache_export.families.rotary import mix, rotate
 from dbcache_export.families.video import Transformer, Video, low_noise, original, templates, video_plan
 from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Watched
-from dbcache_export.folder import read_json
+from dbcache_export.folder import arguments, read_json
 from dbcache_export.guidance import separate
 from dbcache_export.pipeline_calls import CALLS
 from dbcache_export.prompts import WAN
@@ -80,19 +80,21 @@ def _second(
     Raises:
         ExportError: The pipeline does not say when it takes over, or it is of another form.
     """
-    other = folder / "transformer_2"
+    other, index = folder / "transformer_2", folder / "model_index.json"
+    ratio = read_json(index).get("boundary_ratio") if index.is_file() or other.is_dir() else None
     if not other.is_dir():
+        if ratio is not None:
+            raise ExportError(
+                f"{folder} has no transformer_2, but its model_index.json has the boundary_ratio {ratio}",
+                "give the complete pipeline, or one transformer's folder",
+            )
         return None
-    ratio = read_json(folder / "model_index.json").get("boundary_ratio")
     if not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
         raise ExportError(
             f"{folder} has two transformers, but its model_index.json has the boundary_ratio {ratio}",
             "give the complete pipeline, or one transformer's folder",
         )
-    forms = [
-        {name: value for name, value in read_json(one / "config.json").items() if not name.startswith("_")}
-        for one in (folder / "transformer", other)
-    ]
+    forms = [arguments(one, WanTransformer3DModel) for one in (folder / "transformer", other)]
     if forms[0] != forms[1]:
         differing = sorted(name for name in {*forms[0], *forms[1]} if forms[0].get(name) != forms[1].get(name))
         raise ExportError(
@@ -113,10 +115,12 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
         ExportError: It is a variant with other inputs, such as an image.
     """
     fixed: dict[str, Sequence[Any]] = {"image_dim": [None], "added_kv_proj_dim": [None], "pos_embed_seq_len": [None]}
-    config = configuration(folder, WanTransformer3DModel, fixed)
-    one = [[1, side, side] for side in (1, 2)]
-    fixed = {"out_channels": [None, config["in_channels"]], "patch_size": [*one, *map(tuple, one)]}
-    configuration(folder, WanTransformer3DModel, fixed)
+    fixed |= {"patch_size": [(1, side, side) for side in (1, 2)]}
+
+    def understood(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        return fixed | {"out_channels": [None, config["in_channels"]]}
+
+    config = configuration(folder, WanTransformer3DModel, understood)
     head = config["attention_head_dim"]
     width = config["num_attention_heads"] * head
     compute, layers = options.compute, config["num_layers"]

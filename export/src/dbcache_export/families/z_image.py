@@ -104,7 +104,7 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
         "qk_norm": (True,),
         "siglip_feat_dim": (None,),
     }
-    config = configuration(folder, ZImageTransformer2DModel, fixed)
+    config = configuration(folder, ZImageTransformer2DModel, lambda _: fixed)
     dtype, width, layers = DTYPES[options.compute][0], config["dim"], config["n_layers"]
     head = width // config["n_heads"]
     features = config["in_channels"] * _PATCH**2
