@@ -7,6 +7,7 @@ mod check_export;
 mod check_families;
 mod check_gpu;
 mod check_plugins;
+mod check_published;
 mod check_tensorrt;
 mod check_video;
 mod demo;
@@ -45,6 +46,12 @@ const TASKS: &[Task] = &[
         arguments: "[--write] [FAMILY or PIPELINE …]",
         about: "whole pipelines of every family, by exporter and command, against diffusers and cache-dit (as check-export; minutes)",
         run: check_families::check_families,
+    },
+    Task {
+        name: "check-published",
+        arguments: "[--export] [MODELS]",
+        about: "plan the export of models as they are published, over files of holes; with --export: all of it, long (as check-export)",
+        run: check_published::check_published,
     },
     Task {
         name: "check-capi",

@@ -1,0 +1,15 @@
+//! Whether the exporter takes models as they are published: real configurations over files of holes
+//! (export/published/check.py says what a plan leaves out).
+
+use anyhow::Result;
+
+use crate::check_export::environment;
+use crate::run::{built, cargo, root, step};
+
+pub fn check_published(arguments: &[String]) -> Result<()> {
+    step(&mut cargo(&["build"]))?;
+    let python = environment(&["dev"])?;
+    let mut check = std::process::Command::new(python);
+    check.arg("published/check.py").args(arguments);
+    step(check.current_dir(root().join("export")).env("DBCACHE_TRT", built("dbcache-trt")?))
+}
