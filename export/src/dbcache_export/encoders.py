@@ -30,7 +30,7 @@ from transformers import (
 from dbcache_export import checkpoint, spec
 from dbcache_export.errors import ExportError
 from dbcache_export.folder import read_json
-from dbcache_export.spec import Case, Graph, Options, Template, Tensor
+from dbcache_export.spec import DTYPES, Case, Graph, Options, Template, Tensor
 from dbcache_export.template import fake_module
 
 #: Tables of positions that old versions saved; 0, 1, 2 …
@@ -129,6 +129,8 @@ def clip(
         tokens: The length of a text. Default: as many as the model can place.
     """
     config = CLIPTextConfig.from_pretrained(folder)
+    # Else transformers builds the inner model in the dtype in which the weights were saved, and the projection in ours.
+    config.dtype = DTYPES[options.compute][0]
     projects = "CLIPTextModelWithProjection" in (read_json(folder / "config.json").get("architectures") or ())
     build = CLIPTextModelWithProjection if projects else CLIPTextModel
     stored = checkpoint.read(folder, name)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoTokenizer, T5EncoderModel, UMT5EncoderModel
 
-from dbcache_export import encoders, prompts
+from dbcache_export import encoders, families, prompts
 from dbcache_export.bind import refuse_unused
 from dbcache_export.checkpoint import Checkpoint, Parameter
 from dbcache_export.encoders import own_length, tokenizer
@@ -23,7 +23,7 @@ from dbcache_export.errors import ExportError
 from dbcache_export.families.video_text import _Zero
 from dbcache_export.spec import Options, Tensor
 from dbcache_export.text import flux_text
-from dbcache_export.tiny import texts
+from dbcache_export.tiny import pictures, texts, videos
 
 SHARED, OWN = "shared.weight", "encoder.embed_tokens.weight"
 
@@ -87,11 +87,30 @@ def test_of_two_tables_that_is_read_which_transformers_reads(
     weights |= {name: table + place for place, name in enumerate(names)}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     states = Tensor("f32", ("batch", "text", 24))
-    encoder = encoders.t5(folder, "text_000.onnx", states, Options(), FakeTensorMode(), ("states",))
+    encoder = encoders.t5(folder, "text_000.onnx", 7, states, Options(), FakeTensorMode(), ("states",))
     read = weights[encoder.graph.stored_name(OWN)]
     assert torch.equal(read, model.from_pretrained(folder).encoder.embed_tokens.weight)
     used = {encoder.graph.stored_name(name) for name, _ in encoder.graph.template.module.named_parameters()}
     refuse_unused({"t5": encoder.checkpoint}, {"t5": encoder.ignored}, {"t5": used})
+
+
+@pytest.mark.parametrize("family", ["sd3", "pixart", "qwen_image", "z_image", "wan", "hunyuan_video"])
+@pytest.mark.parametrize("saved", ["float16", "bfloat16"])
+def test_text_encoders_compute_in_the_dtype_that_was_asked_for(family: str, saved: str, tmp_path: Path) -> None:
+    """Whichever they were saved in, as config.json says of most that are published."""
+    if family in videos.TRANSFORMERS:
+        videos.write_pipeline(family, tmp_path)
+        videos.write_parts(family, tmp_path)
+    else:
+        pictures.write_pipeline(family, tmp_path)
+        texts.write_texts(family, tmp_path)
+    for file in tmp_path.glob("text_encoder*/config.json"):
+        file.write_text(file.read_text("utf-8").replace('"float32"', f'"{saved}"'), "utf-8")
+        assert saved in file.read_text("utf-8")
+    text = families.plan(tmp_path, Options(), FakeTensorMode()).text
+    assert text is not None
+    for graph, _ in text.graphs:
+        assert {parameter.dtype for parameter in graph.template.module.parameters()} <= {torch.float32}, graph.file
 
 
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model.", "model."])

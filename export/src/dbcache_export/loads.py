@@ -30,7 +30,7 @@ def read_by_engine(engine: Path) -> str | None:
     try:
         done = subprocess.run([command, "inspect", str(engine), "--json"], capture_output=True, text=True, check=False)
     except OSError as error:
-        raise ExportError(f"cannot run {command} ({error.strerror})", "build it again, or take it off the path") from error
+        raise ExportError(f"cannot run {command} ({error.strerror})", "build it, or take it off the path") from error
     if done.returncode != 0:
         reason = done.stderr.strip().replace(str(engine), "the engine directory") or f"exit code {done.returncode}"
         raise ExportError(
