@@ -284,6 +284,28 @@ fn overflow(header: &str) -> String {
     header[..begin].to_owned() + "[0,18446744073709551615" + &header[end..]
 }
 
+/// How many tokens each text graph takes and gives (`models/README.md`, "text").
+#[test]
+fn lengths_of_texts() {
+    let mut cases = Cases::default();
+    let mut check = |name: &str, pointer: &str, value: Option<Value>, words: &[&str]| {
+        let damage = |e: &Copy| e.manifest(|manifest| set(manifest, pointer, value));
+        cases.check_sd3(name, damage, EngineDirectory, words);
+    };
+    let t5 = "/text/tokenizers/t5";
+    let multiple = format!("{t5}/multiple_of");
+    check("multiple of nothing", &multiple, Some(json!(0)), &["no multiple of 0"]);
+    check("multiple of others", &multiple, Some(json!(3)), &["no multiple of 3"]);
+    check("multiple and one length", &multiple, Some(json!(2)), &["has `multiple_of` and one length"]);
+    check("other length", &format!("{t5}/length"), Some(json!(255)), &["text_002.onnx", "[batch, 256]", "[batch, 255]"]);
+    check("dynamic", &format!("{t5}/padding"), Some(json!("longest")), &["text_002.onnx", "[batch, 256]", "[batch, t5]"]);
+    check("length of tokens", "/text/graphs/2/length", Some(json!(256)), &["text_002.onnx states a `length`"]);
+    let joined = "/text/graphs/3/length";
+    check("joined without length", joined, None, &["text_003.onnx", "`text`", "state its `length`"]);
+    check("joined and longer than any", joined, Some(json!(9999)), &["text_003.onnx gives 9999 along `text`"]);
+    check("joined of nothing", joined, Some(json!(0)), &["text_003.onnx gives 0 along `text`"]);
+}
+
 #[test]
 fn texts() {
     let mut cases = Cases::default();
@@ -309,13 +331,9 @@ fn texts() {
         |e| e.set("/text/tokenizers/words/unknown_id", json!(4_000_000)),
         &["words.json", "no token 4000000"],
     );
-    check("tokens", |e| e.set("/text/tokenizers/words/length", json!(9)), &["text_000.onnx", "shape [batch, 8]"]);
+    check("tokens", |e| e.set("/text/tokenizers/words/length", json!(9)), &["text_000.onnx", "gives 9 along `text`"]);
     check("no tokens", |e| e.set("/text/tokenizers/words/length", json!(0)), &["has the length 0; expected 1 to"]);
     check("all tokens", |e| e.set("/text/tokenizers/words/length", json!(u64::MAX)), &["expected 1 to 65536"]);
-    check("multiple of nothing", |e| e.set("/text/tokenizers/words/multiple_of", json!(0)), &["no multiple of 0"]);
-    check("multiple of others", |e| e.set("/text/tokenizers/words/multiple_of", json!(3)), &["no multiple of 3"]);
-    check("multiple and one length", |e| e.set("/text/tokenizers/words/multiple_of", json!(2)), &["and one length"]);
-    check("length of tokens", |e| e.set("/text/graphs/0/length", json!(8)), &["text_000.onnx", "states a `length`"]);
     check("other tokenizer", |e| e.set("/text/graphs/0/inputs/input_ids/tokenizer", json!("t5")), &["tokenizer `t5`"]);
     check("no text graphs", |e| e.set("/text/graphs", json!([])), &["`text` has no graphs"]);
     check("no tokens taken", |e| e.set("/text/graphs/0/inputs", json!({})), &["`text`"]);

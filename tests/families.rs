@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use common::family::{Family, Tensors};
 use common::relative_l1;
 use dbcache_trt::cache::{Branch, PolicyConfig};
-use dbcache_trt::{ComputeChoice, EngineOptions, ModelPart, Output};
+use dbcache_trt::{ComputeChoice, EngineOptions, Inputs, ModelPart, Output};
 use ndarray::ArrayD;
 use serde_json::Value;
 
@@ -142,6 +142,29 @@ fn whole_generations() {
             let change = relative_l1(&family.packed(&family.vectors[&format!("out.{name}")]), &uncached);
             assert!(change > LATENT_RELATIVE_L1, "{}, {name}: {change:e}", family.name);
         }
+    }
+    differences.none();
+}
+
+/// From a prompt: tokenizers and text graphs, among them T5 with and without masks and texts behind each other, then as
+/// above. Prompt and negative prompt have different lengths, far below what the models can read.
+#[test]
+fn whole_generations_from_prompts() {
+    let mut differences = Differences::default();
+    for pipeline in Family::pipelines() {
+        check_generation(&pipeline, PolicyConfig::None, "uncached", &Value::Null, &mut differences);
+        let uncached = pipeline.packed(&pipeline.vectors["out.uncached"]);
+        for (case, cache) in pipeline.cases() {
+            let name = case["name"].as_str().unwrap();
+            check_generation(&pipeline, cache, name, &case["lists"], &mut differences);
+            let change = relative_l1(&pipeline.packed(&pipeline.vectors[&format!("out.{name}")]), &uncached);
+            assert!(change > LATENT_RELATIVE_L1, "{}, {name}: {change:e}", pipeline.name);
+        }
+        // A text that does not reach the transformer would show here.
+        let inputs = Inputs { prompt: Some("red".into()), ..pipeline.inputs() };
+        let other = pipeline.engine.request(&inputs, &pipeline.options(PolicyConfig::None)).unwrap().run(&mut ()).unwrap();
+        let change = relative_l1(&other.latents, &uncached);
+        assert!(change > LATENT_RELATIVE_L1, "{}, another prompt: {change:e}", pipeline.name);
     }
     differences.none();
 }

@@ -44,9 +44,10 @@ class Made:
     trace: Mapping[str, Any]
 
 
-def export(model: Path, engine: Path, size: tuple[int, int]) -> None:
+def export(model: Path, engine: Path, size: tuple[int, int], *flags: str) -> None:
     """Runs `dbcache-export` with its check. The default size says which sizes there are, so it is a small one here."""
-    _run([sys.executable, "-m", "dbcache_export", model, engine, "--check", "--size", f"{size[0]}x{size[1]}"])
+    check = ["--check", "--size", f"{size[0]}x{size[1]}", *flags]
+    _run([sys.executable, "-m", "dbcache_export", model, engine, *check])
 
 
 def generate(variant: Variant, engine: Path, out: Path, call: Call, cache: Mapping[str, Any] | None = None) -> Made:

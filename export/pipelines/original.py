@@ -119,14 +119,14 @@ class Original:
         return given
 
 
-def write_folder(variant: Variant, parts: Path, folder: Path) -> None:
+def write_folder(variant: Variant, parts: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Builds the pipeline from its parts and has diffusers write it: what a user's folder holds, its index included."""
     variant.write(parts)
     components = {part.name: _component(part) for part in parts.iterdir() if part.is_dir()}
     maker = getattr(diffusers, variant.pipeline)
     parameters = inspect.signature(maker).parameters.values()
     absent = dict.fromkeys(parameter.name for parameter in parameters if parameter.default is parameter.empty)
-    maker(**(absent | components | variant.settings)).save_pretrained(folder)
+    maker(**(absent | components | variant.settings)).to(dtype).save_pretrained(folder)
 
 
 def _component(part: Path) -> Any:

@@ -113,11 +113,11 @@ def compare(reference: Reference, trace: Mapping[str, Any]) -> float:
         AssertionError: A decision differs, or a diff too much.
     """
     worst = 0.0
-    names = [one["name"] for one in trace["lists"]] if trace["lists"] else []
+    lists = list(dict.fromkeys(one.list for one in reference.decided))
     for theirs in reference.decided:
         at = f"{theirs.list}, {theirs.branch}"
-        number = names.index(theirs.list) if theirs.list in names else None
-        steps = [one for one in trace["records"] if one["branch"] == theirs.branch and one["list"] in (None, number)]
+        number = lists.index(theirs.list) if len(lists) > 1 else None
+        steps = [one for one in trace["records"] if (one["list"], one["branch"]) == (number, theirs.branch)]
         steps.sort(key=lambda one: (one["expert"] or 0, one["step"]))
         ours = "".join(one["action"] for one in steps)
         assert ours == theirs.decisions, f"{at}: decisions are {ours}, cache-dit's {theirs.decisions}"

@@ -34,6 +34,7 @@ class Variant:
         negative: Whether there is a negative prompt; or what call and command need for one.
         separate: Whether the branches of guidance are two calls of the transformer, which cache-dit keeps apart.
         labels: Whether it takes class labels instead of prompts.
+        prunes: Whether cache-dit's DBPrune runs: in blocks that give the picture's stream alone it stumbles.
         ratio: Which part of the timesteps the first of two transformers has.
     """
 
@@ -49,6 +50,7 @@ class Variant:
     negative: bool | tuple[Mapping[str, Any], tuple[str, ...]] = True
     separate: bool = False
     labels: bool = False
+    prunes: bool = True
     ratio: float | None = None
 
 
@@ -124,7 +126,7 @@ _RATIO = 0.875
 _COGVIDEOX = {"max_text_seq_length": 226}
 _DPM = ("CogVideoXDPMScheduler", {})
 #: The pipelines choose among the sizes of the published models otherwise, which the engine is told by --size.
-_PIXART: Mapping[str, Any] = {"always": {"use_resolution_binning": False}}
+_PIXART: Mapping[str, Any] = {"always": {"use_resolution_binning": False}, "prunes": False}
 #: Classifier-free guidance for models that do not have it by themselves.
 _TRUE = ({"true_cfg_scale": 3.0}, ("--true-cfg", "3"))
 
@@ -148,22 +150,28 @@ VARIANTS: Mapping[str, Variant] = {
     "sd3-without-t5": Variant("Stable Diffusion 3, 3.5", "StableDiffusion3Pipeline", _sd3_without_t5),
     "sd35": Variant("Stable Diffusion 3, 3.5", "StableDiffusion3Pipeline", partial(_picture, "sd35")),
     "pixart-sigma": Variant("PixArt-α, PixArt-Σ", "PixArtSigmaPipeline", partial(_picture, "pixart"), **_PIXART),
-    "pixart-alpha": Variant("PixArt-α, PixArt-Σ", "PixArtAlphaPipeline", partial(_picture, "pixart"), **_PIXART),
-    "pixart-alpha-sized": Variant(
+    "pixart-alpha": Variant(
         "PixArt-α, PixArt-Σ", "PixArtAlphaPipeline", partial(_picture, "pixart_sized", num_layers=4), **_PIXART
     ),
-    "dit": Variant("DiT", "DiTPipeline", partial(_picture, "dit"), sizes=((64, 64),) * 2, negative=False, labels=True),
+    "dit": Variant(
+        "DiT",
+        "DiTPipeline",
+        partial(_picture, "dit"),
+        sizes=((64, 64),) * 2,
+        negative=False,
+        labels=True,
+        prunes=False,
+    ),
     "qwen-image": Variant(
         "Qwen-Image", "QwenImagePipeline", partial(_picture, "qwen_image"), scale=("true_cfg_scale", 2.5), separate=True
     ),
-    "z-image": Variant("Z-Image", "ZImagePipeline", partial(_picture, "z_image"), sizes=((256, 128), (128, 128))),
+    "z-image": Variant(
+        "Z-Image", "ZImagePipeline", partial(_picture, "z_image"), sizes=((256, 128), (128, 128)), prunes=False
+    ),
     "cogvideox-2b": Variant(
         "CogVideoX 1.0", "CogVideoXPipeline", partial(_video, "cogvideox", **_COGVIDEOX), frames=9
     ),
-    "cogvideox-2b-dpm": Variant(
-        "CogVideoX 1.0", "CogVideoXPipeline", partial(_video, "cogvideox", _DPM, **_COGVIDEOX), frames=9
-    ),
-    "cogvideox-5b-dpm": Variant(
+    "cogvideox-5b": Variant(
         "CogVideoX 1.0", "CogVideoXPipeline", partial(_video, "cogvideox_rotary", _DPM, **_COGVIDEOX), frames=9
     ),
     "mochi": Variant("Mochi", "MochiPipeline", partial(_video, "mochi", max_sequence_length=256), frames=13),

@@ -67,7 +67,7 @@ impl Schedule {
                 diffusion::Grid::new(betas, *spacing, *offset, *last_alpha, steps, false)?.ddim(prediction)
             }
             SchedulerSpec::DpmSde { betas, spacing, offset, last_alpha } => {
-                // CogVideoX's betas of this schedule are f64.
+                // The original of this sampler has f64 betas in this schedule.
                 let wide = betas.schedule == BetaSchedule::ScaledLinear;
                 diffusion::Grid::new(betas, *spacing, *offset, *last_alpha, steps, wide)?.dpm_sde(prediction)
             }

@@ -25,15 +25,22 @@ pub struct Copy {
 
 impl Copy {
     pub fn tiny() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        copy_files(&data("tiny-flux"), folder.path(), |_| true);
-        Self { folder }
+        Self::of("tiny-flux")
     }
 
     /// A tiny engine of another family (`tests/data/families`).
     pub fn family(name: &str) -> Self {
+        Self::of(&format!("families/{name}/engine"))
+    }
+
+    /// A tiny engine with text encoders (`tests/data/pipelines`).
+    pub fn pipeline(name: &str) -> Self {
+        Self::of(&format!("pipelines/{name}/engine"))
+    }
+
+    fn of(engine: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        copy_files(&data(&format!("families/{name}/engine")), folder.path(), |_| true);
+        copy_files(&data(engine), folder.path(), |_| true);
         Self { folder }
     }
 
@@ -169,6 +176,13 @@ impl Cases {
     /// Damages a copy of `tiny-flux`; loading it must fail with this kind, and with all of these words.
     pub fn check(&mut self, name: &str, damage: impl FnOnce(&Copy), kind: ErrorKind, words: &[&str]) {
         let copy = Copy::tiny();
+        damage(&copy);
+        self.judge(name, load(copy.folder.path(), &EngineOptions::default()), kind, words);
+    }
+
+    /// The same with Stable Diffusion 3's pipeline: two CLIPs, T5, and a graph that puts their states behind each other.
+    pub fn check_sd3(&mut self, name: &str, damage: impl FnOnce(&Copy), kind: ErrorKind, words: &[&str]) {
+        let copy = Copy::pipeline("sd3");
         damage(&copy);
         self.judge(name, load(copy.folder.path(), &EngineOptions::default()), kind, words);
     }

@@ -1,4 +1,5 @@
-//! The tiny engines of `tests/data/families`, with what diffusers and cache-dit computed on them.
+//! The tiny engines of `tests/data/families`, which are given tensors, and of `tests/data/pipelines`, which are given
+//! prompts, with what diffusers and cache-dit computed on them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,6 +17,7 @@ pub type Tensors = BTreeMap<String, ArrayD<f32>>;
 /// One family: its engine, what was recorded, and the manifest's fields that say how latents lie.
 pub struct Family {
     pub name: String,
+    folder: PathBuf,
     pub engine: Engine,
     pub manifest: Value,
     pub reference: Value,
@@ -28,22 +30,35 @@ impl Family {
     }
 
     pub fn loaded(options: &EngineOptions) -> Vec<Self> {
+        let families = Self::of("families", options);
+        assert!(families.len() >= 14, "{} families", families.len());
+        families
+    }
+
+    /// Those with text encoders and decoders.
+    pub fn pipelines() -> Vec<Self> {
+        let pipelines = Self::of("pipelines", &EngineOptions::default());
+        assert!(pipelines.len() >= 4, "{} pipelines", pipelines.len());
+        pipelines
+    }
+
+    fn of(kind: &str, options: &EngineOptions) -> Vec<Self> {
         let mut families = Vec::new();
-        for entry in fs::read_dir(data("families")).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            if !path.is_dir() {
+        for entry in fs::read_dir(data(kind)).unwrap() {
+            let folder = entry.unwrap().path();
+            let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+            if !folder.is_dir() {
                 continue;
             }
             families.push(Self {
-                engine: Engine::load(path.join("engine"), options).unwrap(),
-                manifest: json(&format!("families/{name}/engine/manifest.json")),
-                reference: json(&format!("families/{name}/reference.json")),
-                vectors: read_tensors(&path.join("vectors.safetensors")).unwrap(),
+                engine: Engine::load(folder.join("engine"), options).unwrap(),
+                manifest: json(&format!("{kind}/{name}/engine/manifest.json")),
+                reference: json(&format!("{kind}/{name}/reference.json")),
+                vectors: read_tensors(&folder.join("vectors.safetensors")).unwrap(),
+                folder,
                 name,
             });
         }
-        assert!(families.len() >= 14, "{} families", families.len());
         families.sort_by(|a, b| a.name.cmp(&b.name));
         families
     }
@@ -63,6 +78,7 @@ impl Family {
     pub fn packed(&self, latents: &ArrayD<f32>) -> ArrayD<f32> {
         match self.manifest["latents"]["layout"].as_str().unwrap() {
             "bchw" | "bcfhw" | "bfchw" => latents.clone(),
+            "tokens" if latents.ndim() == 3 => latents.clone(), // as a pipeline gives them
             "tokens" => {
                 let p = self.number("/latents/patch");
                 let shape = latents.shape();
@@ -92,11 +108,17 @@ impl Family {
             guidance_2: reference["guidance_2"].as_f64().map(|scale| scale as f32),
             size: Some((side(0), side(1))),
             frames: reference["frames"].as_u64().filter(|_| !self.manifest["video"].is_null()),
+            seed: reference["seed"].as_u64().unwrap_or_default(),
             ..RequestOptions::default()
         }
     }
 
+    /// Of a pipeline a prompt, else tensors and the noise.
     pub fn inputs(&self) -> Inputs {
+        if let Some(prompt) = self.reference["prompt"].as_str() {
+            let negative_prompt = self.reference["negative_prompt"].as_str().map(str::to_owned);
+            return Inputs { negative_prompt, ..Inputs::prompt(prompt) };
+        }
         let mut tensors = self.under("in.");
         tensors.insert("latents".into(), self.packed(&self.vectors["noise"]));
         Inputs { tensors, ..Inputs::default() }
@@ -104,7 +126,7 @@ impl Family {
 
     /// The folder of its engine.
     pub fn folder(&self) -> PathBuf {
-        data(&format!("families/{}/engine", self.name))
+        self.folder.join("engine")
     }
 
     /// The runs with a cache that were recorded, each with its policy.

@@ -31,7 +31,7 @@ Tensors = dict[str, torch.Tensor]
 #: bf16: checked in float32, but constants have kept 8 bits: the root of attention's scale, the 1.702 of CLIP's GELU.
 #: A wrong graph is off by about 1.
 GRAPH_TOLERANCE: Mapping[DType, float] = {"f32": 1e-5, "f16": 1e-2, "bf16": 1e-2}
-#: The same for embed. With frequencies as PyTorch computes them 1e-6 was measured; Mochi's 1.4e-5 comes from angles that
+#: The same for embed. With PyTorch's frequencies 1e-6 was measured; Mochi's 1.4e-5 comes from angles that
 #: are sums of positions times parameters, in another order.
 EMBED_TOLERANCE: Mapping[DType, float] = {"f32": 5e-5, "f16": 1e-2, "bf16": 1e-2}
 #: The prediction after all blocks, each on the outputs of the one before, starting with embed's error.
