@@ -24,9 +24,6 @@ from variants import Variant
 
 #: Few, but enough for warm-up, for a skip, and for what follows a skip.
 STEPS = 8
-#: Largest difference of the latents, relative to their largest value: sums in another order, and sines of angles up to
-#: 1000, over eight steps.
-LATENT_TOLERANCE = 1e-4
 #: So many pixels in a thousand may fall on the other side of a half; none may differ by more than one level.
 PIXEL_TOLERANCE = 3.0
 #: What another prompt or seed changes at least, in the same measure: far more than the tolerance.
@@ -84,7 +81,7 @@ def check(variant: Variant, scratch: Path) -> Figures:
             with figures.part(name):
                 latents[name] = _uncached(original, call, scratch, name, figures)
         with figures.part("prompts and seeds"):
-            _answers(latents)
+            _answers(latents, variant.tolerance)
         for name, (call, policy) in cached_calls(variant).items():
             with figures.part(name):
                 _cached(original, call, policy, scratch, name, figures)
@@ -122,7 +119,7 @@ def cached_calls(variant: Variant) -> dict[str, tuple[Call, str]]:
 
 def _uncached(original: Original, call: Call, scratch: Path, name: str, figures: Figures) -> torch.Tensor:
     made = generate(original.variant, scratch / "engine", scratch / name, call)
-    _compare_latents(made.latents, original.latents(call), scratch, figures)
+    _compare_latents(made.latents, original.latents(call), scratch, figures, original.variant.tolerance)
     _compare_pixels(made.frames, original.frames(call), figures)
     return made.latents
 
@@ -133,25 +130,27 @@ def _cached(original: Original, call: Call, policy: str, scratch: Path, name: st
     figures.diffs = max(figures.diffs, policies.compare(reference, made.trace))
     figures.decisions += reference.decisions
     figures.margin = min(figures.margin, reference.margin)
-    _compare_latents(made.latents, reference.latents, scratch, figures)
+    _compare_latents(made.latents, reference.latents, scratch, figures, original.variant.tolerance)
 
 
-def _answers(latents: dict[str, torch.Tensor]) -> None:
+def _answers(latents: dict[str, torch.Tensor], tolerance: float) -> None:
     """Another prompt gives something else, another seed as well, and a picture is what it is alone."""
     first, two = latents["first"], latents["two"]
     for what, other in (("prompt", latents["other prompt"]), ("seed", two[1:])):
         change = _difference(other, first)
         assert change > CHANGE, f"another {what} changes the latents by {change:.1e} only"
-    assert (error := _difference(two[:1], first)) <= LATENT_TOLERANCE, f"the first of two differs by {error:.1e}"
+    assert (error := _difference(two[:1], first)) <= tolerance, f"the first of two differs by {error:.1e}"
 
 
-def _compare_latents(ours: torch.Tensor, theirs: torch.Tensor, scratch: Path, figures: Figures) -> None:
+def _compare_latents(
+    ours: torch.Tensor, theirs: torch.Tensor, scratch: Path, figures: Figures, tolerance: float
+) -> None:
     if ours.shape != theirs.shape:
         theirs = pack(theirs, _manifest(scratch)["latents"]["patch"])
     assert ours.shape == theirs.shape, f"the latents are {[*ours.shape]}, diffusers' {[*theirs.shape]}"
     error = _difference(ours, theirs)
     figures.latents = max(figures.latents, error)
-    assert error <= LATENT_TOLERANCE, f"the latents differ by {error:.1e} of their largest value"
+    assert error <= tolerance, f"the latents differ by {error:.1e} of their largest value"
 
 
 def _compare_pixels(ours: list[Any], theirs: list[Any], figures: Figures) -> None:

@@ -94,7 +94,11 @@ class Original:
         return latents, [list(decided(model, number, separate=separate)) for model, number in of_models]
 
     def _load(self) -> Any:
-        pipe = getattr(diffusers, self.variant.pipeline).from_pretrained(self.folder, torch_dtype=torch.float32)
+        # A part that is missing on purpose must be named again.
+        index = read_json(self.folder / "model_index.json")
+        absent = dict.fromkeys(name for name, part in index.items() if part == [None, None])
+        maker = getattr(diffusers, self.variant.pipeline)
+        pipe = maker.from_pretrained(self.folder, torch_dtype=torch.float32, **absent)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -107,12 +111,13 @@ class Original:
             given["class_labels"] = list(call.prompt)
         else:
             of = "images" if variant.frames is None else "videos"
-            given |= {"prompt": call.prompt, f"num_{of}_per_prompt": call.batch}
+            both = {"prompt": [call.prompt] * call.batch} if variant.one_each else {f"num_{of}_per_prompt": call.batch}
+            given |= {"prompt": call.prompt} | both
             given |= {"width": call.size[0], "height": call.size[1]}
         if variant.frames is not None:
             given["num_frames"] = variant.frames
         if call.negative is not None:
-            given["negative_prompt"] = call.negative
+            given["negative_prompt"] = [call.negative] * call.batch if variant.one_each else call.negative
             given |= variant.negative[0] if isinstance(variant.negative, tuple) else {}
         if call.scale is not None and variant.scale:
             given[variant.scale[0]] = call.scale
@@ -141,10 +146,19 @@ def _component(part: Path) -> Any:
 
 def _latents(pipe: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
     """Of one call. A pipeline that always decodes has them taken from its decoder."""
+    taken: list[torch.Tensor] = []
+    if isinstance(pipe, diffusers.Flux2KleinPipeline):  # gives them as its decoder takes them, no longer normalised
+
+        def after_step(_: Any, step: int, timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
+            taken[:] = [kept["latents"]]
+            return kept
+
+        with torch.no_grad():
+            pipe(**arguments, output_type="latent", callback_on_step_end=after_step)
+        return taken[0]
     if not isinstance(pipe, diffusers.DiTPipeline):
         with torch.no_grad():
             return pipe(**arguments, output_type="latent", return_dict=False)[0]
-    taken: list[torch.Tensor] = []
     decode = pipe.vae.decode
 
     def watched(latents: torch.Tensor, *rest: Any, **more: Any) -> Any:

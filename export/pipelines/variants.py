@@ -33,7 +33,10 @@ class Variant:
         scale: The argument of the call that `--guidance` is, and another value than the default.
         negative: Whether there is a negative prompt; or what call and command need for one.
         separate: Whether the branches of guidance are two calls of the transformer, which cache-dit keeps apart.
+        one_each: Whether it makes one video of a prompt whatever it is asked for, so that two need the prompt twice.
         labels: Whether it takes class labels instead of prompts.
+        tolerance: Largest difference of the latents, relative to their largest value: sums in another order, and sines
+            of angles up to 1000, over eight steps. Guidance by c + 5 (c - u) makes eleven of one difference, each step.
         prunes: Whether cache-dit's DBPrune runs: in blocks that give the picture's stream alone it stumbles.
         ratio: Which part of the timesteps the first of two transformers has.
     """
@@ -49,7 +52,9 @@ class Variant:
     scale: tuple[str, float] | None = ("guidance_scale", 2.5)
     negative: bool | tuple[Mapping[str, Any], tuple[str, ...]] = True
     separate: bool = False
+    one_each: bool = False
     labels: bool = False
+    tolerance: float = 1e-4
     prunes: bool = True
     ratio: float | None = None
 
@@ -114,17 +119,29 @@ def _video(family: str, folder: Path, scheduler: tuple[str, Mapping[str, Any]] |
         _scheduler(folder, scheduler[0], **{**videos.SCHEDULERS[family][1], **scheduler[1]})
 
 
+def _mochi(folder: Path) -> None:
+    """Its pipeline knows that latents have twelve channels."""
+    channels = 12
+    _video("mochi", folder, in_channels=channels, max_sequence_length=256)
+    name, arguments = videos.AUTOENCODERS["mochi"]
+    spread = {key: [value * (1 + 0.05 * k) for k in range(3) for value in arguments[key]] for key in _SPREAD}
+    save(getattr(diffusers, name)(**{**arguments, **spread, "latent_channels": channels}), folder / "vae")
+
+
 def _wan_two(folder: Path) -> None:
     """Wan 2.2: two transformers that take turns."""
     _video("wan", folder)
     videos.write_second("wan", folder, _RATIO)
 
 
+_SPREAD = ("latents_mean", "latents_std")
 #: Of Wan 2.2: the first transformer has three of eight steps.
 _RATIO = 0.875
 #: CogVideoX's number of text tokens, which its transformers know.
 _COGVIDEOX = {"max_text_seq_length": 226}
 _DPM = ("CogVideoXDPMScheduler", {})
+#: Tokens with which the model was trained, and is called by its card; the pipeline's default is twice as many.
+_SCHNELL: Mapping[str, Any] = {"max_sequence_length": 256}
 #: The pipelines choose among the sizes of the published models otherwise, which the engine is told by --size.
 _PIXART: Mapping[str, Any] = {"always": {"use_resolution_binning": False}, "prunes": False}
 #: Classifier-free guidance for models that do not have it by themselves.
@@ -133,10 +150,12 @@ _TRUE = ({"true_cfg_scale": 3.0}, ("--true-cfg", "3"))
 #: By name.
 VARIANTS: Mapping[str, Variant] = {
     "flux-dev": Variant("FLUX.1", "FluxPipeline", partial(_flux, dev=True), negative=_TRUE),
-    "flux-schnell": Variant("FLUX.1", "FluxPipeline", partial(_flux, dev=False), scale=None, negative=_TRUE),
-    "flux2": Variant("FLUX.2", "Flux2Pipeline", partial(_flux2, klein=False), negative=False),
+    "flux-schnell": Variant(
+        "FLUX.1", "FluxPipeline", partial(_flux, dev=False), always=_SCHNELL, scale=None, negative=_TRUE
+    ),
+    "flux2": Variant("FLUX.2", "Flux2Pipeline", partial(_flux2, klein=False), negative=False, prunes=False),
     "flux2-klein": Variant(
-        "FLUX.2", "Flux2KleinPipeline", partial(_flux2, klein=True), negative=False, separate=True
+        "FLUX.2", "Flux2KleinPipeline", partial(_flux2, klein=True), negative=False, separate=True, prunes=False
     ),
     "flux2-klein-distilled": Variant(
         "FLUX.2",
@@ -145,13 +164,17 @@ VARIANTS: Mapping[str, Variant] = {
         settings={"is_distilled": True},
         scale=None,
         negative=False,
+        prunes=False,
     ),
     "sd3": Variant("Stable Diffusion 3, 3.5", "StableDiffusion3Pipeline", partial(_picture, "sd3")),
     "sd3-without-t5": Variant("Stable Diffusion 3, 3.5", "StableDiffusion3Pipeline", _sd3_without_t5),
     "sd35": Variant("Stable Diffusion 3, 3.5", "StableDiffusion3Pipeline", partial(_picture, "sd35")),
     "pixart-sigma": Variant("PixArt-α, PixArt-Σ", "PixArtSigmaPipeline", partial(_picture, "pixart"), **_PIXART),
     "pixart-alpha": Variant(
-        "PixArt-α, PixArt-Σ", "PixArtAlphaPipeline", partial(_picture, "pixart_sized", num_layers=4), **_PIXART
+        "PixArt-α, PixArt-Σ",
+        "PixArtAlphaPipeline",
+        partial(_picture, "pixart_sized", num_layers=4, sample_size=128),
+        **_PIXART,
     ),
     "dit": Variant(
         "DiT",
@@ -163,18 +186,31 @@ VARIANTS: Mapping[str, Variant] = {
         prunes=False,
     ),
     "qwen-image": Variant(
-        "Qwen-Image", "QwenImagePipeline", partial(_picture, "qwen_image"), scale=("true_cfg_scale", 2.5), separate=True
+        "Qwen-Image",
+        "QwenImagePipeline",
+        partial(_picture, "qwen_image"),
+        scale=("true_cfg_scale", 2.5),
+        negative=({}, ()),
     ),
     "z-image": Variant(
-        "Z-Image", "ZImagePipeline", partial(_picture, "z_image"), sizes=((256, 128), (128, 128)), prunes=False
+        "Z-Image",
+        "ZImagePipeline",
+        partial(_picture, "z_image", axes_lens=[1536, 64, 64]),
+        sizes=((256, 128), (128, 128)),
+        prunes=False,
+        tolerance=1e-3,
     ),
     "cogvideox-2b": Variant(
-        "CogVideoX 1.0", "CogVideoXPipeline", partial(_video, "cogvideox", **_COGVIDEOX), frames=9
+        "CogVideoX 1.0", "CogVideoXPipeline", partial(_video, "cogvideox", **_COGVIDEOX), frames=9, one_each=True
     ),
     "cogvideox-5b": Variant(
-        "CogVideoX 1.0", "CogVideoXPipeline", partial(_video, "cogvideox_rotary", _DPM, **_COGVIDEOX), frames=9
+        "CogVideoX 1.0",
+        "CogVideoXPipeline",
+        partial(_video, "cogvideox_rotary", scheduler=_DPM, **_COGVIDEOX),
+        frames=9,
+        one_each=True,
     ),
-    "mochi": Variant("Mochi", "MochiPipeline", partial(_video, "mochi", max_sequence_length=256), frames=13),
+    "mochi": Variant("Mochi", "MochiPipeline", _mochi, frames=13),
     "wan-2.1": Variant("Wan 2.1, 2.2", "WanPipeline", partial(_video, "wan"), frames=9, separate=True),
     "wan-2.2": Variant(
         "Wan 2.1, 2.2",
@@ -187,9 +223,7 @@ VARIANTS: Mapping[str, Variant] = {
         separate=True,
         ratio=_RATIO,
     ),
-    "ltx-video": Variant(
-        "LTX-Video", "LTXPipeline", partial(_video, "ltx"), sizes=((160, 128), (128, 128)), frames=17
-    ),
+    "ltx-video": Variant("LTX-Video", "LTXPipeline", partial(_video, "ltx"), sizes=((160, 128), (128, 128)), frames=17),
     "hunyuan-video": Variant(
         "HunyuanVideo",
         "HunyuanVideoPipeline",

@@ -16,7 +16,9 @@ pub fn check_export(arguments: &[String]) -> Result<()> {
     };
     step(module("ruff").arg("check"))?;
     step(&mut module("mypy"))?;
-    step(module("pytest").args(arguments))
+    // By file, since those of a file share what they made; each process holds PyTorch, a gigabyte.
+    let cores = ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile"];
+    step(module("pytest").env("OMP_NUM_THREADS", "1").args(cores).args(arguments))
 }
 
 /// The Python of an environment that holds the package, as it lies here, and groups of packages that it names.

@@ -15,5 +15,7 @@ pub fn check_families(arguments: &[String]) -> Result<()> {
     let python = environment(&["dev"])?;
     let mut check = Command::new(python);
     check.arg("check.py").args(arguments).current_dir(root().join("export/pipelines")).env("DBCACHE_TRT", command);
+    // Two pipelines at a time, each with processes of its own.
+    check.env("OMP_NUM_THREADS", "1");
     step(&mut check)
 }

@@ -33,8 +33,14 @@ class Decoder:
     downscale: int
 
 
-def decoder(folder: Path, options: Options, fake: FakeTensorMode) -> Decoder:
+def decoder(folder: Path, options: Options, fake: FakeTensorMode, *, shifts: bool = True) -> Decoder:
     """The decoding half of the autoencoder in `folder`.
+
+    Args:
+        folder: Of the autoencoder.
+        options: For the type in which it computes.
+        fake: Of the export.
+        shifts: Whether the pipeline adds an AutoencoderKL's `shift_factor` to the latents; some pass over it.
 
     Raises:
         ExportError: It is of an unknown class.
@@ -42,19 +48,22 @@ def decoder(folder: Path, options: Options, fake: FakeTensorMode) -> Decoder:
     name = str(read_json(folder / "config.json").get("_class_name"))
     if name not in _CLASSES:
         raise ExportError(f"{folder}: {name} is not supported", f"supported: {listed(_CLASSES)}")
+    if name == AutoencoderKL.__name__:
+        return _kl(folder, options, fake, shifts=shifts)
     return _CLASSES[name](folder, options, fake)
 
 
-def _kl(folder: Path, options: Options, fake: FakeTensorMode) -> Decoder:
+def _kl(folder: Path, options: Options, fake: FakeTensorMode, *, shifts: bool) -> Decoder:
     """An AutoencoderKL, of pictures."""
     config = configuration(folder, AutoencoderKL, lambda _: {"out_channels": (3,)})
     if not config["scaling_factor"]:
         raise ExportError(
             f"{folder / 'config.json'}: scaling_factor = {config['scaling_factor']}", "give the published config.json"
         )
+    shift = config["shift_factor"] if shifts and config["shift_factor"] else 0.0
     # A model that asks for float32 overflows in float16 but not in bfloat16.
     dtype: DType = "f32" if options.compute == "f16" and config["force_upcast"] else options.compute
-    module = fake_module(fake, dtype, lambda: _Decode(AutoencoderKL(**config), DTYPES[dtype][0]))
+    module = fake_module(fake, dtype, lambda: _Decode(AutoencoderKL(**config), shift, DTYPES[dtype][0]))
     channels = config["latent_channels"]
     tensors = {
         "image_latents": Tensor("f32", ("batch", channels, "latent_height", "latent_width")),
@@ -63,7 +72,7 @@ def _kl(folder: Path, options: Options, fake: FakeTensorMode) -> Decoder:
     inputs, outputs = ({name: tensors[name]} for name in tensors)
     template = Template("decode", module, inputs, outputs)
     stored = checkpoint.read(folder, "vae")
-    graph = Graph("decode.onnx", template, "vae", _attention_names(stored), cases=lambda: _cases(folder))
+    graph = Graph("decode.onnx", template, "vae", _attention_names(stored), cases=lambda: _cases(folder, shift))
     downscale = 2 ** (len(config["block_out_channels"]) - 1)
     return Decoder(graph, tensors, stored, ("encoder.", "quant_conv."), channels, downscale)
 
@@ -85,12 +94,12 @@ def _attention_names(stored: checkpoint.Checkpoint) -> Callable[[str], str]:
 class _Decode(nn.Module):
     """Undoes the scaling of latents, then decodes."""
 
-    def __init__(self, model: AutoencoderKL, dtype: torch.dtype) -> None:
+    def __init__(self, model: AutoencoderKL, shift: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.post_quant_conv = model.post_quant_conv
         self.decoder = model.decoder
         self.scale: float = model.config.scaling_factor
-        self.shift: float = model.config.shift_factor or 0.0
+        self.shift = shift
         self.dtype = dtype
 
     def forward(self, image_latents: torch.Tensor) -> torch.Tensor:
@@ -102,19 +111,15 @@ class _Decode(nn.Module):
         return image.float()
 
 
-def _cases(folder: Path) -> Iterator[Case]:
+def _cases(folder: Path, shift: float) -> Iterator[Case]:
     """What diffusers' pipeline does with latents."""
     model: Any = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
-    channels, scale, shift = (
-        model.config.latent_channels,
-        model.config.scaling_factor,
-        model.config.shift_factor,
-    )
+    channels, scale = model.config.latent_channels, model.config.scaling_factor
     for batch, height, width in ((1, 8, 8), (2, 10, 14)):
         random = torch.Generator().manual_seed(batch)
         latents = torch.randn(batch, channels, height, width, generator=random)
         with torch.no_grad():
-            image = model.decode(latents / scale + (shift or 0.0), return_dict=False)[0]
+            image = model.decode(latents / scale + shift, return_dict=False)[0]
         yield {"image_latents": latents}, {"image": image}
 
 

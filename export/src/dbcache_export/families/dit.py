@@ -116,6 +116,7 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
             ),
         ),
         reference=lambda: _reference(folder),
+        shifts_latents=False,
         channels=config["in_channels"],
         patch=config["patch_size"],
         cells=config["sample_size"],

@@ -47,6 +47,7 @@ class Transformer:
         multiple: Each side of a picture has a multiple of so many tokens.
         ignored: Prefixes of parameters that the engine has no use for.
         oblong: Whether the original can make pictures that are no squares; otherwise the check takes squares.
+        shifts_latents: Whether the pipeline adds the autoencoder's `shift_factor` before it decodes.
         text: The shortest and the longest text, in tokens; None where the text has no axis of its own.
         examples: For the check: values of inputs that are not any numbers, from a shape and a generator.
     """
@@ -68,6 +69,7 @@ class Transformer:
     multiple: int = 1
     ignored: Sequence[str] = ()
     oblong: bool = True
+    shifts_latents: bool = True
     text: tuple[int, int] | None = None
     examples: Mapping[str, Callable[[Sequence[int], torch.Generator], torch.Tensor]] = field(default_factory=dict)
 
@@ -189,7 +191,8 @@ def picture_plan(
     Raises:
         ExportError: The autoencoder does not fit the transformer, or an option has no effect.
     """
-    decoder = vae.decoder(folder / "vae", options, fake) if (folder / "vae").is_dir() else None
+    has_decoder = (folder / "vae").is_dir()
+    decoder = vae.decoder(folder / "vae", options, fake, shifts=parts.shifts_latents) if has_decoder else None
     if decoder and decoder.channels != parts.channels:
         raise ExportError(
             f"{folder}: the VAE has {decoder.channels} latent channels, the transformer expects {parts.channels}",

@@ -165,6 +165,7 @@ def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transfo
             "transformer",
         ),
         reference=lambda: _reference(folder),
+        shifts_latents=False,
         channels=config["in_channels"],
         patch=config["patch_size"],
         cells=config["sample_size"],
