@@ -141,7 +141,7 @@ def read_places(path: Path, metadata: Mapping[str, str]) -> list[Place]:
         places.append(_document(path, f"{CONFIG} beside it", settings))
     single: list[tuple[str, Any]] = []
     kohya: list[tuple[str, Any]] = []
-    for key, text in metadata.items():
+    for key, text in sorted(metadata.items()):  # safetensors keeps no order
         name = _without_component(key)
         if name is None:
             continue

@@ -159,7 +159,7 @@ REFUSED: list[tuple[str, Mapping[str, torch.Tensor], Mapping[str, str], str | No
     ("has an alpha of its own", PLAIN, {"ss_network_alpha": "Dynamic"}, None),
     ("has an alpha for proj_out, the file has no such layer", PLAIN, {"proj_out.alpha": "8"}, None),
     ("several alphas|alpha for", PLAIN, {"network_alphas": json.dumps({"transformer.x.alpha": 8})}, None),
-    ("is 4 in its header, 8 in another", PLAIN, {f"{LAYER}.alpha": "8", f"transformer.{LAYER}.alpha": "4"}, None),
+    ("is 8 in its header, 4 in another", PLAIN, {f"{LAYER}.alpha": "8", f"transformer.{LAYER}.alpha": "4"}, None),
     # What cannot be read.
     ("lora_adapter_metadata in its header is no JSON", PLAIN, {"lora_adapter_metadata": "{"}, None),
     ("lora_adapter_metadata in its header is no JSON object but list", PLAIN, {"lora_adapter_metadata": "[1]"}, None),

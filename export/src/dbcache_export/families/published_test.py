@@ -192,5 +192,5 @@ def test_the_command_prints_what_is_ignored(tmp_path: Path) -> None:
     told = f"{tmp_path / 'config.json'}: unheard_of = [1] ignored, as by diffusers' FluxTransformer2DModel"
     assert child.stderr.splitlines()[1:] == [
         f"warning: {told}",
-        f"error: {tmp_path} has no .safetensors file; save the model as safetensors",
+        f"error: {tmp_path} has no .safetensors file; download the model's weights into it",
     ]
