@@ -297,8 +297,18 @@ fn lengths_of_texts() {
     check("multiple of nothing", &multiple, Some(json!(0)), &["no multiple of 0"]);
     check("multiple of others", &multiple, Some(json!(3)), &["no multiple of 3"]);
     check("multiple and one length", &multiple, Some(json!(2)), &["has `multiple_of` and one length"]);
-    check("other length", &format!("{t5}/length"), Some(json!(255)), &["text_002.onnx", "[batch, 256]", "[batch, 255]"]);
-    check("dynamic", &format!("{t5}/padding"), Some(json!("longest")), &["text_002.onnx", "[batch, 256]", "[batch, t5]"]);
+    check(
+        "other length",
+        &format!("{t5}/length"),
+        Some(json!(255)),
+        &["text_002.onnx", "[batch, 256]", "[batch, 255]"],
+    );
+    check(
+        "dynamic",
+        &format!("{t5}/padding"),
+        Some(json!("longest")),
+        &["text_002.onnx", "[batch, 256]", "[batch, t5]"],
+    );
     check("length of tokens", "/text/graphs/2/length", Some(json!(256)), &["text_002.onnx states a `length`"]);
     let joined = "/text/graphs/3/length";
     check("joined without length", joined, None, &["text_003.onnx", "`text`", "state its `length`"]);

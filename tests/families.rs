@@ -162,7 +162,8 @@ fn whole_generations_from_prompts() {
         }
         // A text that does not reach the transformer would show here.
         let inputs = Inputs { prompt: Some("red".into()), ..pipeline.inputs() };
-        let other = pipeline.engine.request(&inputs, &pipeline.options(PolicyConfig::None)).unwrap().run(&mut ()).unwrap();
+        let other =
+            pipeline.engine.request(&inputs, &pipeline.options(PolicyConfig::None)).unwrap().run(&mut ()).unwrap();
         let change = relative_l1(&other.latents, &uncached);
         assert!(change > LATENT_RELATIVE_L1, "{}, another prompt: {change:e}", pipeline.name);
     }
