@@ -110,7 +110,12 @@ def calls(variant: Variant) -> dict[str, Call]:
 def cached_calls(variant: Variant) -> dict[str, tuple[Call, str]]:
     """What is made with a cache: every policy on one picture; one also on two, and where guidance is added at will."""
     uncached = calls(variant)
-    chosen = [name for name, policy in POLICIES.items() if variant.prunes or policy.algorithm != "DBPrune"]
+    # A calibrator needs more steps than the first of two transformers has here, and is refused.
+    chosen = [
+        name
+        for name, policy in POLICIES.items()
+        if (variant.prunes or policy.algorithm != "DBPrune") and not (variant.ratio and policy.calibrator)
+    ]
     made = {policy: (uncached["first"], policy) for policy in chosen} | {"f1b0 of two": (uncached["two"], "f1b0")}
     if isinstance(variant.negative, tuple):
         made["f1b0, two branches"] = (uncached["short"], "f1b0")
