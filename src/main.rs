@@ -8,6 +8,7 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
+use dbcache_trt::ErrorKind;
 
 /// ONNX Runtime reads it when it starts: there is no other way to keep it from reporting to its maker (docs/security.md).
 const NO_REPORTS: &str = "ORT_DISABLE_TELEMETRY";
@@ -18,6 +19,14 @@ fn main() -> ExitCode {
         unsafe { std::env::set_var(NO_REPORTS, "1") };
     }
     let cli = cli::args::Cli::parse();
+    // The hook of the standard library has told where it happened.
+    std::panic::catch_unwind(|| run(&cli)).unwrap_or_else(|_| {
+        cli::print::note("error: this is a bug of dbcache-trt; please report it with the command and the lines above");
+        ExitCode::from(ErrorKind::Internal.exit_code())
+    })
+}
+
+fn run(cli: &cli::args::Cli) -> ExitCode {
     let result = match &cli.command {
         Some(cli::args::Command::Setup(args)) => cli::setup::run(args),
         Some(cli::args::Command::Providers(args)) => cli::providers::run(args),
@@ -33,8 +42,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if cli::print::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let kind = error.downcast_ref::<dbcache_trt::Error>().map_or(dbcache_trt::ErrorKind::Io, |e| e.kind());
-            eprintln!("error: {}", cli::print::story(&error));
+            let kind = error.downcast_ref::<dbcache_trt::Error>().map_or(ErrorKind::Io, |e| e.kind());
+            cli::print::note(format_args!("error: {}", cli::print::story(&error)));
             ExitCode::from(kind.exit_code())
         }
     }

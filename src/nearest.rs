@@ -1,7 +1,13 @@
 //! Which known word a mistyped one was meant to be.
 
-/// ` (did you mean `x`?)`, or nothing where no known word shares at least half of this one.
+/// No name that a person mistyped is longer, in characters; the work grows with the length.
+const LONGEST: usize = 40;
+
+/// ` (did you mean `x`?)`, or nothing where no known word shares at least half of this one, or it is too long for a name.
 pub(crate) fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    if word.chars().nth(LONGEST).is_some() {
+        return String::new();
+    }
     let lower = word.to_lowercase();
     let length = lower.chars().count();
     // Of those that are equally near, one that begins alike.
@@ -14,6 +20,14 @@ pub(crate) fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a s
         Some((.., known)) => format!(" (did you mean `{known}`?)"),
         None => String::new(),
     }
+}
+
+/// The known word that is the nearest; none for a word that is too long for a name.
+pub(crate) fn nearest<S: AsRef<str>>(word: &str, known: impl IntoIterator<Item = S>) -> Option<S> {
+    if word.chars().nth(LONGEST).is_some() {
+        return None;
+    }
+    known.into_iter().min_by_key(|known| edit_distance(word, known.as_ref()))
 }
 
 /// Levenshtein distance in characters; two neighbours that changed places count once.
@@ -56,5 +70,9 @@ mod tests {
         {
             assert_eq!(did_you_mean(word, known), near, "{word}");
         }
+        let long = "x".repeat(LONGEST);
+        assert_eq!(did_you_mean(&long, [long.as_str()]), format!(" (did you mean `{long}`?)"));
+        assert_eq!(did_you_mean(&format!("{long}x"), [long.as_str()]), "");
+        assert_eq!((nearest("pune", known), nearest(&format!("{long}x"), known)), (Some("prune"), None));
     }
 }

@@ -14,7 +14,7 @@ use crate::cache::PolicyOverrides;
 use crate::engine::EngineOptions;
 use crate::error::{At, Error, Result};
 use crate::generate::request::RequestOptions;
-use crate::nearest::edit_distance;
+use crate::nearest::nearest;
 use crate::runtime::provider::{BY_COMPUTE, is_precision};
 
 /// What an option is for.
@@ -194,14 +194,14 @@ pub fn scope(name: &str) -> Option<Scope> {
 }
 
 fn unknown(name: &str) -> Error {
-    let nearest = Options::names().into_iter().min_by_key(|known| edit_distance(name, known)).unwrap_or_default();
     if is_precision(name) {
         return Error::usage(format!("there is no option `{name}`: {BY_COMPUTE}")).about(name);
     }
     if name.is_empty() {
         return Error::usage("an option without a name; give one, such as `cache`").about(name);
     }
-    Error::usage(format!("unknown option `{name}`; the nearest known one is `{nearest}`")).about(name)
+    let near = nearest(name, Options::names()).map(|known| format!("; the nearest known one is `{known}`"));
+    Error::usage(format!("unknown option `{name}`{}", near.unwrap_or_default())).about(name)
 }
 
 fn plain<T: FromStr>(place: &mut T, text: &str) -> Result<()>

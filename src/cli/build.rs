@@ -14,7 +14,7 @@ use dbcache_trt::{CancelToken, EngineBuild, EngineOptions, Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::args::{BuildArgs, BuildOneArgs};
-use super::print::line;
+use super::print::{line, note};
 use super::signals::cancel_token;
 
 /// More processes than any machine has GPUs or cores for; a typing error should not start them.
@@ -36,7 +36,7 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let report = Report { total: build.engines().len(), is_quiet: args.json, done: Mutex::default() };
     for refused in build.refused() {
-        eprintln!("warning: {refused}");
+        note(format_args!("warning: {refused}"));
     }
     let mut queue = VecDeque::new();
     for (index, engine) in build.engines().iter().enumerate() {
@@ -183,7 +183,7 @@ impl Report {
         if let Outcome::Built(said) = &outcome
             && is_damage(said)
         {
-            eprintln!("warning: an engine was damaged, and was compiled again: {}", said["damaged"][0]);
+            note(format_args!("warning: an engine was damaged, and was compiled again: {}", said["damaged"][0]));
         }
         done.push((name.to_owned(), outcome));
         if self.is_quiet { Ok(()) } else { line(format_args!("[{}/{}] {name} {text}", done.len(), self.total)) }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::args::GenerateArgs;
 use super::output::{Expected, join, picture_path};
-use super::print::line;
+use super::print::{line, note};
 use super::progress::Progress;
 use super::signals::cancel_token;
 
@@ -119,7 +119,7 @@ fn report(args: &GenerateArgs, engine: &Engine, results: &[Done]) -> anyhow::Res
     }
     for result in results {
         if args.quiet {
-            result.trace.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+            result.trace.warnings.iter().for_each(|warning| note(format_args!("warning: {warning}")));
             continue;
         }
         line(result.trace.summary())?;

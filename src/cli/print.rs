@@ -8,9 +8,18 @@ pub fn line(text: impl std::fmt::Display) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout().lock(), "{}", harmless(&text.to_string()))?)
 }
 
-/// The text with control characters spelled out: prompts, pictures and manifests may hold what moves a terminal's cursor.
+/// Prints a text and a line break to standard error. That it cannot be written (`2>&1 | head -1`, a full disk) is no reason to
+/// end otherwise than without it.
+pub fn note(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{}", harmless(&text.to_string()));
+}
+
+/// The text with control characters spelled out: prompts, pictures and manifests may hold what moves a terminal's cursor, or
+/// what turns the direction of the text, so that it reads as another one.
 fn harmless(text: &str) -> Cow<'_, str> {
-    let is_harmful = |c: char| c.is_control() && c != '\n' && c != '\t';
+    let turns =
+        |c: char| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let is_harmful = |c: char| (c.is_control() && c != '\n' && c != '\t') || turns(c);
     if !text.contains(is_harmful) {
         return text.into();
     }
@@ -29,4 +38,22 @@ pub fn story(error: &anyhow::Error) -> String {
         None => format!("{error:#}"),
     };
     harmless(&story).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_moves_the_cursor_or_turns_the_text_is_spelled_out() {
+        for (text, shown) in [
+            ("red\tapple\n", "red\tapple\n"),
+            ("\u{1b}[2Jred", "\\u{1b}[2Jred"),
+            ("a\u{202e}gnp.exe", "a\\u{202e}gnp.exe"),
+            ("\u{2066}a\u{2069}\u{200f}\u{61c}", "\\u{2066}a\\u{2069}\\u{200f}\\u{61c}"),
+            ("Zitrone 🍋 é \u{200d}", "Zitrone 🍋 é \u{200d}"),
+        ] {
+            assert_eq!(harmless(text), shown);
+        }
+    }
 }

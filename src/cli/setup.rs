@@ -4,13 +4,13 @@ use dbcache_trt::setup::{self, SetupOptions};
 use dbcache_trt::{LibraryOptions, library_info, library_places};
 
 use super::args::SetupArgs;
-use super::print::line;
+use super::print::{line, note};
 
 pub fn run(args: &SetupArgs) -> anyhow::Result<()> {
     if args.check {
         return check();
     }
-    let installed = setup::run(&SetupOptions { via: args.via }, &mut |event| eprintln!("{event}"))?;
+    let installed = setup::run(&SetupOptions { via: args.via }, &mut |event| note(event))?;
     line(installed)
 }
 

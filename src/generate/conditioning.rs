@@ -102,11 +102,12 @@ fn stacked(engine: &Loaded, texts: &HashMap<Branch, Named>, cfg: Cfg, buffers: &
         let Some(uncond) = uncond.get(name) else { return Err(Error::internal(format!("no uncond `{name}`"))) };
         let has_batch = manifest.tensor(name)?.shape.first() == Some(&Axis::Named("batch".into()));
         let mut shape = buffers.shape(*cond).to_vec();
-        if shape[1..] != buffers.shape(*uncond)[1..] {
+        let other = buffers.shape(*uncond);
+        if shape.len() != other.len() || shape.get(1..) != other.get(1..) {
             return Err(Error::input(format!(
                 "`{name}` has the shape {shape:?}, but {:?} for the uncond branch; both branches run as one batch, so \
                  that texts of one length are needed",
-                buffers.shape(*uncond)
+                other
             )));
         }
         let mut id = *cond;

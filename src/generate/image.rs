@@ -8,7 +8,7 @@ use ndarray::{ArrayView3, Axis};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Longest text chunk that is read back from a PNG, so that a hostile file cannot fill the memory.
+/// Most bytes of all text chunks that are read back from a PNG: they are compressed, and must not fill the memory.
 const MAX_TEXT: usize = 4 << 20;
 
 /// Largest picture that is read, in bytes; a header may promise any size.
@@ -94,37 +94,74 @@ impl Image {
     /// Reads an 8-bit RGB PNG and its text chunks.
     ///
     /// # Errors
-    /// `Io` when it cannot be read, `Input` when it is not such a PNG.
+    /// `Io` when it cannot be read, `Input` when it is not such a PNG, or its texts are longer than 4 MiB.
     pub fn read_png(path: &Path) -> Result<(Self, Vec<(String, String)>)> {
-        let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
-        let damaged = |error: png::DecodingError| {
-            Error::input(format!("{} is not a readable PNG", path.display())).with_source(error)
-        };
-        let mut decoder = png::Decoder::new(std::io::BufReader::new(file));
-        decoder.set_limits(png::Limits { bytes: MAX_PICTURE });
-        let mut reader = decoder.read_info().map_err(damaged)?;
-        let Some(bytes) = reader.output_buffer_size().filter(|bytes| *bytes <= MAX_PICTURE) else {
-            return Err(Error::input(format!("{} is larger than {MAX_PICTURE} bytes of pixels", path.display())));
-        };
+        let (mut reader, bytes) = png_reader(path)?;
+        let damaged = |error| damaged_png(path, error);
         let mut rgb = vec![0; bytes];
         let frame = reader.next_frame(&mut rgb).map_err(damaged)?;
         if (frame.color_type, frame.bit_depth) != (png::ColorType::Rgb, png::BitDepth::Eight) {
             return Err(Error::input(format!("{} is not an 8-bit RGB picture", path.display())));
         }
         rgb.truncate(frame.buffer_size());
-        reader.finish().map_err(damaged)?;
-        let info = reader.info();
-        let mut text = Vec::new();
-        for chunk in &info.utf8_text {
-            let mut chunk = chunk.clone();
-            chunk.decompress_text_with_limit(MAX_TEXT).map_err(damaged)?;
-            text.push((chunk.keyword.clone(), chunk.get_text().map_err(damaged)?));
-        }
-        for chunk in &info.uncompressed_latin1_text {
-            text.push((chunk.keyword.clone(), chunk.text.clone()));
-        }
+        let text = png_text(path, reader)?;
         Ok((Self { width: frame.width, height: frame.height, rgb }, text))
     }
+
+    /// Width and height in pixels of a PNG, and its text chunks; no pixels are decoded.
+    ///
+    /// # Errors
+    /// `Io` when it cannot be read, `Input` when it is not a PNG, or its texts are longer than 4 MiB.
+    pub fn read_png_text(path: &Path) -> Result<([u32; 2], Texts)> {
+        let (reader, _) = png_reader(path)?;
+        let size = [reader.info().width, reader.info().height];
+        Ok((size, png_text(path, reader)?))
+    }
+}
+
+/// Keywords with their texts.
+type Texts = Vec<(String, String)>;
+type PngReader = png::Reader<std::io::BufReader<File>>;
+
+/// A reader in front of the pixels, and how many bytes they take.
+fn png_reader(path: &Path) -> Result<(PngReader, usize)> {
+    let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
+    let mut decoder = png::Decoder::new(std::io::BufReader::new(file));
+    decoder.set_limits(png::Limits { bytes: MAX_PICTURE });
+    let reader = decoder.read_info().map_err(|error| damaged_png(path, error))?;
+    match reader.output_buffer_size() {
+        Some(bytes) if bytes <= MAX_PICTURE => Ok((reader, bytes)),
+        _ => Err(Error::input(format!("{} is larger than {MAX_PICTURE} bytes of pixels", path.display()))),
+    }
+}
+
+fn damaged_png(path: &Path, error: png::DecodingError) -> Error {
+    Error::input(format!("{} is not a readable PNG", path.display())).with_source(error)
+}
+
+/// The text chunks in front of the pixels and behind them.
+fn png_text(path: &Path, mut reader: PngReader) -> Result<Texts> {
+    let damaged = |error| damaged_png(path, error);
+    reader.finish().map_err(damaged)?;
+    let info = reader.info();
+    let mut left = MAX_TEXT;
+    let mut text = Vec::new();
+    let mut keep = |keyword: &str, value: String| {
+        let too_long = || Error::input(format!("{} holds more than {MAX_TEXT} bytes of text", path.display()));
+        left = left.checked_sub(keyword.len() + value.len()).ok_or_else(too_long)?;
+        text.push((keyword.to_owned(), value));
+        Ok(left)
+    };
+    let mut limit = MAX_TEXT;
+    for chunk in &info.utf8_text {
+        let mut chunk = chunk.clone();
+        chunk.decompress_text_with_limit(limit).map_err(damaged)?;
+        limit = keep(&chunk.keyword, chunk.get_text().map_err(damaged)?)?;
+    }
+    for chunk in &info.uncompressed_latin1_text {
+        keep(&chunk.keyword, chunk.text.clone())?;
+    }
+    Ok(text)
 }
 
 /// Writes to a temporary file in the same folder, and renames it when it is complete. A link stays, and its target is
@@ -194,6 +231,33 @@ mod tests {
         let text = vec![("prompt".to_owned(), "Zitrone 🍋".to_owned())];
         image.write_png(&path, &text).unwrap();
         assert_eq!(Image::read_png(&path).unwrap(), (image, text));
+    }
+
+    /// Each text is short enough by itself, and takes a few bytes of the file.
+    #[test]
+    fn texts_are_bounded_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let write = |count: usize| {
+            let mut encoder = png::Encoder::new(File::create(&path).unwrap(), 1, 1);
+            encoder.set_color(png::ColorType::Rgb);
+            let mut writer = encoder.write_header().unwrap();
+            for _ in 0..count {
+                let mut chunk = png::text_metadata::ITXtChunk::new("prompt", "a".repeat(MAX_TEXT / 4));
+                chunk.compressed = true;
+                writer.write_text_chunk(&chunk).unwrap();
+            }
+            writer.write_image_data(&[1, 2, 3]).unwrap();
+        };
+        write(3);
+        let (size, text) = Image::read_png_text(&path).unwrap();
+        assert_eq!((size, text.len()), ([1, 1], 3));
+        assert_eq!(Image::read_png(&path).unwrap().1, text);
+        write(200);
+        assert!(path.metadata().unwrap().len() < 1 << 20);
+        for error in [Image::read_png_text(&path).unwrap_err(), Image::read_png(&path).unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::Input, "{error}");
+        }
     }
 
     #[test]

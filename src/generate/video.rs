@@ -269,14 +269,14 @@ impl Video {
         };
         let (width, height) = (side(self.frames[0].width)?, side(self.frames[0].height)?);
         check_gif(self.fps)?;
-        // In hundredths of a second.
-        let delay = (100.0 / self.fps).round().clamp(2.0, f64::from(u16::MAX)) as u16;
+        // In hundredths of a second. Each frame ends at its own time, rounded, so that the video is as long as it should be.
+        let end = |frame: usize| (100.0 * frame as f64 / self.fps).round();
         write_atomically(path, |file| {
             let mut encoder = gif::Encoder::new(BufWriter::new(file), width, height, &[])?;
             encoder.set_repeat(gif::Repeat::Infinite)?;
-            for image in &self.frames {
+            for (number, image) in self.frames.iter().enumerate() {
                 let mut frame = gif::Frame::from_rgb_speed(width, height, &image.rgb, GIF_SPEED);
-                frame.delay = delay;
+                frame.delay = (end(number + 1) - end(number)).clamp(2.0, f64::from(u16::MAX)) as u16;
                 encoder.write_frame(&frame)?;
             }
             Ok::<(), gif::EncodingError>(())
@@ -334,7 +334,11 @@ mod tests {
     use super::*;
 
     fn video(frames: u8) -> Video {
-        let frame = |k: u8| Image { width: 4, height: 2, rgb: (0..24).map(|i| i * 5 + 60 * k).collect() };
+        let frame = |k: u8| Image {
+            width: 4,
+            height: 2,
+            rgb: (0..24).map(|i: u8| (i * 5).wrapping_add(k.wrapping_mul(60))).collect(),
+        };
         Video { frames: (0..frames).map(frame).collect(), fps: 8.0 }
     }
 
@@ -419,14 +423,29 @@ mod tests {
         let mut options = gif::DecodeOptions::new();
         options.set_color_output(gif::ColorOutput::RGBA);
         let mut decoder = options.read_info(fs::File::open(&path).unwrap()).unwrap();
-        for expected in &video.frames {
+        for (expected, delay) in video.frames.iter().zip([13, 12, 13]) {
             let frame = decoder.read_next_frame().unwrap().unwrap();
-            assert_eq!(frame.delay, 13);
+            assert_eq!(frame.delay, delay); // an eighth of a second each
             let rgb: Vec<u8> = frame.buffer.chunks(4).flat_map(|pixel| pixel[..3].to_vec()).collect();
             // 8 pixels fit into the palette.
             assert_eq!(rgb, expected.rgb);
         }
         assert!(decoder.read_next_frame().unwrap().is_none());
+    }
+
+    #[test]
+    fn gifs_are_as_long_as_their_videos() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gif");
+        for (fps, hundredths) in [(8.0, 313), (30.0, 83), (24.0, 104), (50.0, 50), (23.976, 104)] {
+            Video { fps, ..video(25) }.write(&path, &[]).unwrap();
+            let mut decoder = gif::DecodeOptions::new().read_info(fs::File::open(&path).unwrap()).unwrap();
+            let mut sum = 0;
+            while let Some(frame) = decoder.read_next_frame().unwrap() {
+                sum += u32::from(frame.delay);
+            }
+            assert_eq!(sum, hundredths, "{fps}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Where two runs part, and why.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde_json::{Value, json};
@@ -88,14 +89,16 @@ pub struct LargestDiff {
 /// decisions do not: a replay equals what it repeats.
 pub fn compare(a: &Trace, b: &Trace) -> Comparison {
     let mut comparison = Comparison { settings: settings(a, b), ..Comparison::default() };
-    let find = |trace: &'_ Trace, of: &StepRecord| {
-        let key = |record: &StepRecord| (record.step, record.branch, record.list, record.sample);
-        trace.records.iter().position(|record| key(record) == key(of))
+    let key = |record: &StepRecord| (record.step, record.branch, record.list, record.sample);
+    // The first record of a place counts; a trace holds 100,000 and more.
+    let places = |trace: &'_ Trace| -> HashMap<_, usize> {
+        trace.records.iter().enumerate().rev().map(|(index, record)| (key(record), index)).collect()
     };
+    let (of_a, of_b) = (places(a), places(b));
     for record in &a.records {
-        comparison.step(Some(record), find(b, record).map(|index| &b.records[index]));
+        comparison.step(Some(record), of_b.get(&key(record)).map(|index| &b.records[*index]));
     }
-    for record in b.records.iter().filter(|record| find(a, record).is_none()) {
+    for record in b.records.iter().filter(|record| !of_a.contains_key(&key(record))) {
         comparison.step(None, Some(record));
     }
     comparison

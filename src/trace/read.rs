@@ -1,6 +1,6 @@
 //! Traces read back: what [`Trace::to_json`] wrote, checked field by field.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use serde_json::{Map, Value};
@@ -274,14 +274,16 @@ fn recorded(lists: &[usize], records: &[StepRecord]) -> Result<Recording> {
              whole batch; record a run without --per-sample",
         ));
     }
+    let mut of_branch: HashMap<(usize, Branch), Vec<&StepRecord>> = HashMap::new();
+    for record in records {
+        of_branch.entry((record.list.unwrap_or_default(), record.branch)).or_default().push(record);
+    }
     let mut recorded = Vec::new();
     let mut start = 0;
     for (index, n_blocks) in lists.iter().copied().enumerate() {
         let mut branches = Vec::new();
         for branch in [Branch::Cond, Branch::Uncond] {
-            let is_of = |record: &&StepRecord| record.branch == branch && record.list.unwrap_or_default() == index;
-            let steps: Vec<&StepRecord> = records.iter().filter(is_of).collect();
-            if !steps.is_empty() {
+            if let Some(steps) = of_branch.get(&(index, branch)) {
                 let letters: String = steps.iter().map(|record| record.letter()).collect();
                 // Policies count from the start of their list.
                 let skipped = |record: &&StepRecord| record.skipped_blocks().map(|block| block - start).collect();
