@@ -438,3 +438,20 @@ fn files_that_may_not_be_so_long() {
     Ran::of(&mut command).code(9).stderr("cannot write a: File too large");
     assert_eq!(shell.files(), before);
 }
+
+/// A standard error that cannot be written (a full disk) changes nothing of how the command ends.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_standard_error_that_is_full() {
+    let shell = Shell::new();
+    for (arguments, code) in [
+        (&["--engine", "nope", "--prompt", "lemon"][..], 4),
+        (&["--engine", "nope", "--prompt", "lemon", "--steps", "-1"], 2),
+        (&["inspect", "nope.png"], 9),
+    ] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dbcache-trt"));
+        command.args(arguments).current_dir(shell.folder.path()).stdout(Stdio::null()).stderr(full);
+        assert_eq!(command.status().unwrap().code(), Some(code), "{arguments:?}");
+    }
+}
