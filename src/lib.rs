@@ -44,6 +44,7 @@
 
 mod engine;
 mod error;
+mod files;
 mod generate;
 mod info;
 mod model;

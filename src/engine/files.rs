@@ -11,7 +11,7 @@ use super::profile::{self, Extremes, Profile};
 use super::stages::StageGraph;
 use super::{EngineOptions, open};
 use crate::error::{At, Error, Result};
-use crate::generate::image::no_place;
+use crate::files::Partial;
 use crate::info::planned;
 use crate::model::graph::Graph;
 use crate::plan::Stage;
@@ -61,10 +61,8 @@ pub fn write_stages(directory: &Path, load: &EngineOptions, profile: &Profile, o
     if out.symlink_metadata().is_ok() {
         return Err(Error::option("output", format!("{} exists; name a new folder", out.display())));
     }
-    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // The folder gets its name when it is complete.
-    let folder = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(parent);
-    let folder = folder.map_err(|error| no_place(out, parent, &error))?;
+    // It gets its name when it is complete.
+    let folder = Partial::beside(out, out)?;
     // Components of a model lie in folders of their own, under equal names: here they have those of the manifest.
     let names: BTreeMap<(&Path, &str), &str> = directory
         .weights
@@ -91,10 +89,7 @@ pub fn write_stages(directory: &Path, load: &EngineOptions, profile: &Profile, o
         "weights": names.values().collect::<Vec<_>>(),
     });
     fs::write(folder.path().join(LIST), format!("{list:#}\n")).map_err(fail)?;
-    readable(folder.path()).map_err(fail)?;
-    fs::rename(folder.path(), out).map_err(fail)?;
-    // It is no temporary folder any more.
-    let _ = folder.keep();
+    folder.persist(out).map_err(fail)?;
     Ok(files)
 }
 
@@ -139,16 +134,4 @@ fn link(file: &Path, target: &Path) -> Result<()> {
         return Ok(());
     }
     fs::copy(file, target).map(drop).map_err(|error| Error::io("copy", file, error))
-}
-
-/// Temporary folders are private; a result is as readable as any other new folder.
-fn readable(folder: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
-    }
-    #[cfg(not(unix))]
-    let _ = folder;
-    Ok(())
 }

@@ -1,12 +1,13 @@
 //! Pictures: from decoded tensors to 8-bit RGB, and to PNG files that carry how they were made.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use ndarray::{ArrayView3, Axis};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
+use crate::files::write_atomically;
 
 /// Most bytes of all text chunks that are read back from a PNG: they are compressed, and must not fill the memory.
 const MAX_TEXT: usize = 4 << 20;
@@ -164,64 +165,10 @@ fn png_text(path: &Path, mut reader: PngReader) -> Result<Texts> {
     Ok(text)
 }
 
-/// Writes to a temporary file in the same folder, and renames it when it is complete. A link stays, and its target is
-/// replaced; what is no file (a pipe, a device) is written in place.
-pub(crate) fn write_atomically<E>(
-    path: &Path,
-    write: impl FnOnce(&mut File) -> std::result::Result<(), E>,
-) -> Result<()>
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    let io = |error| Error::io("write", path, error);
-    let failed = |error: E| {
-        Error::new(ErrorKind::Io, format!("cannot write {}", path.display())).about(path.display()).with_source(error)
-    };
-    check_named(path)?;
-    if path.is_dir() {
-        let message = format!("cannot write {}: it is a folder", path.display());
-        return Err(Error::new(ErrorKind::Io, message).about(path.display()));
-    }
-    if path.exists() && !path.is_file() {
-        let mut file = OpenOptions::new().write(true).open(path).map_err(io)?;
-        return write(&mut file).map_err(failed);
-    }
-    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        // Temporary files are private; a result is as readable as any other new file.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let file = builder.prefix(".dbcache-trt-").tempfile_in(folder);
-    let mut file = file.map_err(|error| no_place(path, folder, &error))?;
-    write(file.as_file_mut()).map_err(failed)?;
-    file.persist(&target).map_err(|error| io(error.error))?;
-    Ok(())
-}
-
-pub(crate) fn check_named(path: &Path) -> Result<()> {
-    if path.as_os_str().is_empty() {
-        return Err(Error::new(ErrorKind::Io, "cannot write a file without a name; name one").about(path.display()));
-    }
-    Ok(())
-}
-
-/// Why there can be no temporary file or folder for `path` in `folder`: its name, which the error holds, says nothing to a user.
-pub(crate) fn no_place(path: &Path, folder: &Path, error: &std::io::Error) -> Error {
-    if error.kind() == std::io::ErrorKind::NotFound {
-        let (path, folder) = (path.display(), folder.display());
-        let message = format!("cannot write {path}: the folder {folder} does not exist; make it, or name another one");
-        return Error::new(ErrorKind::Io, message).about(path);
-    }
-    Error::io("write", path, error.kind().into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn a_png_keeps_pixels_and_text() {
@@ -290,15 +237,5 @@ mod tests {
         assert_eq!(a.psnr(&b).unwrap(), 0.0);
         assert_eq!(a.psnr(&a).unwrap(), f64::INFINITY);
         assert!(a.psnr(&Image { width: 2, height: 1, rgb: vec![0; 6] }).is_err());
-    }
-
-    #[test]
-    fn a_failed_write_leaves_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.png");
-        let failing = |_: &mut File| Err(std::io::Error::other("disk full"));
-        assert_eq!(write_atomically(&path, failing).unwrap_err().kind(), ErrorKind::Io);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-        assert!(write_atomically(&folder.path().join("no/such/a.png"), |_| Ok::<(), std::io::Error>(())).is_err());
     }
 }

@@ -9,8 +9,8 @@ use half::{bf16, f16};
 use ndarray::ArrayD;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use super::image::write_atomically;
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::model::manifest::{Axis, Manifest, Source};
 
 /// Longest file of input tensors that is read into memory.

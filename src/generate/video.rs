@@ -1,6 +1,7 @@
 //! Videos: frames, and the files that hold them. MP4 and WebM are made by ffmpeg where it is installed; all others need
 //! nothing.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -9,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::cancel::CancelToken;
 use super::ffmpeg::{FFMPEG, failed, run, unwritten};
-use super::image::{Image, check_named, no_place, write_atomically};
+use super::image::Image;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::{Partial, behind_links, check_named, check_replaceable, write_atomically, write_together};
 
 /// Where a name holds the number of a frame.
 const NUMBER: &str = "%04d";
@@ -130,7 +132,7 @@ impl VideoFormat {
     pub fn check_place(self, path: &Path) -> Result<()> {
         match self {
             Self::Folder => check_folder(path),
-            Self::Sequence => Ok(()), // Its files have other names.
+            Self::Sequence => check_replaceable(&path.with_file_name(numbered(path, 0))),
             Self::AnimatedPng | Self::Gif | Self::Mp4 | Self::WebM if path.is_dir() => Err(is_folder(path)),
             Self::AnimatedPng | Self::Gif | Self::Mp4 | Self::WebM => Ok(()),
         }
@@ -200,46 +202,26 @@ impl Video {
         }
     }
 
+    /// The frames of a longer video of the same name go: with these they would look like one.
     fn write_sequence(&self, path: &Path, text: &[(String, String)]) -> Result<Vec<PathBuf>> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut written = Vec::new();
-        for (index, frame) in self.frames.iter().enumerate() {
-            let file = path.with_file_name(name.replacen(NUMBER, &format!("{index:04}"), 1));
-            if let Err(error) = frame.write_png(&file, text) {
-                // Half a sequence would look like a short video.
-                written.iter().for_each(|file| drop(fs::remove_file(file)));
-                return Err(error);
-            }
-            written.push(file);
-        }
-        Ok(written)
+        let names: Vec<_> = (0..self.frames.len()).map(|frame| numbered(path, frame)).collect();
+        let is_there = |name: &OsString| path.with_file_name(name).symlink_metadata().is_ok();
+        let gone: Vec<_> = (names.len()..).map(|frame| numbered(path, frame)).take_while(is_there).collect();
+        write_together(path, &names, &gone, |frame, file| self.frames[frame].encode(file, text))?;
+        Ok(names.iter().map(|name| path.with_file_name(name)).collect())
     }
 
     fn write_folder(&self, path: &Path, text: &[(String, String)]) -> Result<Vec<PathBuf>> {
         let io = |error| Error::io("write", path, error);
         check_folder(path)?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let partial = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(parent);
-        let partial = partial.map_err(|error| no_place(path, parent, &error))?;
+        let target = behind_links(path)?;
+        let partial = Partial::beside(&target, path)?;
         for (index, frame) in self.frames.iter().enumerate() {
             let file = fs::File::create(partial.path().join(format!("frame_{index:04}.png"))).map_err(io)?;
             let failed = |error| unwritten(path, &format!("frame {index}")).with_source(error);
             frame.encode(file, text).map_err(failed)?;
         }
-        #[cfg(unix)]
-        {
-            // Temporary folders are private; a result is as readable as any other new folder.
-            use std::os::unix::fs::PermissionsExt;
-            fs::set_permissions(partial.path(), fs::Permissions::from_mode(0o755)).map_err(io)?;
-        }
-        if path.is_dir() {
-            fs::remove_dir(path).map_err(io)?;
-        }
-        let partial = partial.keep();
-        fs::rename(&partial, path).map_err(|error| {
-            drop(fs::remove_dir_all(&partial));
-            io(error)
-        })?;
+        partial.persist(&target).map_err(io)?;
         Ok(vec![path.to_owned()])
     }
 
@@ -290,9 +272,8 @@ impl Video {
         if path.is_dir() {
             return Err(is_folder(path));
         }
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let partial = tempfile::Builder::new().prefix(".dbcache-trt-").tempdir_in(folder);
-        let partial = partial.map_err(|error| no_place(path, folder, &error))?;
+        let place = behind_links(path)?;
+        let partial = Partial::beside(&place, path)?;
         let target = partial.path().join("video");
         let first = &self.frames[0];
         // 4:2:0, which every player shows, halves both sides.
@@ -311,13 +292,31 @@ impl Video {
             return Err(failed(path, &run));
         }
         run.piped.map_err(io)?;
-        fs::rename(&target, path).map_err(io)?;
+        fs::rename(&target, &place).map_err(io)?;
         Ok(vec![path.to_owned()])
     }
 
     fn pipe(&self, mut to: impl Write) -> std::io::Result<()> {
         self.frames.iter().try_for_each(|frame| to.write_all(&frame.rgb))
     }
+}
+
+/// The name of a frame's file, by a path whose name holds [`NUMBER`]; what surrounds it need not be Unicode.
+fn numbered(path: &Path, frame: usize) -> OsString {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    let number = name.windows(NUMBER.len()).position(|part| part == NUMBER.as_bytes()).unwrap_or_default();
+    let rest = name.get(number + NUMBER.len()..).unwrap_or_default();
+    os_string([&name[..number], format!("{frame:04}").as_bytes(), rest].concat())
+}
+
+#[cfg(unix)]
+fn os_string(bytes: Vec<u8>) -> OsString {
+    std::os::unix::ffi::OsStringExt::from_vec(bytes)
+}
+
+#[cfg(not(unix))]
+fn os_string(bytes: Vec<u8>) -> OsString {
+    String::from_utf8_lossy(&bytes).into_owned().into()
 }
 
 /// Seconds a frame as a fraction of two 16-bit numbers, exact to a thousandth of the rate where that fits.
