@@ -224,10 +224,20 @@ fn extended(folder: PathBuf, parts: &[&str]) -> PathBuf {
     parts.iter().fold(folder, |folder, part| folder.join(part))
 }
 
-/// The files that [`run`] installs, best first, with their sizes; none if there is no folder or package for them.
-pub(crate) fn expected_files() -> Vec<(PathBuf, u64)> {
+/// The files that [`run`] installs, best first; none if there is no folder or package for them.
+pub(crate) fn expected_files() -> Vec<PathBuf> {
     let (Ok(folder), Ok(packages)) = (library_folder(), packages_for_this_system()) else { return Vec::new() };
-    packages.iter().map(|package| (package.installed_path(&folder), package.bytes)).collect()
+    packages.iter().map(|package| package.installed_path(&folder)).collect()
+}
+
+/// What is wrong with one of [`expected_files`], read from its first byte to its last.
+pub(crate) fn defect(path: &Path) -> Option<String> {
+    let (folder, packages) = (library_folder().ok()?, packages_for_this_system().ok()?);
+    let package = packages.iter().find(|package| package.installed_path(&folder) == path)?;
+    match package.slot(&folder).state {
+        SlotState::Damaged(reason) => Some(reason),
+        SlotState::Empty | SlotState::Valid => None,
+    }
 }
 
 fn library_folder() -> Result<PathBuf> {

@@ -91,10 +91,10 @@ fn a_failing_ffmpeg_leaves_nothing() {
 fn fails() {
     // It says so before the work as well.
     let path = folder().join("a.mp4");
-    let error = VideoFormat::Mp4.check(&path, None).unwrap_err();
+    let error = VideoFormat::Mp4.check(&path, None, &CancelToken::default()).unwrap_err();
     assert!(error.to_string().contains("ffmpeg failed") && error.to_string().contains("Unknown encoder"), "{error}");
     for (fps, is_made) in [(None, true), (Some(50.0), true), (Some(50.5), false)] {
-        assert_eq!(VideoFormat::Gif.check(&path, fps).is_ok(), is_made, "{fps:?}");
+        assert_eq!(VideoFormat::Gif.check(&path, fps, &CancelToken::default()).is_ok(), is_made, "{fps:?}");
     }
     let error = video().write(&folder().join("a.mp4"), &[]).unwrap_err();
     assert!(error.to_string().contains("ffmpeg failed") && error.to_string().contains("Unknown encoder"), "{error}");

@@ -36,11 +36,13 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         ..asked.clone()
     };
     // All that can be known before: a large model takes minutes to load.
-    check_outputs(args, &EngineInfo::open(directory, load.weights_folder.as_deref())?)?;
+    check_outputs(args, &EngineInfo::open(directory, load.weights_folder.as_deref())?, &cancel)?;
     EngineInfo::check_request(directory, &load, &inputs, &options_of(0, args.batch))?;
     let engine = Engine::load(directory, &load)?;
 
-    let mut results = Vec::new();
+    let mut kept = Kept::default();
+    // A reader of the report that goes away must not hide that outputs differ.
+    let mut reported = Ok(());
     let mut first = 0;
     while first < args.count {
         let batch = args.batch.min(args.count - first);
@@ -49,24 +51,21 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         let mut progress = Progress::new(request.records(), args.quiet || args.json);
         let output = request.run(&mut progress);
         progress.clear();
-        let mut done = write_pictures(args, &inputs, output?, &cancel)?;
-        if expected.is_none() && args.save_latents.is_none() {
-            done.latents = None; // Of many pictures they would fill the memory.
-        }
-        results.push(done);
+        let done = write_pictures(args, &inputs, output?, &cancel)?;
+        reported = reported.and_then(|()| report_one(args, &done));
+        kept.keep(args, done);
         first += batch;
     }
 
-    let latents = join(&results.iter().filter_map(|result| result.latents.as_ref()).collect::<Vec<_>>())?;
+    let latents = join(&kept.latents)?;
     if let (Some(path), Some(latents)) = (&args.save_latents, &latents) {
         write_tensors(path, &[("latents".to_owned(), latents.clone())].into())?;
     }
     if let Some(path) = &args.trace {
-        dbcache_trt::write_json(path, &traces(&results))?;
+        dbcache_trt::write_json(path, &kept.traces())?;
     }
-    // A reader of the report that goes away must not hide that outputs differ.
     let verdict = expected.zip(latents).map(|(expected, latents)| expected.check(&latents)).transpose();
-    let reported = report(args, &engine, &results);
+    let reported = reported.and_then(|()| report_all(args, &engine, &kept));
     let verdict = verdict?;
     reported?;
     match verdict {
@@ -78,8 +77,34 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
 /// What is left of one request.
 struct Done {
     files: Vec<PathBuf>,
-    latents: Option<ArrayD<f32>>,
+    latents: ArrayD<f32>,
     trace: Trace,
+}
+
+/// What somebody asked for of all requests. Of thousands of pictures, the rest would fill the memory.
+#[derive(Default)]
+struct Kept {
+    files: Vec<PathBuf>,
+    latents: Vec<ArrayD<f32>>,
+    traces: Vec<Trace>,
+}
+
+impl Kept {
+    fn keep(&mut self, args: &GenerateArgs, done: Done) {
+        if args.save_latents.is_some() || args.check_outputs.is_some() {
+            self.latents.push(done.latents);
+        }
+        if args.json || args.trace.is_some() {
+            self.traces.push(done.trace);
+        }
+        if args.json {
+            self.files.extend(done.files);
+        }
+    }
+
+    fn traces(&self) -> Value {
+        self.traces.iter().map(Trace::to_json).collect()
+    }
 }
 
 fn write_pictures(args: &GenerateArgs, inputs: &Inputs, output: Output, cancel: &CancelToken) -> anyhow::Result<Done> {
@@ -96,49 +121,47 @@ fn write_pictures(args: &GenerateArgs, inputs: &Inputs, output: Output, cancel: 
         let path = picture_path(output_path(args), seed, args.count > 1 || videos.len() > 1);
         files.extend(video.write_until(&path, &trace.picture_metadata(inputs, k), cancel)?);
     }
-    Ok(Done { files, latents: Some(latents), trace })
+    Ok(Done { files, latents, trace })
 }
 
-fn report(args: &GenerateArgs, engine: &Engine, results: &[Done]) -> anyhow::Result<()> {
+/// What a person reads of one request, when it is done.
+fn report_one(args: &GenerateArgs, done: &Done) -> anyhow::Result<()> {
+    if args.quiet {
+        done.trace.warnings.iter().for_each(|warning| note(format_args!("warning: {warning}")));
+    }
+    if args.quiet || args.json {
+        return Ok(());
+    }
+    line(done.trace.summary())?;
+    done.files.iter().try_for_each(|file| line(format_args!("picture  {}", file.display())))
+}
+
+/// What is told of all requests together.
+fn report_all(args: &GenerateArgs, engine: &Engine, kept: &Kept) -> anyhow::Result<()> {
+    let mode = if engine.is_mapped() { "mapped" } else { "packed" };
+    let library = engine.library();
     if args.json {
-        let library = engine.library();
         return line(serde_json::to_string_pretty(&json!({
             "version": 1,
-            "files": results.iter().flat_map(|result| &result.files).map(|file| file.to_string_lossy()).collect::<Vec<_>>(),
+            "files": kept.files.iter().map(|file| file.to_string_lossy()).collect::<Vec<_>>(),
             "load_ms": engine.load_ms(),
             "peak_rss_bytes": peak_rss_bytes(),
-            "weights_mode": if engine.is_mapped() { "mapped" } else { "packed" },
+            "weights_mode": mode,
             "onnxruntime": {
                 "version": library.version,
                 "path": library.path.to_string_lossy(),
                 "threads": library.threads,
                 "spin": library.spin,
             },
-            "traces": traces(results),
+            "traces": kept.traces(),
         }))?);
     }
-    for result in results {
-        if args.quiet {
-            result.trace.warnings.iter().for_each(|warning| note(format_args!("warning: {warning}")));
-            continue;
-        }
-        line(result.trace.summary())?;
-        for file in &result.files {
-            line(format_args!("picture  {}", file.display()))?;
-        }
+    if args.quiet {
+        return Ok(());
     }
-    if !args.quiet {
-        let mode = if engine.is_mapped() { "mapped" } else { "packed" };
-        line(format_args!(
-            "engine   loaded in {:.0} ms, weights {mode}, threads {}",
-            engine.load_ms(),
-            engine.library().threads
-        ))?;
-        if let Some(engines) = engine.info().engines {
-            line(format_args!("engines  {engines}"))?;
-        }
-    }
-    Ok(())
+    let (load, threads) = (engine.load_ms(), library.threads);
+    line(format_args!("engine   loaded in {load:.0} ms, weights {mode}, threads {threads}"))?;
+    engine.info().engines.map_or(Ok(()), |engines| line(format_args!("engines  {engines}")))
 }
 
 /// The largest memory that this process has held; null where the system has no /proc.
@@ -146,10 +169,6 @@ fn peak_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
-}
-
-fn traces(results: &[Done]) -> Value {
-    results.iter().map(|result| result.trace.to_json()).collect()
 }
 
 fn inputs(args: &GenerateArgs) -> anyhow::Result<Inputs> {
@@ -195,7 +214,7 @@ fn check_options(args: &GenerateArgs, inputs: &Inputs) -> anyhow::Result<()> {
 }
 
 /// The name of the output must fit what the engine makes, and what lies there must be something to replace.
-fn check_outputs(args: &GenerateArgs, info: &EngineInfo) -> anyhow::Result<()> {
+fn check_outputs(args: &GenerateArgs, info: &EngineInfo, cancel: &CancelToken) -> anyhow::Result<()> {
     if !info.makes_pictures {
         if args.output.is_some() {
             anyhow::bail!(usage("--output has no effect: this engine has no decode graph; use --save-latents"));
@@ -205,7 +224,7 @@ fn check_outputs(args: &GenerateArgs, info: &EngineInfo) -> anyhow::Result<()> {
     let path = output_path(args);
     let format = if info.makes_videos { Some(VideoFormat::of(path)?) } else { None };
     match format {
-        Some(format) => format.check(path, args.fps)?,
+        Some(format) => format.check(path, args.fps, cancel)?,
         None => Image::check_name(path)?,
     }
     for (index, place) in places(args).iter().enumerate() {
@@ -233,7 +252,9 @@ fn places(args: &GenerateArgs) -> Vec<PathBuf> {
     if args.count > 1 {
         for entry in std::fs::read_dir(folder_of(path)).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let seed = Path::new(&name).file_stem().and_then(|stem| stem.to_str()?.rsplit('-').next()?.parse().ok());
+            // What stands before the seed need not be Unicode.
+            let stem = Path::new(&name).file_stem().unwrap_or_default().to_string_lossy();
+            let seed = stem.rsplit('-').next().and_then(|digits| digits.parse().ok());
             places.extend(
                 seed.filter(|seed| (first..=last).contains(seed))
                     .map(place)

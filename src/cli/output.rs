@@ -25,7 +25,7 @@ pub fn picture_path(path: &Path, seed: u64, is_one_of_many: bool) -> PathBuf {
 }
 
 /// The latents of all requests, one after the other; nothing of none.
-pub fn join(latents: &[&ArrayD<f32>]) -> anyhow::Result<Option<ArrayD<f32>>> {
+pub fn join(latents: &[ArrayD<f32>]) -> anyhow::Result<Option<ArrayD<f32>>> {
     let views: Vec<_> = latents.iter().map(|tensor| tensor.view()).collect();
     if views.is_empty() {
         Ok(None)

@@ -3,9 +3,12 @@
 use std::borrow::Cow;
 use std::io::Write;
 
+use anyhow::Context;
+
 /// Prints a text and a line break.
 pub fn line(text: impl std::fmt::Display) -> anyhow::Result<()> {
-    Ok(writeln!(std::io::stdout().lock(), "{}", harmless(&text.to_string()))?)
+    let written = writeln!(std::io::stdout().lock(), "{}", harmless(&text.to_string()));
+    written.context("cannot write to the standard output; send it where there is room")
 }
 
 /// Prints a text and a line break to standard error. That it cannot be written (`2>&1 | head -1`, a full disk) is no reason to

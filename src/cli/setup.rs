@@ -1,7 +1,7 @@
 //! `dbcache-trt setup`.
 
-use dbcache_trt::setup::{self, SetupOptions};
-use dbcache_trt::{LibraryOptions, library_info, library_places};
+use dbcache_trt::setup::{self, SetupOptions, SlotState};
+use dbcache_trt::{Error, ErrorKind, LibraryOptions, library_info, library_places};
 
 use super::args::SetupArgs;
 use super::print::{line, note};
@@ -24,8 +24,13 @@ fn check() -> anyhow::Result<()> {
         }
     }
     line("installed by setup:")?;
-    for slot in setup::check()? {
+    let slots = setup::check()?;
+    for slot in &slots {
         line(format_args!("  {} (ONNX Runtime {}): {}", slot.path.display(), slot.version, slot.state))?;
+    }
+    if let Some(slot) = slots.iter().find(|slot| matches!(slot.state, SlotState::Damaged(_))) {
+        let message = format!("{} is {}; run `dbcache-trt setup` to repair it", slot.path.display(), slot.state);
+        anyhow::bail!(Error::with_kind(ErrorKind::Library, message));
     }
     let info = library_info(&options)?;
     line(format_args!("ONNX Runtime {} at {}", info.version, info.path.display()))

@@ -33,7 +33,8 @@ fn video(frames: usize, content: &str) -> BTreeMap<String, String> {
 }
 
 fn write_video(folder: &Path, frames: usize, content: &str, before: usize) -> Result<()> {
-    let names = |range: std::ops::Range<usize>| range.map(|frame| format!("x_{frame:04}.png").into()).collect::<Vec<_>>();
+    let names =
+        |range: std::ops::Range<usize>| range.map(|frame| format!("x_{frame:04}.png").into()).collect::<Vec<_>>();
     let write = |frame, mut file: File| io::Write::write_all(&mut file, format!("{content} {frame}").as_bytes());
     write_together(&folder.join("x_%04d.png"), &names(0..frames), &names(frames..before.max(frames)), write)
 }

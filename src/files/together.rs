@@ -51,9 +51,8 @@ where
         partial.keep(); // Files are still reached through it.
         return Err(io(error));
     }
-    let has_no_links = |error: &io::Error| {
-        matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied)
-    };
+    let has_no_links =
+        |error: &io::Error| matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied);
     match switched {
         Err(error) if has_no_links(&error) => one_by_one(&new, folder, names, gone).map_err(io),
         switched => switched.map_err(io),

@@ -97,10 +97,11 @@ impl VideoFormat {
 
     /// Whether a file of this format can be made here, to be asked before the work; `path` is for the message, `fps` the
     /// frames a second where they are known. What lies at the path is the question of [`check_place`](Self::check_place).
+    /// Somebody may cancel while ffmpeg is asked.
     ///
     /// # Errors
-    /// `Io` when ffmpeg is needed, and missing or broken; `Usage` for a GIF of more than 50 frames a second.
-    pub fn check(self, path: &Path, fps: Option<f64>) -> Result<()> {
+    /// `Io` when ffmpeg is needed, and missing or broken; `Usage` for a GIF of more than 50 frames a second; `Cancelled`.
+    pub fn check(self, path: &Path, fps: Option<f64>, cancel: &CancelToken) -> Result<()> {
         match self {
             // What is no rate at all is refused with the request.
             Self::Gif => fps.filter(|fps| fps.is_finite()).map_or(Ok(()), check_gif),
@@ -108,17 +109,12 @@ impl VideoFormat {
                 let mut version = Command::new(FFMPEG);
                 version.arg("-version").stdin(Stdio::null());
                 let deadline = Instant::now() + VERSION_TIME;
-                let run = run(
-                    version,
-                    path,
-                    |_| Ok(()),
-                    || match Instant::now() < deadline {
-                        true => Ok(()),
-                        false => {
-                            Err(unwritten(path, &format!("{FFMPEG} -version has not ended after {VERSION_TIME:?}")))
-                        }
-                    },
-                )?;
+                let goes_on = || {
+                    cancel.check()?;
+                    let late = || unwritten(path, &format!("{FFMPEG} -version has not ended after {VERSION_TIME:?}"));
+                    if Instant::now() < deadline { Ok(()) } else { Err(late()) }
+                };
+                let run = run(version, path, |_| Ok(()), goes_on)?;
                 if run.status.success() { Ok(()) } else { Err(failed(path, &run)) }
             }
             Self::Sequence | Self::Folder | Self::AnimatedPng => Ok(()),

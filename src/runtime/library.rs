@@ -116,13 +116,11 @@ pub struct Place {
     pub found_by: FoundBy,
     /// The file, or a bare name for the system's loader.
     pub path: PathBuf,
-    /// Its size, if it is known exactly.
-    bytes: Option<u64>,
 }
 
 impl Place {
     fn new(found_by: FoundBy, path: impl Into<PathBuf>) -> Self {
-        Self { found_by, path: path.into(), bytes: None }
+        Self { found_by, path: path.into() }
     }
 
     /// Whether a library for this machine seems to lie there, without loading it.
@@ -145,14 +143,12 @@ impl Place {
         if self.is_bare_name() {
             return None;
         }
-        let length = match inspect_file(&self.path) {
-            Ok(length) => length,
-            Err(reason) => return Some(reason),
-        };
-        match self.bytes {
-            Some(bytes) if bytes != length => Some(format!("damaged: it has {length} bytes instead of {bytes}")),
-            _ => None,
+        if let Err(reason) = inspect_file(&self.path) {
+            return Some(reason);
         }
+        // The content of what setup has placed is known: a damaged library may crash, or compute something else.
+        let damage = (self.found_by == FoundBy::Setup).then(|| setup::defect(&self.path)).flatten();
+        damage.map(|reason| format!("damaged: {reason}"))
     }
 }
 
@@ -168,9 +164,7 @@ pub fn places(options: &LibraryOptions) -> Vec<Place> {
     if let Ok(program) = std::env::current_exe() {
         places.push(Place::new(FoundBy::BesideExecutable, program.with_file_name(FILE_NAME)));
     }
-    for (path, bytes) in setup::expected_files() {
-        places.push(Place { found_by: FoundBy::Setup, path, bytes: Some(bytes) });
-    }
+    places.extend(setup::expected_files().into_iter().map(|path| Place::new(FoundBy::Setup, path)));
     places.extend(system_places());
     places
 }
@@ -362,7 +356,11 @@ fn load_first_usable(places: Vec<Place>) -> Result<Place> {
                 if reason != NOT_THERE {
                     tracing::warn!(path = %place.path.display(), found_by = %place.found_by, reason, "unusable ONNX Runtime");
                 }
+                let is_damaged = place.found_by == FoundBy::Setup && reason != NOT_THERE;
                 refused.push((place, reason));
+                if is_damaged {
+                    break; // Another one in its place would compute in silence.
+                }
             }
         }
     }
@@ -377,7 +375,7 @@ fn no_usable_library(refused: &[(Place, String)]) -> Error {
     message += match refused.first().map(|(place, _)| place.found_by) {
         Some(FoundBy::Option) => "\ncorrect the path, or leave it out and run `dbcache-trt setup`",
         Some(FoundBy::Variable) => "\ncorrect the variable, or unset it and run `dbcache-trt setup`",
-        _ => "\nrun `dbcache-trt setup` to install one",
+        _ => "\nrun `dbcache-trt setup`, which installs one, or repairs what it has installed",
     };
     let error = Error::new(ErrorKind::Library, message);
     match refused.first() {

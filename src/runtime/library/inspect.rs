@@ -10,8 +10,8 @@ use super::FILE_NAME;
 /// The reason that is no reason to warn.
 pub(super) const NOT_THERE: &str = "not there";
 
-/// The length of a file that looks like a library for this machine, or what is wrong with it.
-pub(super) fn inspect_file(path: &Path) -> Result<u64, String> {
+/// Whether a file looks like a library for this machine, or what is wrong with it.
+pub(super) fn inspect_file(path: &Path) -> Result<(), String> {
     let describe = |error: std::io::Error| match error.kind() {
         ErrorKind::NotFound => NOT_THERE.to_owned(),
         _ => error.to_string(),
@@ -29,13 +29,11 @@ pub(super) fn inspect_file(path: &Path) -> Result<u64, String> {
         return Err("an empty file".to_owned());
     }
     let mut file = File::open(path).map_err(describe)?;
-    let length = metadata.len();
     if cfg!(all(target_pointer_width = "64", target_endian = "little", unix, not(target_vendor = "apple"))) {
-        inspect_elf(&mut file, length)?;
+        inspect_elf(&mut file, metadata.len())
     } else {
-        inspect_magic(&mut file)?;
+        inspect_magic(&mut file)
     }
-    Ok(length)
 }
 
 /// The loaders of macOS and Windows refuse damaged files themselves; this only makes for a better message.
@@ -151,7 +149,7 @@ fn little_endian(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    fn reason(bytes: &[u8]) -> Result<u64, String> {
+    fn reason(bytes: &[u8]) -> Result<(), String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(FILE_NAME);
         std::fs::write(&path, bytes).unwrap();
