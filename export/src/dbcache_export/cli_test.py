@@ -91,7 +91,7 @@ def test_a_killed_run_leaves_nothing(transformer_folder: Path, tmp_path: Path) -
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=child_environment()) as child:
         assert child.stderr is not None
         assert "reading headers" in child.stderr.readline()
-        assert [path.name.startswith(".out.") for path in tmp_path.iterdir()] == [True]
+        assert [path.name.startswith(".dbcache-export-out.") for path in tmp_path.iterdir()] == [True]
         time.sleep(0.2)
         child.send_signal(signal.SIGTERM)
         assert child.stderr.readlines()[-1] == "error: interrupted; nothing was written\n"

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 __all__ = ["Summary", "export"]
 
-import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -21,7 +17,6 @@ from dbcache_export import families
 from dbcache_export.bind import bind, refuse_unused
 from dbcache_export.check import Report, bytes_needed, check
 from dbcache_export.content import ContentHashes
-from dbcache_export.errors import ExportError
 from dbcache_export.loads import read_by_engine
 from dbcache_export.lora import merged
 from dbcache_export.manifest import Written, manifest, write_file
@@ -30,9 +25,7 @@ from dbcache_export.ports import refuse_misfits
 from dbcache_export.spec import Graph, Options, Plan, Template
 from dbcache_export.template import Traced, trace
 from dbcache_export.variant import plain
-
-#: Files of an engine directory; what else an overwritten directory holds is kept.
-_ENGINE_FILES = ("manifest.json", "*.onnx", "*.safetensors")
+from dbcache_export.whole import new_directory
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,7 @@ def export(
     Raises:
         ExportError: For whatever the user can act on; nothing is left at `engine` then.
     """
-    with _new_directory(engine, overwrite=options.overwrite) as partial, ExitStack() as undo:
+    with new_directory(engine, overwrite=options.overwrite) as partial, ExitStack() as undo:
         progress("reading headers")
         fake = FakeTensorMode()
         model = undo.enter_context(plain(model, options.variant, partial.parent, progress))
@@ -163,52 +156,3 @@ def _available_bytes() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return 0
-
-
-@contextmanager
-def _new_directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `target` that takes its name when the block ends well, and vanishes otherwise."""
-    target = target.absolute()
-    if target.exists() or target.is_symlink():
-        if not overwrite:
-            raise ExportError(f"{target} exists", "pass --overwrite to replace it")
-        if not _is_engine(target):
-            raise ExportError(f"{target} is no engine directory", "only those are overwritten: give another name")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise ExportError(f"cannot write to {target.parent} ({error.strerror})", "give another OUT_DIR") from error
-    try:
-        yield partial
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o777 & ~umask)
-        if target.exists():
-            _keep_documents(target, partial)
-            replaced = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            target.rename(replaced / target.name)
-            partial.rename(target)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_engine(target: Path) -> bool:
-    try:
-        fields: Any = json.loads((target / "manifest.json").read_text("utf-8"))
-        return "format_version" in fields
-    except (OSError, ValueError, TypeError):
-        return False
-
-
-def _keep_documents(old: Path, new: Path) -> None:
-    """Copies what people put beside the engine: its card, licence and pictures."""
-    fields = json.loads((old / "manifest.json").read_text("utf-8"))
-    tokenizers = {tokenizer["file"] for tokenizer in ((fields.get("text") or {}).get("tokenizers") or {}).values()}
-    for path in old.iterdir():
-        ours = path.name in tokenizers or any(path.match(pattern) for pattern in _ENGINE_FILES)
-        if path.is_file() and not ours and not (new / path.name).exists():
-            shutil.copyfile(path, new / path.name)

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from dbcache_export.folder import model_name
 from dbcache_export.lora_keys import read_layers
 from dbcache_export.lora_settings import CONFIG, read_places
 from dbcache_export.lora_strength import Strength, strengths
+from dbcache_export.whole import scratch
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -85,9 +85,8 @@ def merged(
     original = model / "transformer" if inside else model
     stored = checkpoint.read(original, "transformer")
     changes = _changes(stored, adapters, progress)
-    scratch = Path(tempfile.mkdtemp(prefix=".lora.", dir=beside))
-    try:
-        copy = scratch / model_name(model)
+    with scratch(beside, "lora") as space:
+        copy = space / model_name(model)
         target = copy / "transformer" if inside else copy
         target.mkdir(parents=True)
         if inside:
@@ -108,8 +107,6 @@ def merged(
                 "give a larger weight, or leave --lora out",
             )
         yield copy
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _link_others(source: Path, target: Path, left_out: set[str]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 __all__ = ["plain"]
 
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from dbcache_export.checkpoint import files
 from dbcache_export.choice import Choice, choose, plain_name
 from dbcache_export.errors import ExportError, listed
 from dbcache_export.folder import model_name
+from dbcache_export.whole import scratch
 
 #: The components of a pipeline that are exported.
 _COMPONENT = re.compile(r"transformer(_\d)?|text_encoder(_\d)?|vae")
@@ -44,18 +43,15 @@ def plain(model: Path, variant: str | None, beside: Path, progress: Callable[[st
     if not unusual:
         yield model
         return
-    scratch = Path(tempfile.mkdtemp(prefix=".variant.", dir=beside))
-    try:
-        copy = scratch / model_name(model)
+    with scratch(beside, "variant") as space:
+        copy = space / model_name(model)
         copy.mkdir()
         for path in model.iterdir():
             if path not in unusual and model not in unusual:
                 (copy / path.name).symlink_to(path.resolve())
-        for folder, choice in unusual.items():
-            _rename(folder, choice, copy / folder.relative_to(model))
+        for part, choice in unusual.items():
+            _rename(part, choice, copy / part.relative_to(model))
         yield copy
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _components(model: Path) -> list[Path]:
