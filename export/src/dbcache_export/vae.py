@@ -53,7 +53,7 @@ def decoder(folder: Path, options: Options, fake: FakeTensorMode, *, shifts: boo
     return _CLASSES[name](folder, options, fake)
 
 
-def _kl(folder: Path, options: Options, fake: FakeTensorMode, *, shifts: bool) -> Decoder:
+def _kl(folder: Path, options: Options, fake: FakeTensorMode, *, shifts: bool = True) -> Decoder:
     """An AutoencoderKL, of pictures."""
     config = configuration(folder, AutoencoderKL, lambda _: {"out_channels": (3,)})
     if not config["scaling_factor"]:
