@@ -51,6 +51,7 @@ mod model;
 mod nearest;
 mod plan;
 mod runtime;
+mod words;
 
 pub mod cache;
 pub mod options;

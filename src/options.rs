@@ -16,6 +16,7 @@ use crate::error::{At, Error, Result};
 use crate::generate::request::RequestOptions;
 use crate::nearest::nearest;
 use crate::runtime::provider::{BY_COMPUTE, is_precision};
+use crate::words::problem_of;
 
 /// What an option is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,24 +205,26 @@ fn unknown(name: &str) -> Error {
     Error::usage(format!("unknown option `{name}`{}", near.unwrap_or_default())).about(name)
 }
 
-fn plain<T: FromStr>(place: &mut T, text: &str) -> Result<()>
-where
-    T::Err: Display,
-{
-    *place = text.parse().map_err(|problem| bad(text, problem))?;
+fn plain<T: FromStr<Err: Display + 'static>>(place: &mut T, text: &str) -> Result<()> {
+    *place = parse_value(text).map_err(|problem| bad(text, problem))?;
     Ok(())
 }
 
-fn some<T: FromStr>(place: &mut Option<T>, text: &str) -> Result<()>
-where
-    T::Err: Display,
-{
-    *place = Some(text.parse().map_err(|problem| bad(text, problem))?);
+fn some<T: FromStr<Err: Display + 'static>>(place: &mut Option<T>, text: &str) -> Result<()> {
+    *place = Some(parse_value(text).map_err(|problem| bad(text, problem))?);
     Ok(())
 }
 
 fn bad(text: &str, problem: impl Display) -> Error {
     Error::usage(format!("`{text}`: {problem}"))
+}
+
+/// Any value that is read from a text, such as a number.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_value<T: FromStr<Err: Display + 'static>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|problem| problem_of(&problem))
 }
 
 /// Bytes: digits, and K, M or G for powers of 1024.
@@ -291,7 +294,9 @@ mod tests {
             ),
             ("compute", "int8", "--compute: `int8`: unknown compute dtype"),
             ("max-warmup-step", "4", "the nearest known one is `max-warmup-steps`"),
-            ("steps", "four", "--steps: `four`"),
+            ("steps", "four", "--steps: `four`: expected a whole number of at least 0"),
+            ("fps", "x", "--fps: `x`: expected a number"),
+            ("max-cached-steps", "x", "expected a whole number of at least 0, or `none`"),
             ("size", "64", "expected WIDTHxHEIGHT"),
             ("spin", "maybe", "--spin: `maybe`"),
             ("cache", "f8z", "--cache: "),

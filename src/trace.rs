@@ -220,6 +220,10 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NeverHit { smallest: Some(smallest), .. } if !smallest.is_finite() => f.write_str(
+                "the cache skipped nothing: no diff was a number, since the first blocks changed nothing and 0 / 0 is none; \
+                 let more blocks run first (a larger Fn), or --cache none to save its memory",
+            ),
             Self::NeverHit { smallest: Some(smallest), threshold: Some(threshold) } => {
                 // Rounded up: what is below the diff would skip nothing again.
                 let above = (f64::from(*smallest) * 1e3).ceil() / 1e3;
@@ -414,6 +418,11 @@ mod tests {
         ] {
             let text = Warning::NeverHit { smallest: Some(smallest), threshold: Some(0.01) }.to_string();
             assert!(text.contains(advised), "{smallest}: {text}");
+        }
+        // 0 / 0 and x / 0: no threshold is above them.
+        for smallest in [f32::NAN, f32::INFINITY] {
+            let text = Warning::NeverHit { smallest: Some(smallest), threshold: Some(0.01) }.to_string();
+            assert!(text.contains("the first blocks changed nothing") && !text.contains("threshold"), "{text}");
         }
     }
 }

@@ -10,6 +10,7 @@ use super::dbcache::{DbCacheConfig, RefreshPolicy};
 use super::dbprune::DbPruneConfig;
 use super::mask::{StepsMask, StepsPolicy};
 use crate::error::{Error, Result};
+use crate::words::problem_of;
 
 /// Options to set on top of a [`PolicyConfig`](super::PolicyConfig); `None` leaves an option as it is. The fields are
 /// explained at [`DbCacheConfig`] and [`DbPruneConfig`].
@@ -117,10 +118,7 @@ impl FromStr for BlockIds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrNone<T>(pub Option<T>);
 
-impl<T: FromStr> FromStr for OrNone<T>
-where
-    T::Err: fmt::Display,
-{
+impl<T: FromStr<Err: fmt::Display + 'static>> FromStr for OrNone<T> {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -130,7 +128,7 @@ where
         match text.parse() {
             Ok(value) => Ok(Self(Some(value))),
             Err(_) if text == "-1" => Ok(Self(None)),
-            Err(error) => Err(Error::usage(format!("`{text}`: {error}; expected a value or `none`"))),
+            Err(error) => Err(Error::usage(format!("`{text}`: {}, or `none`", problem_of(&error)))),
         }
     }
 }

@@ -104,6 +104,15 @@ pub(super) fn check(
     if is_reached {
         return Ok(());
     }
+    let enough = needs.first_step + 2;
+    if schedule.longest_stretch(steps) < enough {
+        return Err(Error::usage(format!(
+            "the calibrator never forecasts: {} needs {enough} steps or more (between two refreshes), of which it skips the \
+             last, and this run has {}; raise --steps, or leave the calibrator out",
+            needs.name,
+            schedule.longest_stretch(steps)
+        )));
+    }
     if !is_ever_skipped {
         return Err(Error::usage(
             "the calibrator never forecasts: no step of this run may be skipped; lower max_warmup_steps, raise the \
@@ -112,7 +121,7 @@ pub(super) fn check(
     }
     Err(Error::usage(format!(
         "the calibrator never forecasts: {} needs {} computed steps, the last of them step {} (from 0) or later, and a \
-         step that may be skipped after it; set max_warmup_steps to {} or more (a mask must begin with so many ones), \
+         step that may be skipped after it; set max_warmup_steps to {} (a mask must begin with so many ones), \
          or leave the calibrator out",
         needs.name,
         needs.kept,
@@ -180,8 +189,12 @@ mod tests {
     use super::*;
 
     fn verdict(tag: &str) -> Result<String> {
+        verdict_of(tag, 10)
+    }
+
+    fn verdict_of(tag: &str, steps: usize) -> Result<String> {
         let config = PolicyConfig::from_tag(tag)?;
-        let refused = config.validate(RunShape { n_blocks: 12, steps: 10, branches: 1 });
+        let refused = config.validate(RunShape { n_blocks: 12, steps, branches: 1 });
         Ok(refused.err().map(|error| error.to_string()).unwrap_or_default())
     }
 
@@ -219,7 +232,7 @@ mod tests {
             ("f1b0w3r1_dmd6", no_points),
             ("f1b0w4i3r1_dmd6:reference", no_points),
             ("f1b0_scm:1110000000:static_t1", no_points),
-            ("f1b0w4fr4:repeat_t1", no_skip),
+            ("f1b0w4fr4:repeat_t1", "needs 5 steps or more (between two refreshes)"),
             ("prune_f1b0w4ui4r1_t1", no_points),
             ("f1b0w4_t99", "order is 99, but the highest derivative of a skipped step of this run is at most 6"),
             ("f1b0w4r1_t2", "is at most 1; use 1 or less"),
@@ -235,6 +248,21 @@ mod tests {
         ] {
             let error = verdict(tag)?;
             assert!(error.contains(words), "{tag}: `{error}`");
+        }
+        Ok(())
+    }
+
+    /// No advice that the next run refuses: a longer warm-up would leave nothing to skip.
+    #[test]
+    fn a_run_that_is_too_short_is_told_how_long_it_must_be() -> Result<()> {
+        for (tag, least) in [("f1b0w0_t1", 5), ("f1b0_t1", 5), ("f1b0w4_t1", 5), ("f1b0w2_foca", 3), ("f1b0w4_dmd4", 5)]
+        {
+            for steps in 1..least {
+                let error = verdict_of(tag, steps)?;
+                assert!(error.contains(&format!("needs {least} steps or more")), "{tag} {steps}: {error}");
+                assert!(error.contains(&format!("this run has {steps};")), "{tag} {steps}: {error}");
+            }
+            assert!(!verdict_of(tag, least)?.contains("steps or more"), "{tag}");
         }
         Ok(())
     }

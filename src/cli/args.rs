@@ -10,7 +10,7 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use dbcache_trt::cache::PolicyConfig;
-use dbcache_trt::options::{parse_bytes, parse_scale, parse_size, read_policy, read_replay};
+use dbcache_trt::options::{parse_bytes, parse_scale, parse_size, parse_value, read_policy, read_replay};
 use dbcache_trt::setup::Via;
 use dbcache_trt::{
     ArithmeticChoice, CacheDType, CachePlace, ComputeChoice, EngineCache, EngineOptions, Error, ErrorKind,
@@ -44,6 +44,7 @@ EXIT CODES
 #[derive(Debug, Parser)]
 #[command(name = "dbcache-trt", version, after_long_help = AFTER_HELP)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, max_term_width = 120)]
+#[command(allow_negative_numbers = true)] // so that -1 is told to be no such value, rather than an unknown option
 pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -98,49 +99,49 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "PLACE")]
     pub cache_place: Option<CachePlace>,
     /// How many pictures; picture k has the seed SEED + k
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 1)]
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1, value_parser = parse_value::<usize>)]
     pub count: usize,
     /// Pictures that run, and decide, together
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_value::<usize>)]
     pub batch: usize,
     /// Each picture of a batch decides for itself
     #[arg(long)]
     pub per_sample: bool,
     /// Decode in tiles of so many pixels a side, which overlap and are blended: less memory
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_value::<u64>)]
     pub decode_tile: Option<u64>,
     /// Decode the pictures of a batch one by one: less memory
     #[arg(long)]
     pub decode_slices: bool,
     /// Denoising steps [default: the engine's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_value::<usize>)]
     pub steps: Option<usize>,
     /// Guidance scale; 0 takes the prompt alone, where guidance is classifier-free [default: the engine's]
-    #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = parse_scale)]
     pub guidance: Option<f32>,
     /// Guidance scale of the second transformer, of a model that has two and a --guidance above 1 [default: the engine's, or
     /// --guidance]
-    #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = parse_scale)]
     pub guidance_2: Option<f32>,
     /// Classifier-free guidance, above 1, for a model that does not have it by itself: two runs a step, of which one takes
     /// the --negative-prompt
-    #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = parse_scale)]
     pub true_cfg: Option<f32>,
     /// How far classifier-free guidance is drawn back to the spread of the prediction with the prompt, 0 to 1
     /// [default: the engine's]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = parse_value::<f32>)]
     pub guidance_rescale: Option<f32>,
     /// Picture size in pixels [default: the engine's]
     #[arg(long, value_name = "WxH", value_parser = parse_size)]
     pub size: Option<(u64, u64)>,
     /// Frames of a video [default: the engine's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_value::<u64>)]
     pub frames: Option<u64>,
     /// Frames per second of a video [default: the engine's]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = parse_value::<f64>)]
     pub fps: Option<f64>,
     /// The first picture's seed: the same noise as PyTorch's CPU generator [default: 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_value::<u64>)]
     pub seed: Option<u64>,
     /// Tensors to start from (safetensors): text inputs, latents, sigmas
     #[arg(long, value_name = "FILE")]
@@ -152,7 +153,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE")]
     pub check_outputs: Option<PathBuf>,
     /// Largest relative L1 difference for --check-outputs [default: 0.0001]
-    #[arg(long, value_name = "X", requires = "check_outputs", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", requires = "check_outputs", value_parser = parse_value::<f64>)]
     pub tolerance: Option<f64>,
     /// Repeat the decisions of a --trace file, without comparing anything
     #[arg(long, value_name = "FILE", conflicts_with = "cache")]
@@ -221,7 +222,7 @@ impl GenerateArgs {
 #[command(next_help_heading = "Engine options")]
 pub struct LoadArgs {
     /// Threads that compute [default: physical cores; 1 where blocks are too small to share]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_value::<usize>)]
     threads: Option<usize>,
     /// Let idle threads spin: faster on a quiet machine, much slower on a busy one
     #[arg(long)]
@@ -337,6 +338,7 @@ pub struct ProvidersArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub struct InspectArgs {
     /// An engine directory, or a PNG file that this program made
     #[arg(value_name = "PATH")]
@@ -370,29 +372,30 @@ pub struct MemoryArgs {
     #[arg(long, value_name = "WxH", value_parser = parse_size, requires = "cache")]
     pub size: Option<(u64, u64)>,
     /// Frames of a video [default: the engine's]
-    #[arg(long, value_name = "N", requires = "cache")]
+    #[arg(long, value_name = "N", requires = "cache", value_parser = parse_value::<u64>)]
     pub frames: Option<u64>,
     /// Pictures that run together [default: 1]
-    #[arg(long, value_name = "N", requires = "cache")]
+    #[arg(long, value_name = "N", requires = "cache", value_parser = parse_value::<usize>)]
     pub batch: Option<usize>,
     /// Denoising steps [default: the engine's]
-    #[arg(long, value_name = "N", requires = "cache")]
+    #[arg(long, value_name = "N", requires = "cache", value_parser = parse_value::<usize>)]
     pub steps: Option<usize>,
     /// Guidance scale [default: the engine's]
-    #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true, requires = "cache")]
+    #[arg(long, value_name = "X", value_parser = parse_scale, requires = "cache")]
     pub guidance: Option<f32>,
     /// Classifier-free guidance for a model that does not have it by itself
-    #[arg(long, value_name = "X", value_parser = parse_scale, allow_negative_numbers = true, requires = "cache")]
+    #[arg(long, value_name = "X", value_parser = parse_scale, requires = "cache")]
     pub true_cfg: Option<f32>,
     /// In which dtype the cache keeps its tensors: stream, f16 or bf16 [default: that of the streams]
     #[arg(long, value_name = "DTYPE", requires = "cache")]
     pub cache_dtype: Option<CacheDType>,
     /// Text tokens, for an engine without a tokenizer [default: the most that it takes]
-    #[arg(long, value_name = "N", requires = "cache")]
+    #[arg(long, value_name = "N", requires = "cache", value_parser = parse_value::<u64>)]
     pub text_length: Option<u64>,
 }
 
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub struct WriteStagesArgs {
     /// The engine directory, as the exporter wrote it
     #[arg(long, value_name = "DIR")]

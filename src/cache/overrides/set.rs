@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::PolicyOverrides;
 use crate::error::{Error, Result};
+use crate::words::problem_of;
 
 impl PolicyOverrides {
     /// Sets the option whose long flag of the command is `flag` (`max-warmup-steps`), from its text. Says whether there
@@ -66,11 +67,8 @@ impl PolicyOverrides {
     }
 }
 
-fn put<T: FromStr>(place: &mut Option<T>, text: &str) -> Result<(), String>
-where
-    T::Err: Display,
-{
-    *place = Some(text.parse().map_err(|error: T::Err| error.to_string())?);
+fn put<T: FromStr<Err: Display + 'static>>(place: &mut Option<T>, text: &str) -> Result<(), String> {
+    *place = Some(text.parse().map_err(|error| problem_of(&error))?);
     Ok(())
 }
 

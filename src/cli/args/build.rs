@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use dbcache_trt::options::read_policy;
+use dbcache_trt::options::{parse_value, read_policy};
 use dbcache_trt::{CacheDType, EngineOptions, Result};
 
 use super::LoadArgs;
 
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub struct BuildArgs {
     /// The engine directory, as the exporter wrote it
     #[arg(long, value_name = "DIR")]
@@ -20,7 +21,7 @@ pub struct BuildArgs {
     #[arg(long, value_name = "DTYPE")]
     pub cache_dtype: Option<CacheDType>,
     /// Engines that are compiled at the same time; more than one disturb each other's timings
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_value::<usize>)]
     pub jobs: usize,
     /// Print one JSON object instead of text
     #[arg(long)]
@@ -32,7 +33,7 @@ pub struct BuildArgs {
 #[derive(Debug, Args)]
 pub struct BuildOneArgs {
     /// Its place in the plan
-    #[arg(long)]
+    #[arg(long, value_parser = parse_value::<usize>)]
     pub index: usize,
     /// Its key
     #[arg(long)]

@@ -39,10 +39,10 @@ pub struct GcArgs {
     #[command(flatten)]
     pub store: StoreArgs,
     /// Engines that were not loaded for longer: seconds, or with m, h or d
-    #[arg(long, value_name = "TIME", value_parser = parse_age, allow_negative_numbers = true)]
+    #[arg(long, value_name = "TIME", value_parser = parse_age)]
     pub max_age: Option<Duration>,
     /// Engines not loaded for the longest time, until the others have so many bytes: bytes, or with K, M or G
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, allow_negative_numbers = true)]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub max_size: Option<u64>,
     /// Engines of no engine directory that is still there unchanged
     #[arg(long)]

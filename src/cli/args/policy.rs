@@ -5,6 +5,7 @@ use dbcache_trt::cache::{
     BlockIds, CalibratorCacheType, CalibratorType, DmdFallback, OrNone, PolicyOverrides, RefreshPolicy, StepsMask,
     StepsPolicy,
 };
+use dbcache_trt::options::parse_value;
 
 const DBCACHE: &str = "Cache options of DBCache";
 const DBPRUNE: &str = "Cache options of DBPrune";
@@ -15,25 +16,25 @@ const CALIBRATOR: &str = "Cache options of calibrators";
 #[command(next_help_heading = "Cache options (each overrides a part of --cache)")]
 pub struct PolicyArgs {
     /// First blocks that always run
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_value::<usize>)]
     fn_compute_blocks: Option<usize>,
     /// Last blocks that always run
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_value::<usize>)]
     bn_compute_blocks: Option<usize>,
     /// A step (or block) is skipped if its diff is below this
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = parse_value::<f64>)]
     residual_diff_threshold: Option<f64>,
     /// Steps at the start that are computed
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_value::<usize>)]
     max_warmup_steps: Option<usize>,
     /// Of the warm-up steps, compute only each I-th
-    #[arg(long, value_name = "I", hide_short_help = true)]
+    #[arg(long, value_name = "I", hide_short_help = true, value_parser = parse_value::<usize>)]
     warmup_interval: Option<usize>,
     /// At most so many skipped steps, or `none`
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = parse_value::<OrNone<usize>>)]
     max_cached_steps: Option<OrNone<usize>>,
     /// At most so many skipped steps in a row, or `none`
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = parse_value::<OrNone<usize>>)]
     max_continuous_cached_steps: Option<OrNone<usize>>,
     /// One digit a step, 1 compute and 0 may skip; or slow, medium, fast, ultra; or `none`
     #[arg(long, value_name = "MASK")]
@@ -42,7 +43,7 @@ pub struct PolicyArgs {
     #[arg(long, value_name = "POLICY")]
     steps_computation_policy: Option<StepsPolicy>,
     /// Start over after so many calls, or `none`
-    #[arg(long, value_name = "N", allow_negative_numbers = true, hide_short_help = true)]
+    #[arg(long, value_name = "N", hide_short_help = true, value_parser = parse_value::<OrNone<usize>>)]
     force_refresh_step_hint: Option<OrNone<usize>>,
     /// once or repeat
     #[arg(long, value_name = "POLICY", hide_short_help = true)]
@@ -51,31 +52,31 @@ pub struct PolicyArgs {
     #[arg(long, value_name = "BOOL", hide_short_help = true)]
     cfg_compute_first: Option<bool>,
     /// Compare only tokens that changed by more than this, or `none`
-    #[arg(long, value_name = "X", allow_negative_numbers = true, hide_short_help = true)]
+    #[arg(long, value_name = "X", hide_short_help = true, value_parser = parse_value::<OrNone<f64>>)]
     important_condition_threshold: Option<OrNone<f64>>,
     /// Compare only each f-th channel
-    #[arg(long, value_name = "F", hide_short_help = true)]
+    #[arg(long, value_name = "F", hide_short_help = true, value_parser = parse_value::<usize>)]
     downsample_factor: Option<usize>,
     /// No skips once all diffs add up to this, or `none`
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = DBCACHE, hide_short_help = true)]
+    #[arg(long, value_name = "X", help_heading = DBCACHE, hide_short_help = true, value_parser = parse_value::<OrNone<f64>>)]
     max_accumulated_residual_diff_threshold: Option<OrNone<f64>>,
     /// Whether each branch has a diff of its own
     #[arg(long, value_name = "BOOL", help_heading = DBCACHE, hide_short_help = true)]
     cfg_diff_compute_separate: Option<bool>,
     /// Compare the head's output, not its residual, and use this threshold; or `none`
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = DBCACHE, hide_short_help = true)]
+    #[arg(long, value_name = "X", help_heading = DBCACHE, hide_short_help = true, value_parser = parse_value::<OrNone<f64>>)]
     l1_hidden_states_diff_threshold: Option<OrNone<f64>>,
     /// Of the last blocks, those that always run (counted from the first of them, such as 0,2); the others decide for themselves on skipped steps; or `none`
     #[arg(long, value_name = "IDS", help_heading = DBCACHE, hide_short_help = true)]
     bn_compute_blocks_ids: Option<OrNone<BlockIds>>,
     /// The threshold of the last blocks that decide for themselves, or `none`
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = DBCACHE, hide_short_help = true)]
+    #[arg(long, value_name = "X", help_heading = DBCACHE, hide_short_help = true, value_parser = parse_value::<OrNone<f64>>)]
     non_compute_blocks_diff_threshold: Option<OrNone<f64>>,
     /// Skip odd steps only, and keep nothing of even ones
     #[arg(long, value_name = "BOOL", help_heading = DBCACHE, hide_short_help = true)]
     enable_alter_cache: Option<bool>,
     /// The threshold of the alter cache, or `none` to skip every odd step after the first
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = DBCACHE, hide_short_help = true)]
+    #[arg(long, value_name = "X", help_heading = DBCACHE, hide_short_help = true, value_parser = parse_value::<OrNone<f64>>)]
     alter_residual_diff_threshold: Option<OrNone<f64>>,
     /// Whether a skipped step corrects the text stream, too; false: it stays what the first blocks made of it
     #[arg(long, value_name = "BOOL", help_heading = DBCACHE, hide_short_help = true)]
@@ -87,22 +88,22 @@ pub struct PolicyArgs {
     #[arg(long, value_name = "IDS", help_heading = DBPRUNE)]
     non_prune_block_ids: Option<OrNone<BlockIds>>,
     /// At most so many steps with skipped blocks, or `none`
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = DBPRUNE)]
+    #[arg(long, value_name = "N", help_heading = DBPRUNE, value_parser = parse_value::<OrNone<usize>>)]
     max_pruned_steps: Option<OrNone<usize>>,
     /// Let the threshold follow the diffs
     #[arg(long, value_name = "BOOL", help_heading = DBPRUNE, hide_short_help = true)]
     enable_dynamic_prune_threshold: Option<bool>,
     /// The threshold rises no farther than this, or `none` for twice the threshold
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = DBPRUNE, hide_short_help = true)]
+    #[arg(long, value_name = "X", help_heading = DBPRUNE, hide_short_help = true, value_parser = parse_value::<OrNone<f64>>)]
     max_dynamic_prune_threshold: Option<OrNone<f64>>,
     /// The mean of the diffs times this is the threshold
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = DBPRUNE, hide_short_help = true)]
+    #[arg(long, value_name = "X", help_heading = DBPRUNE, hide_short_help = true, value_parser = parse_value::<f64>)]
     dynamic_prune_threshold_relax_ratio: Option<f64>,
     /// How many diffs of a step the mean is of, or `none` for all
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = DBPRUNE, hide_short_help = true)]
+    #[arg(long, value_name = "N", help_heading = DBPRUNE, hide_short_help = true, value_parser = parse_value::<OrNone<usize>>)]
     dynamic_prune_threshold_diffs: Option<OrNone<usize>>,
     /// Keep residuals anew on each I-th step only
-    #[arg(long, value_name = "I", help_heading = DBPRUNE, hide_short_help = true)]
+    #[arg(long, value_name = "I", help_heading = DBPRUNE, hide_short_help = true, value_parser = parse_value::<usize>)]
     residual_cache_update_interval: Option<usize>,
     /// Compare the text stream, too, where a block joins both
     #[arg(long, value_name = "BOOL", help_heading = DBPRUNE, hide_short_help = true)]
@@ -120,19 +121,19 @@ pub struct PolicyArgs {
     #[arg(long, value_name = "WHAT", help_heading = CALIBRATOR, hide_short_help = true)]
     calibrator_cache_type: Option<CalibratorCacheType>,
     /// Derivatives that TaylorSeer keeps
-    #[arg(long, value_name = "N", help_heading = CALIBRATOR)]
+    #[arg(long, value_name = "N", help_heading = CALIBRATOR, value_parser = parse_value::<usize>)]
     taylorseer_order: Option<usize>,
     /// The first step on which TaylorSeer forms derivatives: 3, or 2 as in cache-dit 0.1.0
-    #[arg(long, value_name = "STEP", help_heading = CALIBRATOR, hide_short_help = true)]
+    #[arg(long, value_name = "STEP", help_heading = CALIBRATOR, hide_short_help = true, value_parser = parse_value::<usize>)]
     taylorseer_first_step: Option<usize>,
     /// Computed steps that DMD keeps, at least 4
-    #[arg(long, value_name = "N", help_heading = CALIBRATOR, hide_short_help = true)]
+    #[arg(long, value_name = "N", help_heading = CALIBRATOR, hide_short_help = true, value_parser = parse_value::<usize>)]
     dmd_history: Option<usize>,
     /// Modes that DMD fits; 0: as many as matter
-    #[arg(long, value_name = "N", help_heading = CALIBRATOR, hide_short_help = true)]
+    #[arg(long, value_name = "N", help_heading = CALIBRATOR, hide_short_help = true, value_parser = parse_value::<usize>)]
     dmd_rank: Option<usize>,
     /// Added to DMD's singular values before they are inverted
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = CALIBRATOR, hide_short_help = true)]
+    #[arg(long, value_name = "X", help_heading = CALIBRATOR, hide_short_help = true, value_parser = parse_value::<f64>)]
     dmd_ridge: Option<f64>,
     /// What DMD does while its history is short: corrected or reference
     #[arg(long, value_name = "RULE", help_heading = CALIBRATOR, hide_short_help = true)]
