@@ -197,3 +197,28 @@ fn a_damaged_library_is_told_and_not_loaded() {
     run(&["setup", "--check"]).code(0);
     run(&generate).code(0);
 }
+
+/// `ulimit -v` stands for a machine whose memory is full: the command says so, and what may help.
+#[test]
+fn a_full_memory_is_told() {
+    let shell = Shell::new();
+    let engine = data("tiny-flux");
+    let inputs = |batch: usize| {
+        let tensors = [("prompt_embeds", vec![batch, 12, 32]), ("pooled_projections", vec![batch, 24])];
+        let tensors = tensors.map(|(name, shape)| (name.to_owned(), ArrayD::<f32>::ones(shape)));
+        write_tensors(&shell.path("many.safetensors"), &tensors.into()).unwrap();
+    };
+    inputs(64);
+    let mut told = 0;
+    for kilobytes in (100_000..=400_000).step_by(50_000) {
+        let mut command = Command::new("sh");
+        let limit = format!(
+            "ulimit -v {kilobytes}; exec $0 --engine {} --inputs many.safetensors --steps 1 --save-latents a",
+            engine.display()
+        );
+        let ran =
+            Ran::of(command.args(["-c", &limit, env!("CARGO_BIN_EXE_dbcache-trt")]).current_dir(shell.folder.path()));
+        told += usize::from(ran.err.contains("the memory is full") && ran.code == Some(6));
+    }
+    assert!(told > 0);
+}

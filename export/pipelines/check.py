@@ -1,6 +1,6 @@
 """Checks whole pipelines of every family: exporter and command against diffusers and cache-dit.
 
-    check.py [--brief | --write | FAMILY or PIPELINE …]
+    check.py [--write] [--brief | FAMILY or PIPELINE …]
 
 For each, a folder as a user has it, tiny and with random weights, goes through `dbcache-export`, and then through the
 command that DBCACHE_TRT names, with a prompt and settings alone. `cargo xtask check-families` runs this.
@@ -34,11 +34,11 @@ def main() -> int:
     """Command line: 0 if all agree."""
     parser = argparse.ArgumentParser(description="check whole pipelines of every family")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"a family, or one of {', '.join(VARIANTS)}")
-    parser.add_argument("--write", action="store_true", help="renew the table in docs/families.md")
+    parser.add_argument("--write", action="store_true", help="renew their rows of the table in docs/families.md")
     parser.add_argument("--brief", action="store_true", help="only the first pipeline of each family")
     given = parser.parse_args()
-    if given.brief and (given.names or given.write):
-        parser.error("--brief chooses by itself; leave out names and --write")
+    if given.brief and given.names:
+        parser.error("--brief chooses by itself; leave out the names")
     if "DBCACHE_TRT" not in os.environ:
         parser.error("DBCACHE_TRT does not name the command; `cargo xtask check-families` builds it and sets that")
     chosen = [name for name in VARIANTS if not given.names or {name, VARIANTS[name].family} & {*given.names}]
@@ -48,8 +48,6 @@ def main() -> int:
     unknown = {*given.names} - {*VARIANTS} - {variant.family for variant in VARIANTS.values()}
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(VARIANTS)}")
-    if given.write and len(chosen) < len(VARIANTS):
-        parser.error("--write renews the whole table, and needs all pipelines; name none")
     print(table.HEADER)
     found: dict[str, Figures] = {}
     with ProcessPoolExecutor(_PROCESSES) as pool:

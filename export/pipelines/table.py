@@ -37,14 +37,22 @@ def row(name: str, figures: Figures) -> str:
 
 
 def write(found: Mapping[str, Figures]) -> None:
-    """Puts the table between its marks in docs/families.md."""
+    """Puts rows into the table between its marks in docs/families.md; those of other pipelines stay."""
     tools = ", ".join(f"{tool} {version(tool)}" for tool in ("torch", "diffusers", "transformers", "cache-dit"))
-    about = f"Measured on {datetime.date.today()}: {_machine()}, {tools}."
-    rows = "\n".join(row(name, figures) for name, figures in found.items())
+    about = f"Renewed last on {datetime.date.today()}: {_machine()}, {tools}."
     text = DOCUMENT.read_text("utf-8")
+    rows = _rows(text) | {name: row(name, figures) for name, figures in found.items()}
+    table = "\n".join(rows[name] for name in VARIANTS if name in rows)
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{about}\n\n{HEADER}\n{rows}\n{END}{after}", "utf-8")
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{about}\n\n{HEADER}\n{table}\n{END}{after}", "utf-8")
+
+
+def _rows(text: str) -> dict[str, str]:
+    """Those that the document has, by pipeline."""
+    _, _, rest = text.partition(BEGIN)
+    lines = [line for line in rest.partition(END)[0].splitlines() if line.startswith("| ")]
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines[2:]}
 
 
 def _machine() -> str:

@@ -13,7 +13,6 @@ def test_every_family_has_a_pipeline() -> None:
 
 
 def test_the_figures_are_of_these_pipelines() -> None:
-    _, _, rest = table.DOCUMENT.read_text("utf-8").partition(table.BEGIN)
-    rows = [line.split(" | ") for line in rest.partition(table.END)[0].splitlines() if line.startswith("| ")]
-    figures = {cells[0].removeprefix("| "): cells[1] for cells in rows[2:]}
+    rows = table._rows(table.DOCUMENT.read_text("utf-8"))
+    figures = {name: line.split(" | ")[1] for name, line in rows.items()}
     assert figures == {name: variant.pipeline for name, variant in VARIANTS.items()}

@@ -364,7 +364,52 @@ pub(super) fn run_options(pairs: &[(&str, &str)]) -> Result<RunOptions<NoSelecte
 
 /// ONNX Runtime's error as ours.
 pub(crate) fn runtime_error(error: ort::Error) -> Error {
-    Error::new(ErrorKind::Runtime, error.to_string().replace('\n', " "))
+    told(&error.to_string().replace('\n', " "))
+}
+
+/// What its parts and its providers write where memory is not to be had.
+const NO_MEMORY: [&str; 7] = [
+    "Failed to allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+    "OutOfMemory",
+    "ALLOC_FAILED",
+    "Cannot allocate memory",
+];
+
+fn told(text: &str) -> Error {
+    if !NO_MEMORY.iter().any(|words| text.contains(words)) {
+        return Error::new(ErrorKind::Runtime, text);
+    }
+    let message = format!(
+        "the memory is full: make less at once (--batch, --size, --frames), decode in parts (--decode-tile, \
+         --decode-slices), map the weights (--weights-mode mapped), or keep less of the cache (--cache-dtype f16); ONNX \
+         Runtime says: {text}"
+    );
+    Error::new(ErrorKind::Runtime, message)
+}
+
+#[cfg(test)]
+mod text_tests {
+    use super::told;
+
+    #[test]
+    fn a_full_memory_is_told_with_a_remedy() {
+        for (text, is_full) in [
+            ("Status Message: bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 7077888", true),
+            ("Failed to load model with error: std::bad_alloc", true),
+            ("CUDA failure 2: out of memory ; GPU=0", true),
+            ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED", true),
+            ("Non-zero status code returned while running Concat node", false),
+        ] {
+            let error = told(text).to_string();
+            assert!(error.contains(text), "{error}");
+            for words in ["memory is full", "--batch", "--size", "--decode-tile", "--weights-mode mapped"] {
+                assert_eq!(error.contains(words), is_full, "{words}: {error}");
+            }
+        }
+    }
 }
 
 #[cfg(all(test, feature = "cuda"))]

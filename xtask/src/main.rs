@@ -43,7 +43,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "check-families",
-        arguments: "[--brief | --write | FAMILY or PIPELINE …]",
+        arguments: "[--write] [--brief | FAMILY or PIPELINE …]",
         about: "whole pipelines of every family, by exporter and command, against diffusers and cache-dit (as check-export; minutes)",
         run: check_families::check_families,
     },
