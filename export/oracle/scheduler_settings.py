@@ -2,8 +2,8 @@
 
 The settings are generated: classes of schedulers, as models were published with them, times each parameter of the
 class's constructor, times valid, extreme and wrong values. Beside each object stands what diffusers makes of known
-predictions at several numbers of steps: the last latents, and of the timesteps the first, the last and the sum; null
-where diffusers raises, or gives numbers that are not finite.
+predictions at several numbers of steps, up to 1000: the last latents, and of the timesteps the first, the last and the
+sum; null where diffusers raises, or gives numbers that are not finite.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from dbcache_export.scheduler import prediction, scheduler
 import schedulers
 from reference import REFERENCE_DIR, float32_text, write_records
 
-__all__ = ["BASES", "OTHERS", "STEPS", "VALUES", "Case", "Outcome", "cases", "outcome", "records", "run"]
+__all__ = ["BASES", "MANY_STEPS", "OTHERS", "STEPS", "VALUES", "Case", "Outcome", "cases", "outcome", "records", "run"]
 
 STEPS = (1, 2, 5, 20)
+#: The settings from which others are varied have a long run as well.
+MANY_STEPS = 1000
 #: f32 rounds noise levels of 0 and 1.
 ROUNDING = 1e-6
 
@@ -285,7 +287,8 @@ def records() -> list[dict[str, Any]]:
         made = outcome(case)
         key = json.dumps([made.fields, made.predicted])
         if made.fields is not None and key not in found:
-            runs = [described(steps, run(case.config, CALLS[case.family], steps)) for steps in STEPS]
+            all_steps = STEPS if case.varied else (*STEPS, MANY_STEPS)
+            runs = [described(steps, run(case.config, CALLS[case.family], steps)) for steps in all_steps]
             found[key] = {"of": str(case), "scheduler": made.fields, "prediction": made.predicted, "runs": runs}
     return list(found.values())
 

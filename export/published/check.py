@@ -26,7 +26,7 @@ from dbcache_export.spec import Options
 
 from holes import MODELS, published, write_pipeline
 from outline import outline
-from variants import TAKEN, relative
+from relatives import TAKEN, relative
 
 #: Models that the engine cannot run, and what the refusal has to name.
 REFUSED = {
@@ -42,7 +42,7 @@ def main() -> int:
     """Prints a line for each model; 1 if one of them did not go as expected."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--export", action="store_true", help="trace as well: minutes for each model")
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="names in models/ and variants.py (default: all)")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="names in models/ and relatives.py (default: all)")
     given = parser.parse_args()
     there = sorted([*(path.stem for path in MODELS.glob("*.json")), *TAKEN])
     unknown = sorted(set(given.models) - set(there))

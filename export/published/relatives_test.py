@@ -11,7 +11,7 @@ from dbcache_export.spec import Options
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from holes import published
-from variants import REFUSED, REFUSED_TRANSFORMERS, UNKNOWN
+from relatives import REFUSED, REFUSED_TRANSFORMERS, UNKNOWN
 
 
 def write(folder: Path, pipeline: str | None, transformer: dict[str, Any], scheduler: dict[str, Any]) -> Path:
