@@ -22,6 +22,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow  # `cargo xtask check-families` covers it in whole pipelines.
 @pytest.mark.parametrize("family", KINDS)
 def test_a_transformer_computes_what_diffusers_computes(family: str, tmp_path: Path) -> None:
     write_pipeline(family, tmp_path / "model")

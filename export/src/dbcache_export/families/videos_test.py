@@ -28,6 +28,7 @@ KINDS = {
 EMBED_TOLERANCE = 2e-5
 
 
+@pytest.mark.slow  # `cargo xtask check-families` covers it in whole pipelines.
 @pytest.mark.parametrize("family", KINDS)
 def test_a_transformer_computes_what_diffusers_computes(family: str, tmp_path: Path) -> None:
     write_transformer(family, tmp_path / "model")
