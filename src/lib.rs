@@ -42,6 +42,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 #![deny(unsafe_code)]
 
+mod contain;
 mod engine;
 mod error;
 mod files;

@@ -313,6 +313,14 @@ fn lengths_of_texts() {
     let joined = "/text/graphs/3/length";
     check("joined without length", joined, None, &["text_003.onnx", "`text`", "state its `length`"]);
     check("joined and longer than any", joined, Some(json!(9999)), &["text_003.onnx gives 9999 along `text`"]);
+    let (long, slow) = (json!("a".repeat(200_000)), json!([{"replace": {"pattern": "(a+)+$", "with": ""}}]));
+    check(
+        "long prefix",
+        &format!("{t5}/prefix"),
+        Some(long),
+        &["`t5` puts 200000 bytes around a prompt", "expected at most 16384"],
+    );
+    check("slow pattern", "/text/clean", Some(slow), &["`text.clean`", "`(a+)+$`", "export again"]);
     check("joined of nothing", joined, Some(json!(0)), &["text_003.onnx gives 0 along `text`"]);
 }
 
@@ -344,6 +352,16 @@ fn texts() {
     check("tokens", |e| e.set("/text/tokenizers/words/length", json!(9)), &["text_000.onnx", "gives 9 along `text`"]);
     check("no tokens", |e| e.set("/text/tokenizers/words/length", json!(0)), &["has the length 0; expected 1 to"]);
     check("all tokens", |e| e.set("/text/tokenizers/words/length", json!(u64::MAX)), &["expected 1 to 65536"]);
+    check(
+        "cut tokenizer",
+        |e| e.lie("words.json", |b| *b = br#"{"decoder":{"#.to_vec()),
+        &["words.json", "does not parse as a tokenizer"],
+    );
+    check(
+        "hostile tokenizer",
+        |e| e.lie("words.json", |b| *b = hostile_tokenizer(b)),
+        &["words.json: `normalizer`: puts in 100 bytes", "export again"],
+    );
     check("other tokenizer", |e| e.set("/text/graphs/0/inputs/input_ids/tokenizer", json!("t5")), &["tokenizer `t5`"]);
     check("no text graphs", |e| e.set("/text/graphs", json!([])), &["`text` has no graphs"]);
     check("no tokens taken", |e| e.set("/text/graphs/0/inputs", json!({})), &["`text`"]);
@@ -494,4 +512,12 @@ fn requests() {
         Input,
         &["dimension `batch` would be 2; the model takes 1 to 1"],
     );
+}
+
+/// Five replacements of `a` by a hundred of it.
+fn hostile_tokenizer(bytes: &[u8]) -> Vec<u8> {
+    let mut file: Value = serde_json::from_slice(bytes).unwrap();
+    let grow = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "a".repeat(100)});
+    file["normalizer"] = json!({"type": "Sequence", "normalizers": vec![grow; 5]});
+    serde_json::to_vec(&file).unwrap()
 }

@@ -19,11 +19,22 @@ use std::borrow::Cow;
 use fancy_regex::Regex;
 
 use self::entities::unescape;
+use super::tokenizer::is_repeated_class;
 use crate::error::{Error, Result};
 use crate::model::manifest::CleanRule;
 
 /// How much of a prompt an error or a warning shows, in characters.
 const SHOWN: usize = 40;
+
+/// The expressions that the exporter writes, as Python spells them. Others can take hours for a prompt, so of them only
+/// repeated classes of characters are taken.
+const PATTERNS: &str = include_str!("clean/patterns.txt");
+/// Most rules; the longest list of the exporter has 90.
+const MAX_RULES: usize = 256;
+/// Longest text that takes the place of a match, in bytes.
+const MAX_WITH: usize = 64;
+/// Longest text that a prompt may become, in bytes.
+const MAX_CLEANED: usize = 2 << 16;
 
 /// The rules of a manifest, ready to run.
 pub(crate) struct Cleaner(Vec<Rule>);
@@ -45,8 +56,13 @@ pub(crate) struct Cleaned {
 
 impl Cleaner {
     /// # Errors
-    /// `EngineDirectory` for a pattern that is none.
+    /// `EngineDirectory` for a pattern that is none, or may take any time.
     pub(crate) fn new(rules: &[CleanRule]) -> Result<Self> {
+        if rules.len() > MAX_RULES {
+            let reason =
+                format!("manifest.json: `text.clean` has {} rules; at most {MAX_RULES} are taken", rules.len());
+            return Err(Error::directory(reason));
+        }
         let compile = |rule: &CleanRule| {
             Ok(match rule {
                 CleanRule::Strip => Rule::Step(|text| text.trim_matches(is_space).to_owned()),
@@ -56,10 +72,19 @@ impl Cleaner {
                 CleanRule::FixText => Rule::FixText,
                 CleanRule::RefuseMarkup => Rule::RefuseMarkup,
                 CleanRule::Replace { pattern, with, if_more_than } => {
-                    let regex = Regex::new(&pattern::from_python(pattern)).map_err(|error| {
-                        let reason = format!("manifest.json: `text.clean` has the bad pattern `{pattern}`");
+                    let shown: String = pattern.chars().take(SHOWN).collect();
+                    let translated = pattern::from_python(pattern);
+                    let regex = Regex::new(&translated).map_err(|error| {
+                        let reason = format!("manifest.json: `text.clean` has the bad pattern `{shown}`");
                         Error::directory(reason).with_source(error)
                     })?;
+                    let is_fast = PATTERNS.lines().any(|known| known == pattern) || is_repeated_class(&translated);
+                    if !is_fast || with.len() > MAX_WITH {
+                        return Err(Error::directory(format!(
+                            "manifest.json: `text.clean` has the pattern `{shown}`, which is none of the exporter's and \
+                             may take hours, or replaces it by more than {MAX_WITH} bytes; export again"
+                        )));
+                    }
                     Rule::Replace { regex, with: with.clone(), if_more_than: *if_more_than }
                 }
             })
@@ -93,6 +118,12 @@ impl Cleaner {
                 },
                 Rule::Replace { regex, with, if_more_than } => replace(regex, with, *if_more_than, &text)?.into_owned(),
             };
+            let bytes = cleaned.text.len();
+            if bytes > MAX_CLEANED {
+                let reason =
+                    format!("the prompt becomes {bytes} bytes when it is cleaned; at most {MAX_CLEANED} are read");
+                return Err(Error::input(reason));
+            }
         }
         Ok(cleaned)
     }
@@ -100,8 +131,16 @@ impl Cleaner {
 
 fn replace<'t>(regex: &Regex, with: &str, if_more_than: usize, text: &'t str) -> Result<Cow<'t, str>> {
     let failed = |error| Error::input("the prompt takes too long to clean; shorten it").with_source(error);
-    if if_more_than > 0 && regex.find_iter(text).count() <= if_more_than {
-        return Ok(Cow::Borrowed(text));
+    if if_more_than > 0 {
+        let mut matches = 0;
+        // An expression that fails would fail at the same place for ever.
+        for found in regex.find_iter(text) {
+            found.map_err(failed)?;
+            matches += 1;
+        }
+        if matches <= if_more_than {
+            return Ok(Cow::Borrowed(text));
+        }
     }
     regex.try_replacen(text, 0, with).map_err(failed)
 }

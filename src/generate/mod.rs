@@ -32,5 +32,6 @@ mod scheduler;
 mod stepwise;
 pub(crate) mod text;
 mod tiles;
+mod tokenizer;
 mod unit;
 pub(crate) mod video;

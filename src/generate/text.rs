@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tokenizers::{Tokenizer, TruncationDirection};
-
 use super::clean::{Cleaned, Cleaner};
+use super::tokenizer::{Direction, Tokenizer};
 use crate::error::{At, Error, Result};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Port;
@@ -89,7 +88,7 @@ impl TextEncoder {
     /// The words that the model knows, where it knows words rather than pieces of text; sorted.
     pub(crate) fn words(&self) -> Option<Vec<String>> {
         let (name, spec) = self.spec.tokenizers.iter().find(|(_, spec)| spec.unknown_id.is_some())?;
-        let vocabulary = self.tokenizers.get(name)?.get_vocab(true);
+        let vocabulary = self.tokenizers.get(name)?.vocabulary();
         let words: BTreeSet<String> = vocabulary
             .into_iter()
             .filter(|(word, id)| Some(*id) != spec.unknown_id && !word.starts_with('<'))
@@ -112,7 +111,7 @@ impl TextEncoder {
         }
         for (name, spec) in &self.spec.tokenizers {
             if self.tokens(name, prompt)?.is_cut {
-                let end = if self.cuts_at(name) == TruncationDirection::Left { "last" } else { "first" };
+                let end = if self.cuts_at(name) == Direction::Left { "last" } else { "first" };
                 warnings.push(format!("the prompt is cut: tokenizer `{name}` reads its {end} {} tokens", spec.length));
             }
         }
@@ -232,32 +231,29 @@ impl TextEncoder {
     }
 
     /// At which end a tokenizer cuts what is too long.
-    fn cuts_at(&self, name: &str) -> TruncationDirection {
-        let cut = self.tokenizers.get(name).and_then(|tokenizer| tokenizer.get_truncation());
-        cut.map_or(TruncationDirection::Right, |cut| cut.direction)
+    fn cuts_at(&self, name: &str) -> Direction {
+        self.tokenizers.get(name).map_or(Direction::Right, Tokenizer::cuts_at)
     }
 
     fn tokens(&self, name: &str, prompt: &str) -> Result<Tokens> {
         let (tokenizer, spec) = (&self.tokenizers[name], &self.spec.tokenizers[name]);
         let text = format!("{}{}{}", spec.prefix, self.cleaned(prompt)?.text, spec.suffix);
-        let encoding = tokenizer
-            .encode(text.as_str(), true)
-            .map_err(|error| Error::input(format!("the prompt {prompt:?} cannot be tokenized: {error}")))?;
-        let ids = encoding.get_ids();
+        let encoded = tokenizer.encode(&text).at(format!("tokenizer `{name}`"))?;
+        let ids = encoded.ids;
         if let Some(position) = ids.iter().position(|id| Some(*id) == spec.unknown_id) {
-            let (start, end) = encoding.get_offsets().get(position).copied().unwrap_or_default();
+            let (start, end) = encoded.offsets.get(position).copied().unwrap_or_default();
             return Err(self.unknown_word(text.get(start..end).unwrap_or(prompt)));
         }
         let length = spec.length as usize;
         // A tokenizer may cut by itself, before the token that ends a text.
-        let is_cut = ids.len() > length || !encoding.get_overflowing().is_empty();
+        let is_cut = ids.len() > length || encoded.is_cut;
         if is_cut && spec.unknown_id.is_some() {
             let words = prompt.split_whitespace().count();
             return Err(Error::input(format!("the prompt has {words} words; the model takes at most {length}")));
         }
         let skipped = match self.cuts_at(name) {
-            TruncationDirection::Left => ids.len().saturating_sub(length),
-            TruncationDirection::Right => 0,
+            Direction::Left => ids.len().saturating_sub(length),
+            Direction::Right => 0,
         };
         let ids: Vec<i64> = ids.iter().skip(skipped).take(length).map(|id| i64::from(*id)).collect();
         Ok(Tokens { mask: vec![1; ids.len()], ids, is_cut })
@@ -278,15 +274,11 @@ impl TextEncoder {
 }
 
 fn read_tokenizer(content: &[u8], spec: &TokenizerSpec) -> Result<Tokenizer> {
-    let tokenizer = Tokenizer::from_bytes(content)
-        .map_err(|error| Error::directory(format!("does not parse as a tokenizer: {error}")))?;
+    let tokenizer = Tokenizer::parse(content)?;
     for (field, id) in [("pad_id", Some(spec.pad_id)), ("unknown_id", spec.unknown_id)] {
-        if let Some(id) = id.filter(|id| tokenizer.id_to_token(*id).is_none()) {
+        if let Some(id) = id.filter(|id| !tokenizer.has(*id)) {
             return Err(Error::directory(format!("has no token {id}, which the manifest calls its `{field}`")));
         }
-    }
-    if tokenizer.get_padding().is_some() {
-        return Err(Error::directory("pads by itself, which would make padding look like text; export again"));
     }
     Ok(tokenizer)
 }

@@ -76,3 +76,29 @@ fn a_pattern_that_is_none_is_refused_with_its_text() {
     let error = Cleaner::new(&[rule]).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("bad pattern `a(`"), "{error}");
 }
+
+#[test]
+fn only_patterns_whose_time_is_known_are_taken() {
+    let new = |pattern: &str, with: &str| {
+        let rule = CleanRule::Replace { pattern: pattern.into(), with: with.into(), if_more_than: 3 };
+        Cleaner::new(&[rule]).err().map(|error| (error.kind(), error.to_string()))
+    };
+    for pattern in PATTERNS.lines().chain([r"\s+", "[a-c]{2,}", "word"]) {
+        assert_eq!(new(pattern, " "), None, "{pattern}");
+    }
+    for (pattern, with) in
+        [("(a+)+$", ""), (r"(a*)*\1b", ""), (".*[^a]|a", ""), ("a{1,100000}", ""), ("a", &"$0".repeat(33)[..])]
+    {
+        let (kind, message) = new(pattern, with).unwrap();
+        assert_eq!(kind, crate::ErrorKind::EngineDirectory);
+        assert!(message.contains("none of the exporter's and may take hours") && message.contains("export again"));
+    }
+    assert!(Cleaner::new(&vec![CleanRule::Strip; 257]).err().unwrap().to_string().contains("has 257 rules"));
+}
+
+#[test]
+fn a_prompt_that_grows_is_refused() {
+    let rule = CleanRule::Replace { pattern: "a".into(), with: "b".repeat(64), if_more_than: 0 };
+    let error = Cleaner::new(&vec![rule; 2]).unwrap().clean(&"a".repeat(1 << 16)).unwrap_err();
+    assert!(error.to_string().contains("the prompt becomes 4194304 bytes when it is cleaned"), "{error}");
+}

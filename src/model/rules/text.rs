@@ -8,6 +8,9 @@ use crate::model::manifest::{
     Dimension, Manifest, PadSide, Padding, Source, TensorSpec, TextGraphSpec, TextInputSpec, TextSpec,
 };
 
+/// Longest text around a prompt, in bytes. The longest that a pipeline asks with has 600.
+const MAX_AROUND: usize = 1 << 14;
+
 impl Manifest {
     pub(super) fn check_text(&self) -> Result<()> {
         let Some(text) = &self.text else { return Ok(()) };
@@ -18,6 +21,12 @@ impl Manifest {
             }
             if tokenizer.drop >= length {
                 return fail(format!("tokenizer `{name}` drops {} of {length} tokens", tokenizer.drop));
+            }
+            let around = tokenizer.prefix.len() + tokenizer.suffix.len();
+            if around > MAX_AROUND {
+                return fail(format!(
+                    "tokenizer `{name}` puts {around} bytes around a prompt (`prefix`, `suffix`); expected at most {MAX_AROUND}"
+                ));
             }
             let multiple = tokenizer.multiple_of;
             if multiple == 0 || (length - tokenizer.drop) % multiple != 0 {
