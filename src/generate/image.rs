@@ -14,6 +14,8 @@ const MAX_TEXT: usize = 4 << 20;
 
 /// Largest picture that is read, in bytes; a header may promise any size.
 const MAX_PICTURE: usize = 1 << 30;
+/// Widest picture that is read, in pixels.
+const MAX_WIDTH: u32 = 1 << 16;
 
 /// An RGB picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,16 +99,22 @@ impl Image {
     /// # Errors
     /// `Io` when it cannot be read, `Input` when it is not such a PNG, or its texts are longer than 4 MiB.
     pub fn read_png(path: &Path) -> Result<(Self, Vec<(String, String)>)> {
-        let (mut reader, bytes) = png_reader(path)?;
-        let damaged = |error| damaged_png(path, error);
-        let mut rgb = vec![0; bytes];
-        let frame = reader.next_frame(&mut rgb).map_err(damaged)?;
-        if (frame.color_type, frame.bit_depth) != (png::ColorType::Rgb, png::BitDepth::Eight) {
-            return Err(Error::input(format!("{} is not an 8-bit RGB picture", path.display())));
+        let mut reader = png_reader(path)?;
+        let info = reader.info();
+        let (width, height) = (info.width, info.height);
+        if (info.color_type, info.bit_depth, info.interlaced) != (png::ColorType::Rgb, png::BitDepth::Eight, false) {
+            return Err(Error::input(format!("{} is not an 8-bit RGB picture, row by row", path.display())));
         }
-        rgb.truncate(frame.buffer_size());
+        // Row by row: a short file may claim any size.
+        let mut rgb = Vec::new();
+        while let Some(row) = reader.next_row().map_err(|error| damaged_png(path, error))? {
+            rgb.extend(row.data());
+        }
+        if rgb.len() as u64 != 3 * u64::from(width) * u64::from(height) {
+            return Err(Error::input(format!("{} lacks some of its pixels", path.display())));
+        }
         let text = png_text(path, reader)?;
-        Ok((Self { width: frame.width, height: frame.height, rgb }, text))
+        Ok((Self { width, height, rgb }, text))
     }
 
     /// Width and height in pixels of a PNG, and its text chunks; no pixels are decoded.
@@ -114,7 +122,7 @@ impl Image {
     /// # Errors
     /// `Io` when it cannot be read, `Input` when it is not a PNG, or its texts are longer than 4 MiB.
     pub fn read_png_text(path: &Path) -> Result<([u32; 2], Texts)> {
-        let (reader, _) = png_reader(path)?;
+        let reader = png_reader(path)?;
         let size = [reader.info().width, reader.info().height];
         Ok((size, png_text(path, reader)?))
     }
@@ -124,16 +132,21 @@ impl Image {
 type Texts = Vec<(String, String)>;
 type PngReader = png::Reader<std::io::BufReader<File>>;
 
-/// A reader in front of the pixels, and how many bytes they take.
-fn png_reader(path: &Path) -> Result<(PngReader, usize)> {
+/// A reader in front of the pixels, whose buffers are as long as a row.
+fn png_reader(path: &Path) -> Result<PngReader> {
     let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
     let mut decoder = png::Decoder::new(std::io::BufReader::new(file));
     decoder.set_limits(png::Limits { bytes: MAX_PICTURE });
     let reader = decoder.read_info().map_err(|error| damaged_png(path, error))?;
     match reader.output_buffer_size() {
-        Some(bytes) if bytes <= MAX_PICTURE => Ok((reader, bytes)),
-        _ => Err(Error::input(format!("{} is larger than {MAX_PICTURE} bytes of pixels", path.display()))),
+        Some(bytes) if bytes <= MAX_PICTURE => {}
+        _ => return Err(Error::input(format!("{} is larger than {MAX_PICTURE} bytes of pixels", path.display()))),
     }
+    if reader.info().width > MAX_WIDTH {
+        let width = reader.info().width;
+        return Err(Error::input(format!("{} is {width} pixels wide; at most {MAX_WIDTH} are read", path.display())));
+    }
+    Ok(reader)
 }
 
 fn damaged_png(path: &Path, error: png::DecodingError) -> Error {

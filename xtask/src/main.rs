@@ -11,6 +11,7 @@ mod check_published;
 mod check_tensorrt;
 mod check_video;
 mod demo;
+mod fuzz;
 mod header;
 mod install;
 mod run;
@@ -88,6 +89,12 @@ const TASKS: &[Task] = &[
         arguments: "[ARGUMENTS OF pytest]",
         about: "whether NVIDIA's parser and builder take the stages of every family; long (as check-export; downloads TensorRT-RTX)",
         run: check_tensorrt::check_tensorrt,
+    },
+    Task {
+        name: "fuzz",
+        arguments: "[TARGET …] [--seconds N] [--seed S]",
+        about: "hostile files and texts, made from a seed: no panic, no hang, no flood of memory (60 seconds, and a release build)",
+        run: fuzz::fuzz,
     },
     Task { name: "header", arguments: "", about: "write the header of the C library", run: header::header },
     Task {
