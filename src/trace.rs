@@ -371,9 +371,9 @@ impl fmt::Display for Summary<'_> {
         writeln!(f, "blocks   {blocks_run} of {all_blocks} run ({share:.1} % saved)")?;
         // Once for all pictures, and the lists of a step together.
         let of_step = trace.records.iter().filter(|record| record.sample.unwrap_or_default() == 0);
-        let sessions: usize = of_step.clone().map(|record| record.session_runs).sum();
+        let sessions: f64 = of_step.clone().map(|record| record.session_runs as f64).sum();
         let steps = of_step.filter(|record| record.list.unwrap_or_default() == 0).count();
-        writeln!(f, "sessions {:.1} runs a step", sessions as f64 / steps.max(1) as f64)?;
+        writeln!(f, "sessions {:.1} runs a step", sessions / steps.max(1) as f64)?;
         if let Some(captures) = &trace.captures {
             writeln!(f, "captures {captures}")?;
         }

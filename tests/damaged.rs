@@ -521,3 +521,21 @@ fn hostile_tokenizer(bytes: &[u8]) -> Vec<u8> {
     file["normalizer"] = json!({"type": "Sequence", "normalizers": vec![grow; 5]});
     serde_json::to_vec(&file).unwrap()
 }
+
+/// Folders that are on other machines are not opened.
+#[test]
+fn folders_elsewhere() {
+    let mut cases = Cases::default();
+    for folder in [
+        "//host/share",
+        r"\\host\share",
+        r"\\?\UNC\host\share",
+        r"/\host\share",
+        "smb://host/share",
+        "file:///tmp",
+        "nfs:/tmp",
+    ] {
+        let words = ["manifest.json", "on another machine or device", "with --weights"];
+        cases.check(folder, |e| e.set("/weights/0/folder", json!(folder)), EngineDirectory, &words);
+    }
+}

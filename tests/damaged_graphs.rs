@@ -30,9 +30,36 @@ fn graphs() {
     check("overflowing constant", |g| g.initializer.push(constant(vec![1 << 62, 4])), &["at most 4096 values"]);
     check("negative constant", |g| g.initializer.push(constant(vec![-1, -1])), &["at most 4096 values"]);
     check("huge attribute", |g| attribute(g).t = Some(constant(vec![4097])), &["at most 4096 values"]);
-    check("long attribute", |g| attribute(g).ints = vec![1; 4097], &["at most 4096 values"]);
+    check("long attribute", |g| ints(g, "Conv", "pads", &[1; 4097]), &["at most 4096 values"]);
     check("attribute in a file", |g| attribute(g).t = Some(elsewhere()), &["attribute", "refer"]);
     check("constant in a file", constant_elsewhere, &["refer"]);
+
+    let unknown = ["has the operator \"Frobnicate\"", "src/model/operators.rs", "export again with dbcache-export"];
+    check("unknown operator", |g| g.node[0].op_type = Some("Frobnicate".into()), &unknown);
+    check("no operator", |g| g.node[0].op_type = None, &["has the operator \"\""]);
+    // These end the process inside ONNX Runtime.
+    check(
+        "dots of Einsum",
+        |g| text(g, "Einsum", "equation", "....->a"),
+        &["of Einsum", "\"equation\" is none of letters"],
+    );
+    check(
+        "batch of GatherND",
+        |g| ints(g, "GatherND", "batch_dims", &[-7]),
+        &["of GatherND", "holds -7; expected 0 to 16"],
+    );
+    check("huge window", |g| ints(g, "Conv", "kernel_shape", &[1 << 31, 3]), &["of Conv", "expected 1 to 4096"]);
+    check("huge pool", |g| ints(g, "MaxPool", "strides", &[0]), &["of MaxPool", "\"strides\" holds 0"]);
+    check("no group", |g| ints(g, "ConvTranspose", "group", &[0]), &["of ConvTranspose", "\"group\" holds 0"]);
+    check("no block", |g| ints(g, "DepthToSpace", "blocksize", &[0]), &["\"blocksize\" holds 0; expected 1 to 1024"]);
+    check(
+        "parts of Split",
+        |g| number(g, "Split", "num_outputs", 3),
+        &["of Split has 1 outputs", "`num_outputs` is 3"],
+    );
+    check("axis far away", |g| ints(g, "Concat", "axis", &[i64::MIN]), &["expected -16 to 16"]);
+    check("unknown attribute", |g| ints(g, "Add", "magic", &[1]), &["of Add", "\"magic\" is not known"]);
+    check("attribute of other type", |g| text(g, "Concat", "axis", "1"), &["\"axis\" is of another type"]);
 
     let mut check = |name: &str, edit: fn(&mut ModelProto), words: &[&str]| {
         cases.check(name, |e| e.model("final.onnx", edit), EngineDirectory, &[&["final.onnx"], words].concat());
@@ -49,6 +76,12 @@ fn graphs() {
     check("cut", |b| b.truncate(1000), &["is not an ONNX file"]);
     check("not protobuf", |b| *b = b"{}".to_vec(), &["is not an ONNX file"]);
     check("unknown field", |b| b.extend([0xfa, 0x7, 1, 0]), &["ONNX fields that this engine does not know"]);
+    // graph { initializer { dims: packed [1, 1] } }, one byte shorter than unpacked: a field 127 of no bytes fills it up.
+    check(
+        "hidden field",
+        |b| b.extend([0x3a, 6, 0x2a, 4, 0x0a, 2, 1, 1, 0xfa, 0x7, 0]),
+        &["that this engine does not know"],
+    );
     check("local function", |b| b.extend([0xca, 1, 0]), &["ONNX fields that this engine does not know"]);
     // A second `graph` is merged with the first: graph { node { attribute { g {} } } }.
     check("subgraph", |b| b.extend([0x3a, 8, 0x0a, 6, 0x2a, 4, 0x32, 2, 0x12, 0]), &["a subgraph"]);
@@ -57,7 +90,6 @@ fn graphs() {
     let mut check = |name: &str, edit: fn(&mut GraphProto), words: &[&str]| {
         cases.check(name, |e| e.graph("final.onnx", edit), Runtime, &[&["final"], words].concat());
     };
-    check("unknown operator", |g| g.node[0].op_type = Some("Frobnicate".into()), &["Frobnicate"]);
     check("missing node", |g| drop(g.node.remove(0)), &[]);
     check("cycle", |g| g.node[0].input = g.node.last().unwrap().output.clone(), &[]);
     check("no nodes", |g| g.node.clear(), &[]);
@@ -98,6 +130,25 @@ fn attribute(graph: &mut GraphProto) -> &mut AttributeProto {
     node.attribute.push(AttributeProto { name: Some("value".into()), r#type: Some(4), ..Default::default() });
     graph.node.insert(0, node);
     &mut graph.node[0].attribute[0]
+}
+
+/// A node in front of all others, with one attribute.
+fn node(graph: &mut GraphProto, operator: &str, attribute: AttributeProto) {
+    let mut node = onnx::build::node(operator, &[], "unused");
+    node.attribute.push(attribute);
+    graph.node.insert(0, node);
+}
+
+fn ints(graph: &mut GraphProto, operator: &str, name: &str, values: &[i64]) {
+    node(graph, operator, AttributeProto { name: Some(name.into()), ints: values.to_vec(), ..Default::default() });
+}
+
+fn number(graph: &mut GraphProto, operator: &str, name: &str, value: i64) {
+    node(graph, operator, AttributeProto { name: Some(name.into()), i: Some(value), ..Default::default() });
+}
+
+fn text(graph: &mut GraphProto, operator: &str, name: &str, value: &str) {
+    node(graph, operator, AttributeProto { name: Some(name.into()), s: Some(value.into()), ..Default::default() });
 }
 
 #[test]

@@ -126,7 +126,7 @@ pub(super) fn check(
         needs.name,
         needs.kept,
         needs.first_step,
-        needs.first_step + 1
+        needs.first_step.saturating_add(1)
     )))
 }
 

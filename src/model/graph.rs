@@ -246,6 +246,9 @@ fn check_nodes(graph: &GraphProto) -> Result<()> {
         if !node.domain.as_deref().unwrap_or_default().is_empty() {
             return Err(Error::directory(format!("node `{name}` is of the domain {:?}", node.domain)));
         }
+        if let Err(reason) = super::operators::check(node) {
+            return Err(Error::directory(format!("node `{name}` {reason}; export again with dbcache-export")));
+        }
         for attribute in &node.attribute {
             let place = || format!("attribute `{}` of node `{name}`", attribute.name.as_deref().unwrap_or_default());
             check_attribute(attribute).map_err(|error| error.at(place()))?;

@@ -9,5 +9,6 @@ pub(crate) mod join;
 pub(crate) mod manifest;
 mod moved;
 pub(crate) mod onnx;
+mod operators;
 mod rules;
 pub(crate) mod weights;

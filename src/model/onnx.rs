@@ -182,7 +182,8 @@ pub(crate) struct DimensionProto {
 /// Reads a model; the reason why not is a text for the end of a sentence.
 pub(crate) fn decode(bytes: &[u8]) -> Result<ModelProto, String> {
     let model = ModelProto::decode(bytes).map_err(|error| format!("is not an ONNX file ({error})"))?;
-    if model.encoded_len() != bytes.len() {
+    // Not by the length alone: packed integers are shorter than ours, by which unknown fields could hide.
+    if model.encode_to_vec() != bytes {
         return Err("has ONNX fields that this engine does not know (a subgraph, a function or a newer format)".into());
     }
     Ok(model)

@@ -32,12 +32,13 @@ pub fn fuzz(arguments: &[String]) -> Result<()> {
     }
     // Each run tries other inputs, unless it is to repeat one.
     let seed = seed.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()));
-    step(&mut cargo(&["build", "--release", "-p", "dbcache-fuzz"]))?;
+    step(&mut cargo(&["build", "--profile", "fuzz", "-p", "dbcache-fuzz"]))?;
     let running = target_folder()?.join("fuzz-running");
     let mut failed = Vec::new();
     for target in &targets {
         let share = (seconds / targets.len() as u64).max(1).to_string();
-        let program = ["run", "--release", "--quiet", "-p", "dbcache-fuzz", "--", target, &share, &seed.to_string()];
+        let seed = seed.to_string();
+        let program = ["run", "--profile", "fuzz", "--quiet", "-p", "dbcache-fuzz", "--", target, &share, &seed];
         if step(cargo(&program).arg(&running)).is_err() {
             failed.push(*target);
             // A crash or a hang ends the program before it can keep the input.

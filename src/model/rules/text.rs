@@ -130,6 +130,13 @@ impl Manifest {
         for weights in &self.weights {
             check_plain_name(&weights.name)?;
             check_plain_name(&weights.file)?;
+            if let Some(folder) = weights.folder.as_deref().filter(|folder| is_elsewhere(folder)) {
+                return fail(format!(
+                    "weights `{}` lie in {folder:?}, on another machine or device; copy them here and name their folder \
+                     with --weights",
+                    weights.name
+                ));
+            }
             check_hash(&weights.name, &weights.header_sha256)?;
             if let Some(hash) = &weights.sha256 {
                 check_hash(&weights.name, hash)?;
@@ -140,6 +147,16 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// A network share, an address, or a device: opening one would reach another machine.
+fn is_elsewhere(folder: &str) -> bool {
+    let starts_twice = ["//", "\\\\", "/\\", "\\/"].iter().any(|start| folder.starts_with(start));
+    // A single letter in front of the colon is a drive.
+    let is_address = folder.split_once(':').is_some_and(|(scheme, _)| {
+        scheme.len() > 1 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+    });
+    starts_twice || is_address
 }
 
 /// No separators, no `..`, no drive letters, nothing hidden, nothing absurdly long.
