@@ -17,12 +17,12 @@ use serde_json::json;
 fn usage() {
     let shell = Shell::new();
     for (options, words) in [
-        ("--steps -1", "unexpected argument"),
+        ("--steps -1", "invalid value '-1' for '--steps <N>': expected a whole number of at least 0"),
         ("--steps many", "invalid value 'many' for '--steps <N>'"),
         ("--steps 0", "--steps is 0; expected 1 to 10000"),
         ("--steps 20000", "--steps is 20000; expected 1 to 10000"),
         ("--size 64", "expected WIDTHxHEIGHT, such as 1024x768"),
-        ("--seed -1", "unexpected argument"),
+        ("--seed -1", "expected a whole number of at least 0"),
         ("--seed 99999999999999999999", "invalid value"),
         ("--seed 1", "--seed has no effect: the noise comes from --inputs"),
         ("--threads 0", "--threads is 0; expected 1 to 1024"),
