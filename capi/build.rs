@@ -12,5 +12,7 @@ fn main() {
     println!("cargo:rustc-env=DBCACHE_PROFILE={}", told("PROFILE"));
     if told("CARGO_CFG_TARGET_OS") == "linux" {
         println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libdbcache_trt.so.{ABI_VERSION}");
+        // ONNX Runtime, which stays loaded, calls into this library, and so does the end of the process.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
     }
 }

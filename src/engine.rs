@@ -10,7 +10,7 @@ mod profile;
 mod stages;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use ndarray::ArrayD;
@@ -39,6 +39,7 @@ pub use crate::plan::StagesChoice;
 use crate::plan::{Cuts, Plan, Stage};
 pub use crate::runtime::compiler::EngineCounts;
 use crate::runtime::device::Device;
+use crate::runtime::exit::{enter, lock};
 use crate::runtime::foreign::{self, ForeignTensor};
 use crate::runtime::guidance::{Guide, GuideSpec, Stack};
 use crate::runtime::items::{Gather, Items};
@@ -84,6 +85,7 @@ impl Engine {
     /// `EngineDirectory`, `Runtime`, `Cancelled`; `Library`, also when the process has loaded ONNX Runtime with other
     /// settings.
     pub fn load(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
+        let _inside = enter()?;
         let start = Instant::now();
         let directory = open(directory.as_ref(), options)?;
         if options.verify {
@@ -156,6 +158,7 @@ impl Engine {
     /// # Errors
     /// `Usage` where the engine's provider does not know that memory; `Input` for an impossible shape; `Runtime`.
     pub fn import(&self, tensor: &ForeignTensor) -> Result<ArrayD<f32>> {
+        let _inside = enter()?;
         foreign::read(&self.0.device, tensor)
     }
 
@@ -291,7 +294,7 @@ impl Loaded {
 type Cached<K, V> = Mutex<Vec<(K, Arc<V>)>>;
 
 fn cached<K: PartialEq, V>(list: &Cached<K, V>, key: K, load: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
-    let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut list = lock(list);
     if let Some((_, value)) = list.iter().find(|(other, _)| *other == key) {
         return Ok(Arc::clone(value));
     }

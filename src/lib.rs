@@ -52,6 +52,7 @@ mod model;
 mod nearest;
 mod plan;
 mod runtime;
+mod threads;
 mod words;
 
 pub mod cache;
@@ -75,6 +76,8 @@ pub use generate::request::{Output, Request, RequestOptions};
 pub use generate::video::{Video, VideoFormat};
 pub use info::{DryRun, EngineInfo, StageInfo};
 pub use runtime::engine_cache::{EngineEntry, EngineState, EngineStore, GcOptions, GcReport, Removed};
+#[doc(hidden)] // For other faces of this library, which call back by themselves.
+pub use runtime::exit::{lock, outside};
 pub use runtime::foreign::{FloatType, ForeignTensor, MemoryKind};
 pub use runtime::library::{
     FILE_NAME, FoundBy, LibraryInfo, LibraryOptions, OLDEST as OLDEST_RUNTIME, PATH_VARIABLE, Place,

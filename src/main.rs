@@ -10,14 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use dbcache_trt::ErrorKind;
 
-/// ONNX Runtime reads it when it starts: there is no other way to keep it from reporting to its maker (docs/security.md).
-const NO_REPORTS: &str = "ORT_DISABLE_TELEMETRY";
-
 fn main() -> ExitCode {
-    if std::env::var_os(NO_REPORTS).is_none() {
-        // SAFETY: no other thread of this process exists yet.
-        unsafe { std::env::set_var(NO_REPORTS, "1") };
-    }
     let cli = cli::args::Cli::parse();
     // The hook of the standard library has told where it happened.
     std::panic::catch_unwind(|| run(&cli)).unwrap_or_else(|_| {

@@ -71,6 +71,16 @@ mod programs {
     }
 
     #[test]
+    fn ends_of_processes() {
+        program("capi/tests/c/ends.c");
+    }
+
+    #[test]
+    fn hosts_that_load_the_library_again() {
+        program("capi/tests/c/reload.c");
+    }
+
+    #[test]
     fn the_wrapper_for_cpp() {
         program("capi/tests/c/wrapper.cpp");
     }

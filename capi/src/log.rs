@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::ffi::{CString, c_void};
 use std::fmt::{Debug, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use dbcache::CancelToken;
 use tracing::field::{Field, Visit};
@@ -98,9 +98,9 @@ impl Subscriber for Listener {
             target: target.as_ptr(),
             message: message.as_ptr(),
         };
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = dbcache::lock(&self.turn);
         let was_telling = IS_TELLING.replace(true);
-        let answer = self.callback.call(&told);
+        let answer = dbcache::outside(|| self.callback.call(&told));
         IS_TELLING.set(was_telling);
         drop(turn);
         if answer.is_break() {

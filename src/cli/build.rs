@@ -68,7 +68,8 @@ pub fn one(args: &BuildOneArgs) -> anyhow::Result<()> {
     // The builder of a command that was killed has nobody to build for: its standard input ends.
     thread::spawn(|| {
         let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
-        std::process::exit(ErrorKind::Cancelled.exit_code().into());
+        // At once: what is being compiled may take minutes more.
+        signal_hook::low_level::exit(ErrorKind::Cancelled.exit_code().into());
     });
     // The command that started this one has verified the weights, if that was asked for.
     let options = EngineOptions { verify: false, ..args.build.options()? };

@@ -16,6 +16,7 @@ use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::runtime::compiler::{Compiler, EngineCounts};
 use crate::runtime::device::Device;
+use crate::runtime::exit::enter;
 use crate::runtime::library;
 
 /// What loading an engine with these options would compile.
@@ -58,6 +59,7 @@ impl EngineBuild {
     /// As [`Engine::load`](crate::Engine::load); `Usage` if the provider does not compile, or there is no cache; `Provider` if
     /// those of a list that compile cannot be used.
     pub fn plan(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
+        let _inside = enter()?;
         let directory = open(directory.as_ref(), options)?;
         check_provider(options, &directory)?;
         if options.verify {
@@ -140,6 +142,7 @@ impl EngineBuild {
     /// # Errors
     /// `Runtime`; `Provider` when a part of the graph would run elsewhere; `Io`; `Usage` for an index that is too large.
     pub fn compile(&self, index: usize) -> Result<EngineCounts> {
+        let _inside = enter()?;
         let graphs = self.graphs();
         let graph = graphs.get(index).ok_or_else(|| Error::usage(format!("there is no engine {index}")))?;
         let jobs = self.loader.jobs(&self.device, &[graph])?;

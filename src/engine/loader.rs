@@ -21,6 +21,7 @@ use crate::runtime::engine_cache::EngineStore;
 use crate::runtime::provider::Role;
 use crate::runtime::session::{Session, Source, WeightsMode};
 use crate::setup;
+use crate::threads::on_threads;
 
 /// Where compiled engines are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -248,11 +249,7 @@ fn in_parallel(
     };
     // Whoever listens to this thread alone hears the others as well.
     let listener = dispatcher::get_default(Dispatch::clone);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| dispatcher::with_default(&listener, work));
-        }
-    });
+    on_threads(threads, || dispatcher::with_default(&listener, work));
     let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     let sessions: Vec<Arc<Session>> = done.into_values().map(|s| s.map(Arc::new)).collect::<Result<_>>()?;
     if sessions.len() == count { Ok(sessions) } else { Err(Error::internal("a loading thread was lost")) }

@@ -19,6 +19,7 @@ use crate::model::join::{Part, Piece, boundary, join};
 use crate::model::manifest::GraphSpec;
 use crate::plan::{Cuts, GraphSize, Limits, Plan, Sizes, Stage, StagesChoice};
 use crate::runtime::device::Device;
+use crate::runtime::exit::lock;
 use crate::runtime::heap;
 use crate::runtime::provider::Role;
 use crate::runtime::session::Session;
@@ -152,7 +153,7 @@ impl Stages {
         if let Some(stages) = self.find(&plan) {
             return Ok(LoadedPlan { plan, stages });
         }
-        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _loading = lock(&self.loading);
         // Another request may have loaded, and divided, since.
         let plan = self.plan(directory, cuts);
         if self.are_divided {

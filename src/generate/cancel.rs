@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
+use crate::runtime::exit;
 
 /// Shared by whoever may cancel and the request that obeys, within one block. Cloning gives another handle.
 #[derive(Clone, Debug, Default)]
@@ -22,9 +23,9 @@ impl CancelToken {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether someone asked.
+    /// Whether someone asked, or the process ends.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed) || exit::is_over()
     }
 
     pub(crate) fn check(&self) -> Result<()> {

@@ -7,6 +7,7 @@ use super::request::{Inputs, Output, Request, RequestOptions, elapsed_ms};
 use crate::cache::Branch;
 use crate::engine::Engine;
 use crate::error::{At, Error, Result};
+use crate::runtime::exit::enter;
 use crate::trace::{StepRecord, Trace};
 
 /// Who combines the guidance branches of a step.
@@ -84,6 +85,7 @@ impl Denoiser {
         latents: &ArrayD<f32>,
         sigma: f32,
     ) -> Result<(ArrayD<f32>, Vec<StepRecord>)> {
+        let _inside = enter()?;
         if self.has_failed {
             return Err(Error::usage("this session has failed in the middle of a step; make another one"));
         }
@@ -132,6 +134,7 @@ impl Denoiser {
     /// # Errors
     /// `Input` for latents of another shape or numbers that are not finite; `Runtime`.
     pub fn output(&mut self, latents: &ArrayD<f32>) -> Result<Output> {
+        let _inside = enter()?;
         self.request.check_shape(latents)?;
         if let Some(number) = latents.iter().find(|number| !number.is_finite()) {
             return Err(Error::input(format!("the latents hold {number}; they must be finite")).about("latents"));

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::image::Image;
+use crate::runtime::exit::outside;
 use crate::trace::StepRecord;
 
 /// Sees each step as it is decided. Breaking, wherever, cancels the generation.
@@ -37,6 +38,27 @@ impl Observer for () {
 impl<F: FnMut(&StepRecord) -> ControlFlow<()>> Observer for F {
     fn on_step(&mut self, record: &StepRecord) -> ControlFlow<()> {
         self(record)
+    }
+}
+
+/// What the caller does while it observes is no part of the generation: the end of the process does not wait for it.
+pub(super) struct Outside<'a>(pub(super) &'a mut dyn Observer);
+
+impl Observer for Outside<'_> {
+    fn on_step(&mut self, record: &StepRecord) -> ControlFlow<()> {
+        outside(|| self.0.on_step(record))
+    }
+
+    fn on_progress(&mut self, progress: Progress) -> ControlFlow<()> {
+        outside(|| self.0.on_progress(progress))
+    }
+
+    fn wants_preview(&mut self, step: usize) -> bool {
+        outside(|| self.0.wants_preview(step))
+    }
+
+    fn on_preview(&mut self, step: usize, images: &[Image]) -> ControlFlow<()> {
+        outside(|| self.0.on_preview(step, images))
     }
 }
 

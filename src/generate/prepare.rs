@@ -28,6 +28,7 @@ use crate::engine::{ArithmeticChoice, Loaded, LoadedPlan};
 use crate::error::{Error, Result};
 use crate::model::manifest::{Axis, Extents, Manifest, SchedulerSpec, Source};
 use crate::plan::InStages;
+use crate::runtime::exit::enter;
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{Timings, Warning};
 
@@ -92,6 +93,7 @@ pub(super) fn request(
     options: &RequestOptions,
     by: GuidanceBy,
 ) -> Result<Request> {
+    let _inside = enter()?;
     let manifest = &engine.directory.manifest;
     let Asked { guidance, given, batch, rows, grid, fps, schedule, shares, n_branches } =
         asked(manifest, inputs, options, by)?;

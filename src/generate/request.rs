@@ -32,7 +32,7 @@ use super::image::Image;
 pub use super::inputs::Inputs;
 use super::latents::Grid;
 use super::numeric;
-use super::observer::{Observer, Phase, Progress};
+use super::observer::{Observer, Outside, Phase, Progress};
 use super::pass::{Pass, run_list};
 use super::prepare;
 use super::sampler::Sampler;
@@ -43,6 +43,7 @@ use crate::cache::{Branch, DecisionPoint, PolicyConfig};
 use crate::engine::{ComputeChoice, Loaded};
 use crate::error::{At, Error, Result};
 use crate::model::manifest::Extents;
+use crate::runtime::exit::enter;
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{CacheBytes, StepRecord, Timings, Trace, Warning};
 
@@ -203,6 +204,7 @@ impl Request {
     /// # Errors
     /// `Runtime` when they cannot be read from the device.
     pub fn latents(&self) -> Result<ArrayD<f32>> {
+        let _inside = enter()?;
         let shape: Vec<usize> = self.buffers.shape(self.latents).iter().map(|extent| *extent as usize).collect();
         ArrayD::from_shape_vec(shape, self.buffers.read(self.latents)?)
             .map_err(|error| Error::internal("latents of an impossible shape").with_source(error))
@@ -214,6 +216,8 @@ impl Request {
     /// `Cancelled`; `Numeric` for NaN or infinity, with step, branch and the first block that gives it; `Runtime`; `Usage`
     /// after [`velocity`](Self::velocity).
     pub fn run(mut self, observer: &mut dyn Observer) -> Result<Output> {
+        let _inside = enter()?;
+        let observer: &mut dyn Observer = &mut Outside(observer);
         let start = Instant::now();
         let mut records = Vec::with_capacity(self.records());
         if self.done > 0 {

@@ -5,6 +5,7 @@ use ndarray::ArrayD;
 use super::request::Request;
 use crate::error::{At, Error, Result};
 use crate::model::manifest::Prediction;
+use crate::runtime::exit::enter;
 use crate::runtime::tensor::BufferId;
 use crate::trace::StepRecord;
 
@@ -18,6 +19,7 @@ impl Request {
     /// # Errors
     /// `Input` for latents of another shape or numbers that are not finite; `Usage` after the last step; else as `run`.
     pub fn velocity(&mut self, latents: &ArrayD<f32>, sigma: f32) -> Result<(ArrayD<f32>, Vec<StepRecord>)> {
+        let _inside = enter()?;
         let before = self.accept(latents, sigma)?;
         let step = self.done;
         let mut records = Vec::new();

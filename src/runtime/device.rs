@@ -151,7 +151,7 @@ impl Device {
 
     /// A session's options for this provider.
     pub(super) fn builder(&self, role: Role, extra: &Extra) -> Result<SessionBuilder> {
-        let mut builder = ort::session::Session::builder(&self.library.environment).map_err(runtime_error)?;
+        let mut builder = self.library.session_builder().map_err(runtime_error)?;
         // Some providers read the session's settings when they are appended.
         for (key, value) in &extra.session {
             builder = builder.with_config_entry(key, value).map_err(|error| runtime_error(error.into()))?;

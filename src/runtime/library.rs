@@ -7,28 +7,27 @@
 //! ONNX Runtime allows one environment per process, and with it one thread pool that all sessions share.
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use ort::AsPointer;
-use ort::environment::{Environment, GlobalThreadPoolOptions};
+use ort::environment::Environment;
 use ort::logging::LogLevel;
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 
+use super::exit::{coming_first, enter, lock};
 use super::provider::{ProviderKind, refused};
 use crate::error::{Error, ErrorKind, Result};
 use crate::setup;
 
 mod cores;
+mod environment;
 mod inspect;
+mod reports;
 
 use cores::physical_cores;
+pub(crate) use environment::Pool;
+use environment::build_environment;
 use inspect::{NOT_THERE, inspect_file};
-
-/// ONNX Runtime's word for an arena that grows by what is asked of it, not by powers of two.
-const SAME_AS_REQUESTED: i32 = 1;
 
 /// The environment variable that names the library file; `ort` and other programs know it too.
 pub const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -75,7 +74,8 @@ pub struct LibraryInfo {
     pub version: String,
     /// How it was built, in its own words.
     pub build: String,
-    /// Threads of the shared pool.
+    /// Threads of the pool that all sessions share, or of each session's where a host has started ONNX Runtime without one;
+    /// 0 where the pool is such a host's.
     pub threads: usize,
     /// Whether idle threads spin.
     pub spin: bool,
@@ -184,7 +184,8 @@ pub fn info(options: &LibraryOptions) -> Result<LibraryInfo> {
 /// [`ErrorKind::Library`] if the file is unusable, or another one is already loaded.
 pub fn load(path: &Path) -> Result<()> {
     let options = LibraryOptions { path: Some(path.to_owned()), ..LibraryOptions::default() };
-    let mut process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+    let _inside = enter()?;
+    let mut process = lock(&PROCESS);
     if let Some(library) = &process.library {
         return check_same_library(library, &options);
     }
@@ -197,6 +198,7 @@ pub fn load(path: &Path) -> Result<()> {
 pub(crate) struct Loaded {
     pub(crate) environment: Environment,
     pub(crate) info: LibraryInfo,
+    pub(crate) pool: Pool,
     /// Plugins by their provider. They stay as long as the environment.
     plugins: Mutex<BTreeMap<ProviderKind, PathBuf>>,
 }
@@ -207,7 +209,7 @@ impl Loaded {
     /// # Errors
     /// `Library` when another file already serves this provider; `Provider` with ONNX Runtime's text.
     pub(crate) fn register_plugin(&self, kind: ProviderKind, path: &Path) -> Result<()> {
-        let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut plugins = lock(&self.plugins);
         match plugins.get(&kind) {
             Some(loaded) if loaded == path => return Ok(()),
             Some(loaded) => {
@@ -276,6 +278,7 @@ pub(crate) enum Work {
 /// # Errors
 /// See [`info`].
 pub(crate) fn environment_for(options: &LibraryOptions, work: Work) -> Result<Arc<Loaded>> {
+    let _inside = enter()?;
     if let Some(threads) = options.threads.filter(|threads| !(1..=MAX_THREADS).contains(threads)) {
         return Err(Error::usage(format!("--threads is {threads}; expected 1 to {MAX_THREADS}")).about("threads"));
     }
@@ -284,13 +287,17 @@ pub(crate) fn environment_for(options: &LibraryOptions, work: Work) -> Result<Ar
             Error::usage("--spin has no effect on one thread, which nothing waits for; leave it out").about("spin")
         );
     }
-    let mut process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut process = lock(&PROCESS);
     if let Some(library) = &process.library {
         check_same_library(library, options)?;
     }
     if let Some(loaded) = &process.loaded {
-        check_same_pool(&loaded.info, options)?;
-        if work == Work::Large && options.threads.is_none() && loaded.info.threads < physical_cores() {
+        check_same_pool(loaded, options)?;
+        if work == Work::Large
+            && options.threads.is_none()
+            && loaded.info.threads < physical_cores()
+            && loaded.pool != Pool::OfHost
+        {
             tracing::warn!(threads = loaded.info.threads, "this engine would use more threads than the process has");
         }
         let loaded = Arc::clone(loaded);
@@ -302,8 +309,9 @@ pub(crate) fn environment_for(options: &LibraryOptions, work: Work) -> Result<Ar
         None => load_first_usable(places(options))?,
     };
     process.library = Some(library.clone());
-    let loaded = Arc::new(build_environment(library, options, work)?);
+    let loaded = Arc::new(coming_first(|| build_environment(library, options, work))?);
     process.loaded = Some(Arc::clone(&loaded));
+    check_same_pool(&loaded, options)?;
     process.raise_log_level();
     Ok(loaded)
 }
@@ -325,20 +333,29 @@ fn check_same_library(library: &Place, options: &LibraryOptions) -> Result<()> {
     ))
 }
 
-fn check_same_pool(info: &LibraryInfo, options: &LibraryOptions) -> Result<()> {
-    let describe =
-        |threads: usize, spin: bool| format!("{threads} thread(s) {} spinning", if spin { "with" } else { "without" });
-    let threads = options.threads.unwrap_or(info.threads);
-    let spin = options.spin || info.spin;
-    if threads == info.threads && spin == info.spin {
-        return Ok(());
+/// Refuses what the pool of this process, which the first engine or a host has made, does not do.
+fn check_same_pool(loaded: &Loaded, options: &LibraryOptions) -> Result<()> {
+    let LibraryInfo { threads, spin, .. } = loaded.info;
+    let (name, asked) = match options.threads.filter(|asked| *asked != threads) {
+        Some(asked) => ("threads", format!("is {asked}")),
+        None if options.spin && (!spin || loaded.pool == Pool::OfHost) => ("spin", "asks for threads that spin".into()),
+        None => return Ok(()),
+    };
+    if loaded.pool == Pool::OfHost {
+        return Err(Error::option(
+            name,
+            format!(
+                "{asked}, which has no effect: the host of this process has started ONNX Runtime with a thread pool of its \
+                 own; leave it out"
+            ),
+        ));
     }
-    Err(Error::new(
-        ErrorKind::Library,
+    let how = if spin { "with" } else { "without" };
+    Err(Error::option(
+        name,
         format!(
-            "this process already computes with {} and cannot change to {}; all engines of a process share one pool",
-            describe(info.threads, info.spin),
-            describe(threads, spin)
+            "{asked}, but this process already computes with {threads} thread(s) {how} spinning, which all its engines \
+             share; leave it out, or give it to the first engine"
         ),
     ))
 }
@@ -395,68 +412,6 @@ fn load_place(place: &Place) -> Result<(), String> {
         BadVersion { version_str, .. } => format!("version {version_str} is too old"),
         InvalidVersionString => "not ONNX Runtime: it does not tell its version".to_owned(),
     })
-}
-
-fn build_environment(library: Place, options: &LibraryOptions, work: Work) -> Result<Loaded> {
-    let failed = |error: ort::Error| Error::new(ErrorKind::Library, "cannot start ONNX Runtime").with_source(error);
-    // Without spinning, one thread hands small work over at a loss; with it, the user expects several.
-    let is_small = work == Work::Small && !options.spin;
-    let threads = options.threads.unwrap_or_else(|| if is_small { 1 } else { physical_cores() });
-    // The library is loaded already; this only makes the builder.
-    let builder = ort::init_from(&library.path)
-        .map_err(|error| Error::new(ErrorKind::Library, "cannot start ONNX Runtime").with_source(error))?;
-    let pool = GlobalThreadPoolOptions::default()
-        .with_intra_threads(threads)
-        .and_then(|pool| pool.with_inter_threads(1))
-        .and_then(|pool| pool.with_spin_control(options.spin))
-        .map_err(failed)?;
-    let environment =
-        builder.with_name("dbcache-trt").with_telemetry(false).with_global_thread_pool(pool).build().map_err(failed)?;
-    share_scratch(&environment).map_err(failed)?;
-    let info = LibraryInfo {
-        path: library.path,
-        found_by: library.found_by,
-        version: version(&environment),
-        build: ort::info().trim_start_matches("ORT Build Info: ").to_owned(),
-        threads,
-        spin: options.spin,
-    };
-    Ok(Loaded { environment, info, plugins: Mutex::default() })
-}
-
-/// Registers the arena in which the intermediate results of all sessions on the CPU lie. Sessions of one block each give
-/// that memory back after every run: to the system, which has to fill it with zeros again, or to this arena.
-fn share_scratch(environment: &Environment) -> ort::Result<()> {
-    let api = ort::api();
-    let info = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?;
-    let mut arena = std::ptr::null_mut();
-    // SAFETY: the place is ours to write.
-    let status = unsafe { (api.CreateArenaCfg)(0, SAME_AS_REQUESTED, -1, -1, &mut arena) };
-    // SAFETY: the status comes from ONNX Runtime and is used once.
-    unsafe { ort::Error::result_from_status(status) }?;
-    // SAFETY: all three are alive; the environment is read only by us so far.
-    let status = unsafe { (api.CreateAndRegisterAllocator)(environment.ptr().cast_mut(), info.ptr(), arena) };
-    // SAFETY: the settings were made above and are used no more.
-    unsafe { (api.ReleaseArenaCfg)(arena) };
-    // SAFETY: the status comes from ONNX Runtime and is used once.
-    unsafe { ort::Error::result_from_status(status) }
-}
-
-/// The version of the loaded library. Neither `ort` nor the library's table of functions tells it, but every provider
-/// that is built into the library carries it.
-fn version(environment: &Environment) -> String {
-    let built_in = environment.devices().next();
-    let Some(device) = built_in else { return "unknown".to_owned() };
-    let api = ort::api();
-    // SAFETY: the device belongs to the environment, which lives longer than this function.
-    let metadata = unsafe { (api.EpDevice_EpMetadata)(device.ptr()) };
-    // SAFETY: the metadata belongs to the device; the key ends with a zero.
-    let version = unsafe { (api.GetKeyValue)(metadata, c"version".as_ptr()) };
-    if version.is_null() {
-        return "unknown".to_owned();
-    }
-    // SAFETY: not null, ends with a zero, and lives as long as the device's metadata.
-    unsafe { CStr::from_ptr(version) }.to_string_lossy().into_owned()
 }
 
 /// `ort` lets ONNX Runtime write every message and leaves the choice to `tracing`; what nobody reads is better not
@@ -579,8 +534,8 @@ mod tests {
         let text = in_own_process("once", &[]);
         for part in [
             "threads 1",
-            "computes with 1 thread(s) without spinning and cannot change to 2 thread(s) without spinning",
-            "computes with 1 thread(s) without spinning and cannot change to 1 thread(s) with spinning",
+            "--threads is 2, but this process already computes with 1 thread(s) without spinning",
+            "--spin asks for threads that spin, but this process already computes with 1 thread(s) without spinning",
             "--spin has no effect on one thread",
             "cannot load other.so as well",
         ] {

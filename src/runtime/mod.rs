@@ -10,6 +10,8 @@ pub(crate) mod cuda_stream;
 pub(crate) mod cuda_stream;
 pub(crate) mod device;
 pub(crate) mod engine_cache;
+#[expect(unsafe_code, reason = "the end of the process is only told to C functions")]
+pub(crate) mod exit;
 #[expect(unsafe_code, reason = "the memory is a host's, who promises what it holds")]
 pub(crate) mod foreign;
 pub(crate) mod guidance;

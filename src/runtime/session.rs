@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use ort::AsPointer;
 use ort::memory::{Allocator, MemoryInfo};
@@ -13,6 +13,7 @@ use ort::session::{NoSelectedOutputs, RunOptions};
 use super::capture::{Capture, Captures, State};
 use super::cuda_stream::Stream;
 use super::device::Device;
+use super::exit::{Held, come_first, enter, lock};
 use super::provider::Role;
 use super::provider::compile::Extra;
 use super::tensor::{BufferId, Buffers, Runs};
@@ -61,12 +62,12 @@ pub(crate) struct Session {
     is_unrecorded: bool,
     /// Where runs that stay on the device need not be waited for.
     unwaited: Option<Stream>,
-    session: Mutex<ort::session::Session>,
+    session: Mutex<Held<ort::session::Session>>,
 }
 
 /// Which buffers a session reads and writes. Made once, used at each step.
 pub(crate) struct Binding {
-    binding: ort::session::IoBinding,
+    binding: Held<ort::session::IoBinding>,
     outputs: Vec<BufferId>,
     /// Inputs in other memory than the session reads from: ONNX Runtime copies them when they are bound, so they are bound
     /// again for each run.
@@ -117,6 +118,7 @@ impl Session {
             let mut builder = configure(builder, source, device.is_foreign(source.role)).map_err(runtime_error)?;
             builder.commit_from_memory(source.model).map_err(runtime_error)
         };
+        let _inside = enter()?;
         let _turn = turn(device.takes_turns());
         let mut source = *source;
         let mut loaded = load(&source);
@@ -132,11 +134,19 @@ impl Session {
     }
 
     fn new(device: &Device, source: &Source<'_>, session: ort::session::Session) -> Result<Self> {
+        come_first();
         device.check(&session, source)?;
         let captures = device.captures(source.role).map(Captures::new);
         let (name, takes_turns) = (source.name.to_owned(), device.takes_turns());
         let unwaited = device.unwaited();
-        Ok(Self { name, takes_turns, captures, is_unrecorded: false, unwaited, session: Mutex::new(session) })
+        Ok(Self {
+            name,
+            takes_turns,
+            captures,
+            is_unrecorded: false,
+            unwaited,
+            session: Mutex::new(Held::new(session)),
+        })
     }
 
     /// Loads what a provider has compiled of a source: a model that refers to files beside it.
@@ -144,6 +154,7 @@ impl Session {
     /// # Errors
     /// As [`load`](Self::load).
     pub(super) fn load_engine(device: &Device, source: &Source<'_>, model: &Path) -> Result<Self> {
+        let _inside = enter()?;
         let mut builder = device.builder(source.role, &Extra::default()).map_err(|error| error.at(source.name))?;
         let session = builder.commit_from_file(model).map_err(|error| runtime_error(error).at(source.name))?;
         Self::new(device, source, session)
@@ -159,7 +170,7 @@ impl Session {
     ) -> Result<Binding> {
         let fail = |error| runtime_error(error).at(&self.name);
         let _turn = turn(self.takes_turns);
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let session = lock(&self.session);
         let mut binding = session.create_binding().map_err(fail)?;
         let wanted = wanted_memory(&session).map_err(fail)?;
         let stays = inputs.iter().chain(outputs).all(|(_, id)| !buffers.is_host(*id));
@@ -194,7 +205,7 @@ impl Session {
         };
         let options = if unwaited.is_empty() { None } else { Some(run_options(unwaited)?) };
         let runs = buffers.run_counter();
-        Ok(Binding { binding, outputs: written, copied, first, options, capture, runs })
+        Ok(Binding { binding: Held::new(binding), outputs: written, copied, first, options, capture, runs })
     }
 
     /// Runs once over bound buffers.
@@ -209,7 +220,7 @@ impl Session {
 
     fn run_as(&self, binding: &Binding, state: State) -> Result<()> {
         let _turn = turn(self.takes_turns);
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = lock(&self.session);
         let fail = |error| runtime_error(error).at(&self.name);
         binding.first.map_or(Ok(()), Stream::wait)?;
         for input in &binding.copied {
@@ -255,7 +266,7 @@ impl Session {
     ) -> Result<()> {
         let fail = |error| runtime_error(error).at(&self.name);
         let _turn = turn(self.takes_turns);
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = lock(&self.session);
         self.unwaited.map_or(Ok(()), Stream::wait)?;
         let mut binding = session.create_binding().map_err(fail)?;
         binding.bind_input(input.0, input.1).map_err(fail)?;
@@ -266,7 +277,7 @@ impl Session {
     /// Allocates where the session's provider computes.
     pub(super) fn allocator(&self, memory: MemoryInfo<'_>) -> Result<Allocator> {
         let _turn = turn(self.takes_turns);
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let session = lock(&self.session);
         Allocator::new(&session, memory).map_err(|error| runtime_error(error).at(&self.name))
     }
 }
@@ -289,7 +300,7 @@ static TURN: Mutex<()> = Mutex::new(());
 
 /// Waits until no other thread uses such a provider; nothing for the others.
 pub(super) fn turn(takes_turns: bool) -> Option<MutexGuard<'static, ()>> {
-    takes_turns.then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
+    takes_turns.then(|| lock(&TURN))
 }
 
 /// For each input the memory that the session reads it from: ONNX Runtime's name, and which of several.

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ort::value::DynTensor;
 
+use super::exit::Held;
 use crate::model::manifest::DType;
 
 /// Names a tensor among all that this process ever allocates.
@@ -21,19 +22,19 @@ impl TensorId {
 
 /// The tensors that wait, by dtype and shape.
 #[derive(Default)]
-pub(super) struct Shelf(Mutex<BTreeMap<Kind, BTreeMap<TensorId, DynTensor>>>);
+pub(super) struct Shelf(Mutex<BTreeMap<Kind, BTreeMap<TensorId, Held<DynTensor>>>>);
 
 /// Dtype and shape.
 type Kind = (&'static str, Vec<i64>);
 
 impl Shelf {
     /// The oldest of this dtype and shape: two requests that ask for the same in the same order are given the same.
-    pub(super) fn take(&self, dtype: DType, shape: &[i64]) -> Option<(TensorId, DynTensor)> {
+    pub(super) fn take(&self, dtype: DType, shape: &[i64]) -> Option<(TensorId, Held<DynTensor>)> {
         let mut shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         shelf.get_mut(&(dtype.name(), shape.to_vec()))?.pop_first()
     }
 
-    pub(super) fn put(&self, dtype: DType, shape: Vec<i64>, id: TensorId, tensor: DynTensor) {
+    pub(super) fn put(&self, dtype: DType, shape: Vec<i64>, id: TensorId, tensor: Held<DynTensor>) {
         let mut shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         shelf.entry((dtype.name(), shape)).or_default().insert(id, tensor);
     }
@@ -53,7 +54,7 @@ mod tests {
         let ids: Vec<TensorId> = (0..3).map(|_| TensorId::new()).collect();
         let shape = |place: usize| if place == 1 { vec![2, 1] } else { vec![1, 2] };
         for place in [2, 1, 0] {
-            let tensor = host_tensor(DType::F32, &shape(place)).unwrap();
+            let tensor = Held::new(host_tensor(DType::F32, &shape(place)).unwrap());
             shelf.put(DType::F32, shape(place), ids[place], tensor);
         }
         let take = |shape: &[i64]| shelf.take(DType::F32, shape).map(|(id, _)| id);

@@ -1,8 +1,9 @@
 //! Weighted sums and inner products of tensors, for forecasts: the calibrators decide the weights, the tensors stay here.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::device::Device;
+use super::exit::lock;
 use super::ops::{Narrow, Op, add_all, cast, encode, load};
 use super::session::Session;
 use super::tensor::{BufferId, Buffers};
@@ -65,7 +66,7 @@ impl Sums {
         dtypes: &[DType],
         graph: impl FnOnce() -> Vec<u8>,
     ) -> Result<Arc<Session>> {
-        let mut sessions = sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = lock(sessions);
         if let Some((_, session)) = sessions.iter().find(|(known, _)| known == dtypes) {
             return Ok(Arc::clone(session));
         }

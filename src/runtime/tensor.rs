@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType};
 
 use super::device::Device;
+use super::exit::Held;
 use super::memory::Tensors;
 use super::session::{runtime_error, turn};
 use super::shelf::TensorId;
@@ -60,7 +61,7 @@ pub(super) struct Runs {
 
 struct Buffer {
     id: TensorId,
-    value: DynTensor,
+    value: Held<DynTensor>,
     dtype: DType,
     shape: Vec<i64>,
     /// Whether the host may read and write it.
@@ -91,10 +92,10 @@ impl Buffers {
         let kept = if is_host { None } else { self.device.shelf().and_then(|shelf| shelf.take(dtype, shape)) };
         let (tensor, value) = match (kept, place) {
             (Some(kept), _) => kept,
-            (None, Place::Host) => (TensorId::new(), host_tensor(dtype, shape)?),
+            (None, Place::Host) => (TensorId::new(), Held::new(host_tensor(dtype, shape)?)),
             (None, Place::Device) => {
                 let _turn = turn(self.device.takes_turns());
-                (TensorId::new(), self.of_device.tensor(dtype, shape)?)
+                (TensorId::new(), Held::new(self.of_device.tensor(dtype, shape)?))
             }
         };
         let id = BufferId(self.tensors.len());

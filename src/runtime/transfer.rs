@@ -3,12 +3,13 @@
 //! ONNX Runtime's own copy function knows plugins only. A graph of one node works with every provider: its input is
 //! bound where the tensor lies, its output where it should lie.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use ort::memory::Allocator;
 use ort::value::{DynTensor, TensorElementType};
 
 use super::device::Device;
+use super::exit::lock;
 use super::ops::{cast, encode};
 use super::provider::Role;
 use super::session::{Session, Source, WeightsMode, runtime_error};
@@ -84,7 +85,7 @@ fn cached(
     key: (DType, usize),
     load: impl FnOnce() -> Result<Session>,
 ) -> Result<Arc<Session>> {
-    let mut sessions = sessions.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut sessions = lock(sessions);
     if let Some((_, session)) = sessions.iter().find(|(other, _)| *other == key) {
         return Ok(Arc::clone(session));
     }

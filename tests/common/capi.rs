@@ -79,8 +79,10 @@ impl Capi {
         }
         let binary = self.folder.path().join(Path::new(source).file_stem().unwrap());
         compiler.arg("-I").arg(root().join("capi/include")).arg(root().join(source)).arg("-o").arg(&binary);
-        compiler.arg("-L").arg(self.folder.path()).arg("-ldbcache_trt").arg("-lm");
-        compiler.arg(format!("-Wl,-rpath,{}", self.folder.path().display()));
+        // A program that calls nothing of the library by name is one that loads it by itself.
+        compiler.arg("-L").arg(self.folder.path()).args(["-Wl,--as-needed", "-ldbcache_trt", "-ldl"]).arg("-lm");
+        // Also for what a sanitizer opens in the name of the program.
+        compiler.arg(format!("-Wl,--disable-new-dtags,-rpath,{}", self.folder.path().display()));
         succeed(&mut compiler);
         if with == With::Sanitizers {
             let symbols = Command::new("nm").arg(&binary).output().unwrap();

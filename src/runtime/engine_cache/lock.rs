@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
 use super::key::Key;
+use crate::runtime::exit::outside;
 
 /// Held until dropped.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ fn no_locks(error: &std::io::Error) -> Held {
 /// Waits until nobody builds or removes this engine.
 pub(super) fn shared(store: &Path, key: &Key) -> Held {
     let Some(file) = open(store, key) else { return Held::nothing() };
-    match file.lock_shared() {
+    match outside(|| file.lock_shared()) {
         Ok(()) => Held { file: Some(file) },
         Err(error) => no_locks(&error),
     }
@@ -56,7 +57,7 @@ pub(super) fn shared(store: &Path, key: &Key) -> Held {
 /// Waits until nobody else builds, removes or loads this engine.
 pub(super) fn exclusive(store: &Path, key: &Key) -> Held {
     let Some(file) = open(store, key) else { return Held::nothing() };
-    match file.lock() {
+    match outside(|| file.lock()) {
         Ok(()) => Held { file: Some(file) },
         Err(error) => no_locks(&error),
     }

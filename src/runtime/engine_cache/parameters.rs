@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use super::sealed;
 use crate::error::{Error, Result};
 use crate::model::weights::{hash_bytes, hex};
+use crate::threads::on_threads;
 
 /// Where one parameter lies.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -155,21 +156,17 @@ fn hash_ranges(file: &Path, ranges: &[(u64, u64)]) -> Result<BTreeMap<(u64, u64)
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Ok(BTreeMap::new()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(ranges.len());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while let Some(range) = ranges.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let digest = hash_range(file, *range);
-                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                    match (digest, done.as_mut()) {
-                        (Ok(digest), Ok(all)) => {
-                            all.insert(*range, digest);
-                        }
-                        (Err(error), Ok(_)) => *done = Err(error),
-                        (_, Err(_)) => return,
-                    }
+    on_threads(threads, || {
+        while let Some(range) = ranges.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let digest = hash_range(file, *range);
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            match (digest, done.as_mut()) {
+                (Ok(digest), Ok(all)) => {
+                    all.insert(*range, digest);
                 }
-            });
+                (Err(error), Ok(_)) => *done = Err(error),
+                (_, Err(_)) => return,
+            }
         }
     });
     done.into_inner().unwrap_or_else(PoisonError::into_inner)

@@ -52,8 +52,8 @@ impl Provider {
             library.register_plugin(spec.kind(), &plugin_path(library, spec, file)?)?;
         }
         let mut provider = Self { spec: spec.clone(), allows_fallback, stream: None };
-        let builder = ort::session::Session::builder(&library.environment)
-            .map_err(|error| refused(spec.kind(), &library.info.path, error.message()))?;
+        let builder =
+            library.session_builder().map_err(|error| refused(spec.kind(), &library.info.path, error.message()))?;
         provider.append(library, builder, Role::Model, &[])?;
         // Now that the provider is loaded, so is CUDA's runtime.
         provider.stream = stream(spec)?;
