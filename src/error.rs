@@ -33,6 +33,10 @@ pub enum ErrorKind {
     Provider = 10,
     /// A compiled engine is missing, and compiling was forbidden.
     NotBuilt = 11,
+    /// No memory or no thread is to be had, or a size asks for more than there can be.
+    Resources = 12,
+    /// The call does not fit what a session is doing, such as a branch out of turn. The command never ends with it.
+    State = 21,
     /// A bug of this program: please report it.
     Internal = 70,
     /// The caller cancelled.
@@ -41,7 +45,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, for tables in docs and their tests.
-    pub const ALL: [ErrorKind; 12] = [
+    pub const ALL: [ErrorKind; 14] = [
         Self::Usage,
         Self::Library,
         Self::EngineDirectory,
@@ -52,6 +56,8 @@ impl ErrorKind {
         Self::Io,
         Self::Provider,
         Self::NotBuilt,
+        Self::Resources,
+        Self::State,
         Self::Internal,
         Self::Cancelled,
     ];
@@ -100,6 +106,22 @@ impl Error {
 
     pub(crate) fn input(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Input, message)
+    }
+
+    /// What must be finite and is not: `what` holds `number`.
+    pub(crate) fn not_finite(what: impl fmt::Display, number: f32) -> Self {
+        Self::new(ErrorKind::Numeric, format!("{what} holds {number}; expected finite numbers"))
+    }
+
+    /// No thread is to be had, for what `action` says.
+    pub(crate) fn no_thread(action: &str, error: std::io::Error) -> Self {
+        let message =
+            format!("{action} needs a thread, and the system gives none; raise its limit, or run less at once");
+        Self::new(ErrorKind::Resources, message).with_source(error)
+    }
+
+    pub(crate) fn state(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::State, message)
     }
 
     pub(crate) fn internal(message: impl Into<String>) -> Self {

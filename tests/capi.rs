@@ -81,6 +81,16 @@ mod programs {
     }
 
     #[test]
+    fn systems_without_threads() {
+        program("capi/tests/c/threads.c");
+    }
+
+    #[test]
+    fn hosts_that_use_onnx_runtime_themselves() {
+        program("capi/tests/c/host.c");
+    }
+
+    #[test]
     fn the_wrapper_for_cpp() {
         program("capi/tests/c/wrapper.cpp");
     }
@@ -104,6 +114,15 @@ fn facts(trace: &Value) -> Vec<Vec<Value>> {
     let names = ["step", "branch", "sample", "sigma", "action", "reason", "diff", "threshold", "blocks", "blocks_run"];
     let records = trace["records"].as_array().unwrap();
     records.iter().map(|record| names.iter().map(|name| record[name].clone()).collect()).collect()
+}
+
+/// A text without its values: lists and objects with their names.
+fn shape(value: &Value) -> Value {
+    match value {
+        Value::Array(items) => items.iter().map(shape).collect(),
+        Value::Object(members) => members.iter().map(|(name, member)| (name.clone(), shape(member))).collect(),
+        _ => Value::Null,
+    }
 }
 
 /// The same request through the command, Rust, C and C++: the same picture file, trace and decisions, to the bit.
@@ -137,8 +156,11 @@ fn every_face_makes_the_same() {
         assert!(output.status.success(), "{source}: {}", String::from_utf8_lossy(&output.stderr));
         said.insert(ending, String::from_utf8(output.stdout).unwrap());
         assert!(fs::read(&picture).unwrap() == fs::read(path("command.png")).unwrap(), "{source}");
-        let trace: Value = serde_json::from_slice(&fs::read(trace).unwrap()).unwrap();
-        assert_eq!(facts(&trace), facts(&of_command[0]), "{source}");
+        let text = fs::read_to_string(trace).unwrap();
+        let trace: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(facts(&trace[0]), facts(&of_command[0]), "{source}");
+        assert_eq!(shape(&trace), shape(&of_command), "{source}");
+        assert!(text.starts_with("[\n  {\n    \"version\": 2,\n"), "{source}: laid out as the command does");
     }
     assert!(fs::read(path("rust.png")).unwrap() == fs::read(path("command.png")).unwrap());
     assert_eq!(facts(&output.trace.to_json()), facts(&of_command[0]));

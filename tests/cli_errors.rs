@@ -264,7 +264,6 @@ fn inputs() {
         ("latents", tensor(&[1, 64], 0.0), "input `latents` has the shape [1, 64]; the model takes [batch, image, 16]"),
         ("latents", tensor(&[1, 36, 16], 0.0), "has 36 along `image`, but the picture's size makes it 64"),
         ("latents", tensor(&[2, 64, 16], 0.0), "disagree about the dimension `batch`"),
-        ("latents", tensor(&[1, 64, 16], f32::NAN), "tensor `latents` of t holds NaN"),
         ("prompt_embeds", tensor(&[1, 600, 32], 0.0), "dimension `text` would be 600; the model takes 1 to 512"),
         ("sigmas", tensor(&[3], 1.0), "input `sigmas` must be one row of at least two numbers that fall"),
         ("sigmas", tensor(&[1, 2], 1.0), "input `sigmas` must be one row"),
@@ -275,6 +274,10 @@ fn inputs() {
         write_tensors(&shell.path("t"), &tensors).unwrap();
         shell.tiny("--inputs t").code(5).stderr(words);
     }
+    let mut tensors = tiny_inputs(false).tensors;
+    tensors.insert("latents".into(), tensor(&[1, 64, 16], f32::NAN));
+    write_tensors(&shell.path("t"), &tensors).unwrap();
+    shell.tiny("--inputs t").code(7).stderr("tensor `latents` of t holds NaN");
     fs::write(shell.path("t"), b"not tensors").unwrap();
     shell.tiny("--inputs t").code(5).stderr("t is not a safetensors file");
     shell.tiny("--check-outputs t").code(5).stderr("t is not a safetensors file");

@@ -192,11 +192,11 @@ fn numbers_that_are_none_are_refused_by_name() {
     for (name, number) in [("latents", f32::NAN), ("prompt_embeds", f32::INFINITY), ("pooled_projections", f32::NAN)] {
         let mut inputs = tiny_inputs(false);
         inputs.tensors.get_mut(name).unwrap().iter_mut().last().into_iter().for_each(|last| *last = number);
-        refused(&TINY, &inputs, &options("none", 2), ErrorKind::Input, &format!("input `{name}` holds {number}"));
+        refused(&TINY, &inputs, &options("none", 2), ErrorKind::Numeric, &format!("input `{name}` holds {number}"));
     }
     let mut inputs = tiny_inputs(false);
     inputs.tensors.insert("sigmas".into(), ArrayD::from_shape_vec(vec![2], vec![1.0, f32::NAN]).unwrap());
-    refused(&TINY, &inputs, &RequestOptions::default(), ErrorKind::Input, "input `sigmas` holds NaN");
+    refused(&TINY, &inputs, &RequestOptions::default(), ErrorKind::Numeric, "input `sigmas` holds NaN");
     let options = RequestOptions { guidance: Some(f32::NAN), ..Default::default() };
     refused(&TINY, &tiny_inputs(false), &options, ErrorKind::Usage, "--guidance is NaN");
 }

@@ -70,6 +70,7 @@ fn a_host_that_owns_the_loop_gets_the_same_picture() {
         assert!(output.images[0].psnr(&expected.images[0]).unwrap() > 60.0);
         let refused = session.velocity(session.branches()[0], &latents, 1.0).unwrap_err();
         assert!(refused.to_string().contains("all 10 steps of the request are done"), "{refused}");
+        assert_eq!(refused.kind(), ErrorKind::State);
     }
 }
 
@@ -86,9 +87,17 @@ fn what_a_session_refuses() {
     for (branch, words) in [(Some(Branch::Uncond), "expects cond now"), (None, "the branch is both")] {
         let refused = session.velocity(branch, &latents, 1.0).unwrap_err();
         assert!(refused.to_string().contains(words), "{refused}");
+        assert_eq!((refused.kind(), refused.field()), (ErrorKind::State, Some("branch")));
     }
-    let refused = session.velocity(Some(Branch::Cond), &latents, f32::NAN).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Input);
+    for (sigma, kind) in [(f32::NAN, ErrorKind::Numeric), (f32::INFINITY, ErrorKind::Numeric), (-1.0, ErrorKind::Input)]
+    {
+        let refused = session.velocity(Some(Branch::Cond), &latents, sigma).unwrap_err();
+        assert_eq!((refused.kind(), refused.field()), (kind, Some("sigma")), "{refused}");
+    }
+    let mut holed = latents.clone();
+    holed[[0, 0, 0]] = f32::NAN;
+    let refused = session.velocity(Some(Branch::Cond), &holed, 1.0).unwrap_err();
+    assert_eq!((refused.kind(), refused.field()), (ErrorKind::Numeric, Some("latents")), "{refused}");
     let refused = session.velocity(Some(Branch::Cond), &ArrayD::zeros(vec![1, 2, 3]), 1.0).unwrap_err();
     assert_eq!((refused.kind(), refused.field()), (ErrorKind::Input, Some("latents")));
     session.velocity(Some(Branch::Cond), &latents, 1.0).unwrap();

@@ -218,7 +218,7 @@ fn a_full_memory_is_told() {
         );
         let ran =
             Ran::of(command.args(["-c", &limit, env!("CARGO_BIN_EXE_dbcache-trt")]).current_dir(shell.folder.path()));
-        told += usize::from(ran.err.contains("the memory is full") && ran.code == Some(6));
+        told += usize::from(ran.err.contains("the memory is full") && ran.code == Some(12));
     }
     assert!(told > 0);
 }

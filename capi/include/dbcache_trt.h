@@ -9,6 +9,19 @@
  * - Numbers of constants are never reused. Options have names, so that new ones change nothing here.
  * - A handle that was freed must not be used: that is not found out. Objects that others were made of may be freed in
  *   any order.
+ * - A callback must return: it must not throw, longjmp, nor end its thread (pthread_exit, cancellation). It may call exit().
+ *   dbcache_trt.hpp keeps exceptions from getting out; hosts that do not use it do so themselves.
+ *
+ * The end of the process:
+ * - exit(), from whichever thread: what runs or loads is cancelled, and waited for where it uses ONNX Runtime, before that is
+ *   destroyed; a session that is being made is made to its end. Callbacks are not waited for. Calls that come later, such as
+ *   those of static objects of C++, can only free; others give DBCACHE_ERROR_CANCELLED. What a host owes: not to call exit()
+ *   in the some milliseconds in which the first engine of the process starts ONNX Runtime, and no call from a thread that
+ *   goes on while exit() runs but with handles that are not freed meanwhile. _exit() waits for nothing.
+ * - fork(): a child has none of the library's threads. It can free what it has, call exit() or exec; calls that need ONNX
+ *   Runtime give DBCACHE_ERROR_LIBRARY. Load the first engine after the last fork().
+ * - dlclose() leaves the library where it is, and a later dlopen() finds it as it was. A host that links the archive into a
+ *   plugin of its own links that with -Wl,-z,nodelete.
  */
 
 #ifndef DBCACHE_TRT_H
@@ -163,6 +176,11 @@
 #define DBCACHE_ERROR_NOT_BUILT 11
 
 /**
+ * No memory or no thread is to be had, or a size asks for more than there can be.
+ */
+#define DBCACHE_ERROR_RESOURCES 12
+
+/**
  * An argument of a call is NULL, not UTF-8, of the wrong length, or not one of the known constants.
  */
 #define DBCACHE_ERROR_ARGUMENT 20
@@ -299,7 +317,7 @@ typedef struct dbcache_log {
 } dbcache_log;
 
 /**
- * Called with each message, one at a time. Not 0 cancels. What `log` points to lives until it returns. It may cancel and
+ * Called with each message, one at a time. It must return; not 0 cancels. What `log` points to lives until it returns. It may cancel and
  * poll requests; loading, running and waiting are errors, because what speaks may hold a lock.
  */
 typedef int32_t (*dbcache_log_fn)(const struct dbcache_log *log, void *user);
@@ -331,7 +349,7 @@ typedef struct dbcache_progress {
 } dbcache_progress;
 
 /**
- * Called when a phase begins and after each step. Not 0 cancels. What `progress` points to lives until it returns.
+ * Called when a phase begins and after each step. It must return; not 0 cancels. What `progress` points to lives until it returns.
  */
 typedef int32_t (*dbcache_progress_fn)(const struct dbcache_progress *progress, void *user);
 
@@ -402,7 +420,8 @@ typedef struct dbcache_step {
 } dbcache_step;
 
 /**
- * Called after each branch of each step (and list of blocks and picture that decides for itself). Not 0 cancels. What
+ * Called after each branch of each step (and list of blocks and picture that decides for itself). It must return; not 0
+ * cancels. What
  * `step` and its members point to lives until it returns.
  */
 typedef int32_t (*dbcache_step_fn)(const struct dbcache_step *step, void *user);
@@ -442,7 +461,7 @@ typedef struct dbcache_preview {
 } dbcache_preview;
 
 /**
- * Called with each picture of the batch. Not 0 cancels. What `preview` points to lives until it returns.
+ * Called with each picture of the batch. It must return; not 0 cancels. What `preview` points to lives until it returns.
  */
 typedef int32_t (*dbcache_preview_fn)(const struct dbcache_preview *preview, void *user);
 
@@ -988,8 +1007,8 @@ struct dbcache_error *dbcache_result_write_video(const struct dbcache_result *re
                                                  const char *path);
 
 /**
- * The record of every decision, as JSON with a member `version`: what the command's --trace writes, and --replay and the
- * option `replay` read.
+ * The record of every decision, as the command's --trace writes it, and --replay and the option `replay` read it: a JSON
+ * list with one object, which has a member `version`.
  *
  * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
  * small is an error, with the bytes in `*length`.

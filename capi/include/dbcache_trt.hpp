@@ -7,6 +7,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -287,6 +288,7 @@ public:
 
     request &on_preview(size_t every, std::function<bool(const dbcache_preview &)> callback) {
         callbacks_->preview = std::move(callback);
+        callbacks_->every = every;
         check(dbcache_request_on_preview(handle_.get(), every, call<dbcache_preview, &callbacks::preview>,
                                          callbacks_.get()));
         return *this;
@@ -294,6 +296,7 @@ public:
 
     request &on_log(int32_t most, std::function<bool(const dbcache_log &)> callback) {
         callbacks_->log = std::move(callback);
+        callbacks_->most = most;
         check(dbcache_request_on_log(handle_.get(), most, call<dbcache_log, &callbacks::log>, callbacks_.get()));
         return *this;
     }
@@ -330,7 +333,19 @@ private:
         std::function<bool(const dbcache_step &)> step;
         std::function<bool(const dbcache_preview &)> preview;
         std::function<bool(const dbcache_log &)> log;
+        size_t every = 1;
+        int32_t most = DBCACHE_LOG_ERROR;
         std::exception_ptr thrown;
+        std::mutex of_thrown;
+
+        /// Throws what a callback has thrown, once.
+        void rethrow() {
+            std::unique_lock<std::mutex> lock(of_thrown);
+            if (std::exception_ptr first = std::exchange(thrown, nullptr)) {
+                lock.unlock();
+                std::rethrow_exception(first);
+            }
+        }
     };
 
     /// No exception may pass through the library: it is kept, and cancels.
@@ -340,19 +355,32 @@ private:
         try {
             return (self->*Member)(*told) ? 0 : 1;
         } catch (...) {
-            self->thrown = std::current_exception();
+            std::lock_guard<std::mutex> lock(self->of_thrown);
+            if (!self->thrown) self->thrown = std::current_exception();
             return 1;
         }
     }
 
     result ended(dbcache_error *object, dbcache_result *result_object) {
-        if (callbacks_->thrown) {
-            dbcache_error_free(object);
-            dbcache_result_free(result_object);
-            std::rethrow_exception(std::exchange(callbacks_->thrown, nullptr));
+        // What a callback threw is told rather than that it cancelled; a result is never dropped.
+        if (object != nullptr) {
+            detail::handle<dbcache_error, dbcache_error_free> error(object);
+            callbacks_->rethrow();
+            check(error.release());
         }
-        check(object);
         return result(result_object);
+    }
+
+    friend class denoiser;
+
+    /// Makes the object call these callbacks, as far as they are set.
+    void direct(callbacks *to) const {
+        if (to->progress) check(dbcache_request_on_progress(handle_.get(), call<dbcache_progress, &callbacks::progress>, to));
+        if (to->step) check(dbcache_request_on_step(handle_.get(), call<dbcache_step, &callbacks::step>, to));
+        if (to->preview) {
+            check(dbcache_request_on_preview(handle_.get(), to->every, call<dbcache_preview, &callbacks::preview>, to));
+        }
+        if (to->log) check(dbcache_request_on_log(handle_.get(), to->most, call<dbcache_log, &callbacks::log>, to));
     }
 
     std::unique_ptr<callbacks> callbacks_;
@@ -363,11 +391,21 @@ private:
 /// A session for hosts that own the loop.
 class denoiser {
 public:
-    /// With the engine, options, inputs and callbacks of a request, which must outlive the session's calls.
-    explicit denoiser(const request &of, int32_t guidance = DBCACHE_GUIDANCE_LIBRARY) {
+    /// With the engine, options, inputs and callbacks of a request that has not run, which is needed no longer. What a
+    /// callback throws comes out of the call of the session that called it.
+    explicit denoiser(const request &of, int32_t guidance = DBCACHE_GUIDANCE_LIBRARY) : callbacks_(new request::callbacks) {
+        request::callbacks &own = *of.callbacks_;
+        callbacks_->step = own.step;
+        callbacks_->log = own.log;
+        callbacks_->most = own.most;
         dbcache_denoiser *object = nullptr;
-        check(dbcache_denoiser_new(of.get(), guidance, &object));
+        // While the session is made it takes the request's callbacks, which are its own for that time.
+        of.direct(callbacks_.get());
+        dbcache_error *outcome = dbcache_denoiser_new(of.get(), guidance, &object);
         handle_.reset(object);
+        detail::handle<dbcache_error, dbcache_error_free> error(outcome);
+        of.direct(&own);
+        checked(error.release());
         const int64_t *shape = nullptr;
         size_t rank = 0;
         check(dbcache_denoiser_shape(object, &steps_, &shape, &rank));
@@ -400,19 +438,29 @@ public:
 
     std::vector<float> velocity(int32_t branch, float sigma, const std::vector<float> &latents) {
         std::vector<float> velocity(latents.size());
-        check(dbcache_denoiser_velocity(handle_.get(), branch, sigma, latents.data(), velocity.data(), velocity.size()));
+        checked(dbcache_denoiser_velocity(handle_.get(), branch, sigma, latents.data(), velocity.data(), velocity.size()));
         return velocity;
     }
 
     result finish(const std::vector<float> &latents) {
         dbcache_result *object = nullptr;
-        check(dbcache_denoiser_result(handle_.get(), latents.data(), latents.size(), &object));
+        checked(dbcache_denoiser_result(handle_.get(), latents.data(), latents.size(), &object));
         return result(object);
     }
 
     void cancel() const { check(dbcache_denoiser_cancel(handle_.get())); }
 
 private:
+    /// Throws what a callback has thrown, or what the call failed with.
+    void checked(dbcache_error *object) const {
+        if (object == nullptr) return;
+        detail::handle<dbcache_error, dbcache_error_free> error(object);
+        callbacks_->rethrow();
+        check(error.release());
+    }
+
+    std::unique_ptr<request::callbacks> callbacks_;
+    // Freed first: its log callback is one of those above.
     detail::handle<dbcache_denoiser, dbcache_denoiser_free> handle_;
     size_t steps_ = 0;
     std::vector<int64_t> shape_;

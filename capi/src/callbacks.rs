@@ -118,15 +118,16 @@ pub struct dbcache_log {
     pub message: *const c_char,
 }
 
-/// Called when a phase begins and after each step. Not 0 cancels. What `progress` points to lives until it returns.
+/// Called when a phase begins and after each step. It must return; not 0 cancels. What `progress` points to lives until it returns.
 pub type dbcache_progress_fn =
     Option<unsafe extern "C" fn(progress: *const dbcache_progress, user: *mut c_void) -> i32>;
-/// Called after each branch of each step (and list of blocks and picture that decides for itself). Not 0 cancels. What
+/// Called after each branch of each step (and list of blocks and picture that decides for itself). It must return; not 0
+/// cancels. What
 /// `step` and its members point to lives until it returns.
 pub type dbcache_step_fn = Option<unsafe extern "C" fn(step: *const dbcache_step, user: *mut c_void) -> i32>;
-/// Called with each picture of the batch. Not 0 cancels. What `preview` points to lives until it returns.
+/// Called with each picture of the batch. It must return; not 0 cancels. What `preview` points to lives until it returns.
 pub type dbcache_preview_fn = Option<unsafe extern "C" fn(preview: *const dbcache_preview, user: *mut c_void) -> i32>;
-/// Called with each message, one at a time. Not 0 cancels. What `log` points to lives until it returns. It may cancel and
+/// Called with each message, one at a time. It must return; not 0 cancels. What `log` points to lives until it returns. It may cancel and
 /// poll requests; loading, running and waiting are errors, because what speaks may hold a lock.
 pub type dbcache_log_fn = Option<unsafe extern "C" fn(log: *const dbcache_log, user: *mut c_void) -> i32>;
 

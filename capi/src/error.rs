@@ -33,6 +33,8 @@ pub const DBCACHE_ERROR_IO: i32 = 9;
 pub const DBCACHE_ERROR_PROVIDER: i32 = 10;
 /// A compiled engine is missing, and compiling was forbidden.
 pub const DBCACHE_ERROR_NOT_BUILT: i32 = 11;
+/// No memory or no thread is to be had, or a size asks for more than there can be.
+pub const DBCACHE_ERROR_RESOURCES: i32 = 12;
 /// An argument of a call is NULL, not UTF-8, of the wrong length, or not one of the known constants.
 pub const DBCACHE_ERROR_ARGUMENT: i32 = 20;
 /// The call does not fit what the object is doing, such as a second run of one request.
@@ -207,6 +209,8 @@ mod tests {
             DBCACHE_ERROR_IO,
             DBCACHE_ERROR_PROVIDER,
             DBCACHE_ERROR_NOT_BUILT,
+            DBCACHE_ERROR_RESOURCES,
+            DBCACHE_ERROR_STATE,
             DBCACHE_ERROR_INTERNAL,
             DBCACHE_ERROR_CANCELLED,
         ];

@@ -7,7 +7,7 @@ use std::thread::{self, ThreadId};
 use dbcache::{CancelToken, Engine, Inputs, RequestOptions};
 
 use crate::callbacks::{Callbacks, DBCACHE_PHASE_PREPARE, Teller};
-use crate::error::{DBCACHE_ERROR_IO, Failure, Outcome, caught};
+use crate::error::{DBCACHE_ERROR_RESOURCES, Failure, Outcome, caught};
 use crate::log::{is_telling, listening};
 use crate::result::dbcache_result;
 
@@ -92,12 +92,17 @@ impl Job {
         self.begin(None)?;
         let job = Arc::clone(self);
         let spawned = thread::Builder::new().name("dbcache-trt".to_owned()).spawn(move || {
-            *lock(&job.state) = State::Running(Some(thread::current().id()));
+            job.set_state(State::Running(Some(thread::current().id())));
             job.execute();
         });
         spawned.map(drop).map_err(|error| {
-            *lock(&self.state) = State::New;
-            Failure { code: DBCACHE_ERROR_IO, message: format!("cannot start a thread: {error}"), field: None }
+            // Who waits, or frees, meanwhile has nothing to wait for any more.
+            self.set_state(State::New);
+            let message = format!(
+                "a request that is started needs a thread, and the system gives none ({error}); raise its limit, or use \
+                 dbcache_request_run"
+            );
+            Failure { code: DBCACHE_ERROR_RESOURCES, message, field: None }
         })
     }
 
@@ -106,7 +111,9 @@ impl Job {
         let mut state = lock(&self.state);
         loop {
             match &*state {
-                State::New => return Err(Failure::state("this request was not started; start it, or run it")),
+                State::New => {
+                    return Err(Failure::state("this request was not started, or could not be; start it, or run it"));
+                }
                 State::Running(Some(thread)) if *thread == thread::current().id() => {
                     return Err(Failure::state(
                         "a callback cannot wait for the request that calls it; cancel it, or return",
@@ -145,12 +152,20 @@ impl Job {
         }
     }
 
+    /// Every change wakes those who wait for one.
+    fn set_state(&self, state: State) {
+        *lock(&self.state) = state;
+        self.changed.notify_all();
+    }
+
     fn begin(&self, thread: Option<ThreadId>) -> Outcome<()> {
         let mut state = lock(&self.state);
         if !matches!(*state, State::New) {
             return Err(Failure::state("a request runs once; make another one"));
         }
         *state = State::Running(thread);
+        drop(state);
+        self.changed.notify_all();
         Ok(())
     }
 
@@ -158,8 +173,7 @@ impl Job {
         let setup = self.setup();
         let outcome =
             caught(|| listening(setup.callbacks.log.as_ref(), &self.cancel, &self.is_freed, || self.generate(&setup)));
-        *lock(&self.state) = State::Ended(Box::new(outcome.and_then(|outcome| outcome)));
-        self.changed.notify_all();
+        self.set_state(State::Ended(Box::new(outcome.and_then(|outcome| outcome))));
     }
 
     fn generate(&self, setup: &Setup) -> Outcome<dbcache_result> {
@@ -177,7 +191,9 @@ impl Job {
 
     fn take(&self) -> Outcome<dbcache_result> {
         let mut state = lock(&self.state);
-        match std::mem::replace(&mut *state, State::Taken) {
+        let taken = std::mem::replace(&mut *state, State::Taken);
+        self.changed.notify_all();
+        match taken {
             State::Ended(outcome) => *outcome,
             State::Taken => Err(Failure::state("the result of this request was taken already")),
             other => {

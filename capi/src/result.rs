@@ -4,7 +4,8 @@ use std::ffi::c_char;
 use std::sync::OnceLock;
 
 use dbcache::trace::Trace;
-use dbcache::{Image, Inputs, Output, Video};
+use dbcache::{Error, Image, Inputs, Output, Video};
+use serde_json::json;
 
 use crate::cast::{self, Versioned};
 use crate::error::{Failure, Outcome, dbcache_error, guard, release};
@@ -95,6 +96,14 @@ impl dbcache_result {
             fps,
         })
     }
+}
+
+/// What the command calls its option is an argument here.
+fn about_path(error: Error) -> Failure {
+    let failure = Failure::from(error);
+    let is_option = failure.field.as_deref() == Some("output");
+    let message = failure.message.replacen("--output ", "argument `path` ", 1);
+    if is_option { Failure { field: Some("path".to_owned()), message, ..failure } } else { failure }
 }
 
 /// The final latents, `[batch, tokens, features]` or as the engine has them.
@@ -188,7 +197,7 @@ pub unsafe extern "C" fn dbcache_result_write_png(
             return Err(Failure::state("this result holds videos; write them with dbcache_result_write_video"));
         };
         let image = images.get(index).ok_or_else(|| result.no_such(index))?;
-        Ok(image.write_png(&path, &result.trace.picture_metadata(&result.inputs, index))?)
+        image.write_png(&path, &result.trace.picture_metadata(&result.inputs, index)).map_err(about_path)
     })
 }
 
@@ -211,13 +220,12 @@ pub unsafe extern "C" fn dbcache_result_write_video(
             return Err(Failure::state("this result holds no videos; write pictures with dbcache_result_write_png"));
         };
         let video = videos.get(index).ok_or_else(|| result.no_such(index))?;
-        video.write(&path, &result.trace.picture_metadata(&result.inputs, index))?;
-        Ok(())
+        video.write(&path, &result.trace.picture_metadata(&result.inputs, index)).map(drop).map_err(about_path)
     })
 }
 
-/// The record of every decision, as JSON with a member `version`: what the command's --trace writes, and --replay and the
-/// option `replay` read.
+/// The record of every decision, as the command's --trace writes it, and --replay and the option `replay` read it: a JSON
+/// list with one object, which has a member `version`.
 ///
 /// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
 /// small is an error, with the bytes in `*length`.
@@ -234,7 +242,7 @@ pub unsafe extern "C" fn dbcache_result_trace(
     guard(|| {
         // SAFETY: C's promise.
         let result = unsafe { cast::shared(result, "result") }?;
-        let text = result.trace_text.get_or_init(|| result.trace.to_json().to_string());
+        let text = result.trace_text.get_or_init(|| format!("{:#}\n", json!([result.trace.to_json()])));
         // SAFETY: C's promise.
         unsafe { cast::copy_text(text, buffer, capacity, length) }
     })

@@ -26,6 +26,19 @@ const PREFACE: &str = "\
  * - Numbers of constants are never reused. Options have names, so that new ones change nothing here.
  * - A handle that was freed must not be used: that is not found out. Objects that others were made of may be freed in
  *   any order.
+ * - A callback must return: it must not throw, longjmp, nor end its thread (pthread_exit, cancellation). It may call exit().
+ *   dbcache_trt.hpp keeps exceptions from getting out; hosts that do not use it do so themselves.
+ *
+ * The end of the process:
+ * - exit(), from whichever thread: what runs or loads is cancelled, and waited for where it uses ONNX Runtime, before that is
+ *   destroyed; a session that is being made is made to its end. Callbacks are not waited for. Calls that come later, such as
+ *   those of static objects of C++, can only free; others give DBCACHE_ERROR_CANCELLED. What a host owes: not to call exit()
+ *   in the some milliseconds in which the first engine of the process starts ONNX Runtime, and no call from a thread that
+ *   goes on while exit() runs but with handles that are not freed meanwhile. _exit() waits for nothing.
+ * - fork(): a child has none of the library's threads. It can free what it has, call exit() or exec; calls that need ONNX
+ *   Runtime give DBCACHE_ERROR_LIBRARY. Load the first engine after the last fork().
+ * - dlclose() leaves the library where it is, and a later dlopen() finds it as it was. A host that links the archive into a
+ *   plugin of its own links that with -Wl,-z,nodelete.
  */";
 
 fn generate() -> String {

@@ -37,7 +37,8 @@ CACHE TAGS
 
 EXIT CODES
   0 success, 2 usage, 3 ONNX Runtime's library, 4 engine directory, 5 input, 6 ONNX Runtime, 7 not a number,
-  8 outputs or decisions differ, 9 file, 10 provider, 11 engine not built, 70 a bug, 130 cancelled";
+  8 outputs or decisions differ, 9 file, 10 provider, 11 engine not built, 12 no memory or thread,
+  21 a call out of turn (libraries), 70 a bug, 130 cancelled";
 
 /// Runs diffusion transformers block by block on ONNX Runtime, and skips the blocks that dual block caching proves
 /// unnecessary.

@@ -50,9 +50,12 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
     let queue = Mutex::new(queue);
     let worked = thread::scope(|scope| {
         let work = || work(&build, &queue, &report, &cancel);
-        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
-        let results = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(lost())));
-        results.collect::<anyhow::Result<Vec<()>>>()
+        let start = |_| thread::Builder::new().spawn_scoped(scope, work);
+        let others: Vec<_> = (1..jobs).map(start).map_while(Result::ok).collect();
+        // Where the system gives no more threads, this one does everything.
+        let own = work();
+        let results = others.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(lost())));
+        std::iter::once(own).chain(results).collect::<anyhow::Result<Vec<()>>>()
     });
     if cancel.is_cancelled() {
         build.clean()?;
@@ -66,11 +69,12 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
 /// The hidden command behind each process: compiles one engine, and says so in one line of JSON.
 pub fn one(args: &BuildOneArgs) -> anyhow::Result<()> {
     // The builder of a command that was killed has nobody to build for: its standard input ends.
-    thread::spawn(|| {
+    let watch = thread::Builder::new().spawn(|| {
         let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
         // At once: what is being compiled may take minutes more.
         signal_hook::low_level::exit(ErrorKind::Cancelled.exit_code().into());
     });
+    watch.map_err(|error| Error::with_kind(ErrorKind::Resources, format!("no thread is to be had: {error}")))?;
     // The command that started this one has verified the weights, if that was asked for.
     let options = EngineOptions { verify: false, ..args.build.options()? };
     let build = EngineBuild::plan(&args.build.engine, &options)?;
@@ -116,7 +120,17 @@ fn compile(index: usize, key: &str, cancel: &CancelToken) -> anyhow::Result<Opti
     command.args(["build-one", "--index", &index.to_string(), "--key", key]).args(own_arguments());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("cannot start a process that builds")?;
-    let (out, err) = (listen(child.stdout.take()), listen(child.stderr.take()));
+    let listeners = listen(child.stdout.take()).and_then(|out| Ok((out, listen(child.stderr.take())?)));
+    let (out, err) = match listeners {
+        Ok(listeners) => listeners,
+        Err(error) => {
+            // It may have ended by itself meanwhile.
+            let _ = child.kill();
+            child.wait()?;
+            let message = format!("a process that builds needs two threads, and the system gives none ({error})");
+            anyhow::bail!(Error::with_kind(ErrorKind::Resources, message));
+        }
+    };
     let Some(status) = wait(&mut child, cancel)? else { return Ok(None) };
     let text = |listener: thread::JoinHandle<String>| listener.join().unwrap_or_default();
     let (out, err) = (text(out), text(err));
@@ -153,8 +167,8 @@ fn wait(child: &mut Child, cancel: &CancelToken) -> anyhow::Result<Option<std::p
 }
 
 /// Reads a pipe to its end, so that the process never waits for a reader.
-fn listen(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
-    thread::spawn(move || {
+fn listen(pipe: Option<impl Read + Send + 'static>) -> std::io::Result<thread::JoinHandle<String>> {
+    thread::Builder::new().spawn(move || {
         let mut bytes = Vec::new();
         if let Some(mut pipe) = pipe {
             let _ = pipe.read_to_end(&mut bytes);

@@ -10,7 +10,7 @@ use super::inputs::{Inputs, NEGATIVE};
 use super::latents::Grid;
 use crate::cache::Branch;
 use crate::engine::Loaded;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::graph::ports;
 use crate::model::manifest::{Axis, DType, Extents, Manifest, Source};
 use crate::runtime::tensor::{BufferId, Buffers};
@@ -22,6 +22,15 @@ pub(super) fn prompt<'a>(engine: &'a Loaded, inputs: &'a Inputs, branch: Branch)
         Branch::Uncond => {
             inputs.negative_prompt.as_deref().or_else(|| engine.text.as_ref().map(|text| text.unconditional()))
         }
+    }
+}
+
+/// Names the option that gave the prompt of a branch.
+fn about_prompt(branch: Branch, error: Error) -> Error {
+    match (error.kind(), branch) {
+        (ErrorKind::Input, Branch::Cond) => error.about("prompt"),
+        (ErrorKind::Input, Branch::Uncond) => error.about("negative-prompt"),
+        _ => error,
     }
 }
 
@@ -37,7 +46,10 @@ pub(super) fn texts(
     let mut lengths = BTreeMap::new();
     if let Some(encoder) = &engine.text {
         let prompts: Vec<&str> = branches.iter().filter_map(|branch| prompt(engine, inputs, *branch)).collect();
-        lengths = encoder.lengths(&prompts)?;
+        let fails =
+            |branch: &&Branch| prompt(engine, inputs, **branch).is_some_and(|one| encoder.lengths(&[one]).is_err());
+        let failed = || branches.iter().find(fails).copied().unwrap_or(Branch::Cond);
+        lengths = encoder.lengths(&prompts).map_err(|error| about_prompt(failed(), error))?;
     }
     let mut texts: HashMap<Branch, Named> = HashMap::new();
     for branch in branches {
@@ -68,7 +80,8 @@ fn text(
     if let (Some(prompt), Some(encoder)) = (prompt(engine, inputs, branch), &engine.text) {
         let names: Vec<String> = encoder.outputs().map(str::to_owned).collect();
         let (_, ports) = ports(manifest, &[], &names)?;
-        named.extend(encoder.encode(&vec![prompt.to_owned(); batch], &ports, lengths, buffers)?);
+        let encoded = encoder.encode(&vec![prompt.to_owned(); batch], &ports, lengths, buffers);
+        named.extend(encoded.map_err(|error| about_prompt(branch, error))?);
         named.retain(|name, _| manifest.inputs.contains_key(name));
     }
     for (name, input) in manifest.inputs.iter().filter(|(_, input)| input.from.differs_by_branch()) {

@@ -4,6 +4,7 @@ use ndarray::ArrayD;
 
 use super::prepare;
 use super::request::{Inputs, Output, Request, RequestOptions, elapsed_ms};
+use super::stepwise::check_finite;
 use crate::cache::Branch;
 use crate::engine::Engine;
 use crate::error::{At, Error, Result};
@@ -27,6 +28,8 @@ pub struct Denoiser {
     records: Vec<StepRecord>,
     /// Branches of the present step that are done.
     branches_done: usize,
+    /// The noise level of the present step, once a branch of it is done.
+    sigma: Option<f32>,
     /// What the cond branch of the present step leaves to the uncond branch.
     cond_diffs: Vec<Option<f32>>,
     has_failed: bool,
@@ -39,7 +42,8 @@ impl Engine {
     /// As [`request`](Self::request); `Usage` for a scale of guidance that the host has.
     pub fn denoiser(&self, inputs: &Inputs, options: &RequestOptions, by: GuidanceBy) -> Result<Denoiser> {
         let request = prepare::request(self.loaded(), inputs, options, by)?;
-        Ok(Denoiser { request, by, records: Vec::new(), branches_done: 0, cond_diffs: Vec::new(), has_failed: false })
+        let (records, cond_diffs) = Default::default();
+        Ok(Denoiser { request, by, records, branches_done: 0, sigma: None, cond_diffs, has_failed: false })
     }
 }
 
@@ -77,8 +81,9 @@ impl Denoiser {
     /// [`branches`](Self::branches); the last one ends the step.
     ///
     /// # Errors
-    /// `Input` for latents of another shape or numbers that are not finite; `Usage` for another branch, after the last
-    /// step, and after an error that left the session in the middle of a step; else as [`Request::run`].
+    /// `Input` for latents of another shape or a negative sigma; `Numeric` for numbers that are not finite; `State` for
+    /// another branch, a sigma that is not that of the step's other branch, after the last step, and after an error that
+    /// left the session in the middle of a step; else as [`Request::run`].
     pub fn velocity(
         &mut self,
         branch: Option<Branch>,
@@ -87,14 +92,21 @@ impl Denoiser {
     ) -> Result<(ArrayD<f32>, Vec<StepRecord>)> {
         let _inside = enter()?;
         if self.has_failed {
-            return Err(Error::usage("this session has failed in the middle of a step; make another one"));
+            return Err(Error::state("this session has failed in the middle of a step; make another one"));
         }
         let branches = self.branches();
         let expected = branches[self.branches_done];
         if branch != expected {
             let name = |branch: Option<Branch>| branch.map_or("both", Branch::as_str);
             let (given, expected) = (name(branch), name(expected));
-            return Err(Error::usage(format!("the branch is {given}; this session expects {expected} now")));
+            return Err(
+                Error::state(format!("the branch is {given}; this session expects {expected} now")).about("branch")
+            );
+        }
+        if let Some(of_step) = self.sigma.filter(|of_step| sigma.is_finite() && *of_step != sigma) {
+            let message =
+                format!("sigma is {sigma}, but the other branch of this step had {of_step}; both have the same");
+            return Err(Error::state(message).about("sigma"));
         }
         let before = self.request.accept(latents, sigma)?;
         let step = self.request.done;
@@ -116,7 +128,9 @@ impl Denoiser {
         let velocity = self.request.velocity_of(prediction, &before, sigma)?;
         self.has_failed = false;
         self.branches_done += 1;
+        self.sigma = Some(sigma);
         if self.branches_done == branches.len() {
+            self.sigma = None;
             self.branches_done = 0;
             self.cond_diffs.clear();
             self.request.done += 1;
@@ -132,13 +146,11 @@ impl Denoiser {
     /// Decodes a host's final latents `[batch, tokens, features]`, and adds what happened.
     ///
     /// # Errors
-    /// `Input` for latents of another shape or numbers that are not finite; `Runtime`.
+    /// `Input` for latents of another shape; `Numeric` for numbers that are not finite; `Runtime`.
     pub fn output(&mut self, latents: &ArrayD<f32>) -> Result<Output> {
         let _inside = enter()?;
         self.request.check_shape(latents)?;
-        if let Some(number) = latents.iter().find(|number| !number.is_finite()) {
-            return Err(Error::input(format!("the latents hold {number}; they must be finite")).about("latents"));
-        }
+        check_finite(latents)?;
         let start = std::time::Instant::now();
         let decoded = self.request.decode(latents)?;
         self.request.timings.decode_ms = elapsed_ms(start);

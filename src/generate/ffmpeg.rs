@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
+use std::thread::Builder;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -33,14 +34,25 @@ pub(super) fn run(
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
     std::thread::scope(|scope| {
         // Both in threads of their own: a program that neither reads nor ends must not keep this one from being cancelled.
-        let pipe = scope.spawn(move || stdin.map_or(Ok(()), pipe));
-        let listen = scope.spawn(move || {
+        let listen = Builder::new().spawn_scoped(scope, move || {
             let mut said = Vec::new();
             if let Some(mut stderr) = stderr {
                 drop(stderr.read_to_end(&mut said)); // What was read is what can be told.
             }
             said
         });
+        let threads = listen.and_then(|listen| {
+            let pipe = Builder::new().spawn_scoped(scope, move || stdin.map_or(Ok(()), pipe))?;
+            Ok((pipe, listen))
+        });
+        let (pipe, listen) = match threads {
+            Ok(threads) => threads,
+            Err(error) => {
+                drop(child.kill());
+                child.wait().map_err(io)?;
+                return Err(Error::no_thread("writing by ffmpeg", error).about(path.display()));
+            }
+        };
         let status = loop {
             if let Some(status) = child.try_wait().map_err(io)? {
                 break status;

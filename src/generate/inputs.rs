@@ -63,7 +63,7 @@ impl Inputs {
             .collect();
         for (name, tensor) in &self.tensors {
             if let Some(number) = tensor.iter().find(|number| !number.is_finite()) {
-                return Err(Error::input(format!("input `{name}` holds {number}; expected finite numbers")).about(name));
+                return Err(Error::not_finite(format_args!("input `{name}`"), *number).about(name));
             }
             let plain = name.strip_prefix(NEGATIVE).unwrap_or(name);
             let others = [LATENTS, SIGMAS, NOISE];
@@ -173,8 +173,8 @@ impl Inputs {
 /// Reads tensors from a safetensors file as f32 (F32, F16, BF16, I32 and I64 are accepted).
 ///
 /// # Errors
-/// `Io` when it cannot be read; `Input` when it is damaged, or holds another dtype, numbers that are not finite, or integers
-/// that f32 does not hold.
+/// `Io` when it cannot be read; `Input` when it is damaged, or holds another dtype, or integers that f32 does not hold; `Numeric`
+/// for numbers that are not finite.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, ArrayD<f32>>> {
     let bytes = read(path)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| no_tensors(path).with_source(error))?;
@@ -195,7 +195,7 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, ArrayD<f32>>> {
             }
         };
         if let Some(number) = numbers.iter().find(|number| !number.is_finite()) {
-            return Err(Error::input(format!("tensor `{name}` of {} holds {number}", path.display())));
+            return Err(Error::not_finite(format_args!("tensor `{name}` of {}", path.display()), *number).about(name));
         }
         let tensor = ArrayD::from_shape_vec(view.shape().to_vec(), numbers)
             .map_err(|error| Error::input(format!("tensor `{name}` of {}", path.display())).with_source(error))?;

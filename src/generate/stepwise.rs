@@ -3,11 +3,17 @@
 use ndarray::ArrayD;
 
 use super::request::Request;
-use crate::error::{At, Error, Result};
+use crate::error::{At, Error, ErrorKind, Result};
 use crate::model::manifest::Prediction;
 use crate::runtime::exit::enter;
 use crate::runtime::tensor::BufferId;
 use crate::trace::StepRecord;
+
+/// Refuses a host's latents that hold NaN or infinity.
+pub(super) fn check_finite(latents: &ArrayD<f32>) -> Result<()> {
+    let number = latents.iter().find(|number| !number.is_finite());
+    number.map_or(Ok(()), |number| Err(Error::not_finite("the tensor `latents`", *number).about("latents")))
+}
 
 impl Request {
     /// The velocity of the next step, after guidance, for latents `[batch, tokens, features]` at noise level `sigma`
@@ -17,7 +23,8 @@ impl Request {
     /// hosts that combine the branches themselves.
     ///
     /// # Errors
-    /// `Input` for latents of another shape or numbers that are not finite; `Usage` after the last step; else as `run`.
+    /// `Input` for latents of another shape or a negative sigma; `Numeric` for numbers that are not finite; `State` after
+    /// the last step; else as `run`.
     pub fn velocity(&mut self, latents: &ArrayD<f32>, sigma: f32) -> Result<(ArrayD<f32>, Vec<StepRecord>)> {
         let _inside = enter()?;
         let before = self.accept(latents, sigma)?;
@@ -45,13 +52,17 @@ impl Request {
             ));
         }
         if step >= self.steps() {
-            return Err(Error::usage(format!(
+            return Err(Error::state(format!(
                 "all {step} steps of the request are done; ask for more with its `steps`"
             )));
         }
         self.check_shape(latents)?;
-        if !(sigma.is_finite() && sigma >= 0.0) || latents.iter().any(|number| !number.is_finite()) {
-            return Err(Error::input("the latents and sigma must be finite, and sigma not negative"));
+        check_finite(latents)?;
+        if !sigma.is_finite() {
+            return Err(Error::new(ErrorKind::Numeric, format!("sigma is {sigma}; it must be finite")).about("sigma"));
+        }
+        if sigma < 0.0 {
+            return Err(Error::input(format!("sigma is {sigma}; it must not be negative")).about("sigma"));
         }
         let before: Vec<f32> = latents.iter().copied().collect();
         self.buffers.write(self.latents, &before)?;

@@ -389,16 +389,26 @@ const NO_MEMORY: [&str; 7] = [
     "Cannot allocate memory",
 ];
 
+const NO_THREAD: &str = "pthread_create failed";
+
 fn told(text: &str) -> Error {
-    if !NO_MEMORY.iter().any(|words| text.contains(words)) {
+    if !wants_more(text) {
         return Error::new(ErrorKind::Runtime, text);
+    }
+    if text.contains(NO_THREAD) {
+        return Error::new(ErrorKind::Resources, format!("{text}; raise the limit of threads, or run less at once"));
     }
     let message = format!(
         "the memory is full: make less at once (--batch, --size, --frames), decode in parts (--decode-tile, \
          --decode-slices), map the weights (--weights-mode mapped), or keep less of the cache (--cache-dtype f16); ONNX \
          Runtime says: {text}"
     );
-    Error::new(ErrorKind::Runtime, message)
+    Error::new(ErrorKind::Resources, message)
+}
+
+/// Whether ONNX Runtime's text says that the system has no more of something.
+pub(super) fn wants_more(text: &str) -> bool {
+    NO_MEMORY.iter().chain([&NO_THREAD]).any(|words| text.contains(words))
 }
 
 #[cfg(test)]

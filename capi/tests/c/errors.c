@@ -391,6 +391,85 @@ static void test_failing_requests(const dbcache_engine *engine) {
     dbcache_request_free(request);
 }
 
+/* A session knows which call comes next. */
+static void test_turns(const dbcache_engine *engine) {
+    dbcache_options *options = OPTIONS("steps", "1");
+    dbcache_request *request = tiny_request(engine, options, 1);
+    dbcache_denoiser *denoiser = NULL;
+    OK(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_HOST, &denoiser));
+    float numbers[1024], velocity[1024];
+    OK(dbcache_denoiser_latents(denoiser, numbers, 1024));
+    static const struct {
+        int32_t branch;
+        float sigma;
+        int32_t code;
+        const char *field, *words;
+    } calls[] = {
+        {DBCACHE_BRANCH_UNCOND, 1, DBCACHE_ERROR_STATE, "branch", "expects cond now"},
+        {DBCACHE_BRANCH_BOTH, 1, DBCACHE_ERROR_STATE, "branch", "the branch is both"},
+        {DBCACHE_BRANCH_COND, 1, DBCACHE_OK, NULL, ""},
+        {DBCACHE_BRANCH_COND, 1, DBCACHE_ERROR_STATE, "branch", "expects uncond now"},
+        {DBCACHE_BRANCH_UNCOND, 0.5f, DBCACHE_ERROR_STATE, "sigma", "the other branch of this step had 1"},
+        {DBCACHE_BRANCH_UNCOND, INFINITY, DBCACHE_ERROR_NUMERIC, "sigma", "must be finite"},
+        {DBCACHE_BRANCH_UNCOND, 1, DBCACHE_OK, NULL, ""},
+        {DBCACHE_BRANCH_COND, 1, DBCACHE_ERROR_STATE, NULL, "all 1 steps"},
+    };
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        dbcache_error *error = dbcache_denoiser_velocity(denoiser, calls[i].branch, calls[i].sigma, numbers, velocity, 1024);
+        if (calls[i].code == DBCACHE_OK) {
+            OK(error);
+        } else {
+            FAILS(error, calls[i].code, calls[i].field, calls[i].words);
+        }
+    }
+    dbcache_denoiser_free(denoiser);
+    dbcache_request_free(request);
+    dbcache_options_free(options);
+}
+
+/* Prompts and paths are named as the calls that give them name them. */
+static void test_fields(const char *emoji, const char *folder) {
+    dbcache_engine *engine = NULL;
+    dbcache_options *options = OPTIONS("steps", "1", "guidance", "2");
+    OK(dbcache_engine_load(emoji, NULL, &engine));
+    for (int negative = 0; negative < 2; negative++) {
+        dbcache_request *request = NULL;
+        dbcache_result *result = NULL;
+        OK(dbcache_request_new(engine, options, &request));
+        OK(dbcache_request_set_prompt(request, negative ? "lemon" : "no such word"));
+        OK(dbcache_request_set_negative_prompt(request, negative ? "no such word" : "lemon"));
+        const char *const field = negative ? "negative-prompt" : "prompt";
+        FAILS(dbcache_request_run(request, &result), DBCACHE_ERROR_INPUT, field, "");
+        dbcache_request_free(request);
+    }
+    dbcache_options_free(options);
+    options = OPTIONS("steps", "1");
+    dbcache_request *request = NULL;
+    dbcache_result *result = NULL;
+    OK(dbcache_request_new(engine, options, &request));
+    OK(dbcache_request_set_prompt(request, "lemon"));
+    OK(dbcache_request_run(request, &result));
+    FAILS(dbcache_result_write_png(result, 0, "a.gif"), DBCACHE_ERROR_USAGE, "path", "argument `path` ends in .gif");
+    char path[4096];
+    snprintf(path, sizeof path, "%s/none/a.png", folder);
+    FAILS(dbcache_result_write_png(result, 0, path), DBCACHE_ERROR_IO, path, "none");
+    dbcache_result_free(result);
+    dbcache_request_free(request);
+    dbcache_options_free(options);
+    dbcache_engine_free(engine);
+}
+
+/* All engines of a process share its threads. */
+static void test_threads(const char *directory) {
+    static const char *const cases[][2] = {{"threads", "3"}, {"spin", "true"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        dbcache_options *options = OPTIONS(cases[i][0], cases[i][1]);
+        dbcache_engine *engine = NULL;
+        FAILS(dbcache_engine_load(directory, options, &engine), DBCACHE_ERROR_USAGE, cases[i][0], "already computes with");
+        dbcache_options_free(options);
+    }
+}
+
 static void test_denoisers(const dbcache_engine *engine) {
     dbcache_options *options = OPTIONS("steps", "2");
     dbcache_request *request = tiny_request(engine, options, 0);
@@ -438,8 +517,9 @@ static void test_denoisers(const dbcache_engine *engine) {
     FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, numbers, 1024), DBCACHE_ERROR_ARGUMENT, "velocity", "overlaps `latents`");
     FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, numbers + 1023, 1024), DBCACHE_ERROR_ARGUMENT, "velocity", "overlaps `latents`");
     FAILS(dbcache_denoiser_velocity(denoiser, 9, 1, numbers, velocity, 1024), DBCACHE_ERROR_ARGUMENT, "branch", "is 9");
-    FAILS(dbcache_denoiser_velocity(denoiser, DBCACHE_BRANCH_COND, 1, numbers, velocity, 1024), DBCACHE_ERROR_USAGE, NULL, "expects both");
-    FAILS(dbcache_denoiser_velocity(denoiser, both, -1, numbers, velocity, 1024), DBCACHE_ERROR_INPUT, NULL, "not negative");
+    FAILS(dbcache_denoiser_velocity(denoiser, DBCACHE_BRANCH_COND, 1, numbers, velocity, 1024), DBCACHE_ERROR_STATE, "branch", "expects both");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, -1, numbers, velocity, 1024), DBCACHE_ERROR_INPUT, "sigma", "not be negative");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, NAN, numbers, velocity, 1024), DBCACHE_ERROR_NUMERIC, "sigma", "must be finite");
     OK(dbcache_denoiser_velocity(denoiser, both, 1, numbers, velocity, 1024));
     NULLS(dbcache_denoiser_result(NULL, numbers, 1024, &result), "denoiser");
     NULLS(dbcache_denoiser_result(denoiser, NULL, 1024, &result), "latents");
@@ -448,12 +528,13 @@ static void test_denoisers(const dbcache_engine *engine) {
     FAILS(dbcache_denoiser_result(denoiser, numbers, TOO_MANY, &result), DBCACHE_ERROR_ARGUMENT, "latents", "expected 1024");
     const float number = numbers[5];
     numbers[5] = NAN;
-    FAILS(dbcache_denoiser_result(denoiser, numbers, 1024, &result), DBCACHE_ERROR_INPUT, "latents", "must be finite");
+    FAILS(dbcache_denoiser_result(denoiser, numbers, 1024, &result), DBCACHE_ERROR_NUMERIC, "latents", "expected finite numbers");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, velocity, 1024), DBCACHE_ERROR_NUMERIC, "latents", "expected finite numbers");
     numbers[5] = number;
     NULLS(dbcache_denoiser_cancel(NULL), "denoiser");
     OK(dbcache_denoiser_cancel(denoiser));
     FAILS(dbcache_denoiser_velocity(denoiser, both, 0.5f, numbers, velocity, 1024), DBCACHE_ERROR_CANCELLED, NULL, "cancelled");
-    FAILS(dbcache_denoiser_velocity(denoiser, both, 0.5f, numbers, velocity, 1024), DBCACHE_ERROR_USAGE, NULL, "has failed");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, 0.5f, numbers, velocity, 1024), DBCACHE_ERROR_STATE, NULL, "has failed");
     CHECK(result == NULL);
     dbcache_denoiser_free(denoiser);
 }
@@ -472,6 +553,9 @@ int main(int argc, char **argv) {
     test_requests(engine);
     test_failing_requests(engine);
     test_denoisers(engine);
+    test_turns(engine);
+    test_threads(argv[2]);
+    test_fields(argv[3], argv[5]);
     dbcache_engine_free(engine);
     puts("errors: ok");
     return 0;

@@ -62,7 +62,7 @@ static void test_result(const dbcache_result *result, const char *folder) {
 
     FAILS(dbcache_result_write_png(result, 0, "a.png"), DBCACHE_ERROR_STATE, NULL, "dbcache_result_write_video");
     FAILS(dbcache_result_write_video(result, BATCH, "a.gif"), DBCACHE_ERROR_ARGUMENT, "index", "holds 2 pictures");
-    FAILS(dbcache_result_write_video(result, 0, "a.avi"), DBCACHE_ERROR_USAGE, "output", ".gif");
+    FAILS(dbcache_result_write_video(result, 0, "a.avi"), DBCACHE_ERROR_USAGE, "path", ".gif");
     FAILS(dbcache_result_write_video(result, 0, "no/such/a.gif"), DBCACHE_ERROR_IO, NULL, "cannot write");
     write(result, 0, folder, "first.gif");
     write(result, 0, folder, "first_%04d.png");

@@ -46,6 +46,42 @@ static void test_growing_text(const char *directory) {
     CHECK(calls == 5 && plan.find("mc3") != std::string::npos && plan.back() == '}');
 }
 
+// What a callback throws comes out of the call that called it, and out of no other one.
+static void test_exceptions_of_sessions(const dbcache::engine &engine, const dbcache::options &options,
+                                        const std::vector<float> &expected) {
+    dbcache::request request = tiny(engine, options);
+    int calls = 0;
+    request.on_step([&](const dbcache_step &) -> bool {
+        if (calls++ == 0) throw std::logic_error("in a session");
+        return true;
+    });
+    dbcache::denoiser first(request), second(request);
+    const std::vector<float> latents = first.latents();
+    const auto step = [&](dbcache::denoiser &session) { session.velocity(session.branches()[0], 1.0f, latents); };
+    CHECK(std::string(thrown<std::logic_error>([&] { step(first); }).what()) == "in a session");
+    CHECK(thrown<dbcache::error>([&] { step(first); }).code() == DBCACHE_ERROR_CANCELLED);
+    step(second);
+    CHECK(request.run().latents() == expected && calls == 1 + 1 + 4);
+    // A session needs its request no longer.
+    std::unique_ptr<dbcache::denoiser> last;
+    {
+        dbcache::request gone = tiny(engine, options);
+        gone.on_step([](const dbcache_step &) -> bool { throw std::logic_error("still there"); });
+        last = std::make_unique<dbcache::denoiser>(gone);
+    }
+    CHECK(std::string(thrown<std::logic_error>([&] { step(*last); }).what()) == "still there");
+    // A callback that throws too late to cancel anything takes no result away.
+    dbcache::options never_skips;
+    never_skips.set("steps", "4").set("cache", "f1b0w4");
+    dbcache::request late = tiny(engine, never_skips);
+    int warnings = 0;
+    late.on_log(DBCACHE_LOG_WARN, [&](const dbcache_log &) -> bool {
+        warnings++;
+        throw std::logic_error("too late");
+    });
+    CHECK(late.run().latents().size() == expected.size() && warnings > 0);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 6);
     dbcache::load_runtime(argv[1]);
@@ -108,6 +144,7 @@ int main(int argc, char **argv) {
     std::vector<float> expected = result.latents(), own = denoiser.finish(latents).latents();
     for (size_t i = 0; i < own.size(); i++) CHECK(std::fabs(own[i] - expected[i]) < 1e-3f);
 
+    test_exceptions_of_sessions(engine, options, expected);
     dbcache::engine emoji(argv[3]);
     dbcache::request lemon(emoji, dbcache::options().set("steps", "4"));
     int previews = 0;

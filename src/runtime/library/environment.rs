@@ -20,6 +20,7 @@ use super::{LibraryInfo, LibraryOptions, Loaded, Place, Work, reports};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::onnx::{GraphProto, build, element};
 use crate::runtime::ops::encode;
+use crate::runtime::session::wants_more;
 
 /// ONNX Runtime's word for an arena that grows by what is asked of it, not by powers of two.
 const SAME_AS_REQUESTED: i32 = 1;
@@ -49,6 +50,17 @@ pub(super) fn build_environment(library: Place, options: &LibraryOptions, work: 
         .and_then(|pool| pool.with_spin_control(options.spin))
         .map_err(failed)?;
     reports::forbid();
+    let failed = |error: ort::Error| match error.to_string() {
+        text if wants_more(&text) => Error::new(
+            ErrorKind::Resources,
+            format!(
+                "ONNX Runtime's {threads} thread(s) are not to be had; ask for fewer with --threads, or raise the limit"
+            ),
+        )
+        .about("threads")
+        .with_source(error),
+        _ => failed(error),
+    };
     let environment =
         builder.with_name("dbcache-trt").with_telemetry(false).with_global_thread_pool(pool).build().map_err(failed)?;
     if let Err(error) = share_scratch(&environment) {
