@@ -14,7 +14,7 @@ use super::prepare;
 use super::request::RequestOptions;
 use super::samples;
 use crate::cache::{KeptTensors, StreamKind, StreamLayout};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::manifest::{Dimension, Extents, Manifest, TensorSpec};
 use crate::plan::Plan;
 use crate::trace::CacheBytes;
@@ -190,4 +190,52 @@ fn text_extents(manifest: &Manifest) -> Extents {
         }
     }
     extents
+}
+
+/// Refuses a run whose latents and pixels alone, as f32, are more than can be allocated at once: what is allocated later, bit by
+/// bit, would end the process instead.
+///
+/// # Errors
+/// `Resources`.
+pub(crate) fn check_room(grid: &Grid, batch: usize) -> Result<()> {
+    let extents = grid.extents(batch);
+    let (width, height) = (extents["width"], extents["height"]); // Grid::extents gives both.
+    let frames = grid.pixel_frames() as u64;
+    let product = |extents: &[u64]| extents.iter().try_fold(4_u64, |bytes, extent| bytes.checked_mul(*extent));
+    let latents: Vec<u64> = grid.shape(batch).into_iter().map(|extent| extent as u64).collect();
+    let pixels = product(&[batch as u64, frames, 3, width, height]);
+    let bytes = product(&latents).zip(pixels).and_then(|(latents, pixels)| latents.checked_add(pixels));
+    let room = bytes.and_then(|bytes| usize::try_from(bytes).ok());
+    if room.is_some_and(|room| Vec::<u8>::new().try_reserve_exact(room).is_ok()) {
+        return Ok(());
+    }
+    let many = bytes.map_or_else(|| "more bytes than can be counted".to_owned(), |bytes| format!("{bytes} bytes"));
+    let message = format!(
+        "{batch} of {width}x{height} with {frames} frame(s) need {many} for latents and pixels alone, which are not to be had; \
+         make fewer, smaller or shorter ones"
+    );
+    Err(Error::new(ErrorKind::Resources, message).about("size"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::manifest::{LatentsSpec, Layout};
+
+    #[test]
+    fn what_no_machine_can_allocate_is_refused_before() {
+        let spec: LatentsSpec =
+            serde_json::from_value(serde_json::json!({"layout": "bchw", "channels": 4, "downscale": 8, "patch": 2}))
+                .unwrap();
+        assert_eq!(spec.layout, Layout::Bchw);
+        for (batch, side, is_possible) in
+            [(1, 1024, true), (1, 1 << 26, false), (usize::MAX, 64, false), (1 << 40, 1024, false)]
+        {
+            let outcome = check_room(&Grid::new(spec.clone(), None, side, side), batch);
+            assert_eq!(outcome.is_ok(), is_possible, "{batch} {side}");
+            if let Err(error) = outcome {
+                assert_eq!((error.kind(), error.field()), (ErrorKind::Resources, Some("size")), "{error}");
+            }
+        }
+    }
 }

@@ -97,6 +97,7 @@ pub(super) fn request(
     let manifest = &engine.directory.manifest;
     let Asked { guidance, given, batch, rows, grid, fps, schedule, shares, n_branches } =
         asked(manifest, inputs, options, by)?;
+    memory::check_room(&grid, batch)?;
     let smallest = if options.per_sample { 1 } else { rows };
     for rows in [smallest, rows] {
         engine.loader.check_extents(&grid.extents(rows))?;

@@ -127,7 +127,7 @@ struct Ear(Arc<AtomicBool>);
 
 impl Subscriber for Ear {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && metadata.target().starts_with("ort")
+        metadata.is_event() && metadata.target() == "ort::logging"
     }
 
     fn event(&self, _: &Event<'_>) {
