@@ -87,7 +87,7 @@ fn usage() {
         ("--cache f1b0 --residual-diff-threshold nan", "residual_diff_threshold"),
         ("--cache f1b0 --warmup-interval 0", "warmup_interval"),
         ("--cache f1b0 --downsample-factor 0", "downsample_factor"),
-        ("--cache f1b0 --max-cached-steps few", "expected a value or `none`"),
+        ("--cache f1b0 --max-cached-steps few", "expected a whole number of at least 0, or `none`"),
         ("--cache fb --max-pruned-steps 3", "the policy `fb` has no option max_pruned_steps"),
         ("--cache f1b0fn4", "unknown part `fn4` (did you mean `f`?)"),
         ("--guidance 1e30", "expected a number from -1000 to 1000"),

@@ -11,6 +11,7 @@ use ndarray::ArrayD;
 use crate::callbacks::{Callbacks, Teller};
 use crate::cast;
 use crate::error::{Failure, Outcome, dbcache_error, guard, release};
+use crate::job::Stage;
 use crate::log::{listening, not_while_telling};
 use crate::request::{dbcache_request, job};
 use crate::result::dbcache_result;
@@ -95,6 +96,9 @@ pub unsafe extern "C" fn dbcache_denoiser_new(
                 return Err(Failure::argument("guidance", &problem));
             }
         };
+        if job.stage() != Stage::New {
+            return Err(Failure::state("this request has run or runs; make another one for a session"));
+        }
         let setup = job.setup();
         let cancel = CancelToken::default();
         let options = dbcache::RequestOptions { cancel: cancel.clone(), ..job.options.clone() };

@@ -25,11 +25,19 @@ pub(super) fn prompt<'a>(engine: &'a Loaded, inputs: &'a Inputs, branch: Branch)
     }
 }
 
+/// What people call the prompt of a branch.
+pub(super) fn called(branch: Branch) -> &'static str {
+    match branch {
+        Branch::Cond => "the prompt",
+        Branch::Uncond => "the negative prompt",
+    }
+}
+
 /// Names the option that gave the prompt of a branch.
 fn about_prompt(branch: Branch, error: Error) -> Error {
     match (error.kind(), branch) {
         (ErrorKind::Input, Branch::Cond) => error.about("prompt"),
-        (ErrorKind::Input, Branch::Uncond) => error.about("negative-prompt"),
+        (ErrorKind::Input, Branch::Uncond) => error.about("negative-prompt").at(called(branch)),
         _ => error,
     }
 }

@@ -231,7 +231,7 @@ mod tests {
         for (batch, side, is_possible) in
             [(1, 1024, true), (1, 1 << 26, false), (usize::MAX, 64, false), (1 << 40, 1024, false)]
         {
-            let outcome = check_room(&Grid::new(spec.clone(), None, side, side), batch);
+            let outcome = check_room(&Grid::new(spec, None, side, side), batch);
             assert_eq!(outcome.is_ok(), is_possible, "{batch} {side}");
             if let Err(error) = outcome {
                 assert_eq!((error.kind(), error.field()), (ErrorKind::Resources, Some("size")), "{error}");

@@ -132,7 +132,8 @@ pub(super) fn request(
     let mut texts = conditioning::texts(&engine, inputs, &guidance, batch, &mut buffers)?;
     for branch in guidance.texts() {
         if let (Some(prompt), Some(encoder)) = (conditioning::prompt(&engine, inputs, branch), &engine.text) {
-            warnings.extend(encoder.warnings(prompt)?.into_iter().map(Warning::Setting));
+            let called = conditioning::called(branch);
+            warnings.extend(encoder.warnings(called, prompt)?.into_iter().map(Warning::Setting));
         }
     }
     timings.text_ms = elapsed_ms(start);

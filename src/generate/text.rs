@@ -97,22 +97,22 @@ impl TextEncoder {
         (words.len() <= MAX_LISTED_WORDS).then(|| words.into_iter().collect())
     }
 
-    /// What of this prompt does not reach the model.
+    /// What of this prompt does not reach the model; `called` says which prompt it is.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
-    pub(crate) fn warnings(&self, prompt: &str) -> Result<Vec<String>> {
+    pub(crate) fn warnings(&self, called: &str, prompt: &str) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
         if let Some(odd) = self.cleaned(prompt)?.suspicious {
             warnings.push(format!(
-                "the prompt looks as if it was read in a wrong encoding at {odd:?}; the model's own pipeline might repair \
+                "{called} looks as if it was read in a wrong encoding at {odd:?}; the model's own pipeline might repair \
                  that (ftfy), this engine reads it as it is: write it in the letters that you mean"
             ));
         }
         for (name, spec) in &self.spec.tokenizers {
             if self.tokens(name, prompt)?.is_cut {
                 let end = if self.cuts_at(name) == Direction::Left { "last" } else { "first" };
-                warnings.push(format!("the prompt is cut: tokenizer `{name}` reads its {end} {} tokens", spec.length));
+                warnings.push(format!("{called} is cut: tokenizer `{name}` reads its {end} {} tokens", spec.length));
             }
         }
         Ok(warnings)

@@ -13,7 +13,7 @@ const TARGETS: &[&str] = &["manifest", "graph", "tokenizer", "tag", "policy", "t
 const SECONDS: u64 = 60;
 
 pub fn fuzz(arguments: &[String]) -> Result<()> {
-    let (mut targets, mut seconds, mut seed) = (Vec::new(), SECONDS, None);
+    let (mut targets, mut seconds, mut seed, mut profile) = (Vec::new(), SECONDS, None, "fuzz");
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         let mut number = || {
@@ -23,6 +23,8 @@ pub fn fuzz(arguments: &[String]) -> Result<()> {
         match argument.as_str() {
             "--seconds" => seconds = number()?,
             "--seed" => seed = Some(number()?),
+            // What the tests have built already: fewer cases, with overflow checks as well.
+            "--debug" => profile = "dev",
             name if TARGETS.contains(&name) => targets.push(name),
             name => bail!("there is no target `{name}`; there are {}", TARGETS.join(", ")),
         }
@@ -32,13 +34,13 @@ pub fn fuzz(arguments: &[String]) -> Result<()> {
     }
     // Each run tries other inputs, unless it is to repeat one.
     let seed = seed.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()));
-    step(&mut cargo(&["build", "--profile", "fuzz", "-p", "dbcache-fuzz"]))?;
+    step(&mut cargo(&["build", "--profile", profile, "-p", "dbcache-fuzz"]))?;
     let running = target_folder()?.join("fuzz-running");
     let mut failed = Vec::new();
     for target in &targets {
         let share = (seconds / targets.len() as u64).max(1).to_string();
         let seed = seed.to_string();
-        let program = ["run", "--profile", "fuzz", "--quiet", "-p", "dbcache-fuzz", "--", target, &share, &seed];
+        let program = ["run", "--profile", profile, "--quiet", "-p", "dbcache-fuzz", "--", target, &share, &seed];
         if step(cargo(&program).arg(&running)).is_err() {
             failed.push(*target);
             // A crash or a hang ends the program before it can keep the input.

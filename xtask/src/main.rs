@@ -92,7 +92,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "fuzz",
-        arguments: "[TARGET …] [--seconds N] [--seed S]",
+        arguments: "[TARGET …] [--seconds N] [--seed S] [--debug]",
         about: "hostile files and texts, made from a seed: no panic, no hang, no flood of memory (60 seconds, and a release build)",
         run: fuzz::fuzz,
     },

@@ -311,6 +311,8 @@ static void test_requests(const dbcache_engine *engine) {
     dbcache_result *second = NULL;
     FAILS(dbcache_request_run(request, &second), DBCACHE_ERROR_STATE, NULL, "runs once");
     FAILS(dbcache_request_start(request), DBCACHE_ERROR_STATE, NULL, "runs once");
+    dbcache_denoiser *late = NULL;
+    FAILS(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_LIBRARY, &late), DBCACHE_ERROR_STATE, NULL, "make another one");
     FAILS(dbcache_request_wait(request, &second), DBCACHE_ERROR_STATE, NULL, "was taken already");
     FAILS(dbcache_request_set_prompt(request, "lemon"), DBCACHE_ERROR_STATE, NULL, "make another one");
     FAILS(dbcache_request_on_progress(request, NULL, NULL), DBCACHE_ERROR_STATE, NULL, "make another one");

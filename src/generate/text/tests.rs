@@ -45,9 +45,11 @@ fn a_long_prompt_is_cut_where_the_tokenizer_says_and_the_warning_says_where() {
     ] {
         let encoder = encoder(&direction, &json!([]));
         assert_eq!(encoder.tokens("words", "w1 w2 w3 w4 w5").unwrap().ids, kept, "{direction}");
-        let warnings = encoder.warnings("w1 w2 w3 w4 w5").unwrap();
+        let warnings = encoder.warnings("the prompt", "w1 w2 w3 w4 w5").unwrap();
         assert!(warnings.len() == 1 && warnings[0].contains(words), "{warnings:?}");
-        assert_eq!(encoder.warnings("w1 w2 w3").unwrap(), [""; 0]);
+        let negative = encoder.warnings("the negative prompt", "w1 w2 w3 w4 w5").unwrap();
+        assert!(negative[0].starts_with("the negative prompt is cut"), "{negative:?}");
+        assert_eq!(encoder.warnings("the prompt", "w1 w2 w3").unwrap(), [""; 0]);
     }
 }
 
@@ -61,7 +63,7 @@ fn prompts_are_cleaned_before_they_are_tokenized() {
         assert_eq!(cleaning.lengths(&[prompt]).unwrap()["words"], 3);
     }
     assert_ne!(ids(&plain, "w1&nbsp;w2"), [1, 2]);
-    let warnings = cleaning.warnings("w1 w2 cafÃ©").unwrap();
+    let warnings = cleaning.warnings("the prompt", "w1 w2 cafÃ©").unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("wrong encoding at \"Ã©\""), "{warnings:?}");
 }
 
@@ -69,7 +71,7 @@ fn prompts_are_cleaned_before_they_are_tokenized() {
 fn a_refused_prompt_is_an_error_wherever_it_is_read() {
     let encoder = encoder(&Value::Null, &json!(["refuse_markup"]));
     for result in [
-        encoder.warnings("w1 <b>").err(),
+        encoder.warnings("the prompt", "w1 <b>").err(),
         encoder.lengths(&["w1 <b>"]).err().or(encoder.tokens("words", "w1 <b>").err()),
     ] {
         assert!(result.is_some_and(|error| error.to_string().contains("HTML markup at \"<b>\"")));
