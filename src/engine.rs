@@ -82,8 +82,7 @@ impl Engine {
     /// Loads an engine directory: checks every file, then makes one ONNX Runtime session per graph.
     ///
     /// # Errors
-    /// `EngineDirectory`, `Runtime`, `Cancelled`; `Library`, also when the process has loaded ONNX Runtime with other
-    /// settings.
+    /// `EngineDirectory`, `Runtime`, `Cancelled`, `Library`; `Usage` for other threads than the process has already.
     pub fn load(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
         let _inside = enter()?;
         let start = Instant::now();

@@ -179,8 +179,8 @@ fn one_process_has_one_pool() {
     let library = LibraryOptions { threads: Some(threads + 1), ..Default::default() };
     let other = EngineOptions { library, ..Default::default() };
     let error = Engine::load(data("tiny-flux"), &other).err().unwrap();
-    assert_eq!(error.kind(), ErrorKind::Library);
-    for words in [format!("{threads} thread(s)"), format!("{} thread(s)", threads + 1)] {
+    assert_eq!((error.kind(), error.field()), (ErrorKind::Usage, Some("threads")), "{error}");
+    for words in [format!("{threads} thread(s)"), format!("--threads is {}", threads + 1)] {
         assert!(error.to_string().contains(&words), "{error}");
     }
     let library = LibraryOptions { threads: Some(threads), ..Default::default() };
