@@ -10,6 +10,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use dbcache_trt::ErrorKind;
 
+#[global_allocator]
+static HEAP: cli::heap::Heap = cli::heap::Heap;
+
 fn main() -> ExitCode {
     let cli = cli::args::Cli::parse();
     // The hook of the standard library has told where it happened.

@@ -198,19 +198,17 @@ fn a_damaged_library_is_told_and_not_loaded() {
     run(&generate).code(0);
 }
 
-/// `ulimit -v` stands for a machine whose memory is full: the command says so, and what may help.
+/// `ulimit -v` stands for a machine whose memory is full: wherever that is noticed, the command says so, and what may help.
 #[test]
 fn a_full_memory_is_told() {
     let shell = Shell::new();
     let engine = data("tiny-flux");
-    let inputs = |batch: usize| {
-        let tensors = [("prompt_embeds", vec![batch, 12, 32]), ("pooled_projections", vec![batch, 24])];
-        let tensors = tensors.map(|(name, shape)| (name.to_owned(), ArrayD::<f32>::ones(shape)));
-        write_tensors(&shell.path("many.safetensors"), &tensors.into()).unwrap();
-    };
-    inputs(64);
+    let tensors = [("prompt_embeds", vec![16, 12, 32]), ("pooled_projections", vec![16, 24])];
+    let tensors = tensors.map(|(name, shape)| (name.to_owned(), ArrayD::<f32>::ones(shape)));
+    write_tensors(&shell.path("many.safetensors"), &tensors.into()).unwrap();
+    let before = shell.files();
     let mut told = 0;
-    for kilobytes in (100_000..=400_000).step_by(50_000) {
+    for kilobytes in (100_000..=400_000).step_by(25_000) {
         let mut command = Command::new("sh");
         let limit = format!(
             "ulimit -v {kilobytes}; exec $0 --engine {} --inputs many.safetensors --steps 1 --save-latents a",
@@ -218,7 +216,12 @@ fn a_full_memory_is_told() {
         );
         let ran =
             Ran::of(command.args(["-c", &limit, env!("CARGO_BIN_EXE_dbcache-trt")]).current_dir(shell.folder.path()));
-        told += usize::from(ran.err.contains("the memory is full") && ran.code == Some(12));
+        // 3: the library is mapped as a whole.
+        assert!(matches!(ran.code, Some(0 | 3 | 12)), "{kilobytes}: {ran}");
+        told += usize::from(ran.err.contains("the memory is full") && ran.err.contains("--batch"));
+        if ran.code != Some(0) {
+            assert_eq!(shell.files(), before);
+        }
     }
     assert!(told > 0);
 }

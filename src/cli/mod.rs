@@ -4,6 +4,7 @@ pub mod args;
 pub mod build;
 pub mod engines;
 pub mod generate;
+pub mod heap;
 pub mod inspect;
 mod output;
 pub mod print;

@@ -1,19 +1,9 @@
 /* A host that loads the library as a plugin, unloads it, and loads it again: nothing that lives longer may point to it.
  * It is linked with nothing.
  * reload ONNXRUNTIME TINY EMOJI VIDEO FOLDER */
+#include "check.h"
 #include <dlfcn.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#define CHECK(condition)                                                                   \
-    do {                                                                                   \
-        if (!(condition)) {                                                                \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                \
-            exit(1);                                                                       \
-        }                                                                                  \
-    } while (0)
 
 typedef void *(*with_options)(const void *, const void *, void *);
 typedef void *(*without)(const void *);

@@ -35,6 +35,7 @@ pub struct StoreArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub struct GcArgs {
     #[command(flatten)]
     pub store: StoreArgs,
