@@ -8,11 +8,8 @@
 //! A child of `fork` has the memory of its parent but none of its threads: it is let in nowhere, and its end waits for
 //! nobody.
 
-use std::any::Any;
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::mem::ManuallyDrop;
-use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -135,43 +132,6 @@ impl Drop for Away {
             *threads += 1;
         }
         DEPTH.set(self.0);
-    }
-}
-
-/// What ONNX Runtime has made: freed while it is in use, and left alone once the process ends.
-pub(super) struct Held<T: Send + 'static>(ManuallyDrop<T>);
-
-impl<T: Send + 'static> Held<T> {
-    pub(super) fn new(value: T) -> Self {
-        Self(ManuallyDrop::new(value))
-    }
-}
-
-impl<T: Send + 'static> Deref for Held<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
-impl<T: Send + 'static> DerefMut for Held<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.0
-    }
-}
-
-/// What was left alone. It is kept in sight of tools that look for leaks.
-static KEPT: Mutex<Vec<Box<dyn Any + Send>>> = Mutex::new(Vec::new());
-
-impl<T: Send + 'static> Drop for Held<T> {
-    fn drop(&mut self) {
-        // SAFETY: nobody uses it again: this is the only place that takes it, and it runs once.
-        let value = unsafe { ManuallyDrop::take(&mut self.0) };
-        match enter() {
-            Ok(_inside) => drop(value),
-            Err(_) => KEPT.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(value)),
-        }
     }
 }
 

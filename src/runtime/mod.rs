@@ -17,6 +17,8 @@ pub(crate) mod foreign;
 pub(crate) mod guidance;
 #[expect(unsafe_code, reason = "the C library's heap is only to be had through a raw call")]
 pub(crate) mod heap;
+#[expect(unsafe_code, reason = "a value is taken out of what is being dropped")]
+mod held;
 pub(crate) mod host;
 pub(crate) mod items;
 #[expect(unsafe_code, reason = "the library's version is only to be had through a raw call")]
@@ -32,3 +34,4 @@ mod shelf;
 pub(crate) mod sums;
 pub(crate) mod tensor;
 mod transfer;
+mod turn;

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use ort::AsPointer;
 use ort::memory::{Allocator, MemoryInfo};
@@ -13,10 +13,12 @@ use ort::session::{NoSelectedOutputs, RunOptions};
 use super::capture::{Capture, Captures, State};
 use super::cuda_stream::Stream;
 use super::device::Device;
-use super::exit::{Held, come_first, enter, lock};
+use super::exit::{come_first, enter, lock};
+use super::held::Held;
 use super::provider::Role;
 use super::provider::compile::Extra;
 use super::tensor::{BufferId, Buffers, Runs};
+use super::turn::turn;
 use crate::error::{At, Error, ErrorKind, Result};
 
 /// Where the weights live once a graph is loaded.
@@ -145,7 +147,7 @@ impl Session {
             captures,
             is_unrecorded: false,
             unwaited,
-            session: Mutex::new(Held::new(session)),
+            session: Mutex::new(Held::new(session, takes_turns)),
         })
     }
 
@@ -205,7 +207,15 @@ impl Session {
         };
         let options = if unwaited.is_empty() { None } else { Some(run_options(unwaited)?) };
         let runs = buffers.run_counter();
-        Ok(Binding { binding: Held::new(binding), outputs: written, copied, first, options, capture, runs })
+        Ok(Binding {
+            binding: Held::new(binding, self.takes_turns),
+            outputs: written,
+            copied,
+            first,
+            options,
+            capture,
+            runs,
+        })
     }
 
     /// Runs once over bound buffers.
@@ -293,14 +303,6 @@ fn run_binding(
     let status = unsafe { (ort::api().RunWithBinding)(session.ptr().cast_mut(), options, binding.ptr()) };
     // SAFETY: the status comes from ONNX Runtime and is used once.
     unsafe { ort::Error::result_from_status(status) }
-}
-
-/// Held while one thread uses a provider whose sessions share a device that is not made for several.
-static TURN: Mutex<()> = Mutex::new(());
-
-/// Waits until no other thread uses such a provider; nothing for the others.
-pub(super) fn turn(takes_turns: bool) -> Option<MutexGuard<'static, ()>> {
-    takes_turns.then(|| lock(&TURN))
 }
 
 /// For each input the memory that the session reads it from: ONNX Runtime's name, and which of several.

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ort::value::DynTensor;
 
-use super::exit::Held;
+use super::held::Held;
 use crate::model::manifest::DType;
 
 /// Names a tensor among all that this process ever allocates.
@@ -54,7 +54,7 @@ mod tests {
         let ids: Vec<TensorId> = (0..3).map(|_| TensorId::new()).collect();
         let shape = |place: usize| if place == 1 { vec![2, 1] } else { vec![1, 2] };
         for place in [2, 1, 0] {
-            let tensor = Held::new(host_tensor(DType::F32, &shape(place)).unwrap());
+            let tensor = Held::new(host_tensor(DType::F32, &shape(place)).unwrap(), false);
             shelf.put(DType::F32, shape(place), ids[place], tensor);
         }
         let take = |shape: &[i64]| shelf.take(DType::F32, shape).map(|(id, _)| id);

@@ -8,11 +8,12 @@ use half::{bf16, f16};
 use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType};
 
 use super::device::Device;
-use super::exit::Held;
+use super::held::Held;
 use super::memory::Tensors;
-use super::session::{runtime_error, turn};
+use super::session::runtime_error;
 use super::shelf::TensorId;
 use super::transfer::host_tensor;
+use super::turn::turn;
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
 use crate::trace::CaptureCounts;
@@ -92,10 +93,11 @@ impl Buffers {
         let kept = if is_host { None } else { self.device.shelf().and_then(|shelf| shelf.take(dtype, shape)) };
         let (tensor, value) = match (kept, place) {
             (Some(kept), _) => kept,
-            (None, Place::Host) => (TensorId::new(), Held::new(host_tensor(dtype, shape)?)),
+            (None, Place::Host) => (TensorId::new(), Held::new(host_tensor(dtype, shape)?, false)),
             (None, Place::Device) => {
-                let _turn = turn(self.device.takes_turns());
-                (TensorId::new(), Held::new(self.of_device.tensor(dtype, shape)?))
+                let takes_turns = self.device.takes_turns();
+                let _turn = turn(takes_turns);
+                (TensorId::new(), Held::new(self.of_device.tensor(dtype, shape)?, takes_turns))
             }
         };
         let id = BufferId(self.tensors.len());
