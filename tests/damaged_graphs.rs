@@ -57,6 +57,18 @@ fn graphs() {
         |g| number(g, "Split", "num_outputs", 3),
         &["of Split has 1 outputs", "`num_outputs` is 3"],
     );
+    // These fill the memory.
+    let many = ["asks for", "elements; at most 268435456 are made by a constant"];
+    let fills = |operator| [&[operator], &many[..]].concat();
+    check("huge filling", |g| of(g, "ConstantOfShape", &[&[1 << 14, 1 << 15]]), &fills("of ConstantOfShape"));
+    check("huge border", |g| of(g, "Pad", &[&[], &[0, 0, 1 << 31, 0]]), &fills("of Pad"));
+    check("huge copies", |g| of(g, "Tile", &[&[], &[i64::MIN]]), &fills("of Tile"));
+    check("huge copies of an axis", |g| of(g, "Expand", &[&[], &[1, 1 << 40]]), &fills("of Expand"));
+    check("huge picture", |g| of(g, "Resize", &[&[], &[], &[], &[1, 3, 1 << 20, 1 << 20]]), &fills("of Resize"));
+    check("long range", |g| of(g, "Range", &[&[0], &[i64::MAX], &[1]]), &fills("of Range"));
+    check("endless range", |g| of(g, "Range", &[&[0], &[1], &[0]]), &["of Range", "asks for inf elements"]);
+    check("huge scale", huge_scale, &fills("of Resize"));
+    check("shape among the weights", shape_among_weights, &["of Expand", "asks for inf elements"]);
     check("axis far away", |g| ints(g, "Concat", "axis", &[i64::MIN]), &["expected -16 to 16"]);
     check("unknown attribute", |g| ints(g, "Add", "magic", &[1]), &["of Add", "\"magic\" is not known"]);
     check("attribute of other type", |g| text(g, "Concat", "axis", "1"), &["\"axis\" is of another type"]);
@@ -95,6 +107,7 @@ fn graphs() {
     check("no nodes", |g| g.node.clear(), &[]);
     check("constant without data", |g| g.initializer[1].raw_data = None, &["c1'"]);
     check("constant of unknown dtype", |g| g.initializer[1].data_type = Some(99), &["c1"]);
+    check("impossible output", impossible_output, &["dim_values must be -1"]);
     check("constant of other shape", |g| g.initializer[1].dims = vec![4096], &["ShapeInferenceError"]);
 }
 
@@ -130,6 +143,41 @@ fn attribute(graph: &mut GraphProto) -> &mut AttributeProto {
     node.attribute.push(AttributeProto { name: Some("value".into()), r#type: Some(4), ..Default::default() });
     graph.node.insert(0, node);
     &mut graph.node[0].attribute[0]
+}
+
+/// A node in front of all others, with constants of integers for its inputs.
+fn of(graph: &mut GraphProto, operator: &str, inputs: &[&[i64]]) {
+    let names: Vec<String> = (0..inputs.len()).map(|index| format!("amount{index}")).collect();
+    graph.initializer.extend(names.iter().zip(inputs).map(|(name, values)| onnx::build::ints(name, values)));
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    graph.node.insert(0, onnx::build::node(operator, &names, "unused"));
+}
+
+/// An extent that overflows in ONNX Runtime, by steps of which none is too large.
+fn impossible_output(graph: &mut GraphProto) {
+    let output = graph.output[0].name.clone().unwrap();
+    let maker = graph.node.iter_mut().find(|node| node.output[0] == output).unwrap();
+    maker.output[0] = "unused".into();
+    graph.initializer.push(onnx::build::ints("times", &[1, 1 << 21, 1]));
+    graph.initializer.push(onnx::build::ints("second", &[1]));
+    graph.node.push(onnx::build::node("Unsqueeze", &["temb", "second"], "copies0"));
+    let names = ["copies0", "copies1", "copies2", &output];
+    graph.node.extend(names.windows(2).map(|pair| onnx::build::node("Tile", &[pair[0], "times"], pair[1])));
+}
+
+fn huge_scale(graph: &mut GraphProto) {
+    node(
+        graph,
+        "Constant",
+        AttributeProto { name: Some("value_floats".into()), floats: vec![1.0, 1e30], ..Default::default() },
+    );
+    graph.node.insert(1, onnx::build::node("Resize", &["", "", "unused"], "larger"));
+}
+
+fn shape_among_weights(graph: &mut GraphProto) {
+    let reference = graph.initializer.iter().find(|tensor| tensor.data_location == Some(onnx::EXTERNAL)).unwrap();
+    let name = reference.name.clone().unwrap();
+    graph.node.insert(0, onnx::build::node("Expand", &["", &name], "unused"));
 }
 
 /// A node in front of all others, with one attribute.

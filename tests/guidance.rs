@@ -4,6 +4,7 @@
 mod common;
 
 use common::damage::Copy;
+use common::onnx::{build, element};
 use common::{data, relative_l1};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::trace::{Trace, Warning, compare};
@@ -381,6 +382,39 @@ fn options_change_something_or_are_refused() {
     ] {
         let error = run(family, options).unwrap_err();
         assert!(error.kind() == kind && error.to_string().contains(words), "{family}: {error}");
+    }
+}
+
+/// Branches that run as one batch cannot share one number; those that run one by one have a number each.
+#[test]
+fn inputs_without_a_batch_go_with_separate_guidance() {
+    for (family, is_fused) in [("dit", true), ("wan", false)] {
+        let (copy, name) = (Copy::family(family), "strength");
+        copy.manifest(|manifest| {
+            manifest["tensors"][name] = json!({"dtype": "f32", "shape": []});
+            manifest["inputs"][name] = json!({"per": "request", "from": {"given": {"unconditional": 0}}});
+            manifest["embed"]["inputs"].as_array_mut().unwrap().push(json!(name));
+        });
+        copy.graph("embed.onnx", |graph| graph.input.push(build::port(name, element::FLOAT, &[])));
+        let loaded = Engine::load(copy.folder.path(), &EngineOptions::default());
+        if is_fused {
+            let error = loaded.err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::EngineDirectory);
+            assert!(error.to_string().contains("input `strength` has no `batch` as its first axis"), "{error}");
+            continue;
+        }
+        let engine = loaded.unwrap();
+        for shape in [vec![], vec![1], vec![2, 1]] {
+            let (mut given, fits) = (inputs(family), shape.is_empty());
+            given.tensors.insert(name.into(), ArrayD::from_elem(shape, 1.0));
+            let options = RequestOptions { steps: Some(2), size: size(family), ..RequestOptions::default() };
+            match engine.request(&given, &options).and_then(|request| request.run(&mut ())) {
+                Ok(_) => assert!(fits),
+                Err(error) => {
+                    assert!(!fits && error.kind() == ErrorKind::Input && error.to_string().contains(name), "{error}");
+                }
+            }
+        }
     }
 }
 

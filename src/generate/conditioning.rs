@@ -114,30 +114,24 @@ fn text(
     Ok(named)
 }
 
-/// The texts of both branches, one above the other where they have a batch.
+/// The texts of both branches, one above the other: all have a batch (the rules of manifests).
 fn stacked(engine: &Loaded, texts: &HashMap<Branch, Named>, cfg: Cfg, buffers: &mut Buffers) -> Result<Named> {
-    let manifest = &engine.directory.manifest;
     let (cond, uncond) = (&texts[&Branch::Cond], &texts[&Branch::Uncond]); // Guidance::texts gives both.
     let mut named = Named::new();
     for (name, cond) in cond {
         let Some(uncond) = uncond.get(name) else { return Err(Error::internal(format!("no uncond `{name}`"))) };
-        let has_batch = manifest.tensor(name)?.shape.first() == Some(&Axis::Named("batch".into()));
         let mut shape = buffers.shape(*cond).to_vec();
         let other = buffers.shape(*uncond);
         if shape.len() != other.len() || shape.get(1..) != other.get(1..) {
             return Err(Error::input(format!(
-                "`{name}` has the shape {shape:?}, but {:?} for the uncond branch; both branches run as one batch, so \
-                 that texts of one length are needed",
-                other
+                "`{name}` has the shape {shape:?}, but {other:?} for the uncond branch; both branches run as one batch, so \
+                 that texts of one length are needed"
             )));
         }
-        let mut id = *cond;
-        if has_batch {
-            shape[0] *= 2;
-            id = buffers.add(buffers.dtype(*cond), &shape)?;
-            let (first, second) = if cfg.cond_first { (*cond, *uncond) } else { (*uncond, *cond) };
-            engine.stack(buffers.dtype(id), shape.len())?.bind(buffers, first, second, id)?.run()?;
-        }
+        shape[0] *= 2;
+        let id = buffers.add(buffers.dtype(*cond), &shape)?;
+        let (first, second) = if cfg.cond_first { (*cond, *uncond) } else { (*uncond, *cond) };
+        engine.stack(buffers.dtype(id), shape.len())?.bind(buffers, first, second, id)?.run()?;
         named.insert(name.clone(), id);
     }
     Ok(named)

@@ -9,6 +9,7 @@ use safetensors::Dtype;
 use super::manifest::{Axis, DType, Manifest};
 use super::onnx::{self, AttributeProto, EXTERNAL, GraphProto, ModelProto, TensorProto, ValueInfoProto, element};
 use super::weights::WeightsFile;
+use super::{amounts, operators};
 use crate::error::{Error, Result};
 
 /// Longest constant that is not a parameter, in values.
@@ -237,6 +238,7 @@ fn check_attribute(attribute: &AttributeProto) -> Result<()> {
 }
 
 fn check_nodes(graph: &GraphProto) -> Result<()> {
+    let again = |reason| Error::directory(format!("{reason}; export again with dbcache-export"));
     let mut names = BTreeSet::new();
     for node in &graph.node {
         let name = node.name.as_deref().unwrap_or_default();
@@ -246,15 +248,13 @@ fn check_nodes(graph: &GraphProto) -> Result<()> {
         if !node.domain.as_deref().unwrap_or_default().is_empty() {
             return Err(Error::directory(format!("node `{name}` is of the domain {:?}", node.domain)));
         }
-        if let Err(reason) = super::operators::check(node) {
-            return Err(Error::directory(format!("node `{name}` {reason}; export again with dbcache-export")));
-        }
+        operators::check(node).map_err(|reason| again(format!("node `{name}` {reason}")))?;
         for attribute in &node.attribute {
             let place = || format!("attribute `{}` of node `{name}`", attribute.name.as_deref().unwrap_or_default());
             check_attribute(attribute).map_err(|error| error.at(place()))?;
         }
     }
-    Ok(())
+    amounts::check(graph).map_err(again)
 }
 
 fn check_ports(role: &str, found: &[ValueInfoProto], expected: &[Port]) -> Result<()> {

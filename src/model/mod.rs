@@ -1,5 +1,6 @@
 //! What is on disk, and nothing that runs.
 
+mod amounts;
 pub(crate) mod boundary;
 mod casts;
 pub(crate) mod compute;

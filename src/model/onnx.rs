@@ -8,6 +8,7 @@ use prost::Message;
 /// ONNX's element types that this engine meets (TensorProto.DataType).
 pub(crate) mod element {
     pub(crate) const FLOAT: i32 = 1;
+    pub(crate) const INT32: i32 = 6;
     pub(crate) const INT64: i32 = 7;
     pub(crate) const FLOAT16: i32 = 10;
     pub(crate) const BFLOAT16: i32 = 16;

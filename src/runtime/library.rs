@@ -16,6 +16,7 @@ use ort::logging::LogLevel;
 
 use super::exit::{coming_first, enter, lock};
 use super::provider::{ProviderKind, refused};
+use crate::contain::contain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::setup;
 
@@ -405,7 +406,7 @@ fn no_usable_library(refused: &[(Place, String)]) -> Error {
 fn load_place(place: &Place) -> Result<(), String> {
     use ort::LoadDynamicError::{BadVersion, Dlopen, InvalidVersionString, MissingApi};
     // A library that exports the right name with the wrong content makes `ort` panic.
-    let outcome = std::panic::catch_unwind(|| ort::init_from(&place.path).map(drop));
+    let outcome = contain(|| ort::init_from(&place.path).map(drop));
     outcome.unwrap_or(Err(InvalidVersionString)).map_err(|error| match error {
         Dlopen { error, .. } => with_causes(&error),
         MissingApi { .. } => "another library: it lacks the function OrtGetApiBase".to_owned(),

@@ -19,6 +19,7 @@ use super::provider::Role;
 use super::provider::compile::Extra;
 use super::tensor::{BufferId, Buffers, Runs};
 use super::turn::turn;
+use crate::contain::contain;
 use crate::error::{At, Error, ErrorKind, Result};
 
 /// Where the weights live once a graph is loaded.
@@ -118,7 +119,7 @@ impl Session {
         let load = |source: &Source<'_>| {
             let builder = device.builder(source.role, extra)?;
             let mut builder = configure(builder, source, device.is_foreign(source.role)).map_err(runtime_error)?;
-            builder.commit_from_memory(source.model).map_err(runtime_error)
+            commit(|| builder.commit_from_memory(source.model))
         };
         let _inside = enter()?;
         let _turn = turn(device.takes_turns());
@@ -158,7 +159,7 @@ impl Session {
     pub(super) fn load_engine(device: &Device, source: &Source<'_>, model: &Path) -> Result<Self> {
         let _inside = enter()?;
         let mut builder = device.builder(source.role, &Extra::default()).map_err(|error| error.at(source.name))?;
-        let session = builder.commit_from_file(model).map_err(|error| runtime_error(error).at(source.name))?;
+        let session = commit(|| builder.commit_from_file(model)).map_err(|error| error.at(source.name))?;
         Self::new(device, source, session)
     }
 
@@ -373,6 +374,11 @@ pub(super) fn run_options(pairs: &[(&str, &str)]) -> Result<RunOptions<NoSelecte
         options.set(key, value).map_err(runtime_error)?;
     }
     Ok(options)
+}
+
+/// Makes a session. `ort` panics where ONNX Runtime gives an output an impossible shape.
+fn commit(make: impl FnOnce() -> ort::Result<ort::session::Session>) -> Result<ort::session::Session> {
+    contain(make).unwrap_or_else(|panic| Err(ort::Error::new(panic))).map_err(runtime_error)
 }
 
 /// ONNX Runtime's error as ours.

@@ -177,8 +177,25 @@ impl Manifest {
             if mode == CfgMode::Separate && order[0] == CfgBranch::Uncond {
                 return fail("`guidance.order` begins with `uncond`, which only the mode `fused` may");
             }
+            if mode == CfgMode::Fused {
+                self.check_batch()?;
+            }
         }
         Ok(())
+    }
+
+    /// What differs between branches that run as one batch lies along it.
+    fn check_batch(&self) -> Result<()> {
+        let batch = Axis::Named("batch".to_owned());
+        let mut differing = self.inputs.iter().filter(|(_, input)| input.from.differs_by_branch());
+        match differing
+            .find(|(name, _)| self.tensors.get(*name).is_none_or(|tensor| tensor.shape.first() != Some(&batch)))
+        {
+            Some((name, _)) => {
+                fail(format!("input `{name}` has no `batch` as its first axis, which `fused` guidance needs"))
+            }
+            None => Ok(()),
+        }
     }
 
     pub(super) fn check_low_noise(&self) -> Result<()> {
