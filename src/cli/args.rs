@@ -524,7 +524,7 @@ mod tests {
         flags.sort_unstable();
         names.sort_unstable();
         assert_eq!(flags, names);
-        // A batch means something else here: part of --count. A replay needs a file; see tests/replay.rs.
+        // A batch means something else here: part of --count. A replay needs a file; see tests/library/replay.rs.
         let policy: Vec<String> = dbcache_trt::cache::PolicyOverrides::flags().collect();
         let apart = ["batch", "replay"];
         let untested = |name: &&String| {

@@ -7,7 +7,7 @@ use anyhow::Context;
 use dbcache_trt::{Error, ErrorKind, read_tensors};
 use ndarray::{ArrayD, Axis, concatenate};
 
-/// Relative L1: what separates two machines that both compute in f32 stays below it (tests/parity.rs).
+/// Relative L1: what separates two machines that both compute in f32 stays below it (tests/library/parity.rs).
 const DEFAULT_TOLERANCE: f64 = 1e-4;
 
 /// `lemon.png`, or `lemon-7.png` for the seed 7 of several pictures. A name without an ending (a folder of frames) stays so.

@@ -1,6 +1,6 @@
 //! The cache's arithmetic as plain loops, for tensors that lie in host memory: a loop over a small tensor is several
 //! times cheaper than an ONNX Runtime session for it. The graphs of `ops` and `measure` do the same on any provider;
-//! `EngineOptions::arithmetic` chooses, and tests/parity.rs runs both.
+//! `EngineOptions::arithmetic` chooses, and tests/library/parity.rs runs both.
 
 use multiversion::multiversion;
 

@@ -15,7 +15,7 @@ pub fn check_gpu(arguments: &[String]) -> Result<()> {
     set_up(&mut cargo(&run))?;
     step(cargo(&run).arg("providers"))?;
     for provider in providers {
-        let conformance = ["test", "--release", "--test", "conformance"];
+        let conformance = ["test", "--release", "--test", "providers", "conformance::"];
         step(cargo(&conformance).env("DBCACHE_TEST_PROVIDER", provider))?;
         step(cargo(&["run", "--release", "--example", "figures", "--", "--provider"]).arg(provider))?;
     }

@@ -6,8 +6,6 @@ use anyhow::{Result, bail};
 
 use crate::run::{built, cargo, command, root, set_up, step, succeeds};
 
-/// The tests that are ignored elsewhere.
-const TESTS: &str = "cli_video";
 /// How to get both programs.
 const PACKAGE: &str = "the package `ffmpeg` holds both (Debian: apt-get install ffmpeg)";
 
@@ -17,7 +15,7 @@ pub fn check_video(_: &[String]) -> Result<()> {
             bail!("{program} is not installed, or does not run; {PACKAGE}");
         }
     }
-    step(&mut cargo(&["test", "--no-run", "--test", TESTS]))?;
+    step(&mut cargo(&["test", "--no-run", "--test", "command"]))?;
     set_up(Command::new(built("dbcache-trt")?).current_dir(root()))?;
-    step(&mut cargo(&["test", "--test", TESTS, "--", "--include-ignored"]))
+    step(&mut cargo(&["test", "--test", "command", "video::", "--", "--include-ignored"]))
 }

@@ -1,13 +1,11 @@
 //! A model of two transformers that take turns. That each step is computed and decided as in the reference is shown by
-//! tests/families.rs (`wan_two`); here: whose step it is, what belongs to each, and refusals.
-
-mod common;
+//! tests/library/families.rs (`wan_two`); here: whose step it is, what belongs to each, and refusals.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::damage::{Cases, Copy, load, set};
-use common::data;
+use crate::common::damage::{Cases, Copy, load, set};
+use crate::common::data;
 use dbcache_trt::ErrorKind::{EngineDirectory, Usage};
 use dbcache_trt::cache::{Branch, PolicyConfig};
 use dbcache_trt::trace::{Trace, recording};

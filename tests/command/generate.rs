@@ -1,13 +1,11 @@
-//! The command from outside: what it prints and writes. (What it refuses: `cli_errors.rs`.)
-
-mod common;
+//! The command from outside: what it prints and writes. (What it refuses: `errors.rs`.)
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Stdio;
 
-use common::shell::{Ran, Shell};
-use common::{copy_files, data, emoji, relative_l1, tiny_inputs};
+use crate::common::shell::{Ran, Shell};
+use crate::common::{copy_files, data, emoji, relative_l1, tiny_inputs};
 use dbcache_trt::cache::PolicyOverrides;
 use dbcache_trt::{ErrorKind, write_tensors};
 use ndarray::{ArrayD, Axis};
@@ -283,7 +281,7 @@ fn suspicious_results_are_warnings() {
 fn onnx_runtime_reports_nothing() {
     let shell = Shell::new();
     let home = tempfile::tempdir().unwrap();
-    let (engine, library) = (data("tiny-flux"), common::capi::runtime());
+    let (engine, library) = (data("tiny-flux"), crate::common::capi::runtime());
     let mut command = shell.command();
     command.env_clear().env("HOME", home.path()).env(dbcache_trt::PATH_VARIABLE, library);
     command.args(["--engine", engine.to_str().unwrap(), "--inputs", "in.safetensors", "--steps", "1"]);
@@ -305,17 +303,17 @@ fn help_and_version() {
     // Each option has a case that shows what it does: here, in the tests of its subject, or, for the options of the
     // cache, in the test that drives each of them through the command line.
     let cases = [
-        include_str!("cli.rs"),
-        include_str!("cli_errors.rs"),
-        include_str!("replay.rs"),
-        include_str!("memory.rs"),
-        include_str!("cache_dtype.rs"),
-        include_str!("compute.rs"),
-        include_str!("per_sample.rs"),
-        include_str!("conformance.rs"),
-        include_str!("engines.rs"),
-        include_str!("guidance.rs"),
-        include_str!("providers.rs"),
+        include_str!("generate.rs"),
+        include_str!("errors.rs"),
+        include_str!("../library/replay.rs"),
+        include_str!("../library/memory.rs"),
+        include_str!("../library/cache_dtype.rs"),
+        include_str!("../library/compute.rs"),
+        include_str!("../library/per_sample.rs"),
+        include_str!("../providers/conformance.rs"),
+        include_str!("compiled.rs"),
+        include_str!("../library/guidance.rs"),
+        include_str!("../providers/listed.rs"),
     ];
     let flags: Vec<String> =
         PolicyOverrides::NAMES.iter().map(|name| format!("--{}", name.to_lowercase().replace('_', "-"))).collect();

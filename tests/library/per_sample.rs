@@ -1,9 +1,7 @@
 //! A batch whose pictures decide for themselves: each decides, and becomes, what it would alone.
 
-mod common;
-
-use common::shell::Shell;
-use common::{damage, data, emoji, relative_l1, tiny_inputs};
+use crate::common::shell::Shell;
+use crate::common::{damage, data, emoji, relative_l1, tiny_inputs};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::trace::{StepRecord, Trace, compare, recording};
 use dbcache_trt::{CacheDType, Engine, EngineOptions, ErrorKind, Inputs, Output, RequestOptions, write_tensors};
@@ -11,7 +9,7 @@ use ndarray::{ArrayD, Axis, concatenate};
 use serde_json::json;
 
 const PICTURES: usize = 3;
-/// A batch sums in another order than one picture; see tests/parity.rs for what that moves.
+/// A batch sums in another order than one picture; see tests/library/parity.rs for what that moves.
 const DIFF_RELATIVE: f32 = 1e-4;
 const LATENT_RELATIVE_L1: f64 = 1e-4;
 

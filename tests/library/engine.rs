@@ -1,15 +1,13 @@
 //! The library from outside: requests that share one engine do not meet, and every way to stop one.
 
-mod common;
-
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::damage::Copy;
-use common::{data, emoji, relative_l1, tiny_inputs};
+use crate::common::damage::Copy;
+use crate::common::{data, emoji, relative_l1, tiny_inputs};
 use dbcache_trt::cache::{Branch, PolicyConfig};
 use dbcache_trt::trace::{StepRecord, Warning};
 use dbcache_trt::{

@@ -1,11 +1,9 @@
 //! Hosts: those that own the loop, those that combine the branches themselves, and those that only watch.
 
-mod common;
-
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use common::{emoji, relative_l1};
+use crate::common::{emoji, relative_l1};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::trace::StepRecord;
 use dbcache_trt::{

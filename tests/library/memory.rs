@@ -1,9 +1,7 @@
 //! What a cache keeps: predicted, counted, and measured; and the limit that refuses it.
 
-mod common;
-
-use common::shell::Shell;
-use common::{data, emoji, tiny_inputs};
+use crate::common::shell::Shell;
+use crate::common::{data, emoji, tiny_inputs};
 use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::trace::Trace;
 use dbcache_trt::{Engine, EngineInfo, EngineOptions, ErrorKind, Inputs, RequestOptions, StagesChoice};

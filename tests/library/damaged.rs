@@ -1,12 +1,10 @@
 //! Damaged and hostile engine directories: each is refused with a message that says what is wrong. None may panic, hang,
 //! abort, or load silently. (Graphs: `damaged_graphs.rs`.)
 
-mod common;
-
 use std::fs;
 
-use common::damage::{Cases, Copy, WEIGHTS, load, set};
-use common::tiny_inputs;
+use crate::common::damage::{Cases, Copy, WEIGHTS, load, set};
+use crate::common::tiny_inputs;
 use dbcache_trt::ErrorKind::{EngineDirectory, Input, Runtime};
 use dbcache_trt::{Engine, EngineInfo, EngineOptions, Inputs, RequestOptions};
 use serde_json::{Value, json};

@@ -1,12 +1,10 @@
-//! Lists of blocks, each decided on by itself. That they decide as in the reference is shown by tests/parity.rs
+//! Lists of blocks, each decided on by itself. That they decide as in the reference is shown by tests/library/parity.rs
 //! (`split.two_lists`); here: what a trace shows of them, replays, limits, and refusals.
-
-mod common;
 
 use std::fs;
 
-use common::damage::{Copy, set};
-use common::{data, emoji, tiny_inputs};
+use crate::common::damage::{Copy, set};
+use crate::common::{data, emoji, tiny_inputs};
 use dbcache_trt::cache::{Action, Branch, PolicyConfig};
 use dbcache_trt::trace::{StepRecord, Trace, compare, recording};
 use dbcache_trt::{Engine, EngineOptions, ErrorKind, Inputs, Output, RequestOptions, StagesChoice, read_tensors};

@@ -1,11 +1,9 @@
 //! Classifier-free guidance: every formula, fused and separate, in both orders, against the same arithmetic here on the
 //! predictions of both branches; and the options of guidance and of video, which must change something or be refused.
 
-mod common;
-
-use common::damage::Copy;
-use common::onnx::{build, element};
-use common::{data, relative_l1};
+use crate::common::damage::Copy;
+use crate::common::onnx::{build, element};
+use crate::common::{data, relative_l1};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::trace::{Trace, Warning, compare};
 use dbcache_trt::{
@@ -34,7 +32,7 @@ fn inputs(family: &str) -> Inputs {
 }
 
 fn size(family: &str) -> Option<(u64, u64)> {
-    let size = common::json(&format!("families/{family}/reference.json"))["size"].clone();
+    let size = crate::common::json(&format!("families/{family}/reference.json"))["size"].clone();
     Some((size[0].as_u64().unwrap(), size[1].as_u64().unwrap()))
 }
 

@@ -1,10 +1,8 @@
 //! Decoding in tiles, in slices and in runs of frames, against diffusers' autoencoders (`tests/data/decode/`).
 
-mod common;
-
 use std::path::Path;
 
-use common::{copy_files, data};
+use crate::common::{copy_files, data};
 use dbcache_trt::trace::Trace;
 use dbcache_trt::{Engine, EngineOptions, ErrorKind, GuidanceBy, Inputs, RequestOptions};
 use ndarray::ArrayD;
@@ -169,7 +167,7 @@ fn what_has_no_effect_is_refused() {
     let latents_only = load(&data("tiny-flux"));
     for (name, tile) in [("decode-tile", Some(32)), ("decode-slices", None)] {
         let options = RequestOptions { decode_tile: tile, decode_slices: tile.is_none(), ..RequestOptions::default() };
-        let refused = latents_only.request(&common::tiny_inputs(false), &options).map(drop).unwrap_err();
+        let refused = latents_only.request(&crate::common::tiny_inputs(false), &options).map(drop).unwrap_err();
         assert_eq!((refused.kind(), refused.field()), (ErrorKind::Usage, Some(name)), "{refused}");
         assert!(refused.to_string().contains("no decode graph"), "{refused}");
     }

@@ -2,12 +2,10 @@
 //! (`tests/data/families/README.md`): each part of the transformer alone, the chain of all blocks, whole generations
 //! without a cache, and cached ones.
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::family::{Family, Tensors};
-use common::relative_l1;
+use crate::common::family::{Family, Tensors};
+use crate::common::relative_l1;
 use dbcache_trt::cache::{Branch, PolicyConfig};
 use dbcache_trt::{ComputeChoice, EngineOptions, Inputs, ModelPart, Output};
 use ndarray::ArrayD;

@@ -4,12 +4,10 @@
 //! `tests/data/oracle` holds what cache-dit did on the model of `tests/data/tiny-flux` (random weights, made so that
 //! decisions vary). Every case must run: no list of exceptions.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use common::{data, emoji, json, relative_l1};
+use crate::common::{data, emoji, json, relative_l1};
 use dbcache_trt::cache::{Action, Branch, PolicyConfig, Reason};
 use dbcache_trt::trace::StepRecord;
 use dbcache_trt::{ArithmeticChoice, Engine, EngineOptions, Inputs, Output, RequestOptions, read_tensors};

@@ -1,14 +1,12 @@
 //! What the command refuses: with which exit code, in which words, and leaving nothing behind.
 
-mod common;
-
 use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::damage::Copy;
-use common::shell::{Ran, Shell};
-use common::{data, emoji, tiny_inputs};
+use crate::common::damage::Copy;
+use crate::common::shell::{Ran, Shell};
+use crate::common::{data, emoji, tiny_inputs};
 use dbcache_trt::{PATH_VARIABLE, write_tensors};
 use ndarray::ArrayD;
 use serde_json::json;

@@ -1,8 +1,6 @@
 //! Compiled engines with a real compiler: OpenVINO's plugin on the CPU. `cargo xtask check-openvino` installs the plugin and
 //! runs these; elsewhere they are ignored.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 #[cfg(unix)]
-use common::capi::{Capi, With, runtime};
-use common::damage::{Copy, WEIGHTS};
-use common::shell::{Ran, Shell};
-use common::{copy_files, data, relative_l1, tiny_inputs};
+use crate::common::capi::{Capi, With, runtime};
+use crate::common::damage::{Copy, WEIGHTS};
+use crate::common::shell::{Ran, Shell};
+use crate::common::{copy_files, data, relative_l1, tiny_inputs};
 use dbcache_trt::{Engine, EngineCache, EngineOptions, RequestOptions, write_tensors};
 use serde_json::Value;
 

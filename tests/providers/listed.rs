@@ -1,10 +1,8 @@
 //! What providers say of themselves, and what happens where one cannot be used. The tests' own library is ONNX Runtime's for
 //! the CPU; one test needs that for GPUs, and is run by hand.
 
-mod common;
-
-use common::data;
-use common::shell::Shell;
+use crate::common::data;
+use crate::common::shell::Shell;
 use serde_json::json;
 
 #[test]
@@ -61,7 +59,7 @@ fn a_provider_that_cannot_be_used_is_an_error_with_the_remedy() {
 #[test]
 fn the_first_of_a_list_that_can_be_used_runs_everything() {
     let shell = Shell::new();
-    let engine = common::emoji().display().to_string();
+    let engine = crate::common::emoji().display().to_string();
     let line = ["--engine", &engine, "--prompt", "lemon", "--steps", "2", "--provider", "tensorrt,cpu", "--json"];
     let report = shell.run(&line).code(0).json();
     let trace = &report["traces"][0];
@@ -72,7 +70,7 @@ fn the_first_of_a_list_that_can_be_used_runs_everything() {
 
 /// With the library of onnxruntime-gpu 1.31.1 on a machine without CUDA: what is missing is named one by one.
 #[test]
-#[ignore = "needs onnxruntime-gpu: ORT_GPU_LIBRARY=…/libonnxruntime.so.1.31.1 cargo test --test providers -- --ignored"]
+#[ignore = "needs onnxruntime-gpu: ORT_GPU_LIBRARY=…/libonnxruntime.so.1.31.1 cargo test --test providers listed:: -- --ignored"]
 fn without_cuda_the_missing_library_is_named() {
     let library = std::env::var("ORT_GPU_LIBRARY").unwrap();
     let shell = Shell::new();

@@ -1,13 +1,11 @@
 //! Stages: every division of the blocks computes the same, and an engine finds the stages that a policy needs.
 
-mod common;
-
 use std::ops::Range;
 use std::path::Path;
 use std::thread;
 
-use common::shell::Shell;
-use common::{data, emoji, relative_l1, tiny_inputs};
+use crate::common::shell::Shell;
+use crate::common::{data, emoji, relative_l1, tiny_inputs};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::{
     ArithmeticChoice, CacheDType, Engine, EngineInfo, EngineOptions, ErrorKind, Inputs, OtherPlan, RequestOptions,

@@ -1,16 +1,14 @@
 //! The dtype in which transformers compute, chosen at load: which operators run in 16 bits, in the graphs of every family;
 //! what it does to results and decisions; and what is refused.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::damage::Copy;
-use common::onnx::{self, GraphProto, NodeProto, TensorProto, ValueInfoProto, element};
-use common::shell::Shell;
-use common::{data, emoji, relative_l1, tiny_inputs};
+use crate::common::damage::Copy;
+use crate::common::onnx::{self, GraphProto, NodeProto, TensorProto, ValueInfoProto, element};
+use crate::common::shell::Shell;
+use crate::common::{data, emoji, relative_l1, tiny_inputs};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::{
     ArithmeticChoice, ComputeChoice, Engine, EngineInfo, EngineOptions, ErrorKind, Inputs, Output, Profile,

@@ -1,8 +1,6 @@
 //! Cached tensors in half precision: half the bytes, the same decisions, latents that hardly differ, no infinity.
 
-mod common;
-
-use common::{data, emoji, relative_l1, tiny_inputs};
+use crate::common::{data, emoji, relative_l1, tiny_inputs};
 use dbcache_trt::cache::{Branch, PolicyConfig};
 use dbcache_trt::{CacheDType, Engine, EngineOptions, ErrorKind, Inputs, Output, RequestOptions};
 

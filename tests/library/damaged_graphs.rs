@@ -1,9 +1,7 @@
 //! Damaged and hostile graphs whose sizes and hashes the manifest confirms, so that only their content gives them away.
 
-mod common;
-
-use common::damage::{Cases, Copy};
-use common::onnx::{self, AttributeProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto};
+use crate::common::damage::{Cases, Copy};
+use crate::common::onnx::{self, AttributeProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 use dbcache_trt::ErrorKind::{EngineDirectory, Runtime};
 
 #[test]

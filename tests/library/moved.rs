@@ -1,14 +1,12 @@
 //! An engine whose model is no longer where it was exported from: `--weights` finds the files by their content.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use common::damage::{Copy, WEIGHTS};
-use common::shell::{Ran, Shell};
-use common::{copy_files, data, sha256};
+use crate::common::damage::{Copy, WEIGHTS};
+use crate::common::shell::{Ran, Shell};
+use crate::common::{copy_files, data, sha256};
 use dbcache_trt::{EngineInfo, EngineOptions, Profile, read_tensors, write_stages, write_tensors};
 use serde_json::{Value, json};
 

@@ -1,16 +1,14 @@
 //! Videos from the command, read back with other readers than those that wrote them: frames, size, rate, metadata. MP4 and
 //! WebM need ffmpeg and ffprobe: `cargo xtask check-video` runs them. (A script in ffmpeg's place: `video.rs`.)
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::Path;
 use std::process::Command;
 
-use common::data;
-use common::shell::{Ran, Shell};
+use crate::common::data;
+use crate::common::shell::{Ran, Shell};
 use dbcache_trt::{Image, PATH_VARIABLE, Video, write_tensors};
 use ndarray::ArrayD;
 use serde_json::{Value, json};

@@ -1,8 +1,5 @@
 //! Files of the command: where they go, and what is left of them when something stops it. (Kills between two changes of a
 //! name: `src/files/tests.rs`.)
-#![cfg(target_os = "linux")]
-
-mod common;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -12,8 +9,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::data;
-use common::shell::{Ran, Shell};
+use crate::common::data;
+use crate::common::shell::{Ran, Shell};
 use dbcache_trt::{library_places, write_tensors};
 use ndarray::ArrayD;
 

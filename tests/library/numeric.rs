@@ -1,9 +1,7 @@
 //! NaN and infinity are found on the step where they appear, and traced to the graph that gives them.
 
-mod common;
-
-use common::damage::{Copy, WEIGHTS};
-use common::tiny_inputs;
+use crate::common::damage::{Copy, WEIGHTS};
+use crate::common::tiny_inputs;
 use dbcache_trt::{Engine, EngineOptions, ErrorKind, RequestOptions, StagesChoice};
 use half::f16;
 use ndarray::{Axis, concatenate};
@@ -89,7 +87,7 @@ fn a_diff_that_is_not_finite_and_a_fused_stage_are_explained_too() {
 
 #[test]
 fn latents_that_overflow_are_found_after_the_update() {
-    let engine = Engine::load(common::data("tiny-flux"), &EngineOptions::default()).unwrap();
+    let engine = Engine::load(crate::common::data("tiny-flux"), &EngineOptions::default()).unwrap();
     let options = RequestOptions { steps: Some(4), true_cfg: Some(f32::MAX), ..Default::default() };
     let error = engine.request(&tiny_inputs(true), &options).unwrap().run(&mut ()).expect_err("it runs");
     assert_eq!(error.kind(), ErrorKind::Numeric);
@@ -99,7 +97,7 @@ fn latents_that_overflow_are_found_after_the_update() {
 
 #[test]
 fn sums_that_overflow_in_a_diff_are_no_fault_of_the_blocks() {
-    let engine = Engine::load(common::data("tiny-flux"), &EngineOptions::default()).unwrap();
+    let engine = Engine::load(crate::common::data("tiny-flux"), &EngineOptions::default()).unwrap();
     let cache = "f1b0w1l0.9".parse().unwrap();
     let options = RequestOptions { cache, steps: Some(4), true_cfg: Some(1e38), ..Default::default() };
     let error = engine.request(&tiny_inputs(true), &options).unwrap().run(&mut ()).expect_err("it runs");

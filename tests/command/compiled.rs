@@ -1,12 +1,10 @@
 //! `dbcache-trt engines` on a store that is written here by hand: its format is a promise to older and newer programs.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use common::shell::{Ran, Shell};
+use crate::common::shell::{Ran, Shell};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -176,7 +174,7 @@ fn what_cannot_be_built_is_named() {
         ("--provider openvino:library=nowhere.so", 10, "nowhere.so"),
         ("--engine nowhere --provider openvino", 4, "does not exist; name a folder"),
     ] {
-        let engine = common::data("tiny-flux");
+        let engine = crate::common::data("tiny-flux");
         let engine =
             if options.contains("--engine ") { String::new() } else { format!("--engine {}", engine.display()) };
         let all = format!("build {engine} {options}");

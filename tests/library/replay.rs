@@ -1,9 +1,7 @@
 //! A recorded run repeated, and two runs compared: through the library and through the command.
 
-mod common;
-
-use common::shell::Shell;
-use common::{data, tiny_inputs};
+use crate::common::shell::Shell;
+use crate::common::{data, tiny_inputs};
 use dbcache_trt::cache::{Action, Branch, PolicyConfig, Reason};
 use dbcache_trt::trace::{Trace, compare, read, recording};
 use dbcache_trt::{Engine, EngineOptions, ErrorKind, Output, RequestOptions, write_json};
@@ -92,7 +90,7 @@ fn a_recording_of_another_run_is_refused() {
         let (kind, message) = refusal(&engine, cache, steps, is_guided);
         assert!(kind == ErrorKind::Usage && message.contains(words), "{message}");
     }
-    let emoji = Engine::load(common::emoji(), &EngineOptions::default()).unwrap();
+    let emoji = Engine::load(crate::common::emoji(), &EngineOptions::default()).unwrap();
     let options = RequestOptions { cache: one, steps: Some(STEPS), ..Default::default() };
     let refused = emoji.request(&dbcache_trt::Inputs::prompt("lemon"), &options).err().unwrap().to_string();
     assert!(refused.contains("a model of 12 blocks, this one has 57"), "{refused}");
@@ -172,7 +170,7 @@ fn a_damaged_trace_is_refused_by_its_field() {
         ("/surprise", json!(1), "`trace` has an unknown field `surprise`"),
     ] {
         let mut bad = good.clone();
-        common::damage::set(&mut bad, pointer, Some(value));
+        crate::common::damage::set(&mut bad, pointer, Some(value));
         let error = recording(&bad).expect_err(pointer);
         assert!(error.kind() == ErrorKind::Input && error.to_string().contains(words), "{pointer}: {error}");
     }

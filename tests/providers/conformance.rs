@@ -4,12 +4,10 @@
 //! it); without it, the CPU's graphs are held against its loops. `DBCACHE_TEST_FALLBACK` lists, by what their names
 //! begin with, the graphs of which a part may run elsewhere; of the first it must.
 
-mod common;
-
 use std::time::Instant;
 
-use common::family::Family;
-use common::{data, relative_l1, tiny_inputs};
+use crate::common::family::Family;
+use crate::common::{data, relative_l1, tiny_inputs};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::trace::{Trace, Warning};
 use dbcache_trt::{
@@ -340,13 +338,12 @@ fn the_cache_can_lie_on_the_host() {
     assert_eq!(error.err().unwrap().kind(), ErrorKind::Usage);
 }
 
-/// Without leave, a graph that would partly run elsewhere is an error that names it, and what of it.
+/// Without leave, a graph that would partly run elsewhere is an error that names it, and what of it. Providers that run
+/// every graph as a whole have nothing to show here: `every_provider_decides_as_the_cpu` has seen no warning of theirs.
 #[test]
+#[ignore = "needs a provider that leaves a part of a graph to the CPU: cargo xtask check-webgpu"]
 fn no_fallback_is_silent() {
-    let (Some(provider), Some(graph)) = (provider(), fallbacks().first().cloned()) else {
-        // Every graph runs on this provider as a whole; `every_provider_decides_as_the_cpu` has seen no warning.
-        return;
-    };
+    let (provider, graph) = (provider().unwrap(), fallbacks()[0].clone());
     let error = load(EngineOptions { provider, ..EngineOptions::default() }).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Provider, "{error}");
     let text = error.to_string();

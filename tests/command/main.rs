@@ -1,0 +1,11 @@
+//! The command as it is built: what it is told, what it says and writes, and how it ends.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod compiled;
+mod errors;
+mod generate;
+#[cfg(target_os = "linux")]
+mod outputs;
+mod video;
