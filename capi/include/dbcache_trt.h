@@ -2,6 +2,9 @@
  *
  * Conventions, everywhere:
  * - A call that can fail returns NULL on success, else an error that the caller frees with dbcache_error_free.
+ * - The line `Errors:` of a function names what it gives, without DBCACHE_ERROR_. DBCACHE_ERROR_INTERNAL and _PANIC, which
+ *   are bugs of the library, can come from each function, and are not named again.
+ * - docs/json.md names the members of all JSON texts.
  * - Outputs are written on success only, but for the length of a text whose buffer is too small. NULL for an argument is an
  *   error unless its comment allows it.
  * - The first argument is the object; inputs come before outputs. Texts are UTF-8 and end with a zero.
@@ -156,7 +159,7 @@
 #define DBCACHE_ERROR_NUMERIC 7
 
 /**
- * Outputs differ from those they were checked against.
+ * Outputs differ from those they were checked against: the command says so, no function of this library.
  */
 #define DBCACHE_ERROR_CHECK 8
 
@@ -382,7 +385,7 @@ typedef struct dbcache_step {
    */
   int32_t decision;
   /**
-   * The rule that decided, such as `warmup` or `threshold`.
+   * The rule that decided, such as `warmup` or `below`; docs/json.md names all.
    */
   const char *reason;
   /**
@@ -541,6 +544,8 @@ extern "C" {
  * Opens a session with the engine, options, inputs and callbacks (step and log) of a request that has not run, and that
  * stays as it is. `guidance` is one of DBCACHE_GUIDANCE_….
  *
+ * Errors: USAGE, LIBRARY, ENGINE_DIRECTORY, INPUT, RUNTIME, NUMERIC, IO, PROVIDER, NOT_BUILT, RESOURCES, ARGUMENT,
+ * STATE, CANCELLED.
  * Threads: any. Ownership: the request may be freed before the session; the caller owns `*out`, and frees it with
  * dbcache_denoiser_free.
  */
@@ -552,6 +557,7 @@ struct dbcache_error *dbcache_denoiser_new(const struct dbcache_request *request
 /**
  * How many steps the session has, and the shape of its latents (`[batch, tokens, features]`, or as the engine has them).
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: `*shape` is the session's and lives as long.
  */
 DBCACHE_MUST_USE
@@ -564,6 +570,7 @@ struct dbcache_error *dbcache_denoiser_shape(const struct dbcache_denoiser *deno
  * The branches of each step in the order in which they must be called, DBCACHE_BRANCH_…: at most two to `branches`, how
  * many to `*count`.
  *
+ * Errors: ARGUMENT, STATE.
  * Threads: any. Ownership: the numbers are copied.
  */
 DBCACHE_MUST_USE
@@ -574,6 +581,7 @@ struct dbcache_error *dbcache_denoiser_branches(const struct dbcache_denoiser *d
 /**
  * The noise levels of the engine's own scheduler: exactly steps + 1 numbers. A host may use others.
  *
+ * Errors: ARGUMENT, STATE.
  * Threads: any. Ownership: the numbers are copied.
  */
 DBCACHE_MUST_USE
@@ -585,6 +593,7 @@ struct dbcache_error *dbcache_denoiser_sigmas(const struct dbcache_denoiser *den
  * The latents that the session starts with: the noise of the request's seed, or its tensor `latents`. Exactly as many
  * numbers as dbcache_denoiser_shape says.
  *
+ * Errors: LIBRARY, RUNTIME, RESOURCES, ARGUMENT, STATE, CANCELLED.
  * Threads: any, before the first step. Ownership: the numbers are copied.
  */
 DBCACHE_MUST_USE
@@ -597,6 +606,7 @@ struct dbcache_error *dbcache_denoiser_latents(const struct dbcache_denoiser *de
  * Euler's step is `latents += (next sigma - sigma) * velocity`. `branch` is the next one of dbcache_denoiser_branches;
  * the last one ends the step. Both arrays have `count` numbers; that they overlap is an error.
  *
+ * Errors: USAGE, LIBRARY, INPUT, RUNTIME, NUMERIC, RESOURCES, ARGUMENT, STATE, CANCELLED.
  * Threads: one at a time, else an error; callbacks are called on it. Ownership: the numbers are copied.
  */
 DBCACHE_MUST_USE
@@ -610,6 +620,7 @@ struct dbcache_error *dbcache_denoiser_velocity(const struct dbcache_denoiser *d
 /**
  * A result of a host's final latents: decoded, with the trace and statistics of the session. The session goes on.
  *
+ * Errors: LIBRARY, RUNTIME, NUMERIC, RESOURCES, ARGUMENT, STATE, CANCELLED.
  * Threads: one at a time, else an error. Ownership: the numbers are copied; the caller owns `*out`, and frees it with
  * dbcache_result_free.
  */
@@ -622,6 +633,7 @@ struct dbcache_error *dbcache_denoiser_result(const struct dbcache_denoiser *den
 /**
  * Asks a call of dbcache_denoiser_velocity to stop within one block of the model; later calls fail, too.
  *
+ * Errors: ARGUMENT.
  * Threads: any, also signal handlers and callbacks. Ownership: none changes.
  */
 DBCACHE_MUST_USE struct dbcache_error *dbcache_denoiser_cancel(const struct dbcache_denoiser *denoiser);
@@ -638,6 +650,7 @@ void dbcache_denoiser_free(struct dbcache_denoiser *denoiser);
  * the first engine looks for it where the option `ort-library`, the variable ORT_DYLIB_PATH, `dbcache-trt setup` and the
  * system put it. It stays loaded until the process ends.
  *
+ * Errors: LIBRARY, ARGUMENT, STATE, CANCELLED.
  * Threads: any. Ownership: the path is copied.
  */
 DBCACHE_MUST_USE
@@ -650,6 +663,7 @@ struct dbcache_error *dbcache_runtime_load(const char *path);
  * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
  * small is an error, with the bytes in `*length`.
  *
+ * Errors: USAGE, ENGINE_DIRECTORY, IO, ARGUMENT, STATE, CANCELLED.
  * Threads: any; one at a time for the options. Ownership: the text is copied.
  */
 DBCACHE_MUST_USE
@@ -670,6 +684,7 @@ struct dbcache_error *dbcache_inspect(const char *directory,
  * small is an error, with the bytes in `*length`: between two calls the engine cache may have changed, and so the text. Give
  * the second call some bytes more, and make it again where it tells that they are too few.
  *
+ * Errors: USAGE, LIBRARY, ENGINE_DIRECTORY, INPUT, RUNTIME, IO, PROVIDER, RESOURCES, ARGUMENT, STATE, CANCELLED.
  * Threads: any; one at a time for the options. Ownership: the text is copied.
  */
 DBCACHE_MUST_USE
@@ -683,6 +698,8 @@ struct dbcache_error *dbcache_plan(const char *directory,
 /**
  * Loads an engine directory. Of the options those of engines are read; NULL is none.
  *
+ * Errors: USAGE, LIBRARY, ENGINE_DIRECTORY, INPUT, RUNTIME, IO, PROVIDER, NOT_BUILT, RESOURCES, ARGUMENT, STATE,
+ * CANCELLED.
  * Threads: any; one at a time for the options. Ownership: the texts are copied; the caller owns `*out`, and frees it
  * with dbcache_engine_free.
  */
@@ -698,6 +715,7 @@ struct dbcache_error *dbcache_engine_load(const char *directory,
  * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
  * small is an error, with the bytes in `*length`.
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: the text is copied.
  */
 DBCACHE_MUST_USE
@@ -747,6 +765,7 @@ void dbcache_error_free(struct dbcache_error *error);
 /**
  * Makes an object without options: everything is the library's default.
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: the caller owns `*out`, and frees it with dbcache_options_free.
  */
 DBCACHE_MUST_USE struct dbcache_error *dbcache_options_new(struct dbcache_options **out);
@@ -756,6 +775,7 @@ DBCACHE_MUST_USE struct dbcache_error *dbcache_options_new(struct dbcache_option
  * Unknown names (the error tells the nearest known one, or the call that does it) and texts that are no value are errors, and
  * change nothing.
  *
+ * Errors: USAGE, INPUT, IO, ARGUMENT.
  * Threads: one at a time for one object. Ownership: the texts are copied.
  */
 DBCACHE_MUST_USE
@@ -769,6 +789,7 @@ struct dbcache_error *dbcache_options_set(struct dbcache_options *options,
  * DBCACHE_LOG_TRACE); NULL for no longer. A callback that does not answer with 0 makes the call end with
  * DBCACHE_ERROR_CANCELLED. Requests have their own: dbcache_request_on_log.
  *
+ * Errors: ARGUMENT.
  * Threads: one at a time for one object; the callback is called on the thread of the call and on those that load for it,
  * one at a time. Ownership: `user` is handed back, and must live until these calls have returned.
  */
@@ -784,6 +805,7 @@ struct dbcache_error *dbcache_options_on_log(struct dbcache_options *options,
  * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
  * small is an error, with the bytes in `*length`.
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: the text is copied.
  */
 DBCACHE_MUST_USE
@@ -802,6 +824,7 @@ void dbcache_options_free(struct dbcache_options *options);
  * Makes a request. Of the options those of requests are read, NULL is none; options of engines must be those with which
  * the engine was loaded.
  *
+ * Errors: USAGE, ARGUMENT.
  * Threads: any; one at a time for the options. Ownership: the options are copied, the engine may be freed before the
  * request; the caller owns `*out`, and frees it with dbcache_request_free.
  */
@@ -813,6 +836,7 @@ struct dbcache_error *dbcache_request_new(const struct dbcache_engine *engine,
 /**
  * Says what to make; for engines with text graphs.
  *
+ * Errors: ARGUMENT, STATE.
  * Threads: any. Ownership: the text is copied.
  */
 DBCACHE_MUST_USE
@@ -822,6 +846,7 @@ struct dbcache_error *dbcache_request_set_prompt(struct dbcache_request *request
 /**
  * Says what to keep away from; needs classifier-free guidance.
  *
+ * Errors: ARGUMENT, STATE.
  * Threads: any. Ownership: the text is copied.
  */
 DBCACHE_MUST_USE
@@ -832,6 +857,7 @@ struct dbcache_error *dbcache_request_set_negative_prompt(struct dbcache_request
  * Gives a tensor instead of what the engine would compute: a text input by the name in the manifest (with `negative_` in
  * front for the uncond branch), `latents` `[batch, tokens, features]`, or `sigmas` `[steps + 1]`.
  *
+ * Errors: ARGUMENT, STATE.
  * Threads: any. Ownership: the tensor may be freed afterwards.
  */
 DBCACHE_MUST_USE
@@ -842,6 +868,7 @@ struct dbcache_error *dbcache_request_set_tensor(struct dbcache_request *request
 /**
  * Reports phases and steps; NULL for no longer.
  *
+ * Errors: ARGUMENT, STATE.
  * Threads: any; the callback is called on the thread that runs the request, which is that of dbcache_request_run, or one
  * of the library after dbcache_request_start. It may call any function, but not wait for its own request. Ownership:
  * `user` is handed back, and must live until the request has ended.
@@ -854,6 +881,7 @@ struct dbcache_error *dbcache_request_on_progress(struct dbcache_request *reques
 /**
  * Reports every decision; NULL for no longer.
  *
+ * Errors: ARGUMENT, STATE.
  * Threads and ownership: as dbcache_request_on_progress.
  */
 DBCACHE_MUST_USE
@@ -865,6 +893,7 @@ struct dbcache_error *dbcache_request_on_step(struct dbcache_request *request,
  * Shows what the picture will be after each `every` steps; each costs a decode. NULL for no longer. Engines without a
  * decode graph show nothing.
  *
+ * Errors: ARGUMENT, STATE.
  * Threads and ownership: as dbcache_request_on_progress.
  */
 DBCACHE_MUST_USE
@@ -878,6 +907,7 @@ struct dbcache_error *dbcache_request_on_preview(struct dbcache_request *request
  * (DBCACHE_LOG_ERROR … DBCACHE_LOG_TRACE); NULL for no longer. For what an engine says while it is loaded:
  * dbcache_options_on_log.
  *
+ * Errors: ARGUMENT, STATE.
  * Threads and ownership: as dbcache_request_on_progress; where a request loads more of an engine, on the threads that do
  * so as well, one at a time. It may cancel and poll, but not load, run or wait.
  */
@@ -890,6 +920,8 @@ struct dbcache_error *dbcache_request_on_log(struct dbcache_request *request,
 /**
  * Runs a request on this thread until it has ended.
  *
+ * Errors: USAGE, LIBRARY, ENGINE_DIRECTORY, INPUT, RUNTIME, NUMERIC, IO, PROVIDER, NOT_BUILT, RESOURCES, ARGUMENT,
+ * STATE, CANCELLED.
  * Threads: any; requests of one engine run at the same time. Ownership: the caller owns `*out`, and frees it with
  * dbcache_result_free.
  */
@@ -900,6 +932,7 @@ struct dbcache_error *dbcache_request_run(struct dbcache_request *request,
 /**
  * Starts a request on a thread of the library, and returns at once.
  *
+ * Errors: RESOURCES, ARGUMENT, STATE.
  * Threads: any. Ownership: none changes.
  */
 DBCACHE_MUST_USE struct dbcache_error *dbcache_request_start(struct dbcache_request *request);
@@ -907,6 +940,7 @@ DBCACHE_MUST_USE struct dbcache_error *dbcache_request_start(struct dbcache_requ
 /**
  * What a request is doing, one of DBCACHE_STATE_…; does not wait.
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: none changes.
  */
 DBCACHE_MUST_USE
@@ -916,6 +950,8 @@ struct dbcache_error *dbcache_request_poll(const struct dbcache_request *request
 /**
  * Waits until a started request has ended, and gives its result or its error, once.
  *
+ * Errors: USAGE, LIBRARY, ENGINE_DIRECTORY, INPUT, RUNTIME, NUMERIC, IO, PROVIDER, NOT_BUILT, RESOURCES, ARGUMENT,
+ * STATE, CANCELLED.
  * Threads: any but the request's own callbacks, where it is an error. Ownership: the caller owns `*out`, and frees it
  * with dbcache_result_free.
  */
@@ -927,6 +963,7 @@ struct dbcache_error *dbcache_request_wait(struct dbcache_request *request,
  * Asks a request to stop: it ends with DBCACHE_ERROR_CANCELLED within one block of the model, unless it has ended. Does
  * not wait, can be repeated, and cancels a request that was not started, too.
  *
+ * Errors: ARGUMENT.
  * Threads: any, also signal handlers and callbacks. Ownership: none changes.
  */
 DBCACHE_MUST_USE
@@ -945,6 +982,7 @@ void dbcache_request_free(struct dbcache_request *request);
 /**
  * The final latents, `[batch, tokens, features]` or as the engine has them.
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: `*out` is the result's and lives as long; it must not be freed.
  */
 DBCACHE_MUST_USE
@@ -954,6 +992,7 @@ struct dbcache_error *dbcache_result_latents(const struct dbcache_result *result
 /**
  * How many pictures or videos there are: one for each of the batch, 0 for an engine without a decode graph.
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: none changes.
  */
 DBCACHE_MUST_USE
@@ -964,6 +1003,7 @@ struct dbcache_error *dbcache_result_pictures(const struct dbcache_result *resul
  * One picture, or the first frame of a video, counted from 0 in the batch. `picture->struct_size` must be
  * `sizeof(dbcache_picture)`.
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: the pixels are the result's and live as long.
  */
 DBCACHE_MUST_USE
@@ -975,6 +1015,7 @@ struct dbcache_error *dbcache_result_picture(const struct dbcache_result *result
  * One frame of a video, both counted from 0; a picture has one. Else as dbcache_result_picture, whose `frames` tells how
  * many there are.
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: the pixels are the result's and live as long.
  */
 DBCACHE_MUST_USE
@@ -987,6 +1028,7 @@ struct dbcache_error *dbcache_result_frame(const struct dbcache_result *result,
  * Writes one picture as a PNG file that tells how it was made; the file appears when it is complete. For videos there is
  * dbcache_result_write_video.
  *
+ * Errors: USAGE, IO, ARGUMENT, STATE.
  * Threads: any. Ownership: the path is copied.
  */
 DBCACHE_MUST_USE
@@ -999,6 +1041,7 @@ struct dbcache_error *dbcache_result_write_png(const struct dbcache_result *resu
  * frame), no ending (a folder of such), and by the program ffmpeg `.mp4` and `.webm`. PNG files tell how it was made. It
  * appears when it is complete. For pictures there is dbcache_result_write_png.
  *
+ * Errors: USAGE, INPUT, IO, RESOURCES, ARGUMENT, STATE, CANCELLED.
  * Threads: any. Ownership: the path is copied.
  */
 DBCACHE_MUST_USE
@@ -1013,6 +1056,7 @@ struct dbcache_error *dbcache_result_write_video(const struct dbcache_result *re
  * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
  * small is an error, with the bytes in `*length`.
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: the text is copied.
  */
 DBCACHE_MUST_USE
@@ -1028,6 +1072,7 @@ struct dbcache_error *dbcache_result_trace(const struct dbcache_result *result,
  * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
  * small is an error, with the bytes in `*length`.
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: the text is copied.
  */
 DBCACHE_MUST_USE
@@ -1042,6 +1087,7 @@ struct dbcache_error *dbcache_result_statistics(const struct dbcache_result *res
  * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
  * small is an error, with the bytes in `*length`.
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: the text is copied.
  */
 DBCACHE_MUST_USE
@@ -1061,6 +1107,7 @@ void dbcache_result_free(struct dbcache_result *result);
  * Makes a tensor from host memory: `rank` extents in `shape` and `bytes` bytes of numbers of `dtype` (DBCACHE_DTYPE_F32,
  * _F16 or _BF16), row-major. Halves become 32-bit floats.
  *
+ * Errors: RESOURCES, ARGUMENT.
  * Threads: any. Ownership: shape and numbers are copied; the caller owns `*out`, and frees it with dbcache_tensor_free.
  */
 DBCACHE_MUST_USE
@@ -1076,6 +1123,7 @@ struct dbcache_error *dbcache_tensor_new(int32_t dtype,
  * for the providers `cuda` and `tensorrt`. `memory->struct_size` must be `sizeof(dbcache_memory)`; dtype and shape as in
  * dbcache_tensor_new.
  *
+ * Errors: USAGE, LIBRARY, RUNTIME, RESOURCES, ARGUMENT, STATE, CANCELLED.
  * Threads: any. Ownership: the numbers are copied to host memory before it returns; the caller owns `*out`, and frees it
  * with dbcache_tensor_free.
  */
@@ -1090,6 +1138,7 @@ struct dbcache_error *dbcache_tensor_import(const struct dbcache_engine *engine,
 /**
  * The extents of a tensor and how many there are.
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: `*shape` is the tensor's and lives as long.
  */
 DBCACHE_MUST_USE
@@ -1100,6 +1149,7 @@ struct dbcache_error *dbcache_tensor_shape(const struct dbcache_tensor *tensor,
 /**
  * The numbers of a tensor, row-major, and how many there are.
  *
+ * Errors: ARGUMENT.
  * Threads: any. Ownership: `*data` is the tensor's and lives as long.
  */
 DBCACHE_MUST_USE

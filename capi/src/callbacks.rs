@@ -66,7 +66,7 @@ pub struct dbcache_step {
     pub sample: i64,
     /// One of DBCACHE_DECISION_….
     pub decision: i32,
-    /// The rule that decided, such as `warmup` or `threshold`.
+    /// The rule that decided, such as `warmup` or `below`; docs/json.md names all.
     pub reason: *const c_char,
     /// Noise level, 1 … 0, dimensionless.
     pub sigma: f64,

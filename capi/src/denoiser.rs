@@ -75,6 +75,8 @@ impl dbcache_denoiser {
 /// Opens a session with the engine, options, inputs and callbacks (step and log) of a request that has not run, and that
 /// stays as it is. `guidance` is one of DBCACHE_GUIDANCE_….
 ///
+/// Errors: USAGE, LIBRARY, ENGINE_DIRECTORY, INPUT, RUNTIME, NUMERIC, IO, PROVIDER, NOT_BUILT, RESOURCES, ARGUMENT,
+/// STATE, CANCELLED.
 /// Threads: any. Ownership: the request may be freed before the session; the caller owns `*out`, and frees it with
 /// dbcache_denoiser_free.
 #[unsafe(no_mangle)]
@@ -115,6 +117,7 @@ pub unsafe extern "C" fn dbcache_denoiser_new(
 
 /// How many steps the session has, and the shape of its latents (`[batch, tokens, features]`, or as the engine has them).
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: `*shape` is the session's and lives as long.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -144,6 +147,7 @@ pub unsafe extern "C" fn dbcache_denoiser_shape(
 /// The branches of each step in the order in which they must be called, DBCACHE_BRANCH_…: at most two to `branches`, how
 /// many to `*count`.
 ///
+/// Errors: ARGUMENT, STATE.
 /// Threads: any. Ownership: the numbers are copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -173,6 +177,7 @@ fn number(branch: Option<Branch>) -> i32 {
 
 /// The noise levels of the engine's own scheduler: exactly steps + 1 numbers. A host may use others.
 ///
+/// Errors: ARGUMENT, STATE.
 /// Threads: any. Ownership: the numbers are copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -193,6 +198,7 @@ pub unsafe extern "C" fn dbcache_denoiser_sigmas(
 /// The latents that the session starts with: the noise of the request's seed, or its tensor `latents`. Exactly as many
 /// numbers as dbcache_denoiser_shape says.
 ///
+/// Errors: LIBRARY, RUNTIME, RESOURCES, ARGUMENT, STATE, CANCELLED.
 /// Threads: any, before the first step. Ownership: the numbers are copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -214,6 +220,7 @@ pub unsafe extern "C" fn dbcache_denoiser_latents(
 /// Euler's step is `latents += (next sigma - sigma) * velocity`. `branch` is the next one of dbcache_denoiser_branches;
 /// the last one ends the step. Both arrays have `count` numbers; that they overlap is an error.
 ///
+/// Errors: USAGE, LIBRARY, INPUT, RUNTIME, NUMERIC, RESOURCES, ARGUMENT, STATE, CANCELLED.
 /// Threads: one at a time, else an error; callbacks are called on it. Ownership: the numbers are copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -265,6 +272,7 @@ pub unsafe extern "C" fn dbcache_denoiser_velocity(
 
 /// A result of a host's final latents: decoded, with the trace and statistics of the session. The session goes on.
 ///
+/// Errors: LIBRARY, RUNTIME, NUMERIC, RESOURCES, ARGUMENT, STATE, CANCELLED.
 /// Threads: one at a time, else an error. Ownership: the numbers are copied; the caller owns `*out`, and frees it with
 /// dbcache_result_free.
 #[unsafe(no_mangle)]
@@ -292,6 +300,7 @@ pub unsafe extern "C" fn dbcache_denoiser_result(
 
 /// Asks a call of dbcache_denoiser_velocity to stop within one block of the model; later calls fail, too.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any, also signal handlers and callbacks. Ownership: none changes.
 #[unsafe(no_mangle)]
 #[must_use]

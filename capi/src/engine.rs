@@ -22,6 +22,7 @@ pub struct dbcache_engine {
 /// the first engine looks for it where the option `ort-library`, the variable ORT_DYLIB_PATH, `dbcache-trt setup` and the
 /// system put it. It stays loaded until the process ends.
 ///
+/// Errors: LIBRARY, ARGUMENT, STATE, CANCELLED.
 /// Threads: any. Ownership: the path is copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -40,6 +41,7 @@ pub unsafe extern "C" fn dbcache_runtime_load(path: *const c_char) -> Option<Box
 /// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
 /// small is an error, with the bytes in `*length`.
 ///
+/// Errors: USAGE, ENGINE_DIRECTORY, IO, ARGUMENT, STATE, CANCELLED.
 /// Threads: any; one at a time for the options. Ownership: the text is copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -78,6 +80,7 @@ pub unsafe extern "C" fn dbcache_inspect(
 /// small is an error, with the bytes in `*length`: between two calls the engine cache may have changed, and so the text. Give
 /// the second call some bytes more, and make it again where it tells that they are too few.
 ///
+/// Errors: USAGE, LIBRARY, ENGINE_DIRECTORY, INPUT, RUNTIME, IO, PROVIDER, RESOURCES, ARGUMENT, STATE, CANCELLED.
 /// Threads: any; one at a time for the options. Ownership: the text is copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -104,6 +107,8 @@ pub unsafe extern "C" fn dbcache_plan(
 
 /// Loads an engine directory. Of the options those of engines are read; NULL is none.
 ///
+/// Errors: USAGE, LIBRARY, ENGINE_DIRECTORY, INPUT, RUNTIME, IO, PROVIDER, NOT_BUILT, RESOURCES, ARGUMENT, STATE,
+/// CANCELLED.
 /// Threads: any; one at a time for the options. Ownership: the texts are copied; the caller owns `*out`, and frees it
 /// with dbcache_engine_free.
 #[unsafe(no_mangle)]
@@ -132,6 +137,7 @@ pub unsafe extern "C" fn dbcache_engine_load(
 /// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
 /// small is an error, with the bytes in `*length`.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: the text is copied.
 #[unsafe(no_mangle)]
 #[must_use]

@@ -25,7 +25,7 @@ pub const DBCACHE_ERROR_INPUT: i32 = 5;
 pub const DBCACHE_ERROR_RUNTIME: i32 = 6;
 /// A number that must be finite is not.
 pub const DBCACHE_ERROR_NUMERIC: i32 = 7;
-/// Outputs differ from those they were checked against.
+/// Outputs differ from those they were checked against: the command says so, no function of this library.
 pub const DBCACHE_ERROR_CHECK: i32 = 8;
 /// A file cannot be read or written.
 pub const DBCACHE_ERROR_IO: i32 = 9;

@@ -19,4 +19,6 @@ pub mod options;
 pub mod request;
 pub mod result;
 pub mod tensor;
+#[cfg(test)]
+mod texts;
 pub mod version;

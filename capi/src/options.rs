@@ -31,6 +31,7 @@ impl dbcache_options {
 
 /// Makes an object without options: everything is the library's default.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: the caller owns `*out`, and frees it with dbcache_options_free.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -59,6 +60,7 @@ const CALLS: [(&str, &str); 9] = [
 /// Unknown names (the error tells the nearest known one, or the call that does it) and texts that are no value are errors, and
 /// change nothing.
 ///
+/// Errors: USAGE, INPUT, IO, ARGUMENT.
 /// Threads: one at a time for one object. Ownership: the texts are copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -84,6 +86,7 @@ pub unsafe extern "C" fn dbcache_options_set(
 /// DBCACHE_LOG_TRACE); NULL for no longer. A callback that does not answer with 0 makes the call end with
 /// DBCACHE_ERROR_CANCELLED. Requests have their own: dbcache_request_on_log.
 ///
+/// Errors: ARGUMENT.
 /// Threads: one at a time for one object; the callback is called on the thread of the call and on those that load for it,
 /// one at a time. Ownership: `user` is handed back, and must live until these calls have returned.
 #[unsafe(no_mangle)]
@@ -107,6 +110,7 @@ pub unsafe extern "C" fn dbcache_options_on_log(
 /// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
 /// small is an error, with the bytes in `*length`.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: the text is copied.
 #[unsafe(no_mangle)]
 #[must_use]

@@ -39,6 +39,7 @@ pub(crate) unsafe fn job(request: *const dbcache_request) -> Outcome<Arc<Job>> {
 /// Makes a request. Of the options those of requests are read, NULL is none; options of engines must be those with which
 /// the engine was loaded.
 ///
+/// Errors: USAGE, ARGUMENT.
 /// Threads: any; one at a time for the options. Ownership: the options are copied, the engine may be freed before the
 /// request; the caller owns `*out`, and frees it with dbcache_request_free.
 #[unsafe(no_mangle)]
@@ -61,6 +62,7 @@ pub unsafe extern "C" fn dbcache_request_new(
 
 /// Says what to make; for engines with text graphs.
 ///
+/// Errors: ARGUMENT, STATE.
 /// Threads: any. Ownership: the text is copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -77,6 +79,7 @@ pub unsafe extern "C" fn dbcache_request_set_prompt(
 
 /// Says what to keep away from; needs classifier-free guidance.
 ///
+/// Errors: ARGUMENT, STATE.
 /// Threads: any. Ownership: the text is copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -94,6 +97,7 @@ pub unsafe extern "C" fn dbcache_request_set_negative_prompt(
 /// Gives a tensor instead of what the engine would compute: a text input by the name in the manifest (with `negative_` in
 /// front for the uncond branch), `latents` `[batch, tokens, features]`, or `sigmas` `[steps + 1]`.
 ///
+/// Errors: ARGUMENT, STATE.
 /// Threads: any. Ownership: the tensor may be freed afterwards.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -115,6 +119,7 @@ pub unsafe extern "C" fn dbcache_request_set_tensor(
 
 /// Reports phases and steps; NULL for no longer.
 ///
+/// Errors: ARGUMENT, STATE.
 /// Threads: any; the callback is called on the thread that runs the request, which is that of dbcache_request_run, or one
 /// of the library after dbcache_request_start. It may call any function, but not wait for its own request. Ownership:
 /// `user` is handed back, and must live until the request has ended.
@@ -133,6 +138,7 @@ pub unsafe extern "C" fn dbcache_request_on_progress(
 
 /// Reports every decision; NULL for no longer.
 ///
+/// Errors: ARGUMENT, STATE.
 /// Threads and ownership: as dbcache_request_on_progress.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -150,6 +156,7 @@ pub unsafe extern "C" fn dbcache_request_on_step(
 /// Shows what the picture will be after each `every` steps; each costs a decode. NULL for no longer. Engines without a
 /// decode graph show nothing.
 ///
+/// Errors: ARGUMENT, STATE.
 /// Threads and ownership: as dbcache_request_on_progress.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -173,6 +180,7 @@ pub unsafe extern "C" fn dbcache_request_on_preview(
 /// (DBCACHE_LOG_ERROR … DBCACHE_LOG_TRACE); NULL for no longer. For what an engine says while it is loaded:
 /// dbcache_options_on_log.
 ///
+/// Errors: ARGUMENT, STATE.
 /// Threads and ownership: as dbcache_request_on_progress; where a request loads more of an engine, on the threads that do
 /// so as well, one at a time. It may cancel and poll, but not load, run or wait.
 #[unsafe(no_mangle)]
@@ -193,6 +201,8 @@ pub unsafe extern "C" fn dbcache_request_on_log(
 
 /// Runs a request on this thread until it has ended.
 ///
+/// Errors: USAGE, LIBRARY, ENGINE_DIRECTORY, INPUT, RUNTIME, NUMERIC, IO, PROVIDER, NOT_BUILT, RESOURCES, ARGUMENT,
+/// STATE, CANCELLED.
 /// Threads: any; requests of one engine run at the same time. Ownership: the caller owns `*out`, and frees it with
 /// dbcache_result_free.
 #[unsafe(no_mangle)]
@@ -212,6 +222,7 @@ pub unsafe extern "C" fn dbcache_request_run(
 
 /// Starts a request on a thread of the library, and returns at once.
 ///
+/// Errors: RESOURCES, ARGUMENT, STATE.
 /// Threads: any. Ownership: none changes.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -224,6 +235,7 @@ pub unsafe extern "C" fn dbcache_request_start(request: *mut dbcache_request) ->
 
 /// What a request is doing, one of DBCACHE_STATE_…; does not wait.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: none changes.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -246,6 +258,8 @@ pub unsafe extern "C" fn dbcache_request_poll(
 
 /// Waits until a started request has ended, and gives its result or its error, once.
 ///
+/// Errors: USAGE, LIBRARY, ENGINE_DIRECTORY, INPUT, RUNTIME, NUMERIC, IO, PROVIDER, NOT_BUILT, RESOURCES, ARGUMENT,
+/// STATE, CANCELLED.
 /// Threads: any but the request's own callbacks, where it is an error. Ownership: the caller owns `*out`, and frees it
 /// with dbcache_result_free.
 #[unsafe(no_mangle)]
@@ -266,6 +280,7 @@ pub unsafe extern "C" fn dbcache_request_wait(
 /// Asks a request to stop: it ends with DBCACHE_ERROR_CANCELLED within one block of the model, unless it has ended. Does
 /// not wait, can be repeated, and cancels a request that was not started, too.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any, also signal handlers and callbacks. Ownership: none changes.
 #[unsafe(no_mangle)]
 #[must_use]

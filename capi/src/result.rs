@@ -108,6 +108,7 @@ fn about_path(error: Error) -> Failure {
 
 /// The final latents, `[batch, tokens, features]` or as the engine has them.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: `*out` is the result's and lives as long; it must not be freed.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -125,6 +126,7 @@ pub unsafe extern "C" fn dbcache_result_latents(
 
 /// How many pictures or videos there are: one for each of the batch, 0 for an engine without a decode graph.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: none changes.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -143,6 +145,7 @@ pub unsafe extern "C" fn dbcache_result_pictures(
 /// One picture, or the first frame of a video, counted from 0 in the batch. `picture->struct_size` must be
 /// `sizeof(dbcache_picture)`.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: the pixels are the result's and live as long.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -162,6 +165,7 @@ pub unsafe extern "C" fn dbcache_result_picture(
 /// One frame of a video, both counted from 0; a picture has one. Else as dbcache_result_picture, whose `frames` tells how
 /// many there are.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: the pixels are the result's and live as long.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -182,6 +186,7 @@ pub unsafe extern "C" fn dbcache_result_frame(
 /// Writes one picture as a PNG file that tells how it was made; the file appears when it is complete. For videos there is
 /// dbcache_result_write_video.
 ///
+/// Errors: USAGE, IO, ARGUMENT, STATE.
 /// Threads: any. Ownership: the path is copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -205,6 +210,7 @@ pub unsafe extern "C" fn dbcache_result_write_png(
 /// frame), no ending (a folder of such), and by the program ffmpeg `.mp4` and `.webm`. PNG files tell how it was made. It
 /// appears when it is complete. For pictures there is dbcache_result_write_png.
 ///
+/// Errors: USAGE, INPUT, IO, RESOURCES, ARGUMENT, STATE, CANCELLED.
 /// Threads: any. Ownership: the path is copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -230,6 +236,7 @@ pub unsafe extern "C" fn dbcache_result_write_video(
 /// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
 /// small is an error, with the bytes in `*length`.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: the text is copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -254,6 +261,7 @@ pub unsafe extern "C" fn dbcache_result_trace(
 /// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
 /// small is an error, with the bytes in `*length`.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: the text is copied.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -276,6 +284,7 @@ pub unsafe extern "C" fn dbcache_result_statistics(
 /// Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
 /// small is an error, with the bytes in `*length`.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: the text is copied.
 #[unsafe(no_mangle)]
 #[must_use]

@@ -8,7 +8,7 @@ use ndarray::ArrayD;
 
 use crate::cast::{self, Versioned};
 use crate::engine::dbcache_engine;
-use crate::error::{Failure, Outcome, dbcache_error, guard, release};
+use crate::error::{DBCACHE_ERROR_RESOURCES, Failure, Outcome, dbcache_error, guard, release};
 use crate::log::not_while_telling;
 
 /// 32-bit floats.
@@ -66,6 +66,7 @@ impl dbcache_tensor {
 /// Makes a tensor from host memory: `rank` extents in `shape` and `bytes` bytes of numbers of `dtype` (DBCACHE_DTYPE_F32,
 /// _F16 or _BF16), row-major. Halves become 32-bit floats.
 ///
+/// Errors: RESOURCES, ARGUMENT.
 /// Threads: any. Ownership: shape and numbers are copied; the caller owns `*out`, and frees it with dbcache_tensor_free.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -98,7 +99,8 @@ fn read(dtype: i32, data: &[u8]) -> Outcome<Vec<f32>> {
     let (float, size) = float_type(dtype)?;
     let mut numbers = Vec::new();
     numbers.try_reserve_exact(data.len() / size).map_err(|_| {
-        Failure::argument("bytes", &format!("is {}, more than there is memory; give fewer numbers", data.len()))
+        let message = format!("argument `bytes` is {}, more than there is memory; give fewer numbers", data.len());
+        Failure { code: DBCACHE_ERROR_RESOURCES, message, field: Some("bytes".to_owned()) }
     })?;
     let half = |b: &[u8]| [b[0], b[1]];
     match float {
@@ -143,6 +145,7 @@ fn check_shape(shape: &[i64], size: usize, bytes: usize) -> Outcome<Vec<usize>> 
 /// for the providers `cuda` and `tensorrt`. `memory->struct_size` must be `sizeof(dbcache_memory)`; dtype and shape as in
 /// dbcache_tensor_new.
 ///
+/// Errors: USAGE, LIBRARY, RUNTIME, RESOURCES, ARGUMENT, STATE, CANCELLED.
 /// Threads: any. Ownership: the numbers are copied to host memory before it returns; the caller owns `*out`, and frees it
 /// with dbcache_tensor_free.
 #[unsafe(no_mangle)]
@@ -207,6 +210,7 @@ fn check_place(data: *const c_void) -> Outcome<()> {
 
 /// The extents of a tensor and how many there are.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: `*shape` is the tensor's and lives as long.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -227,6 +231,7 @@ pub unsafe extern "C" fn dbcache_tensor_shape(
 
 /// The numbers of a tensor, row-major, and how many there are.
 ///
+/// Errors: ARGUMENT.
 /// Threads: any. Ownership: `*data` is the tensor's and lives as long.
 #[unsafe(no_mangle)]
 #[must_use]

@@ -19,6 +19,9 @@ const PREFACE: &str = "\
  *
  * Conventions, everywhere:
  * - A call that can fail returns NULL on success, else an error that the caller frees with dbcache_error_free.
+ * - The line `Errors:` of a function names what it gives, without DBCACHE_ERROR_. DBCACHE_ERROR_INTERNAL and _PANIC, which
+ *   are bugs of the library, can come from each function, and are not named again.
+ * - docs/json.md names the members of all JSON texts.
  * - Outputs are written on success only, but for the length of a text whose buffer is too small. NULL for an argument is an
  *   error unless its comment allows it.
  * - The first argument is the object; inputs come before outputs. Texts are UTF-8 and end with a zero.

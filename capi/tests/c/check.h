@@ -18,6 +18,35 @@
 
 #define OK(call) check_ok(call, __FILE__, __LINE__, #call)
 #define FAILS(call, code, field, words) check_fails(call, code, field, words, __FILE__, __LINE__, #call)
+#define NULLS(call, name) FAILS(call, DBCACHE_ERROR_ARGUMENT, name, "is NULL")
+
+/* Numbers, more than any machine has. */
+#define TOO_MANY ((size_t)1 << 50)
+
+/* A request ends like this whether it is run or started; `make` is called for each. */
+#define ENDS(make, code, field, words)                                                     \
+    do {                                                                                   \
+        dbcache_request *const ran_ = (make), *const started_ = (make);                    \
+        dbcache_result *result_ = NULL;                                                    \
+        FAILS(dbcache_request_run(ran_, &result_), code, field, words);                    \
+        OK(dbcache_request_start(started_));                                               \
+        FAILS(dbcache_request_wait(started_, &result_), code, field, words);               \
+        CHECK(result_ == NULL);                                                            \
+        dbcache_request_free(ran_);                                                        \
+        dbcache_request_free(started_);                                                    \
+    } while (0)
+
+/* The same, and no session can be opened with it. */
+#define NEVER_BEGINS(make, code, field, words)                                             \
+    do {                                                                                   \
+        ENDS(make, code, field, words);                                                    \
+        dbcache_request *const opened_ = (make);                                           \
+        dbcache_denoiser *denoiser_ = NULL;                                                \
+        FAILS(dbcache_denoiser_new(opened_, DBCACHE_GUIDANCE_LIBRARY, &denoiser_), code,   \
+              field, words);                                                               \
+        CHECK(denoiser_ == NULL);                                                          \
+        dbcache_request_free(opened_);                                                     \
+    } while (0)
 
 static inline void check_ok(dbcache_error *error, const char *file, int line, const char *call) {
     if (error == NULL) return;
@@ -84,6 +113,23 @@ static inline dbcache_request *tiny_request(const dbcache_engine *engine, const 
         set_tensor(request, "negative_prompt_embeds", text, 3, 3);
         set_tensor(request, "negative_pooled_projections", pooled, 2, 4);
     }
+    return request;
+}
+
+/* A request of the model that makes videos, with its text inputs. */
+static inline dbcache_request *video_request(const dbcache_engine *engine, const dbcache_options *options,
+                                             int64_t batch) {
+    const int64_t text[3] = {batch, 7, 20}, mask[2] = {batch, 7};
+    static const float ones[2 * 7] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    dbcache_request *request = NULL;
+    OK(dbcache_request_new(engine, options, &request));
+    set_tensor(request, "prompt_embeds", text, 3, 1);
+    set_tensor(request, "negative_prompt_embeds", text, 3, 2);
+    dbcache_tensor *tensor = NULL;
+    OK(dbcache_tensor_new(DBCACHE_DTYPE_F32, mask, 2, ones, (size_t)batch * 7 * sizeof *ones, &tensor));
+    OK(dbcache_request_set_tensor(request, "prompt_attention_mask", tensor));
+    OK(dbcache_request_set_tensor(request, "negative_prompt_attention_mask", tensor));
+    dbcache_tensor_free(tensor);
     return request;
 }
 

@@ -20,7 +20,7 @@ static int is_tidy;
 int __lsan_is_turned_off(void);
 int __lsan_is_turned_off(void) { return !is_tidy; }
 
-static const char *runtime, *tiny, *emoji;
+static const char *runtime, *tiny, *emoji, *video;
 /* Which of several tries of a case this is. */
 static int number;
 
@@ -30,6 +30,41 @@ static dbcache_engine *load(const char *directory) {
     OK(dbcache_engine_load(directory, NULL, &engine));
     return engine;
 }
+
+/* What a process still has when it ends. */
+static struct {
+    dbcache_engine *engine;
+    dbcache_request *request;
+    dbcache_denoiser *denoiser;
+    dbcache_result *result;
+    dbcache_options *options;
+    dbcache_tensor *tensor;
+} last;
+
+/* Calls that need ONNX Runtime, where it cannot be used any more. */
+#define ALL_FAIL(code, words)                                                                                \
+    do {                                                                                                     \
+        const int64_t shape_[1] = {1};                                                                       \
+        float number_ = 1, numbers_[1024] = {0}, velocity_[1024];                                            \
+        dbcache_memory memory_ = {.struct_size = sizeof memory_, .data = &number_, .bytes = sizeof number_}; \
+        dbcache_options *options_ = OPTIONS("provider", "openvino", "engine-cache", "unused");               \
+        size_t length_ = 0;                                                                                  \
+        dbcache_engine *engine_ = NULL;                                                                      \
+        dbcache_tensor *tensor_ = NULL;                                                                      \
+        dbcache_result *made_ = NULL;                                                                        \
+        FAILS(dbcache_runtime_load(runtime), code, NULL, words);                                             \
+        FAILS(dbcache_plan(tiny, options_, 12, NULL, 0, &length_), code, NULL, words);                       \
+        FAILS(dbcache_engine_load(tiny, NULL, &engine_), code, NULL, words);                                 \
+        FAILS(dbcache_tensor_import(last.engine, &memory_, DBCACHE_DTYPE_F32, shape_, 1, &tensor_),          \
+              code, NULL, words);                                                                            \
+        NEVER_BEGINS(tiny_request(last.engine, NULL, 0), code, NULL, words);                                 \
+        FAILS(dbcache_denoiser_latents(last.denoiser, numbers_, 1024), code, NULL, words);                   \
+        FAILS(dbcache_denoiser_velocity(last.denoiser, DBCACHE_BRANCH_BOTH, 1, numbers_, velocity_, 1024),   \
+              code, NULL, words);                                                                            \
+        FAILS(dbcache_denoiser_result(last.denoiser, numbers_, 1024, &made_), code, NULL, words);            \
+        CHECK(length_ == 0 && engine_ == NULL && tensor_ == NULL && made_ == NULL);                          \
+        dbcache_options_free(options_);                                                                      \
+} while (0)
 
 /* A request that loads stages which the engine does not have yet, and takes steps for ever. */
 static dbcache_request *long_request(const dbcache_engine *engine) {
@@ -179,15 +214,6 @@ static void by_another_thread(void) {
     for (;;) pause();
 }
 
-static struct {
-    dbcache_engine *engine;
-    dbcache_request *request;
-    dbcache_denoiser *denoiser;
-    dbcache_result *result;
-    dbcache_options *options;
-    dbcache_tensor *tensor;
-} last;
-
 static void frees_all(void) {
     dbcache_denoiser_free(last.denoiser);
     dbcache_request_free(last.request);
@@ -216,24 +242,33 @@ static void frees_at_the_end(void) {
 }
 
 static void uses_and_frees(void) {
-    dbcache_result *result = NULL;
-    FAILS(dbcache_request_run(last.request, &result), DBCACHE_ERROR_CANCELLED, NULL, "cancelled");
-    dbcache_engine *engine = NULL;
-    FAILS(dbcache_engine_load(tiny, NULL, &engine), DBCACHE_ERROR_CANCELLED, NULL, "cancelled");
+    ALL_FAIL(DBCACHE_ERROR_CANCELLED, "cancelled");
+    size_t length = 0;
+    FAILS(dbcache_inspect(tiny, NULL, NULL, 0, &length), DBCACHE_ERROR_CANCELLED, NULL, "cancelled");
+    FAILS(dbcache_result_write_video(last.result, 0, "unused.gif"), DBCACHE_ERROR_CANCELLED, NULL, "cancelled");
     frees_all();
 }
 
 static void uses_at_the_end(void) {
     CHECK(atexit(uses_and_frees) == 0);
+    dbcache_options *options = OPTIONS("steps", "2", "size", "32x32", "frames", "1");
+    dbcache_engine *engine = load(video);
+    dbcache_request *request = video_request(engine, options, 1);
+    OK(dbcache_request_run(request, &last.result));
+    dbcache_request_free(request);
+    dbcache_options_free(options);
+    dbcache_engine_free(engine);
     last.engine = load(tiny);
     last.request = long_request(last.engine);
+    OK(dbcache_denoiser_new(last.request, DBCACHE_GUIDANCE_LIBRARY, &last.denoiser));
     exit(CODE);
 }
 
 /* The child ends as well, can say why it cannot do more, and the parent goes on. */
 static void forks(void) {
-    dbcache_engine *engine = load(tiny);
+    dbcache_engine *engine = last.engine = load(tiny);
     dbcache_request *request = long_request(engine);
+    OK(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_LIBRARY, &last.denoiser));
     if (number % 2 == 1) {
         OK(dbcache_request_on_progress(request, steps, NULL));
         OK(dbcache_request_start(request));
@@ -244,12 +279,8 @@ static void forks(void) {
     if (child == 0) {
         alarm(PATIENCE_S);
         if (number >= 2) {
-            dbcache_engine *second = NULL;
-            dbcache_request *other = tiny_request(engine, NULL, 0);
-            dbcache_result *result = NULL;
-            FAILS(dbcache_request_run(other, &result), DBCACHE_ERROR_LIBRARY, NULL, "fork");
-            FAILS(dbcache_engine_load(tiny, NULL, &second), DBCACHE_ERROR_LIBRARY, NULL, "fork");
-            dbcache_request_free(other);
+            ALL_FAIL(DBCACHE_ERROR_LIBRARY, "fork");
+            dbcache_denoiser_free(last.denoiser);
             dbcache_engine_free(engine);
         }
         exit(CODE);
@@ -259,6 +290,7 @@ static void forks(void) {
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == CODE);
     OK(dbcache_request_cancel(request));
     dbcache_request_free(request);
+    dbcache_denoiser_free(last.denoiser);
     request = tiny_request(engine, NULL, 0);
     dbcache_result *result = NULL;
     OK(dbcache_request_run(request, &result));
@@ -319,6 +351,7 @@ int main(int argc, char **argv) {
     runtime = argv[1];
     tiny = argv[2];
     emoji = argv[3];
+    video = argv[4];
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (argc == 6) {
             const int tries = is_small() ? 1 : cases[i].tries;

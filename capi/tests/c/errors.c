@@ -2,10 +2,9 @@
  * errors ONNXRUNTIME TINY EMOJI VIDEO FOLDER */
 #include "check.h"
 
-/* Numbers, more than any machine has. */
-#define TOO_MANY ((size_t)1 << 50)
-
-#define NULLS(call, name) FAILS(call, DBCACHE_ERROR_ARGUMENT, name, "is NULL")
+#include <dirent.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 
 static void test_versions(void) {
     CHECK(dbcache_abi_version() == DBCACHE_ABI_VERSION);
@@ -26,7 +25,7 @@ static void test_nothing(void) {
     CHECK(strcmp(dbcache_error_message(NULL), "") == 0 && dbcache_error_field(NULL) == NULL);
 }
 
-static void test_options(void) {
+static void test_options(const char *directory) {
     dbcache_options *options = NULL;
     NULLS(dbcache_options_new(NULL), "out");
     OK(dbcache_options_new(&options));
@@ -42,6 +41,9 @@ static void test_options(void) {
     FAILS(dbcache_options_set(options, "guidance", "nan"), DBCACHE_ERROR_USAGE, "guidance", "expected a number");
     FAILS(dbcache_options_set(options, "cache", "f8z"), DBCACHE_ERROR_USAGE, "cache", "");
     FAILS(dbcache_options_set(options, "replay", "no/such.json"), DBCACHE_ERROR_IO, "no/such.json", "cannot read");
+    char path[4096];
+    snprintf(path, sizeof path, "%s/README.md", directory);
+    FAILS(dbcache_options_set(options, "replay", path), DBCACHE_ERROR_INPUT, path, "does not parse as JSON");
     NULLS(dbcache_options_on_log(NULL, DBCACHE_LOG_WARN, NULL, NULL), "options");
     FAILS(dbcache_options_on_log(options, 0, NULL, NULL), DBCACHE_ERROR_ARGUMENT, "most", "is 0");
     OK(dbcache_options_on_log(options, DBCACHE_LOG_WARN, NULL, NULL));
@@ -79,7 +81,8 @@ static void test_tensors(void) {
     /* A wrong number is found out before anything is read or allocated by it. */
     const int64_t endless[1] = {(int64_t)1 << 50};
     FAILS(dbcache_tensor_new(DBCACHE_DTYPE_F32, shape, 2, numbers, TOO_MANY * 4, &tensor), DBCACHE_ERROR_ARGUMENT, "bytes", "does not fit");
-    FAILS(dbcache_tensor_new(DBCACHE_DTYPE_F32, endless, 1, numbers, TOO_MANY * 4, &tensor), DBCACHE_ERROR_ARGUMENT, "bytes", "more than there is memory");
+    FAILS(dbcache_tensor_new(DBCACHE_DTYPE_F32, endless, 1, numbers, TOO_MANY * 4, &tensor), DBCACHE_ERROR_RESOURCES,
+          "bytes", "more than there is memory");
     CHECK(tensor == untouched);
 
     OK(dbcache_tensor_new(DBCACHE_DTYPE_F32, shape, 2, numbers, sizeof numbers, &tensor));
@@ -123,6 +126,9 @@ static dbcache_engine *test_engines(const char *directory) {
     NULLS(dbcache_inspect(NULL, NULL, NULL, 0, &length), "directory");
     NULLS(dbcache_inspect(directory, NULL, NULL, 0, NULL), "length");
     FAILS(dbcache_inspect("no/such", NULL, NULL, 0, &length), DBCACHE_ERROR_ENGINE_DIRECTORY, "no/such", "no/such");
+    dbcache_options *useless = OPTIONS("weights", "/");
+    FAILS(dbcache_inspect(directory, useless, NULL, 0, &length), DBCACHE_ERROR_USAGE, "weights", "has no effect");
+    dbcache_options_free(useless);
     CHECK(length == 77);
     OK(dbcache_inspect(directory, NULL, NULL, 0, &length));
     size_t verified = 0;
@@ -140,6 +146,12 @@ static dbcache_engine *test_engines(const char *directory) {
     dbcache_options_free(options);
     options = OPTIONS("ort-library", "other.so");
     FAILS(dbcache_engine_load(directory, options, &engine), DBCACHE_ERROR_LIBRARY, NULL, "has already loaded");
+    dbcache_options_free(options);
+    options = OPTIONS("provider", "openvino:library=/no/such.so", "engine-cache", "unused");
+    FAILS(dbcache_engine_load(directory, options, &engine), DBCACHE_ERROR_PROVIDER, NULL,
+          "plugin is not at /no/such.so");
+    FAILS(dbcache_plan(directory, options, 0, NULL, 0, &length), DBCACHE_ERROR_PROVIDER, NULL,
+          "plugin is not at /no/such.so");
     dbcache_options_free(options);
     CHECK(engine == untouched);
 
@@ -190,6 +202,9 @@ static void test_plans(const char *directory) {
     dbcache_options_free(useless);
     useless = OPTIONS("per-sample", "true");
     FAILS(dbcache_plan(directory, useless, 12, NULL, 0, &length), DBCACHE_ERROR_USAGE, "per-sample", "on one picture");
+    dbcache_options_free(useless);
+    useless = OPTIONS("provider", "openvino", "ort-library", "/no/such.so", "engine-cache", "unused");
+    FAILS(dbcache_plan(directory, useless, 12, NULL, 0, &length), DBCACHE_ERROR_LIBRARY, "/no/such.so", "not there");
     dbcache_options_free(useless);
     OK(dbcache_options_set(options, "cache", "f99"));
     FAILS(dbcache_plan(directory, options, 0, NULL, 0, &length), DBCACHE_ERROR_USAGE, "cache", "more than the model's");
@@ -314,8 +329,15 @@ static void test_requests(const dbcache_engine *engine) {
     dbcache_denoiser *late = NULL;
     FAILS(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_LIBRARY, &late), DBCACHE_ERROR_STATE, NULL, "make another one");
     FAILS(dbcache_request_wait(request, &second), DBCACHE_ERROR_STATE, NULL, "was taken already");
+    const dbcache_tensor *own = NULL;
+    OK(dbcache_result_latents(result, &own));
     FAILS(dbcache_request_set_prompt(request, "lemon"), DBCACHE_ERROR_STATE, NULL, "make another one");
+    FAILS(dbcache_request_set_negative_prompt(request, "lemon"), DBCACHE_ERROR_STATE, NULL, "make another one");
+    FAILS(dbcache_request_set_tensor(request, "latents", own), DBCACHE_ERROR_STATE, NULL, "make another one");
     FAILS(dbcache_request_on_progress(request, NULL, NULL), DBCACHE_ERROR_STATE, NULL, "make another one");
+    FAILS(dbcache_request_on_step(request, NULL, NULL), DBCACHE_ERROR_STATE, NULL, "make another one");
+    FAILS(dbcache_request_on_preview(request, 1, NULL, NULL), DBCACHE_ERROR_STATE, NULL, "make another one");
+    FAILS(dbcache_request_on_log(request, DBCACHE_LOG_WARN, NULL, NULL), DBCACHE_ERROR_STATE, NULL, "make another one");
     CHECK(second == NULL);
     dbcache_request_free(request);
     dbcache_options_free(options);
@@ -354,79 +376,58 @@ static void test_requests(const dbcache_engine *engine) {
     dbcache_result_free(result);
 }
 
-/* Each error of the library that a request can end with has its code and field. */
-static void test_failing_requests(const dbcache_engine *engine) {
-    static const struct {
-        const char *name, *value;
-        int32_t code;
-        const char *field, *words;
-    } cases[] = {
-        {"steps", "0", DBCACHE_ERROR_USAGE, "steps", "expected 1 to"},
-        {"size", "33x33", DBCACHE_ERROR_INPUT, "size", "multiples of"},
-        {"batch", "2", DBCACHE_ERROR_USAGE, "batch", "holds 1"},
-        {"cache", "f8b8", DBCACHE_ERROR_USAGE, "cache", "more than the model's 12 blocks"},
-        {"cache-dtype", "f16", DBCACHE_ERROR_USAGE, "cache-dtype", "keeps nothing"},
-    };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        dbcache_options *options = OPTIONS(cases[i].name, cases[i].value);
-        dbcache_request *request = tiny_request(engine, options, 0);
-        dbcache_result *result = NULL;
-        FAILS(dbcache_request_run(request, &result), cases[i].code, cases[i].field, cases[i].words);
-        CHECK(result == NULL);
-        dbcache_request_free(request);
-        dbcache_options_free(options);
-    }
-    dbcache_options *small = OPTIONS("cache", "f1b0", "cache-memory", "1K");
-    dbcache_request *request = tiny_request(engine, small, 0);
-    dbcache_result *result = NULL;
-    FAILS(dbcache_request_run(request, &result), DBCACHE_ERROR_USAGE, "cache-memory", "allows");
-    dbcache_request_free(request);
-    dbcache_options_free(small);
-    OK(dbcache_request_new(engine, NULL, &request));
-    OK(dbcache_request_set_prompt(request, "lemon"));
-    FAILS(dbcache_request_run(request, &result), DBCACHE_ERROR_USAGE, "prompt", "no text graphs");
-    dbcache_request_free(request);
-    const int64_t shape[1] = {3};
-    request = tiny_request(engine, NULL, 0);
-    set_tensor(request, "no_such", shape, 1, 0);
-    FAILS(dbcache_request_run(request, &result), DBCACHE_ERROR_INPUT, "no_such", "has no input tensor");
-    dbcache_request_free(request);
+static dbcache_request *tiny_with(const dbcache_engine *engine, const char *name, const char *value) {
+    dbcache_options *options = OPTIONS("cache", "f1b0", "steps", "2", name, value);
+    dbcache_request *request = tiny_request(engine, options, 0);
+    dbcache_options_free(options);
+    return request;
 }
 
-/* A session knows which call comes next. */
-static void test_turns(const dbcache_engine *engine) {
-    dbcache_options *options = OPTIONS("steps", "1");
-    dbcache_request *request = tiny_request(engine, options, 1);
-    dbcache_denoiser *denoiser = NULL;
-    OK(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_HOST, &denoiser));
-    float numbers[1024], velocity[1024];
-    OK(dbcache_denoiser_latents(denoiser, numbers, 1024));
-    static const struct {
-        int32_t branch;
-        float sigma;
-        int32_t code;
-        const char *field, *words;
-    } calls[] = {
-        {DBCACHE_BRANCH_UNCOND, 1, DBCACHE_ERROR_STATE, "branch", "expects cond now"},
-        {DBCACHE_BRANCH_BOTH, 1, DBCACHE_ERROR_STATE, "branch", "the branch is both"},
-        {DBCACHE_BRANCH_COND, 1, DBCACHE_OK, NULL, ""},
-        {DBCACHE_BRANCH_COND, 1, DBCACHE_ERROR_STATE, "branch", "expects uncond now"},
-        {DBCACHE_BRANCH_UNCOND, 0.5f, DBCACHE_ERROR_STATE, "sigma", "the other branch of this step had 1"},
-        {DBCACHE_BRANCH_UNCOND, INFINITY, DBCACHE_ERROR_NUMERIC, "sigma", "must be finite"},
-        {DBCACHE_BRANCH_UNCOND, 1, DBCACHE_OK, NULL, ""},
-        {DBCACHE_BRANCH_COND, 1, DBCACHE_ERROR_STATE, NULL, "all 1 steps"},
-    };
-    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
-        dbcache_error *error = dbcache_denoiser_velocity(denoiser, calls[i].branch, calls[i].sigma, numbers, velocity, 1024);
-        if (calls[i].code == DBCACHE_OK) {
-            OK(error);
-        } else {
-            FAILS(error, calls[i].code, calls[i].field, calls[i].words);
-        }
-    }
-    dbcache_denoiser_free(denoiser);
-    dbcache_request_free(request);
-    dbcache_options_free(options);
+static dbcache_request *tiny_with_prompt(const dbcache_engine *engine) {
+    dbcache_request *request = NULL;
+    OK(dbcache_request_new(engine, NULL, &request));
+    OK(dbcache_request_set_prompt(request, "lemon"));
+    return request;
+}
+
+static dbcache_request *tiny_with_tensor(const dbcache_engine *engine, const char *name, float number) {
+    const int64_t shape[1] = {1};
+    dbcache_request *request = tiny_request(engine, NULL, 0);
+    dbcache_tensor *tensor = NULL;
+    OK(dbcache_tensor_new(DBCACHE_DTYPE_F32, shape, 1, &number, sizeof number, &tensor));
+    OK(dbcache_request_set_tensor(request, name, tensor));
+    dbcache_tensor_free(tensor);
+    return request;
+}
+
+/* Each error of the library that a request can end with has its code and field. */
+static void test_failing_requests(const dbcache_engine *engine) {
+    NEVER_BEGINS(tiny_with(engine, "steps", "0"), DBCACHE_ERROR_USAGE, "steps", "expected 1 to");
+    NEVER_BEGINS(tiny_with(engine, "batch", "2"), DBCACHE_ERROR_USAGE, "batch", "holds 1");
+    NEVER_BEGINS(tiny_with(engine, "cache", "f8b8"), DBCACHE_ERROR_USAGE, "cache", "more than the model's 12 blocks");
+    NEVER_BEGINS(tiny_with(engine, "cache-memory", "1K"), DBCACHE_ERROR_USAGE, "cache-memory", "allows");
+    NEVER_BEGINS(tiny_with(engine, "size", "33x33"), DBCACHE_ERROR_INPUT, "size", "multiples of");
+    NEVER_BEGINS(tiny_with_prompt(engine), DBCACHE_ERROR_USAGE, "prompt", "no text graphs");
+    NEVER_BEGINS(tiny_with_tensor(engine, "no_such", 0), DBCACHE_ERROR_INPUT, "no_such", "has no input tensor");
+    NEVER_BEGINS(tiny_with_tensor(engine, "latents", NAN), DBCACHE_ERROR_NUMERIC, "latents", "expected finite numbers");
+    dbcache_options *useless = OPTIONS("cache-dtype", "f16");
+    NEVER_BEGINS(tiny_request(engine, useless, 0), DBCACHE_ERROR_USAGE, "cache-dtype", "keeps nothing");
+    dbcache_options_free(useless);
+}
+
+/* Nothing can be opened any more, as in a process with too many files. */
+static void test_without_files(const char *directory) {
+    struct rlimit limit, none;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    none = limit;
+    none.rlim_cur = 0;
+    size_t length = 77;
+    dbcache_engine *engine = NULL;
+    CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    FAILS(dbcache_inspect(directory, NULL, NULL, 0, &length), DBCACHE_ERROR_IO, NULL, "manifest.json");
+    FAILS(dbcache_plan(directory, NULL, 12, NULL, 0, &length), DBCACHE_ERROR_IO, NULL, "manifest.json");
+    FAILS(dbcache_engine_load(directory, NULL, &engine), DBCACHE_ERROR_IO, NULL, "manifest.json");
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0 && length == 77 && engine == NULL);
 }
 
 /* Prompts and paths are named as the calls that give them name them. */
@@ -472,80 +473,81 @@ static void test_threads(const char *directory) {
     }
 }
 
-static void test_denoisers(const dbcache_engine *engine) {
-    dbcache_options *options = OPTIONS("steps", "2");
-    dbcache_request *request = tiny_request(engine, options, 0);
-    dbcache_denoiser *denoiser = NULL;
-    NULLS(dbcache_denoiser_new(NULL, DBCACHE_GUIDANCE_LIBRARY, &denoiser), "request");
-    NULLS(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_LIBRARY, NULL), "out");
-    FAILS(dbcache_denoiser_new(request, 7, &denoiser), DBCACHE_ERROR_ARGUMENT, "guidance", "is 7");
-    CHECK(denoiser == NULL);
-    OK(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_LIBRARY, &denoiser));
-    dbcache_request_free(request);
+static void copy_file(const char *from, const char *to) {
+    FILE *source = fopen(from, "rb"), *target = fopen(to, "wb");
+    CHECK(source != NULL && target != NULL);
+    static char bytes[1 << 16];
+    for (size_t n; (n = fread(bytes, 1, sizeof bytes, source)) > 0;) CHECK(fwrite(bytes, 1, n, target) == n);
+    CHECK(fclose(source) == 0 && fclose(target) == 0);
+}
+
+static void copy_engine(const char *from, const char *to) {
+    DIR *files = opendir(from);
+    CHECK(files != NULL && mkdir(to, 0700) == 0);
+    for (const struct dirent *file; (file = readdir(files)) != NULL;) {
+        char source[4500], target[4500];
+        snprintf(source, sizeof source, "%s/%s", from, file->d_name);
+        snprintf(target, sizeof target, "%s/%s", to, file->d_name);
+        if (file->d_name[0] != '.') copy_file(source, target);
+    }
+    CHECK(closedir(files) == 0);
+}
+
+/* Puts other words into a short file. */
+static void rewrite(const char *path, const char *words, const char *others) {
+    static char text[1 << 16];
+    FILE *file = fopen(path, "rb");
+    CHECK(file != NULL);
+    const size_t length = fread(text, 1, sizeof text - 1, file);
+    CHECK(length < sizeof text - 1 && fclose(file) == 0);
+    text[length] = '\0';
+    char *const place = strstr(text, words);
+    CHECK(place != NULL);
+    file = fopen(path, "wb");
+    CHECK(file != NULL && fprintf(file, "%.*s%s%s", (int)(place - text), text, others, place + strlen(words)) > 0);
+    CHECK(fclose(file) == 0);
+}
+
+static int32_t removes(const dbcache_log *log, void *user) {
+    (void)log;
+    (void)!remove(user);
+    return 0;
+}
+
+/* Weights that go away after they were checked: while an engine loads, and before a request loads more of it. Then a
+ * model whose scheduler does not work at its own size, which only a request finds out. */
+static void test_broken_engines(const char *directory, const char *folder) {
+    char copy[4096], weights[4096 + 32], manifest[4096 + 32];
+    snprintf(copy, sizeof copy, "%s/copy", folder);
+    snprintf(weights, sizeof weights, "%s/transformer.safetensors", copy);
+    snprintf(manifest, sizeof manifest, "%s/manifest.json", copy);
+    copy_engine(directory, copy);
+    dbcache_options *options = NULL;
+    dbcache_engine *engine = NULL, *broken = NULL;
+    OK(dbcache_options_new(&options));
+    OK(dbcache_engine_load(copy, options, &engine));
+    OK(dbcache_options_on_log(options, DBCACHE_LOG_TRACE, removes, weights));
+    FAILS(dbcache_engine_load(copy, options, &broken), DBCACHE_ERROR_RUNTIME, NULL, "does not exist");
+    NEVER_BEGINS(tiny_with(engine, "batch", "1"), DBCACHE_ERROR_RUNTIME, NULL, "does not exist");
+    CHECK(broken == NULL);
     dbcache_options_free(options);
+    dbcache_engine_free(engine);
 
-    size_t steps = 77, count = 77, rank = 77;
-    const int64_t *shape = NULL;
-    int32_t branches[2];
-    float sigmas[3], numbers[1024], velocity[1024];
-    dbcache_result *result = NULL;
-    NULLS(dbcache_denoiser_shape(NULL, &steps, &shape, &rank), "denoiser");
-    NULLS(dbcache_denoiser_shape(denoiser, NULL, &shape, &rank), "steps");
-    NULLS(dbcache_denoiser_shape(denoiser, &steps, NULL, &rank), "shape");
-    NULLS(dbcache_denoiser_shape(denoiser, &steps, &shape, NULL), "rank");
-    CHECK(steps == 77 && shape == NULL && rank == 77);
-    OK(dbcache_denoiser_shape(denoiser, &steps, &shape, &rank));
-    CHECK(steps == 2 && rank == 3 && shape[0] == 1 && shape[1] == 64 && shape[2] == 16);
-    NULLS(dbcache_denoiser_branches(NULL, branches, &count), "denoiser");
-    NULLS(dbcache_denoiser_branches(denoiser, NULL, &count), "branches");
-    NULLS(dbcache_denoiser_branches(denoiser, branches, NULL), "count");
-    CHECK(count == 77);
-    NULLS(dbcache_denoiser_sigmas(NULL, sigmas, 3), "denoiser");
-    NULLS(dbcache_denoiser_sigmas(denoiser, NULL, 3), "sigmas");
-    FAILS(dbcache_denoiser_sigmas(denoiser, sigmas, 2), DBCACHE_ERROR_ARGUMENT, "sigmas", "exactly 3");
-    OK(dbcache_denoiser_sigmas(denoiser, sigmas, 3));
-    CHECK(sigmas[0] == 1.0f && sigmas[2] == 0.0f);
-    NULLS(dbcache_denoiser_latents(NULL, numbers, 1024), "denoiser");
-    NULLS(dbcache_denoiser_latents(denoiser, NULL, 1024), "latents");
-    FAILS(dbcache_denoiser_latents(denoiser, numbers, 1023), DBCACHE_ERROR_ARGUMENT, "latents", "exactly 1024");
-    OK(dbcache_denoiser_latents(denoiser, numbers, 1024));
-
-    const int32_t both = DBCACHE_BRANCH_BOTH;
-    NULLS(dbcache_denoiser_velocity(NULL, both, 1, numbers, velocity, 1024), "denoiser");
-    NULLS(dbcache_denoiser_velocity(denoiser, both, 1, NULL, velocity, 1024), "latents");
-    NULLS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, NULL, 1024), "velocity");
-    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, velocity, 9), DBCACHE_ERROR_ARGUMENT, "latents", "expected 1024");
-    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, velocity, TOO_MANY), DBCACHE_ERROR_ARGUMENT, "latents", "expected 1024");
-    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, numbers, 1024), DBCACHE_ERROR_ARGUMENT, "velocity", "overlaps `latents`");
-    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, numbers + 1023, 1024), DBCACHE_ERROR_ARGUMENT, "velocity", "overlaps `latents`");
-    FAILS(dbcache_denoiser_velocity(denoiser, 9, 1, numbers, velocity, 1024), DBCACHE_ERROR_ARGUMENT, "branch", "is 9");
-    FAILS(dbcache_denoiser_velocity(denoiser, DBCACHE_BRANCH_COND, 1, numbers, velocity, 1024), DBCACHE_ERROR_STATE, "branch", "expects both");
-    FAILS(dbcache_denoiser_velocity(denoiser, both, -1, numbers, velocity, 1024), DBCACHE_ERROR_INPUT, "sigma", "not be negative");
-    FAILS(dbcache_denoiser_velocity(denoiser, both, NAN, numbers, velocity, 1024), DBCACHE_ERROR_NUMERIC, "sigma", "must be finite");
-    OK(dbcache_denoiser_velocity(denoiser, both, 1, numbers, velocity, 1024));
-    NULLS(dbcache_denoiser_result(NULL, numbers, 1024, &result), "denoiser");
-    NULLS(dbcache_denoiser_result(denoiser, NULL, 1024, &result), "latents");
-    NULLS(dbcache_denoiser_result(denoiser, numbers, 1024, NULL), "out");
-    FAILS(dbcache_denoiser_result(denoiser, numbers, 3, &result), DBCACHE_ERROR_ARGUMENT, "latents", "expected 1024");
-    FAILS(dbcache_denoiser_result(denoiser, numbers, TOO_MANY, &result), DBCACHE_ERROR_ARGUMENT, "latents", "expected 1024");
-    const float number = numbers[5];
-    numbers[5] = NAN;
-    FAILS(dbcache_denoiser_result(denoiser, numbers, 1024, &result), DBCACHE_ERROR_NUMERIC, "latents", "expected finite numbers");
-    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, velocity, 1024), DBCACHE_ERROR_NUMERIC, "latents", "expected finite numbers");
-    numbers[5] = number;
-    NULLS(dbcache_denoiser_cancel(NULL), "denoiser");
-    OK(dbcache_denoiser_cancel(denoiser));
-    FAILS(dbcache_denoiser_velocity(denoiser, both, 0.5f, numbers, velocity, 1024), DBCACHE_ERROR_CANCELLED, NULL, "cancelled");
-    FAILS(dbcache_denoiser_velocity(denoiser, both, 0.5f, numbers, velocity, 1024), DBCACHE_ERROR_STATE, NULL, "has failed");
-    CHECK(result == NULL);
-    dbcache_denoiser_free(denoiser);
+    char original[4096];
+    snprintf(original, sizeof original, "%s/transformer.safetensors", directory);
+    copy_file(original, weights);
+    rewrite(manifest, "{\"kind\": \"none\"}", "{\"kind\": \"dynamic\", \"base_tokens\": 1, \"max_tokens\": 64, "
+                                            "\"base_shift\": 1, \"max_shift\": -0.2, \"time_shift\": \"linear\"}");
+    OK(dbcache_engine_load(copy, NULL, &engine));
+    NEVER_BEGINS(tiny_request(engine, NULL, 0), DBCACHE_ERROR_ENGINE_DIRECTORY, NULL, "do not lie between 0 and 1");
+    dbcache_engine_free(engine);
 }
 
 int main(int argc, char **argv) {
     CHECK(argc == 6);
     test_versions();
     test_nothing();
-    test_options();
+    test_options(argv[2]);
     test_tensors();
     /* Plans need no ONNX Runtime. */
     test_plans(argv[2]);
@@ -554,10 +556,10 @@ int main(int argc, char **argv) {
     test_imports(engine);
     test_requests(engine);
     test_failing_requests(engine);
-    test_denoisers(engine);
-    test_turns(engine);
     test_threads(argv[2]);
     test_fields(argv[3], argv[5]);
+    test_without_files(argv[2]);
+    test_broken_engines(argv[2], argv[5]);
     dbcache_engine_free(engine);
     puts("errors: ok");
     return 0;

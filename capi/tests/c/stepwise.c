@@ -186,6 +186,129 @@ static void test_one_thread_at_a_time(const dbcache_engine *engine) {
     dbcache_denoiser_free(d.denoiser);
 }
 
+/* A session knows which call comes next. */
+static void test_turns(const dbcache_engine *engine) {
+    dbcache_options *options = OPTIONS("steps", "1");
+    dbcache_request *request = tiny_request(engine, options, 1);
+    dbcache_denoiser *denoiser = NULL;
+    OK(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_HOST, &denoiser));
+    float numbers[1024], velocity[1024];
+    OK(dbcache_denoiser_latents(denoiser, numbers, 1024));
+    const int32_t cond = DBCACHE_BRANCH_COND, uncond = DBCACHE_BRANCH_UNCOND, both = DBCACHE_BRANCH_BOTH;
+    FAILS(dbcache_denoiser_velocity(denoiser, uncond, 1, numbers, velocity, 1024), DBCACHE_ERROR_STATE, "branch",
+          "expects cond now");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, velocity, 1024), DBCACHE_ERROR_STATE, "branch",
+          "the branch is both");
+    OK(dbcache_denoiser_velocity(denoiser, cond, 1, numbers, velocity, 1024));
+    FAILS(dbcache_denoiser_velocity(denoiser, cond, 1, numbers, velocity, 1024), DBCACHE_ERROR_STATE, "branch",
+          "expects uncond now");
+    FAILS(dbcache_denoiser_velocity(denoiser, uncond, 0.5f, numbers, velocity, 1024), DBCACHE_ERROR_STATE, "sigma",
+          "the other branch of this step had 1");
+    FAILS(dbcache_denoiser_velocity(denoiser, uncond, INFINITY, numbers, velocity, 1024), DBCACHE_ERROR_NUMERIC,
+          "sigma", "must be finite");
+    OK(dbcache_denoiser_velocity(denoiser, uncond, 1, numbers, velocity, 1024));
+    FAILS(dbcache_denoiser_velocity(denoiser, cond, 1, numbers, velocity, 1024), DBCACHE_ERROR_STATE, NULL,
+          "all 1 steps");
+    dbcache_denoiser_free(denoiser);
+    dbcache_request_free(request);
+    dbcache_options_free(options);
+}
+
+static void test_denoisers(const dbcache_engine *engine) {
+    dbcache_options *options = OPTIONS("steps", "2");
+    dbcache_request *request = tiny_request(engine, options, 0);
+    dbcache_denoiser *denoiser = NULL;
+    NULLS(dbcache_denoiser_new(NULL, DBCACHE_GUIDANCE_LIBRARY, &denoiser), "request");
+    NULLS(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_LIBRARY, NULL), "out");
+    FAILS(dbcache_denoiser_new(request, 7, &denoiser), DBCACHE_ERROR_ARGUMENT, "guidance", "is 7");
+    CHECK(denoiser == NULL);
+    OK(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_LIBRARY, &denoiser));
+    dbcache_request_free(request);
+    dbcache_options_free(options);
+
+    size_t steps = 77, count = 77, rank = 77;
+    const int64_t *shape = NULL;
+    int32_t branches[2];
+    float sigmas[3], numbers[1024], velocity[1024];
+    dbcache_result *result = NULL;
+    NULLS(dbcache_denoiser_shape(NULL, &steps, &shape, &rank), "denoiser");
+    NULLS(dbcache_denoiser_shape(denoiser, NULL, &shape, &rank), "steps");
+    NULLS(dbcache_denoiser_shape(denoiser, &steps, NULL, &rank), "shape");
+    NULLS(dbcache_denoiser_shape(denoiser, &steps, &shape, NULL), "rank");
+    CHECK(steps == 77 && shape == NULL && rank == 77);
+    OK(dbcache_denoiser_shape(denoiser, &steps, &shape, &rank));
+    CHECK(steps == 2 && rank == 3 && shape[0] == 1 && shape[1] == 64 && shape[2] == 16);
+    NULLS(dbcache_denoiser_branches(NULL, branches, &count), "denoiser");
+    NULLS(dbcache_denoiser_branches(denoiser, NULL, &count), "branches");
+    NULLS(dbcache_denoiser_branches(denoiser, branches, NULL), "count");
+    CHECK(count == 77);
+    NULLS(dbcache_denoiser_sigmas(NULL, sigmas, 3), "denoiser");
+    NULLS(dbcache_denoiser_sigmas(denoiser, NULL, 3), "sigmas");
+    FAILS(dbcache_denoiser_sigmas(denoiser, sigmas, 2), DBCACHE_ERROR_ARGUMENT, "sigmas", "exactly 3");
+    OK(dbcache_denoiser_sigmas(denoiser, sigmas, 3));
+    CHECK(sigmas[0] == 1.0f && sigmas[2] == 0.0f);
+    NULLS(dbcache_denoiser_latents(NULL, numbers, 1024), "denoiser");
+    NULLS(dbcache_denoiser_latents(denoiser, NULL, 1024), "latents");
+    FAILS(dbcache_denoiser_latents(denoiser, numbers, 1023), DBCACHE_ERROR_ARGUMENT, "latents", "exactly 1024");
+    OK(dbcache_denoiser_latents(denoiser, numbers, 1024));
+
+    const int32_t both = DBCACHE_BRANCH_BOTH;
+    NULLS(dbcache_denoiser_velocity(NULL, both, 1, numbers, velocity, 1024), "denoiser");
+    NULLS(dbcache_denoiser_velocity(denoiser, both, 1, NULL, velocity, 1024), "latents");
+    NULLS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, NULL, 1024), "velocity");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, velocity, 9), DBCACHE_ERROR_ARGUMENT, "latents", "expected 1024");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, velocity, TOO_MANY), DBCACHE_ERROR_ARGUMENT, "latents", "expected 1024");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, numbers, 1024), DBCACHE_ERROR_ARGUMENT, "velocity", "overlaps `latents`");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, numbers + 1023, 1024), DBCACHE_ERROR_ARGUMENT, "velocity", "overlaps `latents`");
+    FAILS(dbcache_denoiser_velocity(denoiser, 9, 1, numbers, velocity, 1024), DBCACHE_ERROR_ARGUMENT, "branch", "is 9");
+    FAILS(dbcache_denoiser_velocity(denoiser, DBCACHE_BRANCH_COND, 1, numbers, velocity, 1024), DBCACHE_ERROR_STATE, "branch", "expects both");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, -1, numbers, velocity, 1024), DBCACHE_ERROR_INPUT, "sigma", "not be negative");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, NAN, numbers, velocity, 1024), DBCACHE_ERROR_NUMERIC, "sigma", "must be finite");
+    OK(dbcache_denoiser_velocity(denoiser, both, 1, numbers, velocity, 1024));
+    NULLS(dbcache_denoiser_result(NULL, numbers, 1024, &result), "denoiser");
+    NULLS(dbcache_denoiser_result(denoiser, NULL, 1024, &result), "latents");
+    NULLS(dbcache_denoiser_result(denoiser, numbers, 1024, NULL), "out");
+    FAILS(dbcache_denoiser_result(denoiser, numbers, 3, &result), DBCACHE_ERROR_ARGUMENT, "latents", "expected 1024");
+    FAILS(dbcache_denoiser_result(denoiser, numbers, TOO_MANY, &result), DBCACHE_ERROR_ARGUMENT, "latents", "expected 1024");
+    const float number = numbers[5];
+    numbers[5] = NAN;
+    FAILS(dbcache_denoiser_result(denoiser, numbers, 1024, &result), DBCACHE_ERROR_NUMERIC, "latents", "expected finite numbers");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, 1, numbers, velocity, 1024), DBCACHE_ERROR_NUMERIC, "latents", "expected finite numbers");
+    numbers[5] = number;
+    NULLS(dbcache_denoiser_cancel(NULL), "denoiser");
+    OK(dbcache_denoiser_cancel(denoiser));
+    FAILS(dbcache_denoiser_velocity(denoiser, both, 0.5f, numbers, velocity, 1024), DBCACHE_ERROR_CANCELLED, NULL, "cancelled");
+    FAILS(dbcache_denoiser_velocity(denoiser, both, 0.5f, numbers, velocity, 1024), DBCACHE_ERROR_STATE, NULL, "has failed");
+    CHECK(result == NULL);
+    dbcache_denoiser_free(denoiser);
+}
+
+/* A model that predicts no velocity has its own loop only. `directory` lies beside those of other families. */
+static void test_other_models(const char *directory) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/../families/dit/engine", directory);
+    const int64_t shape[1] = {1};
+    const float label = 3;
+    float latents[256], velocity[256];
+    dbcache_engine *engine = NULL;
+    dbcache_request *request = NULL;
+    dbcache_denoiser *denoiser = NULL;
+    dbcache_tensor *labels = NULL;
+    OK(dbcache_engine_load(path, NULL, &engine));
+    OK(dbcache_request_new(engine, NULL, &request));
+    OK(dbcache_tensor_new(DBCACHE_DTYPE_F32, shape, 1, &label, sizeof label, &labels));
+    OK(dbcache_request_set_tensor(request, "class_labels", labels));
+    OK(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_LIBRARY, &denoiser));
+    OK(dbcache_denoiser_latents(denoiser, latents, 256));
+    FAILS(dbcache_denoiser_velocity(denoiser, DBCACHE_BRANCH_BOTH, 1, latents, velocity, 256), DBCACHE_ERROR_USAGE,
+          NULL,
+          "predicts no velocity");
+    dbcache_denoiser_free(denoiser);
+    dbcache_tensor_free(labels);
+    dbcache_request_free(request);
+    dbcache_engine_free(engine);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 6);
     OK(dbcache_runtime_load(argv[1]));
@@ -196,6 +319,9 @@ int main(int argc, char **argv) {
     test_cancelling_callback(engine);
     test_given_start(engine);
     test_one_thread_at_a_time(engine);
+    test_denoisers(engine);
+    test_turns(engine);
+    test_other_models(argv[2]);
     dbcache_engine_free(engine);
     puts("stepwise: ok");
     return 0;

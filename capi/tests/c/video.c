@@ -13,21 +13,6 @@ static int32_t on_preview(const dbcache_preview *preview, void *user) {
     return 0;
 }
 
-static dbcache_request *video_request(const dbcache_engine *engine, const dbcache_options *options) {
-    static const int64_t text[3] = {BATCH, 7, 20}, mask[2] = {BATCH, 7};
-    static const float ones[BATCH * 7] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    dbcache_request *request = NULL;
-    OK(dbcache_request_new(engine, options, &request));
-    set_tensor(request, "prompt_embeds", text, 3, 1);
-    set_tensor(request, "negative_prompt_embeds", text, 3, 2);
-    dbcache_tensor *tensor = NULL;
-    OK(dbcache_tensor_new(DBCACHE_DTYPE_F32, mask, 2, ones, sizeof ones, &tensor));
-    OK(dbcache_request_set_tensor(request, "prompt_attention_mask", tensor));
-    OK(dbcache_request_set_tensor(request, "negative_prompt_attention_mask", tensor));
-    dbcache_tensor_free(tensor);
-    return request;
-}
-
 static dbcache_picture frame_of(const dbcache_result *result, size_t index, size_t frame) {
     dbcache_picture picture = {.struct_size = sizeof picture};
     OK(dbcache_result_frame(result, index, frame, &picture));
@@ -77,7 +62,7 @@ int main(int argc, char **argv) {
         OPTIONS("steps", "2", "size", "128x128", "frames", "9", "fps", "12.5", "batch", "2", "seed", "40");
     dbcache_engine *engine = NULL;
     OK(dbcache_engine_load(argv[4], options, &engine));
-    dbcache_request *request = video_request(engine, options);
+    dbcache_request *request = video_request(engine, options, BATCH);
     int previews = 0;
     if (!is_small()) OK(dbcache_request_on_preview(request, 2, on_preview, &previews));
     dbcache_result *result = NULL;
