@@ -9,7 +9,6 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 pub use self::plan::DryRun;
-use crate::EngineCounts;
 use crate::cache::PolicyConfig;
 use crate::engine::{EngineOptions, check_provider, open, sizes};
 use crate::error::Result;
@@ -22,6 +21,7 @@ use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::manifest::{Dimension, GuidanceSpec, Manifest};
 use crate::plan::{Limits, Plan, Stage};
+use crate::runtime::compiler::EngineCounts;
 use crate::trace::CacheBytes;
 
 /// One stage of a plan: what runs as one ONNX Runtime session.
@@ -44,7 +44,7 @@ pub struct StageInfo {
 
 impl StageInfo {
     pub(crate) fn new(directory: &EngineDirectory, expert: usize, stage: &Stage) -> Self {
-        let (name, Stage { embed, blocks, last, .. }) = (directory.stage_name(expert, stage), stage.clone());
+        let (name, Stage { embed, blocks, last, .. }) = (directory.stage_name(expert, &stage.name()), stage.clone());
         let of_expert = &directory.experts[expert];
         let ends = embed.then_some(&of_expert.embed).into_iter().chain(last.then_some(&of_expert.last));
         let graphs: Vec<&Graph> = ends.chain(&of_expert.blocks[blocks.clone()]).collect();

@@ -42,9 +42,12 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 #![deny(unsafe_code)]
 
+mod cancel;
 mod contain;
 mod engine;
 mod error;
+#[expect(unsafe_code, reason = "the end of the process is only told to C functions")]
+mod exit;
 mod files;
 mod generate;
 mod info;
@@ -53,6 +56,7 @@ mod nearest;
 mod plan;
 mod runtime;
 mod threads;
+mod units;
 mod words;
 
 pub mod cache;
@@ -60,14 +64,15 @@ pub mod options;
 pub mod setup;
 pub mod trace;
 
+pub use cancel::CancelToken;
 pub use engine::{
-    ArithmeticChoice, ComputeChoice, Engine, EngineBuild, EngineCache, EngineCounts, EngineOptions, ModelPart,
-    OtherPlan, PlannedEngine, Profile, StageFile, StagesChoice, WeightsChoice, write_stages,
+    ArithmeticChoice, Engine, EngineBuild, EngineCache, EngineCounts, EngineOptions, ModelPart, OtherPlan,
+    PlannedEngine, Profile, StageFile, StagesChoice, WeightsChoice, write_stages,
 };
 pub use error::{Error, ErrorKind, Result};
-pub use generate::cache_dtype::CacheDType;
+#[doc(hidden)] // For other faces of this library, which call back by themselves.
+pub use exit::{lock, outside};
 pub use generate::cache_place::CachePlace;
-pub use generate::cancel::CancelToken;
 pub use generate::denoiser::{Denoiser, GuidanceBy};
 pub use generate::image::Image;
 pub use generate::inputs::{Inputs, read_tensors, write_json, write_tensors};
@@ -75,12 +80,13 @@ pub use generate::observer::{Observer, Phase, Progress};
 pub use generate::request::{Output, Request, RequestOptions};
 pub use generate::video::{Video, VideoFormat};
 pub use info::{DryRun, EngineInfo, StageInfo};
+pub use model::cache_dtype::CacheDType;
+pub use model::compute_choice::ComputeChoice;
 pub use runtime::engine_cache::{EngineEntry, EngineState, EngineStore, GcOptions, GcReport, Removed};
-#[doc(hidden)] // For other faces of this library, which call back by themselves.
-pub use runtime::exit::{lock, outside};
 pub use runtime::foreign::{FloatType, ForeignTensor, MemoryKind};
 pub use runtime::library::{
-    FILE_NAME, FoundBy, LibraryInfo, LibraryOptions, OLDEST as OLDEST_RUNTIME, PATH_VARIABLE, Place,
-    info as library_info, load as load_library, places as library_places,
+    FoundBy, LibraryInfo, LibraryOptions, OLDEST as OLDEST_RUNTIME, PATH_VARIABLE, Place, info as library_info,
+    load as load_library, places as library_places,
 };
 pub use runtime::provider::{ProviderKind, ProviderReport, ProviderSpec, Providers, provider_reports};
+pub use setup::FILE_NAME;

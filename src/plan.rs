@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use crate::cache::{DiffOptions, DiffTensor};
 use crate::error::{Error, Result};
-use crate::generate::cache_dtype::CacheDType;
+use crate::model::cache_dtype::CacheDType;
 
 /// How many blocks run as one ONNX Runtime session. Every choice serves every policy: a stage ends wherever the policy
 /// needs to see the streams, and where [`stage_bytes`](crate::EngineOptions::stage_bytes) says so.

@@ -20,6 +20,15 @@ use tools::{fetch, is_about_space};
 /// The environment variable that moves the data folder.
 pub const FOLDER_VARIABLE: &str = "DBCACHE_TRT_HOME";
 
+/// The file name of the library on this system.
+pub const FILE_NAME: &str = if cfg!(windows) {
+    "onnxruntime.dll"
+} else if cfg!(target_vendor = "apple") {
+    "libonnxruntime.dylib"
+} else {
+    "libonnxruntime.so"
+};
+
 /// How to set up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SetupOptions {
@@ -363,7 +372,6 @@ fn place(package: &Package, library: &Path, target: &Path) -> Result<Result<(), 
 mod tests {
     use super::packages::Registry;
     use super::*;
-    use crate::runtime::library::FILE_NAME;
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 

@@ -3,7 +3,7 @@
 use std::panic::resume_unwind;
 use std::thread::{Builder, scope};
 
-use crate::runtime::exit::outside;
+use crate::exit::outside;
 
 /// Runs `work` on this thread and at the same time on others, `count` together. All take from one queue until it is empty, so
 /// where the system gives no more threads, those that there are do everything.

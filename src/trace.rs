@@ -1,7 +1,6 @@
 //! What happened: one record per step and branch, their string, JSON, and summary.
 
 mod compare;
-mod metadata;
 mod read;
 mod record;
 mod statistics;
@@ -16,7 +15,10 @@ pub use self::compare::{Comparison, Divergence, LargestDiff, Setting, Side, comp
 pub use self::read::{read, recording};
 pub use self::record::{BlockRecord, StepRecord};
 use crate::cache::{Branch, PolicyConfig};
-use crate::{CacheDType, ComputeChoice, EngineCounts};
+use crate::model::cache_dtype::CacheDType;
+use crate::model::compute_choice::ComputeChoice;
+pub use crate::runtime::capture::CaptureCounts;
+use crate::runtime::compiler::EngineCounts;
 
 /// The version of the JSON that [`Trace::to_json`] gives.
 ///
@@ -102,34 +104,6 @@ impl fmt::Display for CacheBytes {
             mebibytes(compare),
             mebibytes(streams)
         )
-    }
-}
-
-/// Runs of a request's stages on a provider that records runs and replays them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CaptureCounts {
-    /// Runs that were recorded.
-    pub recorded: usize,
-    /// Runs that replayed a recording.
-    pub replayed: usize,
-    /// Runs that did neither: of stages that take from or give to the host, that overwrite what they read, or for which
-    /// there was no room.
-    pub plain: usize,
-}
-
-impl CaptureCounts {
-    /// The counts by their names.
-    pub fn to_json(&self) -> Value {
-        let Self { recorded, replayed, plain } = self;
-        json!({ "recorded": recorded, "replayed": replayed, "plain": plain })
-    }
-}
-
-/// Such as `4 recorded, 20 replayed, 2 plain`.
-impl fmt::Display for CaptureCounts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { recorded, replayed, plain } = self;
-        write!(f, "{recorded} recorded, {replayed} replayed, {plain} plain")
     }
 }
 

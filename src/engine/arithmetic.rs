@@ -9,7 +9,7 @@ use prost::Message;
 
 use crate::cache::{DiffOptions, DiffTensor};
 use crate::error::{Error, Result};
-use crate::generate::cache_dtype::CacheDType;
+use crate::model::cache_dtype::CacheDType;
 use crate::model::graph::Graph;
 use crate::model::join::{Part, Piece};
 use crate::model::manifest::{Axis, Manifest};

@@ -5,18 +5,17 @@ use std::sync::Arc;
 
 use super::loader::Loader;
 use super::stages::Stages;
-use super::{
-    ArithmeticChoice, ComputeChoice, EngineOptions, StagesChoice, check_provider, choose_weights, open, verify, work,
-};
+use super::{ArithmeticChoice, EngineOptions, StagesChoice, check_provider, choose_weights, open, verify, work};
 use crate::cache::PolicyConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::generate::cache_dtype::CacheDType;
+use crate::exit::enter;
 use crate::generate::lists;
+use crate::model::cache_dtype::CacheDType;
+use crate::model::compute_choice::ComputeChoice;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::runtime::compiler::{Compiler, EngineCounts};
 use crate::runtime::device::Device;
-use crate::runtime::exit::enter;
 use crate::runtime::library;
 
 /// What loading an engine with these options would compile.

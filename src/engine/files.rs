@@ -52,7 +52,7 @@ pub fn write_stages(directory: &Path, load: &EngineOptions, profile: &Profile, o
         for stage in plan.stages() {
             let prefix = if directory.experts.len() > 1 { format!("expert_{expert}_") } else { String::new() };
             let graph = StageGraph::new(&directory, expert, stage)?.graph.into_owned();
-            graphs.push((prefix + &file_name(stage), directory.stage_name(expert, stage), graph));
+            graphs.push((prefix + &file_name(stage), directory.stage_name(expert, &stage.name()), graph));
         }
     }
     graphs.extend(directory.decode.clone().map(|graph| ("decode.onnx".to_owned(), "decode".to_owned(), graph)));

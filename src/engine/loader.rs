@@ -10,8 +10,8 @@ use tracing::dispatcher::{self, Dispatch};
 
 use super::profile::{Extremes, Profile, check, shapes};
 use super::{EngineOptions, build};
+use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
-use crate::generate::cancel::CancelToken;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::model::manifest::Extents;

@@ -8,8 +8,8 @@ use ndarray::ArrayD;
 
 use super::Engine;
 use super::stages::StageGraph;
+use crate::cancel::CancelToken;
 use crate::error::{At, Error, Result};
-use crate::generate::cancel::CancelToken;
 use crate::generate::conditioning;
 use crate::model::graph::output_port;
 use crate::model::manifest::{Axis, Extents};

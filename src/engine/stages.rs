@@ -11,15 +11,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::arithmetic::Around;
 use super::loader::Loader;
+use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
-use crate::generate::cancel::CancelToken;
+use crate::exit::lock;
 use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::join::{Part, Piece, boundary, join};
 use crate::model::manifest::GraphSpec;
 use crate::plan::{Cuts, GraphSize, Limits, Plan, Sizes, Stage, StagesChoice};
 use crate::runtime::device::Device;
-use crate::runtime::exit::lock;
 use crate::runtime::heap;
 use crate::runtime::provider::Role;
 use crate::runtime::session::Session;
@@ -286,7 +286,7 @@ impl<'d> StageGraph<'d> {
                 if stage.last {
                     outputs.retain(|tensor| manifest.last.outputs.contains(tensor));
                 }
-                Cow::Owned(join(&directory.stage_name(expert, stage), pieces, &outputs)?)
+                Cow::Owned(join(&directory.stage_name(expert, &stage.name()), pieces, &outputs)?)
             }
         };
         Ok(Self { graph, inputs, outputs })

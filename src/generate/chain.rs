@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::cancel::CancelToken;
+use crate::cancel::CancelToken;
 use crate::engine::{LoadedPlan, LoadedStage};
 use crate::error::{Error, Result};
 use crate::model::graph::output_port;

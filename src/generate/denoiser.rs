@@ -8,7 +8,7 @@ use super::stepwise::check_finite;
 use crate::cache::Branch;
 use crate::engine::Engine;
 use crate::error::{At, Error, Result};
-use crate::runtime::exit::enter;
+use crate::exit::enter;
 use crate::trace::{StepRecord, Trace};
 
 /// Who combines the guidance branches of a step.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::cache_dtype::CacheDType;
 use super::chain::count_places;
 use super::decode;
 use super::expert::{self, Share};
@@ -15,6 +14,7 @@ use super::request::RequestOptions;
 use super::samples;
 use crate::cache::{KeptTensors, StreamKind, StreamLayout};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::cache_dtype::CacheDType;
 use crate::model::manifest::{Dimension, Extents, Manifest, TensorSpec};
 use crate::plan::Plan;
 use crate::trace::CacheBytes;

@@ -1,9 +1,7 @@
 //! One generation: from a prompt or tensors to latents and pictures.
 
 mod branch;
-pub(crate) mod cache_dtype;
 pub(crate) mod cache_place;
-pub(crate) mod cancel;
 mod chain;
 mod clean;
 mod combine;
@@ -20,6 +18,7 @@ pub(crate) mod inputs;
 mod latents;
 pub(crate) mod lists;
 pub(crate) mod memory;
+mod metadata;
 mod noise;
 mod numeric;
 pub(crate) mod observer;

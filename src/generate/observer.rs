@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::image::Image;
-use crate::runtime::exit::outside;
+use crate::exit::outside;
 use crate::trace::StepRecord;
 
 /// Sees each step as it is decided. Breaking, wherever, cancels the generation.

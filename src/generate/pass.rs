@@ -1,12 +1,12 @@
 //! The blocks of one list, in one branch of one step: what always runs, and what the policy decides on.
 
 use super::branch::ListState;
-use super::cancel::CancelToken;
 use super::chain::Chain;
 use super::lists::{List, Part};
 use super::request::Clock;
 use super::unit::Unit;
 use crate::cache::{Action, CachePolicy, DecisionPoint, Gate, Reason};
+use crate::cancel::CancelToken;
 use crate::error::{At, Error, Result};
 use crate::runtime::tensor::Buffers;
 use crate::trace::{BlockRecord, StepRecord, Timings};

@@ -26,9 +26,9 @@ use super::unit::{Unit, UnitSpec};
 use crate::cache::{Branch, PolicyConfig, StreamKind};
 use crate::engine::{ArithmeticChoice, Loaded, LoadedPlan};
 use crate::error::{Error, Result};
+use crate::exit::enter;
 use crate::model::manifest::{Axis, Extents, Manifest, SchedulerSpec, Source};
 use crate::plan::InStages;
-use crate::runtime::exit::enter;
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{Timings, Warning};
 

@@ -19,9 +19,7 @@ use std::time::Instant;
 use ndarray::ArrayD;
 
 use super::branch::BranchState;
-use super::cache_dtype::CacheDType;
 use super::cache_place::CachePlace;
-use super::cancel::CancelToken;
 use super::chain::{Chain, Named, Streams};
 use super::combine::Combine;
 use super::decode::{Decoded, Decoder};
@@ -40,10 +38,13 @@ use super::samples;
 use super::scheduler::Schedule;
 use super::video::Video;
 use crate::cache::{Branch, DecisionPoint, PolicyConfig};
-use crate::engine::{ComputeChoice, Loaded};
+use crate::cancel::CancelToken;
+use crate::engine::Loaded;
 use crate::error::{At, Error, Result};
+use crate::exit::enter;
+use crate::model::cache_dtype::CacheDType;
+use crate::model::compute_choice::ComputeChoice;
 use crate::model::manifest::Extents;
-use crate::runtime::exit::enter;
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{CacheBytes, StepRecord, Timings, Trace, Warning};
 

@@ -15,13 +15,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::branch::ListState;
-use super::cancel::CancelToken;
 use super::chain::{Chain, Named, Streams};
 use super::lists::{List, Part};
 use super::pass::Pass;
 use super::request::{Clock, RequestOptions};
 use super::unit::{Unit, relative};
 use crate::cache::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, PolicyConfig, Reason, StreamKind};
+use crate::cancel::CancelToken;
 use crate::engine::{Loaded, LoadedPlan};
 use crate::error::{At, Error, Result};
 use crate::model::manifest::{DType, Extents, Manifest};

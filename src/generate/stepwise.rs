@@ -4,8 +4,8 @@ use ndarray::ArrayD;
 
 use super::request::Request;
 use crate::error::{At, Error, ErrorKind, Result};
+use crate::exit::enter;
 use crate::model::manifest::Prediction;
-use crate::runtime::exit::enter;
 use crate::runtime::tensor::BufferId;
 use crate::trace::StepRecord;
 

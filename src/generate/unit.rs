@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::cache_dtype::CacheDType;
 use super::chain::Chain;
 use super::forecast::Forecast;
 use super::in_stages::StageArithmetic;
@@ -11,6 +10,7 @@ use super::lists::List;
 use crate::cache::{CalibratorCacheType, DiffOptions, DiffTensor, PolicyConfig, StreamKind};
 use crate::engine::Loaded;
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::cache_dtype::CacheDType;
 use crate::model::manifest::DType;
 use crate::runtime::host;
 use crate::runtime::items::Joined;

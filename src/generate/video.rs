@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::cancel::CancelToken;
 use super::ffmpeg::{FFMPEG, failed, run, unwritten};
 use super::image::Image;
+use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Partial, behind_links, check_named, check_replaceable, write_atomically, write_together};
 

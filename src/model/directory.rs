@@ -10,7 +10,6 @@ use super::moved;
 use super::weights::{WeightsFile, hash_bytes};
 use crate::error::{At, Error, Result};
 use crate::model::manifest::{Axis, DType};
-use crate::plan::Stage;
 
 const MAX_MANIFEST: u64 = 16 << 20;
 /// Graphs hold no weights, and tokenizers are a few megabytes.
@@ -131,10 +130,10 @@ impl EngineDirectory {
     }
 
     /// What a stage of a transformer is called: with several transformers, which one comes first.
-    pub(crate) fn stage_name(&self, expert: usize, stage: &Stage) -> String {
+    pub(crate) fn stage_name(&self, expert: usize, stage: &str) -> String {
         match self.experts.len() {
-            1 => stage.name(),
-            _ => format!("expert {expert}: {}", stage.name()),
+            1 => stage.to_owned(),
+            _ => format!("expert {expert}: {stage}"),
         }
     }
 

@@ -2,8 +2,10 @@
 
 mod amounts;
 pub(crate) mod boundary;
+pub(crate) mod cache_dtype;
 mod casts;
 pub(crate) mod compute;
+pub(crate) mod compute_choice;
 pub(crate) mod directory;
 pub(crate) mod graph;
 pub(crate) mod join;

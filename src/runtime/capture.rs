@@ -7,10 +7,12 @@
 //! A provider may record less than a run does: the WebGPU plugin (0.4.0) leaves out copies. So the first replay, on the
 //! numbers of another step, is held against a plain run before any is trusted.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::session::{NoSelectedOutputs, RunOptions};
+use serde_json::{Value, json};
 
 use super::session::run_options;
 use super::shelf::TensorId;
@@ -20,6 +22,34 @@ use crate::error::Result;
 const NUMBER: &str = "gpu_graph_id";
 /// The number of runs that are neither recorded nor replayed.
 const NONE: i32 = -1;
+
+/// Runs of a request's stages on a provider that records runs and replays them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CaptureCounts {
+    /// Runs that were recorded.
+    pub recorded: usize,
+    /// Runs that replayed a recording.
+    pub replayed: usize,
+    /// Runs that did neither: of stages that take from or give to the host, that overwrite what they read, or for which
+    /// there was no room.
+    pub plain: usize,
+}
+
+impl CaptureCounts {
+    /// The counts by their names.
+    pub fn to_json(&self) -> Value {
+        let Self { recorded, replayed, plain } = self;
+        json!({ "recorded": recorded, "replayed": replayed, "plain": plain })
+    }
+}
+
+/// Such as `4 recorded, 20 replayed, 2 plain`.
+impl fmt::Display for CaptureCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { recorded, replayed, plain } = self;
+        write!(f, "{recorded} recorded, {replayed} replayed, {plain} plain")
+    }
+}
 
 /// The recordings of one session.
 pub(super) struct Captures {

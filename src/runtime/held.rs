@@ -5,8 +5,8 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
-use super::exit::enter;
 use super::turn::turn;
+use crate::exit::enter;
 
 /// What ONNX Runtime has made: freed while it is in use, and left alone once the process ends.
 pub(super) struct Held<T: Send + 'static> {

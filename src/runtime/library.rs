@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 
-use super::exit::{coming_first, enter, lock};
 use super::provider::{ProviderKind, refused};
 use crate::contain::contain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::setup;
+use crate::exit::{coming_first, enter, lock};
+use crate::setup::{self, FILE_NAME};
 
 mod cores;
 mod environment;
@@ -32,15 +32,6 @@ use inspect::{NOT_THERE, inspect_file};
 
 /// The environment variable that names the library file; `ort` and other programs know it too.
 pub const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
-
-/// The file name of the library on this system.
-pub const FILE_NAME: &str = if cfg!(windows) {
-    "onnxruntime.dll"
-} else if cfg!(target_vendor = "apple") {
-    "libonnxruntime.dylib"
-} else {
-    "libonnxruntime.so"
-};
 
 /// The name under which Linux distributions ship the library without its development files.
 const SONAME: &str = "libonnxruntime.so.1";

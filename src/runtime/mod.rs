@@ -1,6 +1,6 @@
 //! ONNX Runtime, and nothing that decides.
 
-mod capture;
+pub(crate) mod capture;
 pub(crate) mod compiler;
 #[cfg(feature = "cuda")]
 #[expect(unsafe_code, reason = "CUDA's functions are found in a library by their names")]
@@ -10,8 +10,6 @@ pub(crate) mod cuda_stream;
 pub(crate) mod cuda_stream;
 pub(crate) mod device;
 pub(crate) mod engine_cache;
-#[expect(unsafe_code, reason = "the end of the process is only told to C functions")]
-pub(crate) mod exit;
 #[expect(unsafe_code, reason = "the memory is a host's, who promises what it holds")]
 pub(crate) mod foreign;
 pub(crate) mod guidance;

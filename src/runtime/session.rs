@@ -13,7 +13,6 @@ use ort::session::{NoSelectedOutputs, RunOptions};
 use super::capture::{Capture, Captures, State};
 use super::cuda_stream::Stream;
 use super::device::Device;
-use super::exit::{come_first, enter, lock};
 use super::held::Held;
 use super::provider::Role;
 use super::provider::compile::Extra;
@@ -21,6 +20,7 @@ use super::tensor::{BufferId, Buffers, Runs};
 use super::turn::turn;
 use crate::contain::contain;
 use crate::error::{At, Error, ErrorKind, Result};
+use crate::exit::{come_first, enter, lock};
 
 /// Where the weights live once a graph is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

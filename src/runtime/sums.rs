@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex};
 
 use super::device::Device;
-use super::exit::lock;
 use super::ops::{Narrow, Op, add_all, cast, encode, load};
 use super::session::Session;
 use super::tensor::{BufferId, Buffers};
 use crate::error::Result;
+use crate::exit::lock;
 use crate::model::graph::element_type;
 use crate::model::manifest::DType;
 use crate::model::onnx::{GraphProto, build, element};

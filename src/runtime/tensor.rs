@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use half::{bf16, f16};
 use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType};
 
+use super::capture::CaptureCounts;
 use super::device::Device;
 use super::held::Held;
 use super::memory::Tensors;
@@ -16,7 +17,6 @@ use super::transfer::host_tensor;
 use super::turn::turn;
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
-use crate::trace::CaptureCounts;
 
 /// Names a tensor of [`Buffers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

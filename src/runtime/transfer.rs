@@ -9,12 +9,12 @@ use ort::memory::Allocator;
 use ort::value::{DynTensor, TensorElementType};
 
 use super::device::Device;
-use super::exit::lock;
 use super::ops::{cast, encode};
 use super::provider::Role;
 use super::session::{Session, Source, WeightsMode, runtime_error};
 use super::tensor::element;
 use crate::error::Result;
+use crate::exit::lock;
 use crate::model::graph::element_type;
 use crate::model::manifest::DType;
 use crate::model::onnx::{GraphProto, NodeProto, TensorProto, build, element};

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard};
 
-use super::exit::lock;
+use crate::exit::lock;
 
 static TURN: Mutex<()> = Mutex::new(());
 

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::FILE_NAME;
 use super::{Slot, SlotState, Via};
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::library::FILE_NAME;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Registry {

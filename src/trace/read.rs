@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use super::{BlockRecord, CacheBytes, CaptureCounts, StepRecord, TRACE_VERSION, Timings, Trace, Warning};
 use crate::cache::{Branch, Decision, PolicyConfig, Reason, RecordedBranch, RecordedList, Recording};
 use crate::error::{Error, Result};
-use crate::{ComputeChoice, EngineCounts};
+use crate::model::compute_choice::ComputeChoice;
+use crate::runtime::compiler::EngineCounts;
 
 impl Trace {
     /// Reads the JSON that [`to_json`](Self::to_json) gives. The policy of a replay has its recording again.

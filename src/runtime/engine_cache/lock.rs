@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
 use super::key::Key;
-use crate::runtime::exit::outside;
+use crate::exit::outside;
 
 /// Held until dropped.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use super::FILE_NAME;
+use crate::setup::FILE_NAME;
 
 /// The reason that is no reason to warn.
 pub(super) const NOT_THERE: &str = "not there";

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::nearest::did_you_mean;
-use crate::options::parse_bytes;
+use crate::units::parse_bytes;
 
 use super::capture;
 use super::precision::{BY_COMPUTE, is_precision};

@@ -43,7 +43,7 @@ impl CacheDType {
     }
 
     /// Refuses to be set where nothing becomes smaller.
-    pub(super) fn check(self, manifest: &Manifest, cache: &PolicyConfig) -> Result<()> {
+    pub(crate) fn check(self, manifest: &Manifest, cache: &PolicyConfig) -> Result<()> {
         if self == Self::Stream {
             return Ok(());
         }

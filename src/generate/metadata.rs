@@ -1,8 +1,10 @@
 //! How a picture was made, for the text chunks of its file.
 
-use super::Trace;
+use super::inputs::Inputs;
 use crate::cache::Branch;
-use crate::{CacheDType, ComputeChoice, Inputs};
+use crate::model::cache_dtype::CacheDType;
+use crate::model::compute_choice::ComputeChoice;
+use crate::trace::Trace;
 
 impl Trace {
     /// The seed of one picture or video of the batch, counted from 0.

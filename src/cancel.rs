@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
-use crate::runtime::exit;
+use crate::exit;
 
 /// Shared by whoever may cancel and the request that obeys, within one block. Cloning gives another handle.
 #[derive(Clone, Debug, Default)]

@@ -137,7 +137,7 @@ impl Drop for Away {
 
 /// Asks the system to call [`end`] when the process ends, before everything that was registered until now. ONNX Runtime
 /// registers what it destroys when it first needs it, so this is called again whenever it may have made more.
-pub(super) fn come_first() {
+pub(crate) fn come_first() {
     /// Each takes some bytes for ever; by then there is nothing that ONNX Runtime has not needed.
     const MOST: usize = 4096;
     static TIMES: Mutex<usize> = Mutex::new(0);
@@ -149,7 +149,7 @@ pub(super) fn come_first() {
 }
 
 /// Runs what makes ONNX Runtime make much at once, so that nothing else says when: a thread keeps [`end`] first meanwhile.
-pub(super) fn coming_first<T>(body: impl FnOnce() -> T) -> T {
+pub(crate) fn coming_first<T>(body: impl FnOnce() -> T) -> T {
     const PAUSE: Duration = Duration::from_micros(50);
     let is_done = Arc::new(AtomicBool::new(false));
     let done = Arc::clone(&is_done);
