@@ -58,8 +58,13 @@ impl EngineBuild {
     /// As [`Engine::load`](crate::Engine::load); `Usage` if the provider does not compile, or there is no cache; `Provider` if
     /// those of a list that compile cannot be used.
     pub fn plan(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
+        Self::plan_or_reason(directory.as_ref(), options)?
+    }
+
+    /// As [`plan`](Self::plan); the inner error says why nothing is compiled where all is well.
+    pub(crate) fn plan_or_reason(directory: &Path, options: &EngineOptions) -> Result<Result<Self>> {
         let _inside = enter()?;
-        let directory = open(directory.as_ref(), options)?;
+        let directory = open(directory, options)?;
         check_provider(options, &directory)?;
         if options.verify {
             verify(&directory)?;
@@ -91,12 +96,12 @@ impl EngineBuild {
             let nothing = format!("--provider is `{kind}`, which compiles no engines: there is nothing to build");
             // Why those of the list that could have compiled were passed over.
             if options.provider.iter().any(|spec| spec.kind().compiles()) && !refused.is_empty() {
-                return Err(Error::new(
+                return Ok(Err(Error::new(
                     ErrorKind::Provider,
                     format!("{}; and then: {nothing}", refused.join("; and then: ")),
-                ));
+                )));
             }
-            return Err(Error::usage(nothing).about("provider"));
+            return Ok(Err(Error::usage(nothing).about("provider")));
         }
         let limits = (options.stages, options.stage_bytes);
         let mut stages = Vec::new();
@@ -105,7 +110,7 @@ impl EngineBuild {
         }
         let mut build = Self { directory, device, loader, stages, planned: Vec::new(), refused };
         build.planned = build.look()?;
-        Ok(build)
+        Ok(Ok(build))
     }
 
     /// The engines, in the order of the model: text, the stages, decode.

@@ -108,7 +108,7 @@ fn text(
             named.insert(name.clone(), id);
         }
         if !named.contains_key(name) {
-            return Err(Error::input(format!("no `{key}`; give it with --inputs")));
+            return Err(Error::input(format!("no `{key}`; give it with --inputs")).about(key));
         }
     }
     Ok(named)

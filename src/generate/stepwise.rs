@@ -5,7 +5,7 @@ use ndarray::ArrayD;
 use super::request::Request;
 use crate::error::{At, Error, ErrorKind, Result};
 use crate::exit::enter;
-use crate::model::manifest::Prediction;
+use crate::model::manifest::{Manifest, Prediction};
 use crate::runtime::tensor::BufferId;
 use crate::trace::StepRecord;
 
@@ -38,19 +38,7 @@ impl Request {
     /// Takes a host's latents and noise level for the step that comes, and gives the latents as a list.
     pub(super) fn accept(&mut self, latents: &ArrayD<f32>, sigma: f32) -> Result<Vec<f32>> {
         let step = self.done;
-        let manifest = &self.engine.directory.manifest;
-        let has_velocity = matches!(manifest.prediction, Prediction::Velocity {} | Prediction::Sample { .. });
-        if !has_velocity || !manifest.scheduler.is_flow() {
-            return Err(Error::usage(
-                "this model predicts no velocity, so that a host cannot own its loop; let the engine run all steps",
-            ));
-        }
-        if self.engine.directory.experts.len() > 1 {
-            return Err(Error::usage(
-                "this model has two transformers, whose steps follow from its own scheduler, so that a host cannot own \
-                 its loop; let the engine run all steps",
-            ));
-        }
+        check_loop(&self.engine.directory.manifest)?;
         if step >= self.steps() {
             return Err(Error::state(format!(
                 "all {step} steps of the request are done; ask for more with its `steps`"
@@ -93,4 +81,17 @@ impl Request {
         ArrayD::from_shape_vec(self.latents_shape(), numbers)
             .map_err(|error| Error::internal("a velocity of an impossible shape").with_source(error))
     }
+}
+
+/// Refuses models whose loop a host cannot own.
+pub(super) fn check_loop(manifest: &Manifest) -> Result<()> {
+    let has_velocity = matches!(manifest.prediction, Prediction::Velocity {} | Prediction::Sample { .. });
+    let why = if !has_velocity || !manifest.scheduler.is_flow() {
+        "predicts no velocity"
+    } else if manifest.low_noise.is_some() {
+        "has two transformers, whose steps follow from its own scheduler"
+    } else {
+        return Ok(());
+    };
+    Err(Error::usage(format!("this model {why}, so that a host cannot own its loop; let the engine run all steps")))
 }

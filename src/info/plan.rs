@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{EngineInfo, StageInfo};
 use crate::engine::{EngineBuild, EngineOptions, PlannedEngine, WeightsChoice, check_provider, choose_weights, open};
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::generate::request::RequestOptions;
 use crate::runtime::session::WeightsMode;
 use crate::trace::CacheBytes;
@@ -84,12 +84,9 @@ fn engines(directory: &Path, load: &EngineOptions) -> Result<Option<Vec<PlannedE
     if !compiles || load.engine_cache.folder()?.is_none() {
         return Ok(None);
     }
-    match EngineBuild::plan(directory, load) {
-        Ok(build) => Ok(Some(build.engines().to_vec())),
-        // A list of providers of which the first that works compiles nothing.
-        Err(error) if error.kind() == ErrorKind::Usage && error.field() == Some("provider") => Ok(None),
-        Err(error) => Err(error),
-    }
+    // Of a list of providers the first that works may compile nothing.
+    let build = EngineBuild::plan_or_reason(directory, load)?.ok();
+    Ok(build.map(|build| build.engines().to_vec()))
 }
 
 impl DryRun {

@@ -24,6 +24,7 @@ mod cores;
 mod environment;
 mod inspect;
 mod reports;
+mod status;
 
 use cores::physical_cores;
 pub(crate) use environment::Pool;
@@ -403,7 +404,8 @@ fn load_place(place: &Place) -> Result<(), String> {
         MissingApi { .. } => "another library: it lacks the function OrtGetApiBase".to_owned(),
         BadVersion { version_str, .. } => format!("version {version_str} is too old"),
         InvalidVersionString => "not ONNX Runtime: it does not tell its version".to_owned(),
-    })
+    })?;
+    status::read_codes(&place.path)
 }
 
 /// `ort` lets ONNX Runtime write every message and leaves the choice to `tracing`; what nobody reads is better not

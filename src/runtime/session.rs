@@ -398,13 +398,26 @@ const NO_MEMORY: [&str; 7] = [
 ];
 
 const NO_THREAD: &str = "pthread_create failed";
+/// The same by its number on Linux and macOS, which is all that some parts say.
+const NO_FILE: [&str; 2] = ["Too many open files", "SystemError : 24"];
+
+/// What its kernels say of an index that a request gives: a label, or a token.
+const NO_ROW: &str = "indices element out of data bounds";
 
 fn told(text: &str) -> Error {
+    if text.contains(NO_ROW) {
+        let message =
+            format!("a label or token of the request lies beyond the model's table; ONNX Runtime says: {text}");
+        return Error::input(message);
+    }
     if !wants_more(text) {
         return Error::new(ErrorKind::Runtime, text);
     }
     if text.contains(NO_THREAD) {
         return Error::new(ErrorKind::Resources, format!("{text}; raise the limit of threads, or run less at once"));
+    }
+    if NO_FILE.iter().any(|words| text.contains(words)) {
+        return Error::new(ErrorKind::Resources, format!("{text}; raise the limit of open files (ulimit -n)"));
     }
     let message = format!(
         "the memory is full: make less at once (--batch, --size, --frames), decode in parts (--decode-tile, \
@@ -416,7 +429,7 @@ fn told(text: &str) -> Error {
 
 /// Whether ONNX Runtime's text says that the system has no more of something.
 pub(super) fn wants_more(text: &str) -> bool {
-    NO_MEMORY.iter().chain([&NO_THREAD]).any(|words| text.contains(words))
+    NO_MEMORY.iter().chain([&NO_THREAD]).chain(&NO_FILE).any(|words| text.contains(words))
 }
 
 #[cfg(test)]

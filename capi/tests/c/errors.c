@@ -154,6 +154,9 @@ static dbcache_engine *test_engines(const char *directory) {
           "plugin is not at /no/such.so");
     dbcache_options_free(options);
     CHECK(engine == untouched);
+    options = OPTIONS("provider", "openvino:library=/no/such.so,cpu", "engine-cache", "unused");
+    OK(dbcache_plan(directory, options, 12, NULL, 0, &length));
+    dbcache_options_free(options);
 
     options = OPTIONS("threads", "1");
     OK(dbcache_engine_load(directory, options, &engine));

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -89,6 +90,24 @@ static void test_full_memory(const dbcache_engine *engine) {
     dbcache_request_free(request);
 }
 
+/* No file can be opened: ONNX Runtime's own code for that is one that its header does not know. */
+static void test_files(const char *directory) {
+    dbcache_options *options = OPTIONS("steps", "3", "cache", "f1b1");
+    dbcache_engine *engine = NULL;
+    OK(dbcache_engine_load(directory, NULL, &engine));
+    struct rlimit limit, none;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    none = (struct rlimit){.rlim_cur = 0, .rlim_max = limit.rlim_max};
+    dbcache_request *request = tiny_request(engine, options, 0);
+    dbcache_result *result = NULL;
+    CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    FAILS(dbcache_request_run(request, &result), DBCACHE_ERROR_RESOURCES, NULL, "raise the limit of open files");
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    dbcache_request_free(request);
+    dbcache_engine_free(engine);
+    dbcache_options_free(options);
+}
+
 /* Videos, whose decoding takes memory, and whose writing takes threads. The program ffmpeg is one that does nothing. */
 static void test_videos(const char *directory, const char *folder) {
     dbcache_options *options = OPTIONS("steps", "2", "size", "32x32", "frames", "1");
@@ -166,6 +185,7 @@ int main(int argc, char **argv) {
     dbcache_result_free(expected);
     dbcache_engine_free(engine);
     dbcache_options_free(options);
+    test_files(argv[2]);
     test_videos(argv[4], argv[5]);
     puts("threads: ok");
     return 0;
