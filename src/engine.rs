@@ -10,7 +10,7 @@ mod profile;
 mod stages;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use ndarray::ArrayD;
@@ -24,32 +24,25 @@ pub use self::probe::ModelPart;
 pub use self::profile::Profile;
 pub use self::stages::OtherPlan;
 pub(crate) use self::stages::{LoadedPlan, LoadedStage, Stages, sizes};
-use crate::cache::{DiffOptions, PolicyConfig};
+use crate::cache::PolicyConfig;
 use crate::cancel::CancelToken;
 use crate::error::{At, Error, Result};
-use crate::exit::{enter, lock};
-use crate::generate::request::{Inputs, Request, RequestOptions};
-use crate::generate::text::TextEncoder;
-use crate::generate::{lists, memory};
-use crate::info::{EngineInfo, StageInfo};
+use crate::exit::enter;
+use crate::generate::lists;
 use crate::model::compute::Attention;
 use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::manifest::DType;
 pub use crate::plan::StagesChoice;
-use crate::plan::{Cuts, Plan, Stage};
+use crate::plan::{Cuts, Limits, Plan};
 pub use crate::runtime::compiler::EngineCounts;
 use crate::runtime::device::Device;
 use crate::runtime::foreign::{self, ForeignTensor};
-use crate::runtime::guidance::{Guide, GuideSpec, Stack};
-use crate::runtime::items::{Gather, Items};
+use crate::runtime::kernels::Kernels;
 use crate::runtime::library::{self, LibraryInfo, Work};
-use crate::runtime::measure::{Measure, Over, StreamType};
-use crate::runtime::ops::Arithmetic;
 use crate::runtime::provider::{ProviderKind, ProviderSpec, Role};
 use crate::runtime::session::{Session, WeightsMode};
-use crate::runtime::sums::Sums;
-use crate::trace::CacheBytes;
+use crate::text::TextEncoder;
 
 /// A loaded model. Cloning gives another handle to the same engine; requests may run on several threads at once.
 #[derive(Clone)]
@@ -60,7 +53,7 @@ pub(crate) struct Loaded {
     pub directory: EngineDirectory,
     pub loader: Loader,
     /// Of each transformer.
-    stages: Vec<Stages>,
+    pub stages: Vec<Stages>,
     pub text: Option<TextEncoder>,
     pub decode: Option<Arc<Session>>,
     pub device: Arc<Device>,
@@ -69,13 +62,8 @@ pub(crate) struct Loaded {
     pub weights: WeightsMode,
     pub arithmetic_choice: ArithmeticChoice,
     pub load_ms: f64,
-    arithmetic: Cached<(DType, DType, usize), Arithmetic>,
-    sums: Cached<usize, Sums>,
-    measures: Cached<(Vec<StreamType>, DiffOptions, Over), Measure>,
-    gathers: Cached<(DType, usize, usize), Gather>,
-    items: Cached<(DType, DType, usize), Items>,
-    guides: Cached<GuideSpec, Guide>,
-    stacks: Cached<(DType, usize), Stack>,
+    /// The small graphs of the cache, the scheduler and guidance.
+    pub kernels: Kernels,
 }
 
 impl Engine {
@@ -121,6 +109,7 @@ impl Engine {
             Some(spec) => Some(TextEncoder::load(&directory, spec, text_sessions)?),
             None => None,
         };
+        let kernels = Kernels::new(Arc::clone(&device));
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
         tracing::info!(load_ms, ?weights, "engine loaded");
         Ok(Self(Arc::new(Loaded {
@@ -134,22 +123,8 @@ impl Engine {
             weights,
             arithmetic_choice: options.arithmetic,
             load_ms,
-            arithmetic: Mutex::default(),
-            sums: Mutex::default(),
-            measures: Mutex::default(),
-            gathers: Mutex::default(),
-            items: Mutex::default(),
-            guides: Mutex::default(),
-            stacks: Mutex::default(),
+            kernels,
         })))
-    }
-
-    /// Prepares one generation: checks inputs and options, encodes the prompt, allocates and binds every tensor.
-    ///
-    /// # Errors
-    /// `Input` when a prompt, tensor or size does not fit; `Usage` when an option is impossible or without effect.
-    pub fn request(&self, inputs: &Inputs, options: &RequestOptions) -> Result<Request> {
-        Request::new(Arc::clone(&self.0), inputs, options)
     }
 
     /// Copies a tensor from memory that a host has made by itself, for [`Inputs::tensors`].
@@ -166,24 +141,6 @@ impl Engine {
         Arc::clone(&self.0)
     }
 
-    /// What the policy of a request with these options will keep on the device, at most: known before anything is
-    /// allocated. `text_length` is the number of text tokens; left out, it is that of the engine's tokenizer, or the
-    /// largest that a model without one takes.
-    ///
-    /// # Errors
-    /// As [`request`](Self::request); `Usage` for a `text_length` that a tokenizer fixes.
-    pub fn cache_bytes(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<CacheBytes> {
-        let cuts = lists::cuts(&self.0.directory.manifest, options, self.0.arithmetic_choice)?;
-        let plain = lists::cuts_of(&self.0.directory.manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?;
-        let plans = [&self.0.plan(&cuts), &self.0.plan(&plain)];
-        memory::of_options(&self.0.directory.manifest, plans, options, text_length)
-    }
-
-    /// What the engine is: blocks, parameters, bytes, cuts, defaults, licence.
-    pub fn info(&self) -> EngineInfo {
-        EngineInfo { engines: self.0.loader.counts(), ..EngineInfo::new(&self.0.directory) }
-    }
-
     /// The ONNX Runtime that runs it.
     pub fn library(&self) -> &LibraryInfo {
         &self.0.device.library.info
@@ -192,16 +149,6 @@ impl Engine {
     /// The provider that runs it, with its options.
     pub fn provider(&self) -> &ProviderSpec {
         self.0.device.spec()
-    }
-
-    /// The stages that are loaded: in the order of the model, each block in one, where the provider compiles nothing and
-    /// the weights are packed; else in the order in which they were loaded, and a block can be in several.
-    pub fn stages(&self) -> Vec<StageInfo> {
-        let of_expert = |stages: &Stages| {
-            let info = |stage: &Stage| StageInfo::new(&self.0.directory, stages.expert(), stage);
-            stages.loaded().iter().map(info).collect::<Vec<_>>()
-        };
-        self.0.stages.iter().flat_map(of_expert).collect()
     }
 
     /// Whether the weights are mapped rather than packed.
@@ -251,55 +198,14 @@ impl Loaded {
         let unrecorded = self.device.unrecorded().into_iter().map(|stage| format!("not captured: {stage}"));
         self.refused.clone().into_iter().chain(fallbacks).chain(unrecorded).chain(damaged)
     }
-
-    /// What is kept of streams of one kind, in the dtype `kept`; loaded once.
-    pub(crate) fn arithmetic(&self, dtype: DType, kept: DType, rank: usize) -> Result<Arc<Arithmetic>> {
-        cached(&self.arithmetic, (dtype, kept, rank), || Arithmetic::load(&self.device, dtype, kept, rank))
-    }
-
-    /// Weighted sums of tensors of one rank; loaded once.
-    pub(crate) fn sums(&self, rank: usize) -> Result<Arc<Sums>> {
-        cached(&self.sums, rank, || Ok(Sums::new(Arc::clone(&self.device), rank)))
-    }
-
-    /// The diff of streams of these kinds; loaded once for each way to compare.
-    pub(crate) fn measure(&self, streams: &[StreamType], options: DiffOptions, over: Over) -> Result<Arc<Measure>> {
-        let key = (streams.to_vec(), options, over);
-        cached(&self.measures, key, || Measure::load(&self.device, streams, options, over))
-    }
-
-    /// Takes items out of tensors of one kind, along one axis; loaded once.
-    pub(crate) fn gather(&self, dtype: DType, rank: usize, axis: usize) -> Result<Arc<Gather>> {
-        cached(&self.gathers, (dtype, rank, axis), || Gather::load(&self.device, dtype, rank, axis))
-    }
-
-    /// Puts items back into streams of one kind, and keeps them in the dtype `kept`; loaded once.
-    pub(crate) fn items(&self, dtype: DType, kept: DType, rank: usize) -> Result<Arc<Items>> {
-        cached(&self.items, (dtype, kept, rank), || Items::load(&self.device, dtype, kept, rank))
-    }
-
-    /// Guidance of one kind; loaded once.
-    pub(crate) fn guide(&self, spec: GuideSpec) -> Result<Arc<Guide>> {
-        cached(&self.guides, spec, || Guide::load(&self.device, spec))
-    }
-
-    /// Two tensors of one kind, one above the other; loaded once.
-    pub(crate) fn stack(&self, dtype: DType, rank: usize) -> Result<Arc<Stack>> {
-        cached(&self.stacks, (dtype, rank), || Stack::load(&self.device, dtype, rank))
-    }
 }
 
-/// Small graphs by what they are for: few enough for a list.
-type Cached<K, V> = Mutex<Vec<(K, Arc<V>)>>;
-
-fn cached<K: PartialEq, V>(list: &Cached<K, V>, key: K, load: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
-    let mut list = lock(list);
-    if let Some((_, value)) = list.iter().find(|(other, _)| *other == key) {
-        return Ok(Arc::clone(value));
-    }
-    let value = Arc::new(load()?);
-    list.push((key, Arc::clone(&value)));
-    Ok(value)
+/// The plan that an engine would have for a policy; nothing is loaded.
+pub(crate) fn planned(directory: &EngineDirectory, load: &EngineOptions, cache: &PolicyConfig) -> Result<Plan> {
+    let sizes = sizes(directory);
+    let limits = Limits::new(load.stages, load.stage_bytes, &sizes)?;
+    let cuts = lists::cuts_of(&directory.manifest, cache, load.arithmetic)?;
+    Ok(Plan::new(&sizes, limits, &cuts))
 }
 
 /// Opens a directory for the providers of these options: all of them can run what it gives.

@@ -10,18 +10,18 @@ use serde_json::{Value, json};
 
 pub use self::plan::DryRun;
 use crate::cache::PolicyConfig;
-use crate::engine::{EngineOptions, check_provider, open, sizes};
+use crate::engine::{Engine, EngineOptions, Stages, check_provider, open, planned};
 use crate::error::Result;
 use crate::generate::denoiser::GuidanceBy;
 use crate::generate::inputs::Inputs;
 use crate::generate::request::RequestOptions;
-use crate::generate::text::TextEncoder;
-use crate::generate::{lists, memory, prepare};
+use crate::generate::{memory, prepare};
 use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::manifest::{Dimension, GuidanceSpec, Manifest};
-use crate::plan::{Limits, Plan, Stage};
+use crate::plan::Stage;
 use crate::runtime::compiler::EngineCounts;
+use crate::text::TextEncoder;
 use crate::trace::CacheBytes;
 
 /// One stage of a plan: what runs as one ONNX Runtime session.
@@ -83,14 +83,6 @@ impl fmt::Display for StageInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {:.1} MB", self.name(), self.bytes() as f64 / 1e6)
     }
-}
-
-/// The plan that an engine would have for a policy; nothing is loaded.
-pub(crate) fn planned(directory: &EngineDirectory, load: &EngineOptions, cache: &PolicyConfig) -> Result<Plan> {
-    let sizes = sizes(directory);
-    let limits = Limits::new(load.stages, load.stage_bytes, &sizes)?;
-    let cuts = lists::cuts_of(&directory.manifest, cache, load.arithmetic)?;
-    Ok(Plan::new(&sizes, limits, &cuts))
 }
 
 /// The facts of an engine directory. [`EngineInfo::open`] loads no library and runs nothing.
@@ -345,6 +337,25 @@ impl EngineInfo {
             "engines": self.engines.as_ref().map(EngineCounts::to_json),
             "exported_with": self.exported_with.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         })
+    }
+}
+
+impl Engine {
+    /// What the engine is: blocks, parameters, bytes, cuts, defaults, licence.
+    pub fn info(&self) -> EngineInfo {
+        let loaded = self.loaded();
+        EngineInfo { engines: loaded.loader.counts(), ..EngineInfo::new(&loaded.directory) }
+    }
+
+    /// The stages that are loaded: in the order of the model, each block in one, where the provider compiles nothing and
+    /// the weights are packed; else in the order in which they were loaded, and a block can be in several.
+    pub fn stages(&self) -> Vec<StageInfo> {
+        let loaded = self.loaded();
+        let of_expert = |stages: &Stages| {
+            let info = |stage: &Stage| StageInfo::new(&loaded.directory, stages.expert(), stage);
+            stages.loaded().iter().map(info).collect::<Vec<_>>()
+        };
+        loaded.stages.iter().flat_map(of_expert).collect()
     }
 }
 

@@ -55,6 +55,7 @@ mod model;
 mod nearest;
 mod plan;
 mod runtime;
+mod text;
 mod threads;
 mod units;
 mod words;

@@ -7,12 +7,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::planned;
 use super::profile::{self, Extremes, Profile};
 use super::stages::StageGraph;
 use super::{EngineOptions, open};
 use crate::error::{At, Error, Result};
 use crate::files::Partial;
-use crate::info::planned;
 use crate::model::graph::Graph;
 use crate::plan::Stage;
 

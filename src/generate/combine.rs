@@ -47,7 +47,7 @@ impl Combine {
             (model_latents, cond, vec![cond, *predictions.get(&Branch::Uncond).ok_or_else(missing)?])
         };
         let double = if is_fused {
-            let stack = engine.stack(DType::F32, shape.len())?;
+            let stack = engine.kernels.stack(DType::F32, shape.len())?;
             Some(stack.bind(buffers, latents, latents, model_latents)?)
         } else {
             None
@@ -67,7 +67,7 @@ impl Combine {
             halves: is_fused.then_some(cfg.cond_first),
         };
         let inputs = GuideInputs { predictions: &predictions, scale, rescale };
-        let guide = engine.guide(spec)?.bind(buffers, &inputs, prediction)?;
+        let guide = engine.kernels.guide(spec)?.bind(buffers, &inputs, prediction)?;
         Ok(Self { cfg, double, guide, scale, latents, prediction })
     }
 

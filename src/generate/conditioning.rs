@@ -131,7 +131,7 @@ fn stacked(engine: &Loaded, texts: &HashMap<Branch, Named>, cfg: Cfg, buffers: &
         shape[0] *= 2;
         let id = buffers.add(buffers.dtype(*cond), &shape)?;
         let (first, second) = if cfg.cond_first { (*cond, *uncond) } else { (*uncond, *cond) };
-        engine.stack(buffers.dtype(id), shape.len())?.bind(buffers, first, second, id)?.run()?;
+        engine.kernels.stack(buffers.dtype(id), shape.len())?.bind(buffers, first, second, id)?.run()?;
         named.insert(name.clone(), id);
     }
     Ok(named)

@@ -3,7 +3,6 @@
 mod branch;
 pub(crate) mod cache_place;
 mod chain;
-mod clean;
 mod combine;
 pub(crate) mod conditioning;
 mod decode;
@@ -29,8 +28,6 @@ mod sampler;
 mod samples;
 mod scheduler;
 mod stepwise;
-pub(crate) mod text;
 mod tiles;
-mod tokenizer;
 mod unit;
 pub(crate) mod video;

@@ -37,9 +37,10 @@ use super::sampler::Sampler;
 use super::samples;
 use super::scheduler::Schedule;
 use super::video::Video;
+use super::{lists, memory};
 use crate::cache::{Branch, DecisionPoint, PolicyConfig};
 use crate::cancel::CancelToken;
-use crate::engine::Loaded;
+use crate::engine::{ArithmeticChoice, Engine, Loaded};
 use crate::error::{At, Error, Result};
 use crate::exit::enter;
 use crate::model::cache_dtype::CacheDType;
@@ -147,6 +148,31 @@ pub struct Request {
     pub(super) timings: Timings,
     /// Bytes that left the device during the steps, once they are done.
     pub(super) read_bytes: Option<u64>,
+}
+
+impl Engine {
+    /// Prepares one generation: checks inputs and options, encodes the prompt, allocates and binds every tensor.
+    ///
+    /// # Errors
+    /// `Input` when a prompt, tensor or size does not fit; `Usage` when an option is impossible or without effect.
+    pub fn request(&self, inputs: &Inputs, options: &RequestOptions) -> Result<Request> {
+        Request::new(self.loaded(), inputs, options)
+    }
+
+    /// What the policy of a request with these options will keep on the device, at most: known before anything is
+    /// allocated. `text_length` is the number of text tokens; left out, it is that of the engine's tokenizer, or the
+    /// largest that a model without one takes.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request); `Usage` for a `text_length` that a tokenizer fixes.
+    pub fn cache_bytes(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<CacheBytes> {
+        let engine = self.loaded();
+        let manifest = &engine.directory.manifest;
+        let cuts = lists::cuts(manifest, options, engine.arithmetic_choice)?;
+        let plain = lists::cuts_of(manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?;
+        let plans = [&engine.plan(&cuts), &engine.plan(&plain)];
+        memory::of_options(manifest, plans, options, text_length)
+    }
 }
 
 impl Request {

@@ -42,7 +42,7 @@ impl Sampler {
         buffers: &mut Buffers,
     ) -> Result<Self> {
         let shape = buffers.shape(latents).to_vec();
-        let sums = engine.sums(shape.len())?;
+        let sums = engine.kernels.sums(shape.len())?;
         let mut tensors =
             |count: usize| -> Result<Vec<BufferId>> { (0..count).map(|_| buffers.add(DType::F32, &shape)).collect() };
         let kept = [tensors(schedule.kept)?, tensors(schedule.kept)?];

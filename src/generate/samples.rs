@@ -203,7 +203,7 @@ impl PartOfBatch {
         pairs.extend(streams.map(|(all, some)| (*all, *some, 0)));
         let mut gather = Vec::new();
         for (all, some, axis) in pairs {
-            let graph = engine.gather(buffers.dtype(all), buffers.shape(all).len(), axis)?;
+            let graph = engine.kernels.gather(buffers.dtype(all), buffers.shape(all).len(), axis)?;
             gather.push(graph.bind(buffers, all, items, some)?);
         }
         Ok(Self { items, gather, chain })
@@ -348,7 +348,7 @@ fn decide(
 
 /// The graphs for one stream.
 fn items_of(engine: &Loaded, stream: Joined, buffers: &Buffers) -> Result<Arc<Items>> {
-    engine.items(buffers.dtype(stream.before), buffers.dtype(stream.kept), buffers.shape(stream.before).len())
+    engine.kernels.items(buffers.dtype(stream.before), buffers.dtype(stream.kept), buffers.shape(stream.before).len())
 }
 
 /// The tensors that these blocks take beside the streams.

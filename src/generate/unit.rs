@@ -238,15 +238,15 @@ impl Kept {
         let shape = buffers.shape(after).to_vec();
         if !cache.corrects(block, kind) {
             let is_on_host = engine.computes_on_host(&[dtype]);
-            let copy = || engine.arithmetic(dtype, dtype, shape.len())?.bind_keep(buffers, before, after);
+            let copy = || engine.kernels.arithmetic(dtype, dtype, shape.len())?.bind_keep(buffers, before, after);
             let copy = (!is_on_host).then(copy).transpose()?;
             return Ok(Self::Nothing { before, after, copy: copy.map(Box::new) });
         }
         let kept = cache_dtype.of(dtype);
-        let arithmetic = engine.arithmetic(dtype, kept, shape.len())?;
+        let arithmetic = engine.kernels.arithmetic(dtype, kept, shape.len())?;
         if let Some(calibrator) = cache.calibrator(block, kind) {
             let replaces = cache.cache_type(block, kind) == CalibratorCacheType::HiddenStates;
-            let sums = engine.sums(shape.len())?;
+            let sums = engine.kernels.sums(shape.len())?;
             let forecast = Forecast::new(calibrator, replaces, (arithmetic, sums), (before, after), kept);
             return Ok(Self::Forecast { forecast: Box::new(forecast), kind });
         }
@@ -293,7 +293,7 @@ impl Compare {
             })
             .collect::<Result<_>>()?;
         let over = if keeps.is_some() { Over::Item } else { Over::Batch };
-        let measure: Arc<Measure> = engine.measure(&kinds, options, over)?;
+        let measure: Arc<Measure> = engine.kernels.measure(&kinds, options, over)?;
         let mut compared = Vec::new();
         for (stream, kind) in streams.iter().zip(&kinds) {
             let (before, after) = (chain.at_cut(before)[*stream], chain.at_cut(after)[*stream]);

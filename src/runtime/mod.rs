@@ -19,6 +19,7 @@ pub(crate) mod heap;
 mod held;
 pub(crate) mod host;
 pub(crate) mod items;
+pub(crate) mod kernels;
 #[expect(unsafe_code, reason = "the library's version is only to be had through a raw call")]
 pub(crate) mod library;
 pub(crate) mod measure;

@@ -3,18 +3,18 @@
 //! ONNX Runtime's own copy function knows plugins only. A graph of one node works with every provider: its input is
 //! bound where the tensor lies, its output where it should lie.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use ort::memory::Allocator;
 use ort::value::{DynTensor, TensorElementType};
 
 use super::device::Device;
+use super::kernels::{Cached, cached};
 use super::ops::{cast, encode};
 use super::provider::Role;
 use super::session::{Session, Source, WeightsMode, runtime_error};
 use super::tensor::element;
 use crate::error::Result;
-use crate::exit::lock;
 use crate::model::graph::element_type;
 use crate::model::manifest::DType;
 use crate::model::onnx::{GraphProto, NodeProto, TensorProto, build, element};
@@ -22,11 +22,9 @@ use crate::model::onnx::{GraphProto, NodeProto, TensorProto, build, element};
 /// Graphs of one node, by dtype and rank; loaded when they are first needed.
 #[derive(Default)]
 pub(super) struct Transfer {
-    copies: Mutex<Sessions>,
-    probes: Mutex<Sessions>,
+    copies: Cached<(DType, usize), Session>,
+    probes: Cached<(DType, usize), Session>,
 }
-
-type Sessions = Vec<((DType, usize), Arc<Session>)>;
 
 impl Transfer {
     /// to = from, wherever they lie.
@@ -78,20 +76,6 @@ pub(super) fn host_tensor(dtype: DType, shape: &[i64]) -> Result<DynTensor> {
     let element: TensorElementType = element(dtype);
     DynTensor::new(&Allocator::default(), element, shape.to_vec())
         .map_err(|error| runtime_error(error).at(format!("allocating {} {shape:?}", dtype.name())))
-}
-
-fn cached(
-    sessions: &Mutex<Sessions>,
-    key: (DType, usize),
-    load: impl FnOnce() -> Result<Session>,
-) -> Result<Arc<Session>> {
-    let mut sessions = lock(sessions);
-    if let Some((_, session)) = sessions.iter().find(|(other, _)| *other == key) {
-        return Ok(Arc::clone(session));
-    }
-    let session = Arc::new(load()?);
-    sessions.push((key, Arc::clone(&session)));
-    Ok(session)
 }
 
 fn load(

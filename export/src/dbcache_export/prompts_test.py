@@ -5,7 +5,7 @@ from pathlib import Path
 from dbcache_export import prompts
 
 #: The engine takes these expressions, and of others only the simplest.
-KNOWN = Path(__file__).parents[3] / "src/generate/clean/patterns.txt"
+KNOWN = Path(__file__).parents[3] / "src/text/clean/patterns.txt"
 
 
 def test_the_engine_knows_every_pattern() -> None:

@@ -43,7 +43,7 @@ pub(super) fn check(pattern: &str) -> Result<(), String> {
 }
 
 /// Whether an expression is a class of characters, or one that is repeated.
-pub(in crate::generate) fn is_repeated_class(pattern: &str) -> bool {
+pub(in crate::text) fn is_repeated_class(pattern: &str) -> bool {
     let is_class = |hir: &Hir| matches!(hir.kind(), HirKind::Literal(_) | HirKind::Class(_));
     let is_plain = |hir: Hir| match hir.kind() {
         HirKind::Repetition(of) => {

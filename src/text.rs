@@ -1,10 +1,13 @@
 //! From a prompt to the text inputs of the model: tokenizers and text graphs.
 
+mod clean;
+mod tokenizer;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::clean::{Cleaned, Cleaner};
-use super::tokenizer::{Direction, Tokenizer};
+use self::clean::{Cleaned, Cleaner};
+use self::tokenizer::{Direction, Tokenizer};
 use crate::error::{At, Error, Result};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Port;

@@ -199,7 +199,7 @@ pub(super) struct Truncation {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
-pub(in crate::generate) enum Direction {
+pub(in crate::text) enum Direction {
     Left,
     #[default]
     Right,
