@@ -2,6 +2,7 @@
 
 mod plan;
 
+use crate::request::engine_options::EngineOptions;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
@@ -10,16 +11,16 @@ use serde_json::{Value, json};
 
 pub use self::plan::DryRun;
 use crate::cache::PolicyConfig;
-use crate::engine::{Engine, EngineOptions, Stages, check_provider, open, planned};
+use crate::engine::{Engine, Stages, check_provider, open, planned};
 use crate::error::Result;
-use crate::generate::denoiser::GuidanceBy;
-use crate::generate::inputs::Inputs;
-use crate::generate::request::RequestOptions;
-use crate::generate::{memory, prepare};
 use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::manifest::{Dimension, GuidanceSpec, Manifest};
 use crate::plan::Stage;
+use crate::request::inputs::Inputs;
+use crate::request::options::GuidanceBy;
+use crate::request::options::RequestOptions;
+use crate::request::{self, memory};
 use crate::runtime::compiler::EngineCounts;
 use crate::text::TextEncoder;
 use crate::trace::CacheBytes;
@@ -218,7 +219,7 @@ impl EngineInfo {
     ) -> Result<()> {
         let directory = open(directory, load)?;
         check_provider(load, &directory)?;
-        prepare::check(&directory.manifest, inputs, options, GuidanceBy::Library)
+        request::check(&directory.manifest, inputs, options, GuidanceBy::Library)
     }
 
     /// The stages that an engine would have which is loaded with these options: their `cache`, `stages` and

@@ -51,9 +51,11 @@ mod exit;
 mod files;
 mod generate;
 mod info;
+mod media;
 mod model;
 mod nearest;
 mod plan;
+mod request;
 mod runtime;
 mod text;
 mod threads;
@@ -66,23 +68,23 @@ pub mod setup;
 pub mod trace;
 
 pub use cancel::CancelToken;
-pub use engine::{
-    ArithmeticChoice, Engine, EngineBuild, EngineCache, EngineCounts, EngineOptions, ModelPart, OtherPlan,
-    PlannedEngine, Profile, StageFile, StagesChoice, WeightsChoice, write_stages,
-};
+pub use engine::{Engine, EngineBuild, EngineCounts, ModelPart, PlannedEngine, StageFile, StagesChoice, write_stages};
 pub use error::{Error, ErrorKind, Result};
 #[doc(hidden)] // For other faces of this library, which call back by themselves.
 pub use exit::{lock, outside};
-pub use generate::cache_place::CachePlace;
-pub use generate::denoiser::{Denoiser, GuidanceBy};
-pub use generate::image::Image;
-pub use generate::inputs::{Inputs, read_tensors, write_json, write_tensors};
+pub use generate::denoiser::Denoiser;
 pub use generate::observer::{Observer, Phase, Progress};
-pub use generate::request::{Output, Request, RequestOptions};
-pub use generate::video::{Video, VideoFormat};
+pub use generate::request::{Output, Request};
 pub use info::{DryRun, EngineInfo, StageInfo};
+pub use media::image::Image;
+pub use media::video::{Video, VideoFormat};
 pub use model::cache_dtype::CacheDType;
 pub use model::compute_choice::ComputeChoice;
+pub use request::cache_place::CachePlace;
+pub use request::engine_options::{ArithmeticChoice, EngineCache, EngineOptions, OtherPlan, WeightsChoice};
+pub use request::inputs::{Inputs, read_tensors, write_json, write_tensors};
+pub use request::options::{GuidanceBy, RequestOptions};
+pub use request::profile::Profile;
 pub use runtime::engine_cache::{EngineEntry, EngineState, EngineStore, GcOptions, GcReport, Removed};
 pub use runtime::foreign::{FloatType, ForeignTensor, MemoryKind};
 pub use runtime::library::{

@@ -5,16 +5,16 @@
 
 mod files;
 
+use crate::request::engine_options::EngineOptions;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
 
 pub use self::files::{read_policy, read_replay, read_trace};
 use crate::cache::PolicyOverrides;
-use crate::engine::EngineOptions;
 use crate::error::{At, Error, Result};
-use crate::generate::request::RequestOptions;
 use crate::nearest::nearest;
+use crate::request::options::RequestOptions;
 use crate::runtime::provider::{BY_COMPUTE, is_precision};
 pub use crate::units::parse_bytes;
 use crate::words::problem_of;

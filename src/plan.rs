@@ -4,6 +4,8 @@
 //! policies have most of their stages in common, and an engine that serves both loads (on other providers: compiles)
 //! little twice.
 
+pub(crate) mod places;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::ops::Range;

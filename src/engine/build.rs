@@ -1,19 +1,20 @@
 //! Compiles the engines of a model ahead of time, one by one, so that a host can give each a process of its own.
 
+use crate::request::engine_options::{ArithmeticChoice, EngineCache, EngineOptions};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::loader::Loader;
 use super::stages::Stages;
-use super::{ArithmeticChoice, EngineOptions, StagesChoice, check_provider, choose_weights, open, verify, work};
+use super::{StagesChoice, check_provider, choose_weights, open, verify, work};
 use crate::cache::PolicyConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exit::enter;
-use crate::generate::lists;
 use crate::model::cache_dtype::CacheDType;
 use crate::model::compute_choice::ComputeChoice;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
+use crate::request::lists;
 use crate::runtime::compiler::{Compiler, EngineCounts};
 use crate::runtime::device::Device;
 use crate::runtime::library;
@@ -226,7 +227,7 @@ pub(super) fn command(directory: &Path, options: &EngineOptions) -> String {
     if let Some(profile) = &options.profile {
         add("profile", profile.to_string());
     }
-    if let super::EngineCache::Folder(folder) = &options.engine_cache {
+    if let EngineCache::Folder(folder) = &options.engine_cache {
         add("engine-cache", folder.display().to_string());
     }
     if let Some(folder) = &options.weights_folder {

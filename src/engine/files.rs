@@ -1,20 +1,21 @@
 //! Writes the graphs of a plan as ONNX files beside their weights: for tools that build engines outside of ONNX Runtime,
 //! and for checks by other parsers.
 
+use crate::request::engine_options::EngineOptions;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::open;
 use super::planned;
-use super::profile::{self, Extremes, Profile};
 use super::stages::StageGraph;
-use super::{EngineOptions, open};
 use crate::error::{At, Error, Result};
 use crate::files::Partial;
 use crate::model::graph::Graph;
 use crate::plan::Stage;
+use crate::request::profile::{self, Extremes, Profile};
 
 /// The list of the files.
 const LIST: &str = "stages.json";

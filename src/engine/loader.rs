@@ -1,66 +1,26 @@
 //! Loads the sessions of an engine, on one provider: compiled ones through the cache of engines.
 
+use crate::request::engine_options::EngineOptions;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::dispatcher::{self, Dispatch};
 
-use super::profile::{Extremes, Profile, check, shapes};
-use super::{EngineOptions, build};
+use super::build;
 use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::model::manifest::Extents;
+use crate::request::profile::{Extremes, Profile, check, shapes};
 use crate::runtime::compiler::{Compiler, EngineCounts, Job};
 use crate::runtime::device::Device;
 use crate::runtime::engine_cache::EngineStore;
 use crate::runtime::provider::Role;
 use crate::runtime::session::{Session, Source, WeightsMode};
-use crate::setup;
 use crate::threads::on_threads;
-
-/// Where compiled engines are kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum EngineCache {
-    /// In the user's cache folder ([`setup::engine_folder`]).
-    #[default]
-    User,
-    /// In this folder.
-    Folder(PathBuf),
-    /// Nowhere: each process compiles for itself.
-    None,
-}
-
-impl EngineCache {
-    /// The folder, if engines are kept at all.
-    ///
-    /// # Errors
-    /// `Usage` if the user has no home folder.
-    pub fn folder(&self) -> Result<Option<PathBuf>> {
-        match self {
-            Self::User => setup::engine_folder().map(Some),
-            Self::Folder(folder) => Ok(Some(folder.clone())),
-            Self::None => Ok(None),
-        }
-    }
-}
-
-/// A path, or `none`.
-impl FromStr for EngineCache {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "" => Err(Error::option("engine-cache", "is empty; expected a folder, or `none`")),
-            "none" => Ok(Self::None),
-            folder => Ok(Self::Folder(folder.into())),
-        }
-    }
-}
 
 /// Makes sessions of graphs.
 pub(crate) struct Loader {

@@ -10,10 +10,10 @@ use super::Engine;
 use super::stages::StageGraph;
 use crate::cancel::CancelToken;
 use crate::error::{At, Error, Result};
-use crate::generate::conditioning;
 use crate::model::graph::output_port;
 use crate::model::manifest::{Axis, Extents};
 use crate::plan::Stage;
+use crate::request::inputs;
 use crate::runtime::ops::Op;
 use crate::runtime::provider::Role;
 use crate::runtime::tensor::{BufferId, Buffers, Place};
@@ -82,7 +82,7 @@ impl Engine {
                 return Err(Error::input(message).about(name));
             }
             let id = buffers.add(spec.dtype, &shape)?;
-            conditioning::write(name, id, &conditioning::numbers(tensor), &mut buffers)?;
+            inputs::write(name, id, &inputs::numbers(tensor), &mut buffers)?;
             bound.push((name.clone(), id));
         }
         // Where latents are no tokens, the number of these follows from the latents' sides.

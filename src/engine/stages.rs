@@ -4,9 +4,9 @@
 //! never lie side by side: a stage that a new policy cuts is freed, and its parts take its place, for all policies
 //! (docs/performance.md). Where engines are compiled, each policy keeps the long ones that were built for it.
 
+use crate::request::engine_options::OtherPlan;
 use std::borrow::Cow;
 use std::ops::Range;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::arithmetic::Around;
@@ -23,33 +23,6 @@ use crate::runtime::device::Device;
 use crate::runtime::heap;
 use crate::runtime::provider::Role;
 use crate::runtime::session::Session;
-
-/// What happens when a request's policy needs cuts that no loaded plan has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OtherPlan {
-    /// The stages that are missing are loaded, and stay. Where the provider compiles nothing, they take the place of a
-    /// stage that holds the same blocks: weights are in memory once, and later requests run that stage in parts.
-    #[default]
-    Load,
-    /// The stages that are missing are loaded beside the others: each policy runs in the longest stages, and a block's
-    /// weights are in memory once for each stage that it is part of.
-    Add,
-    /// The request is refused with `Usage`: for services that must not load, or compile, while they serve.
-    Refuse,
-}
-
-impl FromStr for OtherPlan {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "load" => Ok(Self::Load),
-            "add" => Ok(Self::Add),
-            "refuse" => Ok(Self::Refuse),
-            _ => Err(Error::usage(format!("unknown other plan `{text}`; expected `load`, `add` or `refuse`"))),
-        }
-    }
-}
 
 /// A plan with its sessions.
 pub(crate) struct LoadedPlan {
@@ -301,11 +274,11 @@ mod tests {
 
     use super::*;
     use crate::cache::PolicyConfig;
-    use crate::engine::ArithmeticChoice;
-    use crate::generate::lists;
     use crate::model::graph::element_type;
     use crate::model::manifest::DType;
     use crate::model::onnx::{self, GraphProto, ValueInfoProto, element};
+    use crate::request::engine_options::ArithmeticChoice;
+    use crate::request::lists;
 
     fn decoded(graph: &Graph) -> GraphProto {
         onnx::decode(&graph.bytes).unwrap().graph.unwrap()

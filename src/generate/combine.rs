@@ -3,12 +3,12 @@
 
 use std::collections::HashMap;
 
-use super::guidance::Cfg;
-use super::latents::Grid;
 use crate::cache::Branch;
 use crate::engine::Loaded;
 use crate::error::{Error, Result};
 use crate::model::manifest::{CfgMode, DType};
+use crate::request::guidance::Cfg;
+use crate::request::latents::Grid;
 use crate::runtime::guidance::{GuideInputs, GuideSpec};
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers, Place};

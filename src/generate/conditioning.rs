@@ -2,17 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use ndarray::ArrayD;
-
 use super::chain::Named;
-use super::guidance::{Cfg, Guidance};
-use super::inputs::{Inputs, NEGATIVE};
-use super::latents::Grid;
 use crate::cache::Branch;
 use crate::engine::Loaded;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::graph::ports;
 use crate::model::manifest::{Axis, DType, Extents, Manifest, Source};
+use crate::request::guidance::{Cfg, Guidance};
+use crate::request::inputs::{Inputs, NEGATIVE, numbers, write};
+use crate::request::latents::Grid;
 use crate::runtime::tensor::{BufferId, Buffers};
 
 /// What the text graphs read for one branch.
@@ -213,20 +211,4 @@ fn fill(id: BufferId, value: f64, buffers: &mut Buffers) -> Result<()> {
         return buffers.write_ids(id, &vec![value as i64; count]);
     }
     buffers.write(id, &vec![value as f32; count])
-}
-
-/// Writes numbers that a user gives; integers must be whole.
-pub(crate) fn write(name: &str, id: BufferId, numbers: &[f32], buffers: &mut Buffers) -> Result<()> {
-    if buffers.dtype(id) != DType::I64 {
-        return buffers.write(id, numbers);
-    }
-    if let Some(number) = numbers.iter().find(|number| number.fract() != 0.0) {
-        return Err(Error::input(format!("input `{name}` holds {number}; the model takes whole numbers there")));
-    }
-    let ids: Vec<i64> = numbers.iter().map(|number| *number as i64).collect();
-    buffers.write_ids(id, &ids)
-}
-
-pub(crate) fn numbers(tensor: &ArrayD<f32>) -> Vec<f32> {
-    tensor.iter().copied().collect()
 }

@@ -6,20 +6,19 @@ use ndarray::{ArrayD, ArrayViewD, Axis, Ix3, Ix4};
 
 use super::branch::bind_graph;
 use super::chain::Named;
-use super::image::Image;
-use super::latents::Grid;
 use super::observer::Observer;
-use super::request::{Request, RequestOptions};
-use super::tiles::{Cut, in_runs, in_tiles};
-use super::video::Video;
+use super::request::Request;
 use crate::engine::Loaded;
 use crate::error::{At, Error, Result};
+use crate::media::image::Image;
+use crate::media::tiles::{Cut, in_runs, in_tiles};
+use crate::media::video::Video;
 use crate::model::manifest::{Extents, Manifest};
+use crate::request::latents::Grid;
+use crate::request::options::RequestOptions;
+use crate::request::tiles::tile;
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::BufferId;
-
-/// Tiles overlap by a part of their side: a quarter, as in diffusers.
-const TILE_OVERLAP: u64 = 4;
 
 /// The decode graph, bound to tensors of the request.
 pub(super) struct Decoder {
@@ -38,35 +37,6 @@ pub(super) enum Decoded {
     Videos(Vec<Video>),
 }
 
-/// Refuses options of the decoder that have no effect, and tiles that it cannot make.
-///
-/// # Errors
-/// `Usage`.
-pub(super) fn check(manifest: &Manifest, options: &RequestOptions, grid: &Grid, batch: usize) -> Result<()> {
-    let refuse = |name, why: &str| Err(Error::option(name, format!("has no effect: {why}; leave it out")));
-    let asked = [("decode-tile", options.decode_tile.is_some()), ("decode-slices", options.decode_slices)];
-    if manifest.decode.is_none()
-        && let Some((name, _)) = asked.iter().find(|(_, is_asked)| *is_asked)
-    {
-        return refuse(name, "this engine has no decode graph and gives latents");
-    }
-    if options.decode_slices && manifest.video.is_some() {
-        return refuse("decode-slices", "videos are decoded one by one");
-    }
-    if options.decode_slices && batch == 1 {
-        return refuse("decode-slices", "there is one picture");
-    }
-    let Some(pixels) = options.decode_tile else { return Ok(()) };
-    let multiple = TILE_OVERLAP * manifest.latents.downscale;
-    if pixels == 0 || pixels % multiple != 0 {
-        return Err(Error::option("decode-tile", format!("is {pixels}; expected a multiple of {multiple} pixels")));
-    }
-    match tile(manifest, options, &grid.latents_shape(1)) {
-        Some(_) => Ok(()),
-        None => refuse("decode-tile", "the picture is not larger than one tile"),
-    }
-}
-
 /// A provider that compiles has to have been told of shapes as small as those at the edges. The options were checked.
 ///
 /// # Errors
@@ -83,14 +53,6 @@ pub(super) fn check_tiles(engine: &Loaded, options: &RequestOptions, grid: &Grid
         }
     }
     Ok(())
-}
-
-/// How latents `[…, height, width]` are cut into tiles; not at all where they are no larger than one.
-fn tile(manifest: &Manifest, options: &RequestOptions, shape: &[usize]) -> Option<Cut> {
-    let scale = manifest.latents.downscale;
-    let size = (options.decode_tile? / scale) as usize;
-    let cut = Cut { size, stride: size - size / TILE_OVERLAP as usize, scale: scale as usize };
-    shape.iter().rev().take(2).any(|extent| *extent > size).then_some(cut)
 }
 
 /// How latents `[batch, channels, frames, …]` are cut into runs; not at all where there are few frames.

@@ -3,24 +3,16 @@
 use ndarray::ArrayD;
 
 use super::prepare;
-use super::request::{Inputs, Output, Request, RequestOptions, elapsed_ms};
+use super::request::{Output, Request, elapsed_ms};
 use super::stepwise::check_finite;
 use super::stepwise::check_loop;
 use crate::cache::Branch;
 use crate::engine::Engine;
 use crate::error::{At, Error, Result};
 use crate::exit::enter;
+use crate::request::inputs::Inputs;
+use crate::request::options::{GuidanceBy, RequestOptions};
 use crate::trace::{StepRecord, Trace};
-
-/// Who combines the guidance branches of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GuidanceBy {
-    /// The library, with the scale of the options: one call a step.
-    Library,
-    /// The host: one call a branch and step, always both; what the manifest names stands for a negative prompt that is not
-    /// given. Options that say how to combine are refused.
-    Host,
-}
 
 /// One generation, call by call. The cache lives in it.
 pub struct Denoiser {

@@ -1,9 +1,9 @@
 //! How a picture was made, for the text chunks of its file.
 
-use super::inputs::Inputs;
 use crate::cache::Branch;
 use crate::model::cache_dtype::CacheDType;
 use crate::model::compute_choice::ComputeChoice;
+use crate::request::inputs::Inputs;
 use crate::trace::Trace;
 
 impl Trace {

@@ -1,24 +1,15 @@
 //! One generation: from a prompt or tensors to latents and pictures.
 
 mod branch;
-pub(crate) mod cache_place;
 mod chain;
 mod combine;
 pub(crate) mod conditioning;
 mod decode;
 pub(crate) mod denoiser;
 mod expert;
-mod ffmpeg;
 mod forecast;
-mod guidance;
-pub(crate) mod image;
 mod in_stages;
-pub(crate) mod inputs;
-mod latents;
-pub(crate) mod lists;
-pub(crate) mod memory;
 mod metadata;
-mod noise;
 mod numeric;
 pub(crate) mod observer;
 mod pass;
@@ -26,8 +17,5 @@ pub(crate) mod prepare;
 pub(crate) mod request;
 mod sampler;
 mod samples;
-mod scheduler;
 mod stepwise;
-mod tiles;
 mod unit;
-pub(crate) mod video;

@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use super::image::Image;
 use crate::exit::outside;
+use crate::media::image::Image;
 use crate::trace::StepRecord;
 
 /// Sees each step as it is decided. Breaking, wherever, cancels the generation.

@@ -2,12 +2,12 @@
 
 use super::branch::ListState;
 use super::chain::Chain;
-use super::lists::{List, Part};
 use super::request::Clock;
 use super::unit::Unit;
 use crate::cache::{Action, CachePolicy, DecisionPoint, Gate, Reason};
 use crate::cancel::CancelToken;
 use crate::error::{At, Error, Result};
+use crate::request::lists::{List, Part};
 use crate::runtime::tensor::Buffers;
 use crate::trace::{BlockRecord, StepRecord, Timings};
 

@@ -1,91 +1,38 @@
 //! Makes a [`Request`]: everything that can be known before the first step is checked here, then allocated and bound.
 
-use std::collections::{BTreeMap, HashMap};
+use crate::request::engine_options::ArithmeticChoice;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::branch::{BranchState, ListState};
 use super::chain::{Chain, Named, Streams};
 use super::combine::Combine;
-use super::conditioning::{self, numbers};
+use super::conditioning;
 use super::decode;
-use super::denoiser::GuidanceBy;
-use super::expert::{self, Expert, Share};
-use super::guidance::Guidance;
-use super::in_stages::{self, StageArithmetic};
-use super::inputs::{Inputs, LATENTS, NOISE, SIGMAS};
-use super::latents::Grid;
-use super::lists::{self, List, Part};
-use super::memory;
-use super::noise::Generator;
-use super::request::{Request, RequestOptions, elapsed_ms};
+use super::expert::Expert;
+use super::in_stages::StageArithmetic;
+use super::request::{Request, elapsed_ms};
 use super::sampler::{NoiseSource, Sampler};
 use super::samples::{self, BranchSamples, Samples};
-use super::scheduler::Schedule;
 use super::unit::{Unit, UnitSpec};
 use crate::cache::{Branch, PolicyConfig, StreamKind};
-use crate::engine::{ArithmeticChoice, Loaded, LoadedPlan};
+use crate::engine::{Loaded, LoadedPlan};
 use crate::error::{Error, Result};
 use crate::exit::enter;
-use crate::model::manifest::{Axis, Extents, Manifest, SchedulerSpec, Source};
+use crate::model::manifest::{Extents, Manifest, Source};
 use crate::plan::InStages;
+use crate::request;
+use crate::request::inputs::{Inputs, LATENTS, NOISE, numbers};
+use crate::request::lists::{self, List, Part};
+use crate::request::memory;
+use crate::request::noise::Generator;
+use crate::request::options::{GuidanceBy, RequestOptions};
+use crate::request::scheduler::Schedule;
+use crate::request::shares::{self, Share};
+use crate::request::{Asked, asked};
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{Timings, Warning};
-
-/// Frames per second that no video has: fewer do not fit into the formats, which hold how long a frame is seen.
-const MIN_FPS: f64 = 0.01;
-/// Frames per second that no video has.
-const MAX_FPS: f64 = 1000.0;
-/// More pictures in one request than any machine holds.
-const MAX_BATCH: usize = 4096;
-
-/// What a request asks for, as far as the manifest alone can answer.
-struct Asked {
-    guidance: Guidance,
-    /// Extents that come from tensors of the caller, each with the name of one.
-    given: BTreeMap<String, (u64, String)>,
-    batch: usize,
-    rows: usize,
-    grid: Grid,
-    fps: f64,
-    schedule: Schedule,
-    shares: Vec<Share>,
-    n_branches: usize,
-}
-
-/// Refuses what the manifest alone shows to be impossible, or to have no effect.
-///
-/// # Errors
-/// As [`request`], but for what needs a loaded engine.
-pub(crate) fn check(manifest: &Manifest, inputs: &Inputs, options: &RequestOptions, by: GuidanceBy) -> Result<()> {
-    asked(manifest, inputs, options, by).map(|_| ())
-}
-
-fn asked(manifest: &Manifest, inputs: &Inputs, options: &RequestOptions, by: GuidanceBy) -> Result<Asked> {
-    let guidance = Guidance::by(by, manifest, inputs, options)?;
-    inputs.check(manifest, guidance.cfg.is_some())?;
-    let given = inputs.extents(manifest)?;
-    let batch = batch(options.batch, &given)?;
-    let rows = guidance.rows(batch);
-    let grid = grid(manifest, options)?;
-    let fps = fps(manifest, options)?;
-    let schedule = schedule(manifest, inputs, options.steps, &grid)?;
-    let n_branches = guidance.branches().len();
-    let shares = expert::shares(manifest, &options.cache, &schedule).map_err(|error| error.about("cache"))?;
-    expert::check(&shares, n_branches).map_err(|error| error.about("cache"))?;
-    options.cache_dtype.check(manifest, &options.cache)?;
-    check_effects(manifest, options)?;
-    decode::check(manifest, options, &grid, batch)?;
-    samples::check(options, manifest, batch)?;
-    if options.per_sample && guidance.is_fused() {
-        return Err(Error::option(
-            "per-sample",
-            "does not go with this model's guidance, whose two branches are one batch; leave it out, or give a \
-             --guidance of 0",
-        ));
-    }
-    Ok(Asked { guidance, given, batch, rows, grid, fps, schedule, shares, n_branches })
-}
 
 pub(super) fn request(
     engine: Arc<Loaded>,
@@ -108,7 +55,7 @@ pub(super) fn request(
     let cuts = lists::cuts(manifest, options, engine.arithmetic_choice)?;
     if engine.arithmetic_choice == ArithmeticChoice::Stages {
         let refuse = |why| Error::option("arithmetic", format!("is `stages`, but {why}; leave it out"));
-        in_stages::of_request(manifest, options, lists).map_err(refuse)?;
+        request::in_stages::of_request(manifest, options, lists).map_err(refuse)?;
     }
     let plain = engine.plan(&lists::cuts_of(manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?);
     if options.cache_memory.is_some() {
@@ -118,7 +65,7 @@ pub(super) fn request(
     }
     let plans = engine.load_plans(&cuts, &options.cancel)?;
     let of_provider = engine.provider_warnings().map(Warning::Provider);
-    let of_settings = expert::warnings(&shares, n_branches).into_iter().chain(guidance.warnings.iter().cloned());
+    let of_settings = shares::warnings(&shares, n_branches).into_iter().chain(guidance.warnings.iter().cloned());
     let mut warnings: Vec<Warning> = of_provider.chain(of_settings.map(Warning::Setting)).collect();
     if !lists.iter().any(|list| list.has_text(manifest)) && !options.cache.corrects(None, StreamKind::Encoder) {
         warnings.push(Warning::Setting(
@@ -308,110 +255,6 @@ fn units(
         units.push(Unit::bind(engine, chain, spec, buffers)?);
     }
     Ok(units)
-}
-
-/// Refuses what this model makes meaningless.
-fn check_effects(manifest: &Manifest, options: &RequestOptions) -> Result<()> {
-    let compared = [options.cache.diff_options(), options.cache.block_diff_options()].into_iter().flatten();
-    let stream = manifest.tensor(&manifest.streams[0])?; // Manifest::parse has checked that there is one.
-    let Some(Axis::Fixed(channels)) = stream.shape.last() else { return Ok(()) };
-    match compared.map(|diff| diff.downsample_factor).find(|factor| *factor as u64 > *channels) {
-        Some(factor) => Err(Error::usage(format!(
-            "downsample_factor is {factor}, but the compared stream has {channels} channels; use a smaller one"
-        ))),
-        None => Ok(()),
-    }
-}
-
-pub(super) fn batch(asked: Option<usize>, given: &BTreeMap<String, (u64, String)>) -> Result<usize> {
-    let by_tensor = given.get("batch").map(|(extent, by)| (*extent as usize, by));
-    let batch = match (asked, by_tensor) {
-        (Some(asked), Some((extent, by))) if asked != extent => {
-            return Err(Error::usage(format!("the batch is {asked}, but input `{by}` holds {extent}; leave one out"))
-                .about("batch"));
-        }
-        (Some(batch), _) | (None, Some((batch, _))) => batch,
-        (None, None) => 1,
-    };
-    if !(1..=MAX_BATCH).contains(&batch) {
-        return Err(Error::option("batch", format_args!("is {batch}; expected 1 to {MAX_BATCH}")));
-    }
-    Ok(batch)
-}
-
-pub(crate) fn grid(manifest: &Manifest, options: &RequestOptions) -> Result<Grid> {
-    let size = manifest.size;
-    let (width, height) = options.size.unwrap_or((size.default[0], size.default[1]));
-    for side in [width, height] {
-        if !(size.min..=size.max).contains(&side) || side % size.multiple_of != 0 {
-            return Err(Error::input(format!(
-                "--size is {width}x{height}; this model makes sides of {} to {} pixels that are multiples of {}",
-                size.min, size.max, size.multiple_of
-            ))
-            .about("size"));
-        }
-    }
-    let Some(video) = manifest.video else {
-        return match options.frames {
-            Some(_) => {
-                Err(Error::option("frames", "has no effect: this model makes pictures, not video; leave it out"))
-            }
-            None => Ok(Grid::new(manifest.latents, None, width, height)),
-        };
-    };
-    let (range, step) = (video.frames, video.temporal_downscale);
-    let frames = options.frames.unwrap_or(range.default);
-    if !(range.min..=range.max).contains(&frames) || !(frames - 1).is_multiple_of(step) {
-        return Err(Error::input(format!(
-            "--frames is {frames}; this model makes {} to {} frames, a multiple of {step} and one more",
-            range.min, range.max
-        ))
-        .about("frames"));
-    }
-    Ok(Grid::new(manifest.latents, Some((video, frames)), width, height))
-}
-
-/// Frames per second of a video; of no meaning for pictures.
-fn fps(manifest: &Manifest, options: &RequestOptions) -> Result<f64> {
-    match (manifest.video, options.fps) {
-        (None, Some(_)) => {
-            Err(Error::option("fps", "has no effect: this model makes pictures, not video; leave it out"))
-        }
-        (_, Some(fps)) if !(MIN_FPS..=MAX_FPS).contains(&fps) => {
-            Err(Error::option("fps", format_args!("is {fps}; expected {MIN_FPS} to {MAX_FPS}")))
-        }
-        (video, fps) => Ok(fps.or(video.map(|video| video.fps)).unwrap_or(1.0)),
-    }
-}
-
-pub(super) fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize>, grid: &Grid) -> Result<Schedule> {
-    let inverted = matches!(manifest.scheduler, SchedulerSpec::FlowMatchEuler { inverted: true, .. });
-    let Some(tensor) = inputs.tensors.get(SIGMAS) else {
-        let steps = asked.unwrap_or(manifest.defaults.steps as usize);
-        return Schedule::new(&manifest.scheduler, manifest.prediction, steps, grid.tokens() as u64);
-    };
-    if inverted || !matches!(manifest.scheduler, SchedulerSpec::FlowMatchEuler { .. }) {
-        return Err(Error::input(format!(
-            "input `{SIGMAS}` does not fit this model's scheduler, which has its own; leave it out and give --steps"
-        )));
-    }
-    let sigmas = numbers(tensor);
-    let steps = sigmas.len().saturating_sub(1);
-    if let Some(asked) = asked
-        && asked != steps
-    {
-        return Err(Error::option(
-            "steps",
-            format_args!("is {asked}, but input `{SIGMAS}` holds {steps} steps; leave one out"),
-        ));
-    }
-    let falls = sigmas.windows(2).all(|pair| pair[0] > pair[1]);
-    if tensor.ndim() != 1 || steps == 0 || !falls || sigmas.last().is_some_and(|last| *last < 0.0) || sigmas[0] > 1e4 {
-        return Err(Error::input(format!(
-            "input `{SIGMAS}` must be one row of at least two numbers that fall to 0 or more"
-        )));
-    }
-    Ok(Schedule::euler(sigmas, &manifest.scheduler, manifest.prediction))
 }
 
 /// The noise that a stochastic scheduler adds: what is given, else what the pictures' generators give next.

@@ -1,10 +1,10 @@
 //! Moves the latents on the device: one weighted sum for them, and one for each tensor that the scheduler keeps.
 
-use super::noise::Generator;
-use super::scheduler::{Schedule, Terms, Update};
 use crate::engine::Loaded;
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
+use crate::request::noise::Generator;
+use crate::request::scheduler::{Schedule, Terms, Update};
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers, Place};
 

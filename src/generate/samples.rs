@@ -16,15 +16,15 @@ use std::sync::Arc;
 
 use super::branch::ListState;
 use super::chain::{Chain, Named, Streams};
-use super::lists::{List, Part};
 use super::pass::Pass;
-use super::request::{Clock, RequestOptions};
+use super::request::Clock;
 use super::unit::{Unit, relative};
-use crate::cache::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, PolicyConfig, Reason, StreamKind};
+use crate::cache::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, Reason};
 use crate::cancel::CancelToken;
 use crate::engine::{Loaded, LoadedPlan};
 use crate::error::{At, Error, Result};
 use crate::model::manifest::{DType, Extents, Manifest};
+use crate::request::lists::{List, Part};
 use crate::runtime::items::{Items, Joined};
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers, Place};
@@ -68,41 +68,6 @@ struct Decided {
     decision: Decision,
     diff: Option<f32>,
     threshold: Option<f64>,
-}
-
-/// Refuses what cannot be decided per sample, or where that changes nothing.
-pub(super) fn check(options: &RequestOptions, manifest: &Manifest, batch: usize) -> Result<()> {
-    if !options.per_sample {
-        return Ok(());
-    }
-    let cache = &options.cache;
-    let refuse = |why: String| Err(Error::option("per-sample", why));
-    if batch == 1 {
-        return refuse("has no effect on one picture; make --batch 2 or more, or leave it out".into());
-    }
-    match cache {
-        PolicyConfig::None => refuse("has no effect with --cache none, which decides nothing; leave it out".into()),
-        PolicyConfig::Replay { .. } => {
-            refuse("does not go with a replay, which repeats the decisions of a whole batch; leave one out".into())
-        }
-        PolicyConfig::DbPrune(_) => {
-            refuse(format!("does not go with `{cache}`, which decides on each block alone; use DBCache, such as f8b8"))
-        }
-        PolicyConfig::DbCache(_) if !cache.single_blocks(manifest.blocks.len()).is_empty() => refuse(format!(
-            "does not go with `{cache}`, whose last blocks are decided on alone; leave Bn_compute_blocks_ids out"
-        )),
-        PolicyConfig::DbCache(_)
-            if [StreamKind::Hidden, StreamKind::Encoder].iter().any(|kind| cache.calibrator(None, *kind).is_some()) =>
-        {
-            refuse(format!(
-                "does not go with the calibrator of `{cache}`, whose past is the whole batch's; leave it out"
-            ))
-        }
-        PolicyConfig::DbCache(config) if !config.enable_encoder_residual => refuse(format!(
-            "does not go with `{cache}`, which keeps nothing of the text; leave enable_encoder_residual out"
-        )),
-        PolicyConfig::DbCache(_) => Ok(()),
-    }
 }
 
 impl Samples {

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{BlockRecord, CaptureCounts, StepRecord, TRACE_VERSION, Trace, Warning};
-use crate::EngineCounts;
 use crate::cache::Branch;
+use crate::runtime::compiler::EngineCounts;
 
 impl Trace {
     /// Versioned JSON: everything that the trace holds.

@@ -22,6 +22,7 @@ mod parity;
 mod per_sample;
 mod replay;
 mod stages;
+mod staircase;
 mod tidy;
 #[cfg(unix)]
 mod video;

@@ -100,7 +100,7 @@ impl Record {
         model: &str,
         build_seconds: f64,
     ) -> Result<Self> {
-        let wrong = |reason: String| Error::new(crate::ErrorKind::Runtime, reason);
+        let wrong = |reason: String| Error::new(crate::error::ErrorKind::Runtime, reason);
         let mut files = Vec::new();
         for file in names(folder).map_err(|reason| wrong(format!("the provider's folder {reason}")))? {
             let path = folder.join(&file);

@@ -9,20 +9,20 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The program that makes MP4 and WebM files.
-pub(super) const FFMPEG: &str = "ffmpeg";
+pub(crate) const FFMPEG: &str = "ffmpeg";
 /// How often it is looked at while it runs.
 const PATIENCE: Duration = Duration::from_millis(10);
 
 /// What became of ffmpeg.
-pub(super) struct Run {
-    pub(super) status: ExitStatus,
+pub(crate) struct Run {
+    pub(crate) status: ExitStatus,
     /// Whether it took all that it was given.
-    pub(super) piped: std::io::Result<()>,
+    pub(crate) piped: std::io::Result<()>,
     said: Vec<u8>,
 }
 
 /// Runs ffmpeg with what `pipe` writes to it; `goes_on` is asked again and again, and an error of it ends the program.
-pub(super) fn run(
+pub(crate) fn run(
     mut command: Command,
     path: &Path,
     pipe: impl FnOnce(ChildStdin) -> std::io::Result<()> + Send,
@@ -70,7 +70,7 @@ pub(super) fn run(
     })
 }
 
-pub(super) fn failed(path: &Path, run: &Run) -> Error {
+pub(crate) fn failed(path: &Path, run: &Run) -> Error {
     let said = String::from_utf8_lossy(&run.said);
     let reason = said.lines().next().unwrap_or("no reason given");
     unwritten(path, &format!("{FFMPEG} failed ({}): {reason}", run.status))
@@ -89,6 +89,6 @@ fn not_started(path: &Path, error: std::io::Error) -> Error {
     }
 }
 
-pub(super) fn unwritten(path: &Path, problem: &str) -> Error {
+pub(crate) fn unwritten(path: &Path, problem: &str) -> Error {
     Error::new(ErrorKind::Io, format!("cannot write {}: {problem}", path.display())).about(path.display())
 }

@@ -27,7 +27,7 @@ impl CachePlace {
         }
     }
 
-    pub(super) fn place(self) -> Place {
+    pub(crate) fn place(self) -> Place {
         match self {
             Self::Device => Place::Device,
             Self::Host => Place::Host,
@@ -35,7 +35,7 @@ impl CachePlace {
     }
 
     /// Refuses to be set where nothing moves.
-    pub(super) fn check(self, device: &Device, cache: &PolicyConfig, blocks: usize) -> Result<()> {
+    pub(crate) fn check(self, device: &Device, cache: &PolicyConfig, blocks: usize) -> Result<()> {
         if self == Self::Device {
             return Ok(());
         }

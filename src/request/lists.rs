@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
-use super::expert;
+use super::engine_options::{ArithmeticChoice, EngineOptions};
 use super::in_stages;
-use super::request::RequestOptions;
+use super::options::RequestOptions;
+use super::shares::merged;
 use crate::cache::{BlocksSplit, DiffTensor, PolicyConfig, RunShape, StreamKind};
-use crate::engine::{ArithmeticChoice, EngineOptions};
 use crate::error::{At, Error, Result};
 use crate::model::manifest::Manifest;
 use crate::plan::Cuts;
@@ -143,7 +143,7 @@ pub(crate) fn check(lists: &[List], steps: usize, branches: usize) -> Result<()>
 /// What is suspicious about the policy: once where it is so of all lists, else with the list.
 pub(crate) fn warnings(lists: &[List], steps: usize, branches: usize) -> Vec<String> {
     let of_list = |list: &List| (list.name(), list.cache.warnings(list.run(steps, branches)));
-    expert::merged(&lists.iter().map(of_list).collect::<Vec<_>>())
+    merged(&lists.iter().map(of_list).collect::<Vec<_>>())
 }
 
 /// What a policy wants to see: the stages of its plan end where its ranges do.

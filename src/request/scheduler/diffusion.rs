@@ -10,7 +10,7 @@ use crate::model::manifest::{BetaSchedule, Betas, LastAlpha, Prediction, Spacing
 const MAX_BETA: f64 = 0.999;
 
 /// a for every timestep of the training; computed from betas in f32, as in the original, unless `wide`.
-pub(super) fn alphas(betas: &Betas, wide: bool) -> Vec<f64> {
+pub(crate) fn alphas(betas: &Betas, wide: bool) -> Vec<f64> {
     let count = betas.trained.as_ref().map_or(betas.train_steps as usize, Vec::len);
     let at = |start: f64, end: f64, t: usize| start + (end - start) * t as f64 / (count.max(2) - 1) as f64;
     let cosine = |t: f64| ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
@@ -44,7 +44,7 @@ pub(super) fn alphas(betas: &Betas, wide: bool) -> Vec<f64> {
 /// solvers count one more and leave the last out.
 ///
 /// Sums in the order of numpy, which decides how halves are rounded.
-pub(super) fn timesteps(spacing: Spacing, trained: u64, offset: u64, steps: usize, count: usize) -> Vec<u64> {
+pub(crate) fn timesteps(spacing: Spacing, trained: u64, offset: u64, steps: usize, count: usize) -> Vec<u64> {
     match spacing {
         Spacing::Linspace => {
             let stride = trained.saturating_sub(1) as f64 / (count.max(2) - 1) as f64;
@@ -63,7 +63,7 @@ pub(super) fn timesteps(spacing: Spacing, trained: u64, offset: u64, steps: usiz
 }
 
 /// The timesteps of a run, and a on both sides of each step.
-pub(super) struct Grid {
+pub(crate) struct Grid {
     timesteps: Vec<u64>,
     /// From a timestep to the one after it, a whole number even where `timesteps` are spaced otherwise.
     stride: u64,
@@ -72,7 +72,7 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    pub(super) fn new(
+    pub(crate) fn new(
         betas: &Betas,
         spacing: Spacing,
         offset: u64,
@@ -94,7 +94,7 @@ impl Grid {
     }
 
     /// x ← sqrt(a') x0 + sqrt(1 - a') noise, with the noise that x and x0 imply.
-    pub(super) fn ddim(self, prediction: Prediction) -> Schedule {
+    pub(crate) fn ddim(self, prediction: Prediction) -> Schedule {
         let update = |[now, next]: &[f64; 2]| {
             let x0 = sample(prediction, now.sqrt(), (1.0 - now).sqrt());
             let keep = ((1.0 - next) / (1.0 - now)).sqrt();
@@ -106,7 +106,7 @@ impl Grid {
     }
 
     /// DPM-Solver++ SDE of second order. The logarithms of the signal-to-noise ratio may be infinite at both ends.
-    pub(super) fn dpm_sde(self, prediction: Prediction) -> Schedule {
+    pub(crate) fn dpm_sde(self, prediction: Prediction) -> Schedule {
         let lambda = |a: f64| 0.5 * (a / (1.0 - a)).ln();
         let mut updates = Vec::new();
         for (step, [now, next]) in self.alphas.iter().enumerate() {

@@ -18,20 +18,20 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    pub(super) fn latents() -> Self {
+    pub(crate) fn latents() -> Self {
         Self { latents: 1.0, ..Self::default() }
     }
 
-    pub(super) fn prediction() -> Self {
+    pub(crate) fn prediction() -> Self {
         Self { prediction: 1.0, ..Self::default() }
     }
 
-    pub(super) fn noise() -> Self {
+    pub(crate) fn noise() -> Self {
         Self { noise: 1.0, ..Self::default() }
     }
 
     /// The tensor that is kept at `index`, below [`MAX_KEPT`].
-    pub(super) fn kept(index: usize) -> Self {
+    pub(crate) fn kept(index: usize) -> Self {
         let mut terms = Self::default();
         terms.kept[index] = 1.0;
         terms

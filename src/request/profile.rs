@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use super::{grid, memory};
 use crate::error::{Error, Result};
-use crate::generate::request::RequestOptions;
-use crate::generate::{memory, prepare};
 use crate::model::graph::Graph;
 use crate::model::manifest::{CfgMode, Dimension, Extents, GuidanceSpec, Manifest};
 use crate::model::onnx;
+use crate::request::options::RequestOptions;
 
 /// Smallest, usual and largest extent of each dimension.
 pub(crate) type Extremes = BTreeMap<String, [u64; 3]>;
@@ -71,7 +71,7 @@ impl Profile {
         for (place, size) in [smallest, usual, largest].into_iter().enumerate() {
             let frames = self.dimensions.get(FRAMES).map(|[least, most]| if place == 0 { *least } else { *most });
             let options = RequestOptions { size: Some(size), frames, ..RequestOptions::default() };
-            let grid = prepare::grid(manifest, &options).map_err(|error| error.about("profile"))?;
+            let grid = grid(manifest, &options).map_err(|error| error.about("profile"))?;
             let [least, most] = self.dimensions.get(BATCH).copied().unwrap_or([1; 2]);
             // Where both branches of the guidance are one batch, it is twice as long; text and decode graphs take half.
             let batch = if place == 0 { least * least_rows } else { most * rows };

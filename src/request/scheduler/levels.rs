@@ -17,7 +17,7 @@ const LEAST_ALPHA: f64 = 1.0 / (1 << 24) as f64;
 
 /// x = alpha x0 + sigma noise.
 #[derive(Clone, Copy)]
-pub(super) struct Level {
+pub(crate) struct Level {
     pub alpha: f64,
     pub sigma: f64,
     /// As the scheduler counts noise: sigma of a flow, else sigma / alpha.
@@ -25,7 +25,7 @@ pub(super) struct Level {
 }
 
 /// The noise levels of a run.
-pub(super) struct Levels {
+pub(crate) struct Levels {
     /// Before each step, and after the last.
     pub levels: Vec<Level>,
     pub timesteps: Vec<f32>,
@@ -34,7 +34,7 @@ pub(super) struct Levels {
 impl Levels {
     /// # Errors
     /// A bug for another scheduler than a multistep one.
-    pub(super) fn new(spec: &SchedulerSpec, steps: usize, image_tokens: u64) -> Result<Self> {
+    pub(crate) fn new(spec: &SchedulerSpec, steps: usize, image_tokens: u64) -> Result<Self> {
         let is_unipc = matches!(spec, SchedulerSpec::Unipc { .. });
         let used = if let SchedulerSpec::DpmSolver { used_timesteps, .. } = spec { *used_timesteps } else { None };
         let (SchedulerSpec::DpmSolver { noise, spacing, offset, karras, last_sigma, spread, .. }
@@ -156,7 +156,7 @@ fn flow_levels(
 
 impl Spread {
     /// As many sigmas as steps, from the largest to the smallest, which are given unless the spread has its own.
-    pub(super) fn over(&self, smallest: f64, largest: f64, steps: usize) -> Vec<f64> {
+    pub(crate) fn over(&self, smallest: f64, largest: f64, steps: usize) -> Vec<f64> {
         let (smallest, largest) = (self.smallest.unwrap_or(smallest), self.largest.unwrap_or(largest));
         let along = |from: f64, to: f64, i: usize| from + i as f64 / (steps.max(2) - 1) as f64 * (to - from);
         let at = |i: usize| match self.kind {

@@ -78,7 +78,7 @@ impl Image {
         }
     }
 
-    pub(super) fn encode(
+    pub(crate) fn encode(
         &self,
         file: impl Write,
         text: &[(String, String)],

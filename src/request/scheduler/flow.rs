@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::model::manifest::{BaseSigmas, Prediction, SchedulerSpec, Shift, TimeShift};
 
 /// Euler's method along the sigmas of `spec`, which is flow matching.
-pub(super) fn schedule(
+pub(crate) fn schedule(
     spec: &SchedulerSpec,
     prediction: Prediction,
     steps: usize,
@@ -33,7 +33,7 @@ pub(super) fn schedule(
 }
 
 /// Sigmas before any shift, one a step.
-pub(super) fn base(base: BaseSigmas, steps: usize) -> Vec<f64> {
+pub(crate) fn base(base: BaseSigmas, steps: usize) -> Vec<f64> {
     let at = |i: usize| match base {
         BaseSigmas::Linear { last } => {
             let last = last.unwrap_or(1.0 / steps as f64);
@@ -45,7 +45,7 @@ pub(super) fn base(base: BaseSigmas, steps: usize) -> Vec<f64> {
 }
 
 /// Shifts `sigmas`, then stretches them so that the last one is `terminal`.
-pub(super) fn shift(sigmas: &mut [f64], shift: &Shift, terminal: Option<f64>, image_tokens: u64) {
+pub(crate) fn shift(sigmas: &mut [f64], shift: &Shift, terminal: Option<f64>, image_tokens: u64) {
     let steps = sigmas.len();
     sigmas.iter_mut().for_each(|sigma| *sigma = shifted(shift, *sigma, image_tokens, steps));
     if let (Some(terminal), Some(last)) = (terminal, sigmas.last().copied()) {
@@ -101,7 +101,7 @@ fn shifted(shift: &Shift, sigma: f64, image_tokens: u64, steps: usize) -> f64 {
 
 /// From one sigma to the next; `last` is that of the picture. A stochastic step goes all the way to the sample, and from
 /// there to new noise.
-pub(super) fn euler([now, next]: [f32; 2], last: f32, prediction: Prediction, stochastic: bool) -> Update {
+pub(crate) fn euler([now, next]: [f32; 2], last: f32, prediction: Prediction, stochastic: bool) -> Update {
     let (x, output) = (Terms::latents(), Terms::prediction());
     let (now, next, last) = (f64::from(now), f64::from(next), f64::from(last));
     let to = |end: f64| match prediction {

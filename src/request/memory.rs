@@ -2,21 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use super::chain::count_places;
-use super::decode;
-use super::expert::{self, Share};
 use super::guidance::Guidance;
 use super::inputs::Inputs;
 use super::latents::Grid;
 use super::lists::List;
-use super::prepare;
-use super::request::RequestOptions;
-use super::samples;
+use super::options::RequestOptions;
+use super::shares::{self, Share};
+use super::{per_sample, tiles};
 use crate::cache::{KeptTensors, StreamKind, StreamLayout};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::cache_dtype::CacheDType;
 use crate::model::manifest::{Dimension, Extents, Manifest, TensorSpec};
 use crate::plan::Plan;
+use crate::plan::places::count_places;
 use crate::trace::CacheBytes;
 
 /// What a request with these options keeps, at most, under its plan and the one that it would have without a cache.
@@ -30,12 +28,12 @@ pub(crate) fn of_options(
     text_length: Option<u64>,
 ) -> Result<CacheBytes> {
     let guidance = Guidance::new(manifest, options, true)?; // At most: a negative prompt may be given.
-    let batch = prepare::batch(options.batch, &Default::default())?;
-    let grid = prepare::grid(manifest, options)?;
-    let schedule = prepare::schedule(manifest, &Inputs::default(), options.steps, &grid)?;
-    let shares = expert::shares(manifest, &options.cache, &schedule).map_err(|error| error.about("cache"))?;
+    let batch = super::batch(options.batch, &Default::default())?;
+    let grid = super::grid(manifest, options)?;
+    let schedule = super::schedule(manifest, &Inputs::default(), options.steps, &grid)?;
+    let shares = shares::shares(manifest, &options.cache, &schedule).map_err(|error| error.about("cache"))?;
     let branches = guidance.branches().len();
-    expert::check(&shares, branches).map_err(|error| error.about("cache"))?;
+    shares::check(&shares, branches).map_err(|error| error.about("cache"))?;
     let mut given = Extents::new();
     if let Some(length) = text_length {
         if let Some(fixed) = text_extents(manifest).values().next() {
@@ -47,8 +45,8 @@ pub(crate) fn of_options(
         given.extend(text_dimensions(manifest).into_iter().map(|dim| (dim, length)));
     }
     options.cache_dtype.check(manifest, &options.cache)?;
-    decode::check(manifest, options, &grid, batch)?;
-    samples::check(options, manifest, batch)?;
+    tiles::check(manifest, options, &grid, batch)?;
+    per_sample::check(options, manifest, batch)?;
     let extents = extents(manifest, &grid, guidance.rows(batch), given)?;
     let bytes = predict(manifest, ([plan, plain], options), (&shares, branches), &extents)?;
     within_limit(options, bytes)?;
@@ -59,7 +57,7 @@ pub(crate) fn of_options(
 ///
 /// # Errors
 /// `Usage`, also for a limit on a policy that keeps nothing.
-pub(super) fn check(
+pub(crate) fn check(
     manifest: &Manifest,
     (plans, options): ([&Plan; 2], &RequestOptions),
     of_run: (&[Share], usize),
@@ -148,7 +146,7 @@ fn layouts(manifest: &Manifest, extents: &Extents, kept: CacheDType) -> Result<V
 ///
 /// # Errors
 /// `Input` for an extent that the model does not take.
-pub(super) fn extents(manifest: &Manifest, grid: &Grid, batch: usize, given: Extents) -> Result<Extents> {
+pub(crate) fn extents(manifest: &Manifest, grid: &Grid, batch: usize, given: Extents) -> Result<Extents> {
     let mut extents = grid.extents(batch);
     let largest = text_dimensions(manifest).into_iter().filter_map(|dim| match manifest.dimensions.get(&dim) {
         Some(Dimension::Range { max, .. }) => Some((dim, *max)),

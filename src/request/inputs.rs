@@ -11,20 +11,21 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
-use crate::model::manifest::{Axis, Manifest, Source};
+use crate::model::manifest::{Axis, DType, Manifest, Source};
+use crate::runtime::tensor::{BufferId, Buffers};
 
 /// Longest file of input tensors that is read into memory.
 const MAX_INPUTS: u64 = 4 << 30;
 /// Longest header of such a file, as the crate `safetensors` has it.
 const MAX_HEADER: u64 = 100_000_000;
 /// The initial latents, packed: `[batch, tokens, features]`.
-pub(super) const LATENTS: &str = "latents";
+pub(crate) const LATENTS: &str = "latents";
 /// The noise levels: `[steps + 1]`.
-pub(super) const SIGMAS: &str = "sigmas";
+pub(crate) const SIGMAS: &str = "sigmas";
 /// The noise that a stochastic scheduler adds: `[steps, …]`, each of the latents' shape.
-pub(super) const NOISE: &str = "noise";
+pub(crate) const NOISE: &str = "noise";
 /// In front of the name of a text input: its value for the uncond branch.
-pub(super) const NEGATIVE: &str = "negative_";
+pub(crate) const NEGATIVE: &str = "negative_";
 
 /// The inputs of one generation.
 #[derive(Clone, Debug, Default)]
@@ -47,12 +48,12 @@ impl Inputs {
     }
 
     /// Whether they say what to keep away from.
-    pub(super) fn has_negative(&self) -> bool {
+    pub(crate) fn has_negative(&self) -> bool {
         self.negative_prompt.is_some() || self.tensors.keys().any(|name| name.starts_with(NEGATIVE))
     }
 
     /// Refuses what this engine cannot use, by name.
-    pub(super) fn check(&self, manifest: &Manifest, is_guided: bool) -> Result<()> {
+    pub(crate) fn check(&self, manifest: &Manifest, is_guided: bool) -> Result<()> {
         let text: Vec<&String> =
             manifest.inputs.iter().filter(|(_, input)| input.from == Source::Text).map(|(name, _)| name).collect();
         let given: Vec<&String> = manifest
@@ -126,7 +127,7 @@ impl Inputs {
     }
 
     /// Takes the sizes of the named dimensions from the tensors; two tensors that disagree are an error.
-    pub(super) fn extents(&self, manifest: &Manifest) -> Result<BTreeMap<String, (u64, String)>> {
+    pub(crate) fn extents(&self, manifest: &Manifest) -> Result<BTreeMap<String, (u64, String)>> {
         let mut found: BTreeMap<String, (u64, String)> = BTreeMap::new();
         for (name, tensor) in &self.tensors {
             let plain = name.strip_prefix(NEGATIVE).unwrap_or(name);
@@ -268,4 +269,20 @@ pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     // One write: serde_json would call the system for each word.
     let text = format!("{value:#}\n");
     write_atomically(path, |out| std::io::Write::write_all(out, text.as_bytes()))
+}
+
+/// Writes numbers that a user gives; integers must be whole.
+pub(crate) fn write(name: &str, id: BufferId, numbers: &[f32], buffers: &mut Buffers) -> Result<()> {
+    if buffers.dtype(id) != DType::I64 {
+        return buffers.write(id, numbers);
+    }
+    if let Some(number) = numbers.iter().find(|number| number.fract() != 0.0) {
+        return Err(Error::input(format!("input `{name}` holds {number}; the model takes whole numbers there")));
+    }
+    let ids: Vec<i64> = numbers.iter().map(|number| *number as i64).collect();
+    buffers.write_ids(id, &ids)
+}
+
+pub(crate) fn numbers(tensor: &ArrayD<f32>) -> Vec<f32> {
+    tensor.iter().copied().collect()
 }

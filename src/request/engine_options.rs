@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::{EngineCache, OtherPlan, Profile, StagesChoice};
+use super::profile::Profile;
 use crate::cache::PolicyConfig;
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::model::cache_dtype::CacheDType;
 use crate::model::compute_choice::ComputeChoice;
+use crate::plan::StagesChoice;
 use crate::runtime::library::LibraryOptions;
 use crate::runtime::provider::Providers;
+use crate::setup;
 
 /// How an engine is loaded.
 #[derive(Clone, Debug, Default)]
@@ -114,6 +116,72 @@ impl FromStr for WeightsChoice {
             "packed" => Ok(Self::Packed),
             "mapped" => Ok(Self::Mapped),
             _ => Err(Error::usage(format!("unknown weights mode `{text}`; expected `auto`, `packed` or `mapped`"))),
+        }
+    }
+}
+
+/// Where compiled engines are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum EngineCache {
+    /// In the user's cache folder ([`setup::engine_folder`]).
+    #[default]
+    User,
+    /// In this folder.
+    Folder(PathBuf),
+    /// Nowhere: each process compiles for itself.
+    None,
+}
+
+impl EngineCache {
+    /// The folder, if engines are kept at all.
+    ///
+    /// # Errors
+    /// `Usage` if the user has no home folder.
+    pub fn folder(&self) -> Result<Option<PathBuf>> {
+        match self {
+            Self::User => setup::engine_folder().map(Some),
+            Self::Folder(folder) => Ok(Some(folder.clone())),
+            Self::None => Ok(None),
+        }
+    }
+}
+
+/// A path, or `none`.
+impl FromStr for EngineCache {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "" => Err(Error::option("engine-cache", "is empty; expected a folder, or `none`")),
+            "none" => Ok(Self::None),
+            folder => Ok(Self::Folder(folder.into())),
+        }
+    }
+}
+
+/// What happens when a request's policy needs cuts that no loaded plan has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OtherPlan {
+    /// The stages that are missing are loaded, and stay. Where the provider compiles nothing, they take the place of a
+    /// stage that holds the same blocks: weights are in memory once, and later requests run that stage in parts.
+    #[default]
+    Load,
+    /// The stages that are missing are loaded beside the others: each policy runs in the longest stages, and a block's
+    /// weights are in memory once for each stage that it is part of.
+    Add,
+    /// The request is refused with `Usage`: for services that must not load, or compile, while they serve.
+    Refuse,
+}
+
+impl FromStr for OtherPlan {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "load" => Ok(Self::Load),
+            "add" => Ok(Self::Add),
+            "refuse" => Ok(Self::Refuse),
+            _ => Err(Error::usage(format!("unknown other plan `{text}`; expected `load`, `add` or `refuse`"))),
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 /// How an axis of latents is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cut {
+pub(crate) struct Cut {
     /// Cells of a piece; the last ones may have fewer.
     pub size: usize,
     /// Cells from one piece to the next.
@@ -23,7 +23,7 @@ pub(super) struct Cut {
 
 impl Cut {
     /// The cells of each piece of an axis.
-    pub(super) fn pieces(self, extent: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    pub(crate) fn pieces(self, extent: usize) -> impl Iterator<Item = Range<usize>> + Clone {
         (0..extent).step_by(self.stride).map(move |start| start..(start + self.size).min(extent))
     }
 
@@ -39,7 +39,7 @@ impl Cut {
 }
 
 /// Decodes `[…, height, width]` in tiles that are cut alike along both axes; `decode` makes cells to pixels.
-pub(super) fn in_tiles(
+pub(crate) fn in_tiles(
     latents: ArrayViewD<'_, f32>,
     cut: Cut,
     decode: &mut dyn FnMut(ArrayViewD<'_, f32>) -> Result<ArrayD<f32>>,
@@ -69,7 +69,7 @@ pub(super) fn in_tiles(
 
 /// Decodes `[batch, channels, frames, …]` in runs of frames, one longer than the cut's pieces. The first latent frame
 /// becomes a single frame, which all runs but the first leave out.
-pub(super) fn in_runs(
+pub(crate) fn in_runs(
     latents: ArrayViewD<'_, f32>,
     cut: Cut,
     decode: &mut dyn FnMut(ArrayViewD<'_, f32>) -> Result<ArrayD<f32>>,
@@ -120,7 +120,7 @@ fn joined(axis: Axis, parts: &[ArrayD<f32>]) -> Result<ArrayD<f32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::generate::inputs::read_tensors;
+    use crate::request::inputs::read_tensors;
 
     /// Sums of float32 in another order.
     const TOLERANCE: f32 = 1e-5;

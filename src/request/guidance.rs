@@ -4,15 +4,15 @@
 //! would give the prompt's own prediction, and for some models where there is a negative prompt as well. Else the prompt
 //! alone decides.
 
-use super::denoiser::GuidanceBy;
 use super::inputs::Inputs;
-use super::request::RequestOptions;
+use super::options::GuidanceBy;
+use super::options::RequestOptions;
 use crate::cache::Branch;
 use crate::error::{Error, Result};
 use crate::model::manifest::{CfgBranch, CfgFormula, CfgMode, GuidanceSpec, Manifest, ScaleCurve};
 
 /// The scale that the model takes as an input, and how two branches are combined.
-pub(super) struct Guidance {
+pub(crate) struct Guidance {
     pub embedded: Option<f32>,
     pub cfg: Option<Cfg>,
     /// Where the scales do what one may not expect.
@@ -21,7 +21,7 @@ pub(super) struct Guidance {
 
 /// Classifier-free guidance.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Cfg {
+pub(crate) struct Cfg {
     /// Of each transformer, of which a model has one or two.
     scales: [f32; 2],
     pub mode: CfgMode,
@@ -35,7 +35,7 @@ pub(super) struct Cfg {
 
 impl Guidance {
     /// With a scale to combine the branches by, or with both branches for a host that combines them.
-    pub(super) fn by(by: GuidanceBy, manifest: &Manifest, inputs: &Inputs, options: &RequestOptions) -> Result<Self> {
+    pub(crate) fn by(by: GuidanceBy, manifest: &Manifest, inputs: &Inputs, options: &RequestOptions) -> Result<Self> {
         if by == GuidanceBy::Library {
             return Self::new(manifest, options, inputs.has_negative());
         }
@@ -58,7 +58,7 @@ impl Guidance {
     }
 
     /// With or without a negative prompt (or its tensors).
-    pub(super) fn new(manifest: &Manifest, options: &RequestOptions, has_negative: bool) -> Result<Self> {
+    pub(crate) fn new(manifest: &Manifest, options: &RequestOptions, has_negative: bool) -> Result<Self> {
         let given =
             [("guidance", options.guidance), ("guidance-2", options.guidance_2), ("true-cfg", options.true_cfg)];
         for (name, scale) in given {
@@ -94,7 +94,7 @@ impl Guidance {
     }
 
     /// The branches that decide, each for itself.
-    pub(super) fn branches(&self) -> Vec<Branch> {
+    pub(crate) fn branches(&self) -> Vec<Branch> {
         match self.cfg {
             Some(Cfg { mode: CfgMode::Separate, .. }) => vec![Branch::Cond, Branch::Uncond],
             _ => vec![Branch::Cond],
@@ -102,28 +102,28 @@ impl Guidance {
     }
 
     /// The branches that have texts of their own.
-    pub(super) fn texts(&self) -> Vec<Branch> {
+    pub(crate) fn texts(&self) -> Vec<Branch> {
         if self.cfg.is_some() { vec![Branch::Cond, Branch::Uncond] } else { vec![Branch::Cond] }
     }
 
-    pub(super) fn is_fused(&self) -> bool {
+    pub(crate) fn is_fused(&self) -> bool {
         self.cfg.is_some_and(|cfg| cfg.mode == CfgMode::Fused)
     }
 
     /// The batch of the transformer for so many pictures.
-    pub(super) fn rows(&self, pictures: usize) -> usize {
+    pub(crate) fn rows(&self, pictures: usize) -> usize {
         if self.is_fused() { 2 * pictures } else { pictures }
     }
 }
 
 impl Cfg {
     /// The scale that a transformer has by itself.
-    pub(super) fn scale(&self, expert: usize) -> f32 {
+    pub(crate) fn scale(&self, expert: usize) -> f32 {
         self.scales[expert.min(1)]
     }
 
     /// The scale at a step of a transformer.
-    pub(super) fn scale_at(&self, expert: usize, timestep: f32, steps: usize) -> f32 {
+    pub(crate) fn scale_at(&self, expert: usize, timestep: f32, steps: usize) -> f32 {
         let scale = self.scale(expert);
         match self.curve {
             ScaleCurve::Constant => scale,

@@ -12,7 +12,7 @@ use crate::model::manifest::{DpmAlgorithm, DpmSolverKind, LastSigma, Noise, Pred
 const FEW_STEPS: usize = 15;
 
 /// The table of `spec`, which is a multistep solver's.
-pub(super) fn schedule(
+pub(crate) fn schedule(
     spec: &SchedulerSpec,
     prediction: Prediction,
     steps: usize,
