@@ -4,14 +4,18 @@
 //! touched here; [`super::directory`] compares them with this.
 
 mod format1;
+mod guidance;
 mod sampling;
+mod scheduler;
 mod text;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use guidance::*;
 pub(crate) use sampling::*;
+pub(crate) use scheduler::*;
 pub(crate) use text::*;
 
 use crate::error::{Error, Result};
