@@ -278,7 +278,7 @@ impl DbCacheConfig {
     pub(super) fn skippable_tail(&self, n_blocks: usize) -> Vec<usize> {
         let Some(ids) = &self.bn_compute_blocks_ids else { return Vec::new() };
         let start = n_blocks.saturating_sub(self.bn_compute_blocks);
-        (0..self.bn_compute_blocks).filter(|id| !ids.contains(id)).map(|id| start + id).collect()
+        (0..self.bn_compute_blocks.min(n_blocks)).filter(|id| !ids.contains(id)).map(|id| start + id).collect()
     }
 
     pub(super) fn schedule(&self) -> ScheduleOptions<'_> {
@@ -598,5 +598,16 @@ mod tests {
         assert!(config.check().is_err());
         let config = DbCacheConfig { steps_computation_mask: Some(StepsMask::Steps(vec![])), ..Default::default() };
         assert!(config.check().is_err());
+    }
+
+    #[test]
+    fn a_tail_has_no_more_blocks_than_the_model() {
+        let config = |blocks| DbCacheConfig {
+            bn_compute_blocks: blocks,
+            bn_compute_blocks_ids: Some([0].into()),
+            ..DbCacheConfig::default()
+        };
+        assert_eq!(config(3).skippable_tail(12), [10, 11]);
+        assert_eq!(config(usize::MAX).skippable_tail(3), [1, 2]);
     }
 }

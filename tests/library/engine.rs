@@ -195,6 +195,10 @@ fn numbers_that_are_none_are_refused_by_name() {
     let mut inputs = tiny_inputs(false);
     inputs.tensors.insert("sigmas".into(), ArrayD::from_shape_vec(vec![2], vec![1.0, f32::NAN]).unwrap());
     refused(&TINY, &inputs, &RequestOptions::default(), ErrorKind::Numeric, "input `sigmas` holds NaN");
+    for sigmas in [[f32::MAX, 0.5], [f32::MAX, f32::MIN], [f32::MIN_POSITIVE, f32::MAX], [0.5, 0.5]] {
+        inputs.tensors.insert("sigmas".into(), ArrayD::from_shape_vec(vec![2], sigmas.to_vec()).unwrap());
+        refused(&TINY, &inputs, &RequestOptions::default(), ErrorKind::Input, "input `sigmas` must be one row");
+    }
     let options = RequestOptions { guidance: Some(f32::NAN), ..Default::default() };
     refused(&TINY, &tiny_inputs(false), &options, ErrorKind::Usage, "--guidance is NaN");
 }
