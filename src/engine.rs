@@ -122,7 +122,7 @@ impl Engine {
         })))
     }
 
-    /// Copies a tensor from memory that a host has made by itself, for [`Inputs::tensors`].
+    /// Copies a tensor from memory that a host has made by itself, for [`Inputs::tensors`](crate::Inputs::tensors).
     ///
     /// # Errors
     /// `Usage` where the engine's provider does not know that memory; `Input` for an impossible shape; `Runtime`.

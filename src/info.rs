@@ -20,7 +20,7 @@ use crate::plan::Stage;
 use crate::request::inputs::Inputs;
 use crate::request::options::GuidanceBy;
 use crate::request::options::RequestOptions;
-use crate::request::{self, memory};
+use crate::request::{Asked, memory};
 use crate::runtime::compiler::EngineCounts;
 use crate::text::TextEncoder;
 use crate::trace::CacheBytes;
@@ -219,7 +219,7 @@ impl EngineInfo {
     ) -> Result<()> {
         let directory = open(directory, load)?;
         check_provider(load, &directory)?;
-        request::check(&directory.manifest, inputs, options, GuidanceBy::Library)
+        Asked::new(&directory.manifest, inputs, options, GuidanceBy::Library).map(drop)
     }
 
     /// The stages that an engine would have which is loaded with these options: their `cache`, `stages` and

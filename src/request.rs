@@ -49,38 +49,36 @@ pub(crate) struct Asked {
     pub n_branches: usize,
 }
 
-/// Refuses what the manifest alone shows to be impossible, or to have no effect.
-///
-/// # Errors
-/// As [`request`], but for what needs a loaded engine.
-pub(crate) fn check(manifest: &Manifest, inputs: &Inputs, options: &RequestOptions, by: GuidanceBy) -> Result<()> {
-    asked(manifest, inputs, options, by).map(|_| ())
-}
-
-pub(crate) fn asked(manifest: &Manifest, inputs: &Inputs, options: &RequestOptions, by: GuidanceBy) -> Result<Asked> {
-    let guidance = Guidance::by(by, manifest, inputs, options)?;
-    inputs.check(manifest, guidance.cfg.is_some())?;
-    let given = inputs.extents(manifest)?;
-    let batch = batch(options.batch, &given)?;
-    let rows = guidance.rows(batch);
-    let grid = grid(manifest, options)?;
-    let fps = fps(manifest, options)?;
-    let schedule = schedule(manifest, inputs, options.steps, &grid)?;
-    let n_branches = guidance.branches().len();
-    let shares = shares::shares(manifest, &options.cache, &schedule).map_err(|error| error.about("cache"))?;
-    shares::check(&shares, n_branches).map_err(|error| error.about("cache"))?;
-    options.cache_dtype.check(manifest, &options.cache)?;
-    check_effects(manifest, options)?;
-    tiles::check(manifest, options, &grid, batch)?;
-    per_sample::check(options, manifest, batch)?;
-    if options.per_sample && guidance.is_fused() {
-        return Err(Error::option(
-            "per-sample",
-            "does not go with this model's guidance, whose two branches are one batch; leave it out, or give a \
-             --guidance of 0",
-        ));
+impl Asked {
+    /// Refuses what the manifest alone shows to be impossible, or to have no effect.
+    ///
+    /// # Errors
+    /// `Usage` and `Input`, as `Engine::request`, but for what needs a loaded engine.
+    pub fn new(manifest: &Manifest, inputs: &Inputs, options: &RequestOptions, by: GuidanceBy) -> Result<Self> {
+        let guidance = Guidance::by(by, manifest, inputs, options)?;
+        inputs.check(manifest, guidance.cfg.is_some())?;
+        let given = inputs.extents(manifest)?;
+        let batch = batch(options.batch, &given)?;
+        let rows = guidance.rows(batch);
+        let grid = grid(manifest, options)?;
+        let fps = fps(manifest, options)?;
+        let schedule = schedule(manifest, inputs, options.steps, &grid)?;
+        let n_branches = guidance.branches().len();
+        let shares = shares::shares(manifest, &options.cache, &schedule).map_err(|error| error.about("cache"))?;
+        shares::check(&shares, n_branches).map_err(|error| error.about("cache"))?;
+        options.cache_dtype.check(manifest, &options.cache)?;
+        check_effects(manifest, options)?;
+        tiles::check(manifest, options, &grid, batch)?;
+        per_sample::check(options, manifest, batch)?;
+        if options.per_sample && guidance.is_fused() {
+            return Err(Error::option(
+                "per-sample",
+                "does not go with this model's guidance, whose two branches are one batch; leave it out, or give a \
+                 --guidance of 0",
+            ));
+        }
+        Ok(Self { guidance, given, batch, rows, grid, fps, schedule, shares, n_branches })
     }
-    Ok(Asked { guidance, given, batch, rows, grid, fps, schedule, shares, n_branches })
 }
 
 /// Refuses what this model makes meaningless.
@@ -185,4 +183,54 @@ pub(crate) fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize
         )));
     }
     Ok(Schedule::euler(sigmas, &manifest.scheduler, manifest.prediction))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind::{Input, Usage};
+
+    fn asked(file: &str, options: RequestOptions) -> Result<Asked> {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(file);
+        let manifest = Manifest::parse(&std::fs::read(path).unwrap()).unwrap();
+        let mut inputs = Inputs::prompt("a cat");
+        if manifest.text.is_none() {
+            inputs = Inputs::default();
+            inputs.tensors.insert("class_labels".into(), ndarray::ArrayD::zeros(vec![options.batch.unwrap_or(1)]));
+        }
+        Asked::new(&manifest, &inputs, &options, GuidanceBy::Library)
+    }
+
+    #[test]
+    fn what_the_manifest_alone_answers() {
+        let options = RequestOptions { batch: Some(3), steps: Some(7), ..RequestOptions::default() };
+        let asked = asked("pipelines/flux-dev/engine/manifest.json", options).unwrap();
+        assert_eq!((asked.batch, asked.rows, asked.n_branches, asked.schedule.steps()), (3, 3, 1, 7));
+        assert_eq!(asked.shares.iter().map(|share| share.steps.clone()).collect::<Vec<_>>(), vec![0..7]);
+    }
+
+    #[test]
+    fn what_the_manifest_alone_refuses() {
+        let default = RequestOptions::default;
+        let (flux, dit) = ("pipelines/flux-dev/engine/manifest.json", "families/dit/engine/manifest.json");
+        for (file, options, kind, field) in [
+            (flux, RequestOptions { batch: Some(0), ..default() }, Usage, "batch"),
+            (flux, RequestOptions { size: Some((17, 16)), ..default() }, Input, "size"),
+            (flux, RequestOptions { frames: Some(9), ..default() }, Usage, "frames"),
+            (flux, RequestOptions { fps: Some(9.0), ..default() }, Usage, "fps"),
+            (flux, RequestOptions { cache: "f99b99".parse().unwrap(), ..default() }, Usage, "cache"),
+            (flux, RequestOptions { decode_tile: Some(7), ..default() }, Usage, "decode-tile"),
+            (flux, RequestOptions { per_sample: true, ..default() }, Usage, "per-sample"),
+            (
+                dit,
+                RequestOptions { per_sample: true, batch: Some(2), cache: "f1b0".parse().unwrap(), ..default() },
+                Usage,
+                "per-sample",
+            ),
+            (dit, RequestOptions { steps: Some(0), ..default() }, Usage, "steps"),
+        ] {
+            let error = asked(file, options).err().unwrap_or_else(|| panic!("{field} is taken"));
+            assert_eq!((error.kind(), error.field()), (kind, Some(field)), "{error}");
+        }
+    }
 }

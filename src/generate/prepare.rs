@@ -23,6 +23,7 @@ use crate::exit::enter;
 use crate::model::manifest::{Extents, Manifest, Source};
 use crate::plan::InStages;
 use crate::request;
+use crate::request::Asked;
 use crate::request::inputs::{Inputs, LATENTS, NOISE, numbers};
 use crate::request::lists::{self, List, Part};
 use crate::request::memory;
@@ -30,7 +31,6 @@ use crate::request::noise::Generator;
 use crate::request::options::{GuidanceBy, RequestOptions};
 use crate::request::scheduler::Schedule;
 use crate::request::shares::{self, Share};
-use crate::request::{Asked, asked};
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{Timings, Warning};
 
@@ -43,7 +43,7 @@ pub(super) fn request(
     let _inside = enter()?;
     let manifest = &engine.directory.manifest;
     let Asked { guidance, given, batch, rows, grid, fps, schedule, shares, n_branches } =
-        asked(manifest, inputs, options, by)?;
+        Asked::new(manifest, inputs, options, by)?;
     memory::check_room(&grid, batch)?;
     let smallest = if options.per_sample { 1 } else { rows };
     for rows in [smallest, rows] {

@@ -1,7 +1,7 @@
 //! The ONNX messages that block graphs are made of, as `prost` structs.
 //!
 //! Field numbers are facts of the ONNX format (onnx.proto, proto2). Fields that are not listed here would be lost when a
-//! graph is written again, so [`decode`] refuses a file that does not survive the round trip.
+//! graph is written again, so `decode` refuses a file that does not survive the round trip.
 
 use prost::Message;
 

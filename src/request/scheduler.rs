@@ -3,7 +3,7 @@
 //!
 //! Every scheduler's step is linear in the latents x, the prediction, the tensors that it keeps of earlier steps, and
 //! noise. So each is written as arithmetic on [`Terms`], weights of these tensors, in f64; the device only ever computes
-//! weighted sums ([`super::sampler`]).
+//! weighted sums (`generate/sampler.rs`).
 
 mod diffusion;
 mod flow;

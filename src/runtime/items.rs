@@ -91,7 +91,7 @@ impl Items {
     }
 }
 
-/// output = `yes` for the items whose flag is 1, `no` for the others. Needs [`column`].
+/// output = `yes` for the items whose flag is 1, `no` for the others. Needs [`column`](fn@column).
 pub(super) fn select(flags: &str, yes: &str, no: &str, output: &str, dtype: DType) -> Vec<NodeProto> {
     let name = |part: &str| format!("{output}_{part}");
     let (flag, rows, yes_f32, no_f32, chosen) = (name("flag"), name("rows"), name("yes"), name("no"), name("chosen"));

@@ -1,6 +1,6 @@
 //! Finds and loads ONNX Runtime's shared library, once per process.
 //!
-//! Nothing of `ort` may be called before [`environment`] succeeded: `ort` would look for a library by itself, and panic
+//! Nothing of `ort` may be called before [`environment`](fn@environment) succeeded: `ort` would look for a library by itself, and panic
 //! if it found none. So every candidate is examined before it is loaded: a file that is missing, empty, cut off, built
 //! for another machine or too old becomes a line of the error, never a crash in the system's loader.
 //!
@@ -266,7 +266,7 @@ pub(crate) enum Work {
     Large,
 }
 
-/// As [`environment`], for an engine whose blocks do so much work.
+/// As [`environment`](fn@environment), for an engine whose blocks do so much work.
 ///
 /// # Errors
 /// See [`info`].

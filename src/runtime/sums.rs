@@ -33,7 +33,7 @@ impl Sums {
         Self { device, rank, sums: Mutex::default(), dots: Mutex::default() }
     }
 
-    /// out = sum over k of weights[k] · tensors[k]; each weight is f32 `[1 or batch]`.
+    /// `out = sum over k of weights[k] · tensors[k]`; each weight is f32 `[1 or batch]`.
     pub(crate) fn bind(
         &self,
         buffers: &mut Buffers,

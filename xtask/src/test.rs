@@ -6,11 +6,17 @@ use anyhow::Result;
 
 use crate::run::{built, cargo, root, set_up, step};
 
+/// All but the examples, which clippy has compiled already.
+const TESTS: [&str; 5] = ["test", "--workspace", "--lib", "--bins", "--tests"];
+
 pub fn test(arguments: &[String]) -> Result<()> {
     step(&mut cargo(&["fmt", "--all", "--check"]))?;
     step(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    let documents = ["doc", "--workspace", "--no-deps", "--document-private-items"];
+    step(cargo(&documents).env("RUSTDOCFLAGS", "-D warnings"))?;
     // Building the tests builds the command too, with the same features; building it alone would compile twice.
-    step(&mut cargo(&["test", "--workspace", "--no-run"]))?;
+    step(cargo(&TESTS).arg("--no-run"))?;
     set_up(Command::new(built("dbcache-trt")?).current_dir(root()))?;
-    step(cargo(&["test", "--workspace"]).args(arguments))
+    step(cargo(&TESTS).args(arguments))?;
+    step(&mut cargo(&["test", "--workspace", "--doc"]))
 }

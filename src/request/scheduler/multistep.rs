@@ -243,7 +243,7 @@ impl Integrals {
         problem.shares[end][0] * self.scale
     }
 
-    /// Weights w of `count` slopes with sum over k of w[k] distances[k]^i = values[i], by Gauss.
+    /// Weights of `count` slopes, by Gauss: the sum over k of `weights[k] * distances[k]^i` is `values[i]`.
     fn solve(&self, count: usize) -> Vec<f64> {
         let mut rows: Vec<Vec<f64>> = (0..count)
             .map(|power| {

@@ -28,7 +28,7 @@ struct Sealed<T> {
     content: T,
 }
 
-/// Reads what [`write`] wrote; the reason why not is a text for the end of a sentence.
+/// Reads what [`write`](fn@write) wrote; the reason why not is a text for the end of a sentence.
 pub(super) fn read<T: Serialize + DeserializeOwned>(path: &Path) -> Result<T, String> {
     let metadata = path.symlink_metadata().map_err(|error| format!("cannot be opened ({error})"))?;
     if !metadata.is_file() || metadata.len() > MAX_BYTES {
