@@ -1,7 +1,7 @@
-//! Measures every figure of the README on this machine, and draws its picture grid.
+//! Measures every figure of README.md and docs/performance.md on this machine, and draws the README's picture grid.
 //!
 //! `cargo build --release && cargo run --release --example figures` prints the tables; with `-- --write` it puts them
-//! into README.md (between the marks) and the grid into docs/grid.png. `-- --provider cuda` measures another provider, and
+//! into both pages (between the marks) and the grid into docs/grid.png. `-- --provider cuda` measures another provider, and
 //! only prints.
 //!
 //! All runs that are compared take turns, so a slow moment of the machine hits each of them. A figure is the median,
@@ -49,7 +49,7 @@ fn main() -> anyhow::Result<()> {
     let write = arguments.iter().any(|argument| argument == "--write");
     let named = arguments.iter().position(|argument| argument == "--provider").map(|at| arguments.get(at + 1));
     let provider = named.map(|name| name.context("--provider lacks its value").cloned()).transpose()?;
-    ensure!(!write || provider.is_none(), "the README holds the figures of the CPU; leave out --write or --provider");
+    ensure!(!write || provider.is_none(), "the pages hold the figures of the CPU; leave out --write or --provider");
     let provider = provider.as_deref().unwrap_or("cpu");
     let providers: Providers = provider.parse()?;
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
@@ -62,21 +62,29 @@ fn main() -> anyhow::Result<()> {
     };
     let (engine, per_block, fused) =
         (load(StagesChoice::Auto)?, load(StagesChoice::PerBlock)?, load(StagesChoice::Fused)?);
-    let mut text = machine(&engine, provider)?;
+    let machine = machine(&engine, provider)?;
     let outputs = pictures(&engine)?;
-    text += &cache_table(&engine, &outputs)?;
-    text += &seed_table(&engine)?;
-    text += &overhead(&engine, &per_block, &fused)?;
-    text += &processes(&model, provider)?;
-    print!("{text}");
+    let caches = cache_table(&engine, &outputs)?;
+    let mut others = seed_table(&engine)?;
+    others += &overhead(&engine, &per_block, &fused)?;
+    others += &processes(&model, provider)?;
+    print!("{machine}{caches}\n{others}");
     if write {
         grid(&outputs)?.write_png(&root.join("docs/grid.png"), &[])?;
-        let path = root.join("README.md");
-        let readme = std::fs::read_to_string(&path)?;
-        let (before, rest) = readme.split_once(MARKS.0).context("README.md lacks the first mark")?;
-        let (_, after) = rest.split_once(MARKS.1).context("README.md lacks the second mark")?;
-        std::fs::write(&path, format!("{before}{}\n{text}{}{after}", MARKS.0, MARKS.1))?;
+        for (page, tables) in [("README.md", caches), ("docs/performance.md", others)] {
+            put(&root.join(page), &format!("{machine}{}\n", tables.trim_end()))?;
+        }
     }
+    Ok(())
+}
+
+/// Puts a text between the marks of a page.
+fn put(page: &Path, text: &str) -> anyhow::Result<()> {
+    let content = std::fs::read_to_string(page)?;
+    let lacks = |which| format!("{} lacks the {which} mark", page.display());
+    let (before, rest) = content.split_once(MARKS.0).with_context(|| lacks("first"))?;
+    let (_, after) = rest.split_once(MARKS.1).with_context(|| lacks("second"))?;
+    std::fs::write(page, format!("{before}{}\n{text}{}{after}", MARKS.0, MARKS.1))?;
     Ok(())
 }
 
@@ -86,8 +94,8 @@ fn machine(engine: &Engine, provider: &str) -> anyhow::Result<String> {
     let library = engine.library();
     let date = String::from_utf8(Command::new("date").arg("+%Y-%m-%d").output()?.stdout)?;
     Ok(format!(
-        "Measured on {}: {cpu}, threads {}, ONNX Runtime {}, provider {provider}, dbcache-trt {}, `models/emoji` (57 blocks, \
-         width 96), 28 steps, prompt `{}`, seed 0. Median (minimum to maximum) of {ROUNDS} rounds in which all settings \
+        "Measured on {}: {cpu}, threads {}, ONNX Runtime {}, provider {provider}, dbcache-trt {},\n`models/emoji` (57 blocks, \
+         width 96), 28 steps, prompt `{}`, seed 0. Median (minimum to maximum) of {ROUNDS} rounds in which all\nsettings \
          took turns; PSNR against the uncached picture, median (minimum) of {} prompts.\n\n",
         date.trim(),
         library.threads,

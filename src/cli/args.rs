@@ -33,7 +33,7 @@ CACHE TAGS
   tokens: f Fn, b Bn, w warm-up steps, i warm-up interval, r threshold, m max cached steps, mc max continuous cached
   steps, a max accumulated diff, l l1 threshold, ic important condition, ds downsample factor, scm:MASK[:static] steps
   mask (digits, slow, medium, fast, ultra), fr refresh hint, cf cfg compute first, cds cfg diff compute separate, t foca
-  dmd calibrators, id s nt computed last blocks; prune_: DBPrune, np dt mp ui … (the README explains them)
+  dmd calibrators, id s nt computed last blocks; prune_: DBPrune, np dt mp ui … (docs/cache-tags.md)
 
 EXIT CODES
   0 success, 2 usage, 3 ONNX Runtime's library, 4 engine directory, 5 input, 6 ONNX Runtime, 7 not a number,

@@ -9,6 +9,7 @@ mod damaged;
 mod damaged_graphs;
 mod decisions;
 mod decode;
+mod docs;
 mod engine;
 mod experts;
 mod families;

@@ -3,8 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use dbcache_trt::ErrorKind;
-
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -67,15 +65,6 @@ fn no_model_family_is_named() {
 #[test]
 fn the_library_prints_nothing() {
     forbid("src", &["println!", "print!(", "eprint", "dbg!", "process::exit"], &["src/cli/", "src/main.rs"]);
-}
-
-#[test]
-fn exit_codes_are_in_the_readme() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    for kind in ErrorKind::ALL {
-        let code = kind.exit_code();
-        assert!(readme.lines().any(|line| line.starts_with(&format!("| {code} | "))), "{kind:?} = {code}");
-    }
 }
 
 #[test]
