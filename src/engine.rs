@@ -7,8 +7,6 @@ mod loader;
 mod probe;
 mod stages;
 
-use crate::request::engine_options::{ArithmeticChoice, EngineCache, EngineOptions, WeightsChoice};
-use crate::request::lists;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,6 +28,8 @@ use crate::model::graph::Graph;
 use crate::model::manifest::DType;
 pub use crate::plan::StagesChoice;
 use crate::plan::{Cuts, Limits, Plan};
+use crate::request::engine_options::{ArithmeticChoice, EngineCache, EngineOptions, WeightsChoice};
+use crate::request::lists;
 pub use crate::runtime::compiler::EngineCounts;
 use crate::runtime::device::Device;
 use crate::runtime::foreign::{self, ForeignTensor};

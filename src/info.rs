@@ -2,7 +2,6 @@
 
 mod plan;
 
-use crate::request::engine_options::EngineOptions;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
@@ -17,6 +16,7 @@ use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::manifest::{Dimension, GuidanceSpec, Manifest};
 use crate::plan::Stage;
+use crate::request::engine_options::EngineOptions;
 use crate::request::inputs::Inputs;
 use crate::request::options::GuidanceBy;
 use crate::request::options::RequestOptions;

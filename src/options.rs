@@ -5,7 +5,6 @@
 
 mod files;
 
-use crate::request::engine_options::EngineOptions;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
@@ -14,6 +13,7 @@ pub use self::files::{read_policy, read_replay, read_trace};
 use crate::cache::PolicyOverrides;
 use crate::error::{At, Error, Result};
 use crate::nearest::nearest;
+use crate::request::engine_options::EngineOptions;
 use crate::request::options::RequestOptions;
 use crate::runtime::provider::{BY_COMPUTE, is_precision};
 pub use crate::units::parse_bytes;

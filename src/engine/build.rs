@@ -1,6 +1,5 @@
 //! Compiles the engines of a model ahead of time, one by one, so that a host can give each a process of its own.
 
-use crate::request::engine_options::{ArithmeticChoice, EngineCache, EngineOptions};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use crate::model::cache_dtype::CacheDType;
 use crate::model::compute_choice::ComputeChoice;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
+use crate::request::engine_options::{ArithmeticChoice, EngineCache, EngineOptions};
 use crate::request::lists;
 use crate::runtime::compiler::{Compiler, EngineCounts};
 use crate::runtime::device::Device;

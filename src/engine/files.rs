@@ -1,7 +1,6 @@
 //! Writes the graphs of a plan as ONNX files beside their weights: for tools that build engines outside of ONNX Runtime,
 //! and for checks by other parsers.
 
-use crate::request::engine_options::EngineOptions;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -15,6 +14,7 @@ use crate::error::{At, Error, Result};
 use crate::files::Partial;
 use crate::model::graph::Graph;
 use crate::plan::Stage;
+use crate::request::engine_options::EngineOptions;
 use crate::request::profile::{self, Extremes, Profile};
 
 /// The list of the files.

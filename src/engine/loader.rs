@@ -1,6 +1,5 @@
 //! Loads the sessions of an engine, on one provider: compiled ones through the cache of engines.
 
-use crate::request::engine_options::EngineOptions;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::model::manifest::Extents;
+use crate::request::engine_options::EngineOptions;
 use crate::request::profile::{Extremes, Profile, check, shapes};
 use crate::runtime::compiler::{Compiler, EngineCounts, Job};
 use crate::runtime::device::Device;

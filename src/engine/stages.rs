@@ -4,7 +4,6 @@
 //! never lie side by side: a stage that a new policy cuts is freed, and its parts take its place, for all policies
 //! (docs/performance.md). Where engines are compiled, each policy keeps the long ones that were built for it.
 
-use crate::request::engine_options::OtherPlan;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +18,7 @@ use crate::model::graph::Graph;
 use crate::model::join::{Part, Piece, boundary, join};
 use crate::model::manifest::GraphSpec;
 use crate::plan::{Cuts, GraphSize, Limits, Plan, Sizes, Stage, StagesChoice};
+use crate::request::engine_options::OtherPlan;
 use crate::runtime::device::Device;
 use crate::runtime::heap;
 use crate::runtime::provider::Role;

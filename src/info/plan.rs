@@ -1,6 +1,5 @@
 //! What an engine and its requests will take, known before anything is loaded.
 
-use crate::request::engine_options::{EngineOptions, WeightsChoice};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -8,6 +7,7 @@ use serde_json::{Value, json};
 use super::{EngineInfo, StageInfo};
 use crate::engine::{EngineBuild, PlannedEngine, check_provider, choose_weights, open};
 use crate::error::Result;
+use crate::request::engine_options::{EngineOptions, WeightsChoice};
 use crate::request::options::RequestOptions;
 use crate::runtime::session::WeightsMode;
 use crate::trace::CacheBytes;

@@ -13,7 +13,7 @@ const TARGETS: &[&str] = &["manifest", "graph", "tokenizer", "tag", "policy", "t
 const SECONDS: u64 = 60;
 
 pub fn fuzz(arguments: &[String]) -> Result<()> {
-    let (mut targets, mut seconds, mut seed, mut profile) = (Vec::new(), SECONDS, None, "fuzz");
+    let (mut targets, mut seconds, mut seed, mut profile) = (Vec::new(), SECONDS, None, "release");
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         let mut number = || {
