@@ -67,9 +67,13 @@ impl Engine {
     /// # Errors
     /// `EngineDirectory`, `Runtime`, `Cancelled`, `Library`; `Usage` for other threads than the process has already.
     pub fn load(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
-        let _inside = enter()?;
         let start = Instant::now();
-        let directory = open(directory.as_ref(), options)?;
+        Self::of(open(directory.as_ref(), options)?, options, start)
+    }
+
+    /// As [`load`](Self::load), of a directory that [`open`] has given for these options, since `start`.
+    pub(crate) fn of(directory: EngineDirectory, options: &EngineOptions, start: Instant) -> Result<Self> {
+        let _inside = enter()?;
         if options.verify {
             verify(&directory)?;
         }

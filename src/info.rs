@@ -1,29 +1,21 @@
 //! What an engine directory is, for people and for machines.
 
+mod model;
 mod plan;
 
 use std::fmt;
 use std::ops::Range;
-use std::path::Path;
 
 use serde_json::{Value, json};
 
+pub use self::model::Model;
 pub use self::plan::DryRun;
-use crate::cache::PolicyConfig;
-use crate::engine::{Engine, Stages, check_provider, open, planned};
-use crate::error::Result;
+use crate::engine::{Engine, Stages};
 use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::manifest::{Dimension, GuidanceSpec, Manifest};
 use crate::plan::Stage;
-use crate::request::engine_options::EngineOptions;
-use crate::request::inputs::Inputs;
-use crate::request::options::GuidanceBy;
-use crate::request::options::RequestOptions;
-use crate::request::{Asked, memory};
 use crate::runtime::compiler::EngineCounts;
-use crate::text::TextEncoder;
-use crate::trace::CacheBytes;
 
 /// One stage of a plan: what runs as one ONNX Runtime session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +78,7 @@ impl fmt::Display for StageInfo {
     }
 }
 
-/// The facts of an engine directory. [`EngineInfo::open`] loads no library and runs nothing.
+/// The facts of an engine directory.
 #[derive(Clone, Debug)]
 pub struct EngineInfo {
     /// As exported.
@@ -154,86 +146,6 @@ pub struct EngineInfo {
 }
 
 impl EngineInfo {
-    /// Reads and checks a directory.
-    ///
-    /// # Errors
-    /// `EngineDirectory`, as when it is loaded.
-    pub fn open(directory: &Path, weights_folder: Option<&Path>) -> Result<Self> {
-        Ok(Self::new(&EngineDirectory::open(directory, weights_folder)?))
-    }
-
-    /// The same of an engine that is loaded with these options: `compute` and the provider count.
-    ///
-    /// # Errors
-    /// `EngineDirectory`, as when it is loaded; `Usage` for options that do not fit.
-    pub fn with_options(directory: &Path, load: &EngineOptions) -> Result<Self> {
-        Ok(Self::new(&open(directory, load)?))
-    }
-
-    /// As [`open`](Self::open), and compares the content hash of every weights file. Gives the names of the weights
-    /// whose hash the manifest does not know.
-    ///
-    /// # Errors
-    /// `EngineDirectory` with the file that was changed.
-    pub fn verify(directory: &Path, weights_folder: Option<&Path>) -> Result<Vec<String>> {
-        EngineDirectory::open(directory, weights_folder)?.verify()
-    }
-
-    /// The words that the model knows; none for a model that takes free text or no text.
-    ///
-    /// # Errors
-    /// `EngineDirectory`, as when it is loaded.
-    pub fn words(directory: &Path, weights_folder: Option<&Path>) -> Result<Option<Vec<String>>> {
-        let directory = EngineDirectory::open(directory, weights_folder)?;
-        let Some(spec) = &directory.manifest.text else { return Ok(None) };
-        Ok(TextEncoder::load(&directory, spec, Vec::new())?.words())
-    }
-
-    /// As [`Engine::cache_bytes`](crate::Engine::cache_bytes), without a library.
-    ///
-    /// # Errors
-    /// `EngineDirectory`, as when it is loaded; `Usage` and `Input` for options that do not fit.
-    pub fn cache_bytes(
-        directory: &Path,
-        load: &EngineOptions,
-        options: &RequestOptions,
-        text_length: Option<u64>,
-    ) -> Result<CacheBytes> {
-        let directory = open(directory, load)?;
-        let plan = planned(&directory, load, &options.cache)?;
-        let plain = planned(&directory, load, &PolicyConfig::None)?;
-        memory::of_options(&directory.manifest, [&plan, &plain], options, text_length)
-    }
-
-    /// Refuses a request that its options, its inputs and the manifest show to be impossible: a model may take minutes to
-    /// load, and a typing error should not. What passes can still be refused by [`Engine::request`](crate::Engine::request),
-    /// which knows the provider and the texts.
-    ///
-    /// # Errors
-    /// `EngineDirectory`, as when it is loaded; `Usage` and `Input` for options and inputs that do not fit.
-    pub fn check_request(
-        directory: &Path,
-        load: &EngineOptions,
-        inputs: &Inputs,
-        options: &RequestOptions,
-    ) -> Result<()> {
-        let directory = open(directory, load)?;
-        check_provider(load, &directory)?;
-        Asked::new(&directory.manifest, inputs, options, GuidanceBy::Library).map(drop)
-    }
-
-    /// The stages that an engine would have which is loaded with these options: their `cache`, `stages` and
-    /// `stage_bytes` count.
-    ///
-    /// # Errors
-    /// `EngineDirectory`, as when it is loaded; `Usage` for options that do not fit.
-    pub fn stages(directory: &Path, load: &EngineOptions) -> Result<Vec<StageInfo>> {
-        let directory = open(directory, load)?;
-        let plan = planned(&directory, load, &load.cache)?;
-        let of_expert = |expert| plan.stages().iter().map(|stage| StageInfo::new(&directory, expert, stage)).collect();
-        Ok((0..directory.experts.len()).flat_map::<Vec<_>, _>(of_expert).collect())
-    }
-
     pub(crate) fn new(directory: &EngineDirectory) -> Self {
         let manifest: &Manifest = &directory.manifest;
         let experts = directory.experts.iter().flat_map(ExpertGraphs::all);

@@ -75,7 +75,7 @@ pub use exit::{lock, outside};
 pub use generate::denoiser::Denoiser;
 pub use generate::observer::{Observer, Phase, Progress};
 pub use generate::request::{Output, Request};
-pub use info::{DryRun, EngineInfo, StageInfo};
+pub use info::{DryRun, EngineInfo, Model, StageInfo};
 pub use media::image::Image;
 pub use media::video::{Video, VideoFormat};
 pub use model::cache_dtype::CacheDType;

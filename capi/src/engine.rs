@@ -3,7 +3,7 @@
 use std::ffi::c_char;
 
 use dbcache::options::Options;
-use dbcache::{Engine, EngineInfo, EngineOptions, load_library};
+use dbcache::{Engine, EngineOptions, Model, load_library};
 use serde_json::json;
 
 use crate::cast;
@@ -57,11 +57,11 @@ pub unsafe extern "C" fn dbcache_inspect(
         let (directory, options) = unsafe { (cast::path(directory, "directory")?, or_none(options)) };
         let json = options.heard(|_| {
             let load = options.options.engine();
-            let weights = load.weights_folder.as_deref();
-            let mut json = EngineInfo::open(&directory, weights)?.to_json();
-            json["words"] = json!(EngineInfo::words(&directory, weights)?);
+            let model = Model::open(&directory, load)?;
+            let mut json = model.info().to_json();
+            json["words"] = json!(model.words()?);
             if load.verify {
-                json["not_verified"] = json!(EngineInfo::verify(&directory, weights)?);
+                json["not_verified"] = json!(model.verify()?);
             }
             Ok(json.to_string())
         })?;
@@ -98,7 +98,7 @@ pub unsafe extern "C" fn dbcache_plan(
         let text_length = (text_length > 0).then_some(text_length);
         let plan = options.heard(|_| {
             let (load, request) = (options.options.engine(), options.options.request()?);
-            Ok(EngineInfo::dry_run(&directory, load, &request, text_length)?)
+            Ok(Model::open(&directory, load)?.dry_run(&request, text_length)?)
         })?;
         // SAFETY: C's promise.
         unsafe { cast::copy_text(&plan.to_json().to_string(), buffer, capacity, length) }

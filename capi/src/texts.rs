@@ -10,7 +10,7 @@ use std::ptr;
 
 use dbcache::cache::Reason;
 use dbcache::trace::CaptureCounts;
-use dbcache::{Engine, EngineCounts, EngineInfo, EngineOptions, Inputs, PlannedEngine, RequestOptions};
+use dbcache::{Engine, EngineCounts, EngineOptions, Inputs, Model, PlannedEngine, RequestOptions};
 use ndarray::{ArrayD, IxDyn};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -252,7 +252,8 @@ fn texts_of_directories() {
     };
     // What a provider that compiles adds.
     let engines = vec![PlannedEngine { name: "embed".to_owned(), key: "0".to_owned(), is_built: true }];
-    let plain = EngineInfo::dry_run(&root().join(TINY), &EngineOptions::default(), &RequestOptions::default(), None);
+    let plain = Model::open(root().join(TINY), &EngineOptions::default())
+        .and_then(|model| model.dry_run(&RequestOptions::default(), None));
     let compiled = dbcache::DryRun { engines: Some(engines), ..plain.unwrap() }.to_json();
     let texts = [plan(TINY, &[("cache", "f1b1")]), plan(VIDEO, &[]), plan(EXPERTS, &[]), compiled];
     check(&page(), "dbcache_plan", &texts);

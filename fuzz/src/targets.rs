@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use dbcache_trt::cache::PolicyConfig;
-use dbcache_trt::{EngineInfo, EngineOptions, Image, RequestOptions, read_tensors, trace, write_tensors};
+use dbcache_trt::{EngineOptions, Image, Model, RequestOptions, read_tensors, trace, write_tensors};
 use ndarray::ArrayD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -116,7 +116,7 @@ impl Bench {
         edit(&mut manifest);
         let _manifest = Exchanged::new(engine, MANIFEST, manifest.to_string().as_bytes())?;
         let _file = Exchanged::new(engine, name, input)?;
-        let _ = EngineInfo::words(engine, None);
+        let _ = Model::open(engine, &EngineOptions::default()).and_then(|model| model.words());
         Ok(())
     }
 
@@ -160,11 +160,10 @@ impl Drop for Exchanged {
 /// What `dbcache-trt inspect` asks for, and what a run asks before the model is loaded.
 fn inspect(engine: &Path) {
     let (load, request) = (EngineOptions::default(), RequestOptions::default());
-    let _ = EngineInfo::words(engine, None);
-    if let Ok(info) = EngineInfo::with_options(engine, &load) {
+    if let Ok(model) = Model::open(engine, &load) {
+        let (info, _) = (model.info(), model.words());
         let _ = (info.to_string(), info.to_json());
-        let _ = EngineInfo::stages(engine, &load);
-        let _ = EngineInfo::cache_bytes(engine, &load, &request, None);
+        let _ = (model.stages(), model.cache_bytes(&request, None));
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use dbcache_trt::trace::Trace;
 use dbcache_trt::{
-    CancelToken, Engine, EngineInfo, EngineOptions, Error, ErrorKind, Image, Inputs, Output, RequestOptions,
+    CancelToken, Engine, EngineInfo, EngineOptions, Error, ErrorKind, Image, Inputs, Model, Output, RequestOptions,
     VideoFormat, read_tensors, write_tensors,
 };
 use ndarray::ArrayD;
@@ -36,9 +36,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         ..asked.clone()
     };
     // All that can be known before: a large model takes minutes to load.
-    check_outputs(args, &EngineInfo::open(directory, load.weights_folder.as_deref())?, &cancel)?;
-    EngineInfo::check_request(directory, &load, &inputs, &options_of(0, args.batch))?;
-    let engine = Engine::load(directory, &load)?;
+    let model = Model::open(directory, &load)?;
+    check_outputs(args, &model.info(), &cancel)?;
+    model.check(&inputs, &options_of(0, args.batch))?;
+    let engine = model.load()?;
 
     let mut kept = Kept::default();
     // A reader of the report that goes away must not hide that outputs differ.

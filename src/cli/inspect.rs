@@ -1,11 +1,9 @@
 //! `dbcache-trt inspect`: an engine directory, or the metadata of a picture.
 
-use std::path::Path;
-
 use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::options::read_policy;
 use dbcache_trt::trace::CacheBytes;
-use dbcache_trt::{EngineInfo, EngineOptions, Error, ErrorKind, Image, RequestOptions, StageInfo};
+use dbcache_trt::{EngineOptions, Error, ErrorKind, Image, Model, RequestOptions, StageInfo};
 use serde_json::{Value, json};
 
 use super::args::InspectArgs;
@@ -17,13 +15,6 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
 }
 
 fn engine(args: &InspectArgs) -> anyhow::Result<()> {
-    let (path, weights): (&Path, Option<&Path>) = (&args.path, args.weights.as_deref());
-    let words = EngineInfo::words(path, weights)?;
-    let unknown = if args.verify { Some(EngineInfo::verify(path, weights)?) } else { None };
-    let verdict = unknown.map(|unknown| match unknown.as_slice() {
-        [] => "all weights have the content that was exported".to_owned(),
-        names => format!("the manifest has no content hash of {}: NOT verified", names.join(", ")),
-    });
     let cache = args.cache.as_deref().map(read_policy).transpose()?;
     let load = EngineOptions {
         weights_folder: args.weights.clone(),
@@ -33,10 +24,16 @@ fn engine(args: &InspectArgs) -> anyhow::Result<()> {
         cache: cache.clone().unwrap_or_default(),
         ..EngineOptions::default()
     };
-    let info = EngineInfo::with_options(path, &load)?;
-    let memory = cache.map(|cache| memory(args, &load, cache)).transpose()?;
+    let model = Model::open(&args.path, &load)?;
+    let (info, words) = (model.info(), model.words()?);
+    let unknown = if args.verify { Some(model.verify()?) } else { None };
+    let verdict = unknown.map(|unknown| match unknown.as_slice() {
+        [] => "all weights have the content that was exported".to_owned(),
+        names => format!("the manifest has no content hash of {}: NOT verified", names.join(", ")),
+    });
+    let memory = cache.map(|cache| memory(args, &model, cache)).transpose()?;
     let is_planned = memory.is_some() || args.stages.stages.is_some() || args.stages.stage_bytes.is_some();
-    let stages = is_planned.then(|| EngineInfo::stages(path, &load)).transpose()?;
+    let stages = is_planned.then(|| model.stages()).transpose()?;
     if args.json {
         let mut json = info.to_json();
         if let Some((cache, bytes)) = &memory {
@@ -70,7 +67,7 @@ fn engine(args: &InspectArgs) -> anyhow::Result<()> {
 }
 
 /// What a policy would keep in the run that is described.
-fn memory(args: &InspectArgs, load: &EngineOptions, cache: PolicyConfig) -> anyhow::Result<(PolicyConfig, CacheBytes)> {
+fn memory(args: &InspectArgs, model: &Model, cache: PolicyConfig) -> anyhow::Result<(PolicyConfig, CacheBytes)> {
     let run = &args.memory;
     let options = RequestOptions {
         cache,
@@ -83,7 +80,7 @@ fn memory(args: &InspectArgs, load: &EngineOptions, cache: PolicyConfig) -> anyh
         cache_dtype: run.cache_dtype.unwrap_or_default(),
         ..RequestOptions::default()
     };
-    let bytes = EngineInfo::cache_bytes(&args.path, load, &options, run.text_length)?;
+    let bytes = model.cache_bytes(&options, run.text_length)?;
     Ok((options.cache, bytes))
 }
 

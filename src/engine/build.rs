@@ -59,13 +59,13 @@ impl EngineBuild {
     /// As [`Engine::load`](crate::Engine::load); `Usage` if the provider does not compile, or there is no cache; `Provider` if
     /// those of a list that compile cannot be used.
     pub fn plan(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
-        Self::plan_or_reason(directory.as_ref(), options)?
+        Self::of(open(directory.as_ref(), options)?, options)?
     }
 
-    /// As [`plan`](Self::plan); the inner error says why nothing is compiled where all is well.
-    pub(crate) fn plan_or_reason(directory: &Path, options: &EngineOptions) -> Result<Result<Self>> {
+    /// As [`plan`](Self::plan), of a directory that [`open`] has given for these options; the inner error says why nothing is
+    /// compiled where all is well.
+    pub(crate) fn of(directory: EngineDirectory, options: &EngineOptions) -> Result<Result<Self>> {
         let _inside = enter()?;
-        let directory = open(directory, options)?;
         check_provider(options, &directory)?;
         if options.verify {
             verify(&directory)?;

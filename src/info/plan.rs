@@ -1,12 +1,11 @@
 //! What an engine and its requests will take, known before anything is loaded.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
-use super::{EngineInfo, StageInfo};
-use crate::engine::{EngineBuild, PlannedEngine, check_provider, choose_weights, open};
+use super::{Model, StageInfo};
+use crate::engine::{EngineBuild, PlannedEngine, check_provider, choose_weights};
 use crate::error::Result;
+use crate::model::directory::EngineDirectory;
 use crate::request::engine_options::{EngineOptions, WeightsChoice};
 use crate::request::options::RequestOptions;
 use crate::runtime::session::WeightsMode;
@@ -42,28 +41,21 @@ pub struct DryRun {
     pub engines: Option<Vec<PlannedEngine>>,
 }
 
-impl EngineInfo {
-    /// What [`Engine::load`](crate::Engine::load) and a request with these options will do: no model is loaded, and
-    /// ONNX Runtime only for a provider that compiles, whose engines have its version in their keys. `text_length` as in
-    /// [`cache_bytes`](Self::cache_bytes).
+impl Model {
+    /// What [`load`](Model::load) and a request with these options will do: no model is loaded, and ONNX Runtime only for a
+    /// provider that compiles, whose engines have its version in their keys. `text_length` as in
+    /// [`cache_bytes`](Model::cache_bytes).
     ///
     /// # Errors
-    /// `EngineDirectory`, as when it is loaded; `Usage` and `Input` for options that do not fit; for a provider that
-    /// compiles, those of [`EngineBuild::plan`].
-    pub fn dry_run(
-        directory: &Path,
-        load: &EngineOptions,
-        options: &RequestOptions,
-        text_length: Option<u64>,
-    ) -> Result<DryRun> {
-        let cache_bytes = Self::cache_bytes(directory, load, options, text_length)?;
-        let load = EngineOptions { cache: options.cache.clone(), ..load.clone() };
-        let stages = Self::stages(directory, &load)?;
-        let engines = engines(directory, &load)?;
-        let directory = open(directory, &load)?;
-        check_provider(&load, &directory)?;
-        let info = Self::new(&directory);
-        let is_mapped = choose_weights(load.weights, &directory) == WeightsMode::Mapped;
+    /// `Usage` and `Input` for options that do not fit; for a provider that compiles, those of [`EngineBuild::plan`].
+    pub fn dry_run(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<DryRun> {
+        let Self { directory, load, .. } = self;
+        let cache_bytes = self.cache_bytes(options, text_length)?;
+        let stages = self.stages_for(&options.cache)?;
+        let engines = engines(directory, &EngineOptions { cache: options.cache.clone(), ..load.clone() })?;
+        check_provider(load, directory)?;
+        let info = self.info();
+        let is_mapped = choose_weights(load.weights, directory) == WeightsMode::Mapped;
         Ok(DryRun {
             cache: options.cache.to_string(),
             stages,
@@ -80,13 +72,13 @@ impl EngineInfo {
     }
 }
 
-fn engines(directory: &Path, load: &EngineOptions) -> Result<Option<Vec<PlannedEngine>>> {
+fn engines(directory: &EngineDirectory, load: &EngineOptions) -> Result<Option<Vec<PlannedEngine>>> {
     let compiles = load.provider.iter().any(|spec| spec.kind().compiles());
     if !compiles || load.engine_cache.folder()?.is_none() {
         return Ok(None);
     }
     // Of a list of providers the first that works may compile nothing.
-    let build = EngineBuild::plan_or_reason(directory, load)?.ok();
+    let build = EngineBuild::of(directory.clone(), load)?.ok();
     Ok(build.map(|build| build.engines().to_vec()))
 }
 

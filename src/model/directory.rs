@@ -16,7 +16,7 @@ const MAX_MANIFEST: u64 = 16 << 20;
 const MAX_FILE: u64 = 64 << 20;
 
 /// A checked engine directory, in memory but for its weights.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct EngineDirectory {
     pub path: PathBuf,
     pub manifest: Manifest,
@@ -32,7 +32,7 @@ pub(crate) struct EngineDirectory {
 }
 
 /// The graphs of a transformer. A model has one, or several of the same form that take turns.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ExpertGraphs {
     pub embed: Graph,
     pub blocks: Vec<Graph>,

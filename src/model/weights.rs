@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 const MAX_HEADER: u64 = 100_000_000;
 
 /// One weights file, checked by size and header hash.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct WeightsFile {
     /// Real folder, without links; the file in it is a regular file.
     pub folder: PathBuf,
@@ -27,7 +27,7 @@ pub(crate) struct WeightsFile {
     parameters: BTreeMap<u64, Parameter>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Parameter {
     pub name: String,
     pub dtype: Dtype,

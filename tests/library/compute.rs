@@ -11,8 +11,8 @@ use crate::common::shell::Shell;
 use crate::common::{data, emoji, relative_l1, tiny_inputs};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::{
-    ArithmeticChoice, ComputeChoice, Engine, EngineInfo, EngineOptions, ErrorKind, Inputs, Output, Profile,
-    RequestOptions, StagesChoice, write_stages,
+    ArithmeticChoice, ComputeChoice, Engine, EngineOptions, ErrorKind, Inputs, Model, Output, Profile, RequestOptions,
+    StagesChoice, write_stages,
 };
 use serde_json::{Value, json};
 
@@ -244,8 +244,7 @@ fn stages_of_any_length_give_the_same_in_f16() {
 fn what_cannot_be_cast_is_refused_with_the_remedy() {
     let refused = |option: &str, model: &Path, compute, provider: &str, words: &[&str]| {
         let load = EngineOptions { compute, provider: provider.parse().unwrap(), ..EngineOptions::default() };
-        let error =
-            EngineInfo::with_options(model, &load).map(drop).and_then(|()| Engine::load(model, &load).map(drop));
+        let error = Model::open(model, &load).map(drop).and_then(|()| Engine::load(model, &load).map(drop));
         let error = error.unwrap_err();
         assert_eq!((error.kind(), error.field()), (ErrorKind::Usage, Some(option)), "{error}");
         for word in words {
@@ -266,7 +265,7 @@ fn what_cannot_be_cast_is_refused_with_the_remedy() {
         }
         let same = if flag == "fp16" { ComputeChoice::Fp16 } else { ComputeChoice::Bf16 };
         let load = EngineOptions { compute: same, ..EngineOptions::default() };
-        assert_eq!(EngineInfo::with_options(copy.folder.path(), &load).unwrap().compute_dtype, exported);
+        assert_eq!(Model::open(copy.folder.path(), &load).unwrap().info().compute_dtype, exported);
     }
     // Operators of which nobody knows what 16 bits do to them, and quantised ones.
     for (operator, reason) in [("DequantizeLinear", "is quantised"), ("MaxPool", "runs an operator of which")] {
@@ -296,11 +295,15 @@ fn what_cannot_be_cast_is_refused_with_the_remedy() {
     ] {
         refused("compute", &data("tiny-flux"), compute, provider, &words);
         let load = EngineOptions { compute, provider: provider.parse().unwrap(), ..EngineOptions::default() };
-        let planned = EngineInfo::dry_run(&data("tiny-flux"), &load, &RequestOptions::default(), None).unwrap_err();
+        let planned = Model::open(data("tiny-flux"), &load)
+            .and_then(|model| model.dry_run(&RequestOptions::default(), None))
+            .unwrap_err();
         assert_eq!((planned.kind(), planned.field()), (ErrorKind::Usage, Some("compute")), "{planned}");
     }
     let load = EngineOptions { compute: Fp16, ..EngineOptions::default() };
-    let planned = EngineInfo::dry_run(&data("tiny-flux"), &load, &RequestOptions::default(), None).unwrap();
+    let planned = Model::open(data("tiny-flux"), &load)
+        .and_then(|model| model.dry_run(&RequestOptions::default(), None))
+        .unwrap();
     assert_eq!((planned.compute_dtype.as_str(), &planned.to_json()["compute_dtype"]), ("f16", &json!("f16")));
     let words = ["--provider tensorrt: `fp16` has no effect: this engine's graphs compute in f16"];
     refused("provider", &data("tiny-flux"), ComputeChoice::Fp16, "tensorrt:fp16", &words);

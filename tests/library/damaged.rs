@@ -6,7 +6,7 @@ use std::fs;
 use crate::common::damage::{Cases, Copy, WEIGHTS, load, set};
 use crate::common::tiny_inputs;
 use dbcache_trt::ErrorKind::{EngineDirectory, Input, Runtime};
-use dbcache_trt::{Engine, EngineInfo, EngineOptions, Inputs, RequestOptions};
+use dbcache_trt::{Engine, EngineOptions, Inputs, Model, RequestOptions};
 use serde_json::{Value, json};
 
 #[test]
@@ -461,7 +461,7 @@ fn every_field() {
                 set(&mut damaged, &pointer, replacement.clone());
                 fs::write(copy.path("manifest.json"), serde_json::to_vec(&damaged).unwrap()).unwrap();
                 let name = format!("{pointer} {}", replacement.map_or("removed".into(), |value| value.to_string()));
-                let outcome = EngineInfo::open(copy.folder.path(), None).map(drop);
+                let outcome = Model::open(copy.folder.path(), &EngineOptions::default()).map(drop);
                 if outcome.is_err() || !LEGAL.iter().any(|legal| name.starts_with(legal)) {
                     let outcome = outcome.map_err(|error| (error.kind(), error.to_string()));
                     cases.judge(&name, outcome, EngineDirectory, &[]);

@@ -10,8 +10,8 @@ use dbcache_trt::ErrorKind::{EngineDirectory, Usage};
 use dbcache_trt::cache::{Branch, PolicyConfig};
 use dbcache_trt::trace::{Trace, recording};
 use dbcache_trt::{
-    Engine, EngineInfo, EngineOptions, GuidanceBy, Inputs, ModelPart, Output, RequestOptions, StagesChoice,
-    read_tensors, write_stages,
+    Engine, EngineOptions, GuidanceBy, Inputs, Model, ModelPart, Output, RequestOptions, StagesChoice, read_tensors,
+    write_stages,
 };
 use serde_json::json;
 
@@ -133,18 +133,18 @@ fn only_those_that_run_are_bound() {
 #[test]
 fn what_an_engine_says_of_them() {
     let path = data("families/wan_two/engine");
-    let info = EngineInfo::open(&path, None).unwrap();
+    let info = Model::open(&path, &EngineOptions::default()).unwrap().info();
     assert_eq!((info.low_noise, info.blocks), (Some((800.0, 3.0)), 4));
     assert!(
         info.to_string().contains("experts     2 transformers; the second below timestep 800, guidance 3"),
         "{info}"
     );
-    let one = EngineInfo::open(&data("families/wan/engine"), None).unwrap();
+    let one = Model::open(data("families/wan/engine"), &EngineOptions::default()).unwrap().info();
     assert_eq!((one.low_noise, info.parameters), (None, 2 * one.parameters));
 
     let load = EngineOptions { stages: StagesChoice::Blocks(2), ..EngineOptions::default() };
     let names: Vec<String> =
-        EngineInfo::stages(&path, &load).unwrap().iter().map(|stage| stage.name().to_owned()).collect();
+        Model::open(&path, &load).unwrap().stages().unwrap().iter().map(|stage| stage.name().to_owned()).collect();
     let expected = ["embed and blocks 0..2", "blocks 2..4 and final"];
     let expected: Vec<String> =
         [0, 1].iter().flat_map(|expert| expected.map(|name| format!("expert {expert}: {name}"))).collect();

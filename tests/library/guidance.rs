@@ -7,7 +7,7 @@ use crate::common::{data, relative_l1};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::trace::{Trace, Warning, compare};
 use dbcache_trt::{
-    Engine, EngineInfo, EngineOptions, ErrorKind, GuidanceBy, Inputs, Output, RequestOptions, Result, read_tensors,
+    Engine, EngineOptions, ErrorKind, GuidanceBy, Inputs, Model, Output, RequestOptions, Result, read_tensors,
 };
 use ndarray::{ArrayD, Axis};
 use serde_json::json;
@@ -338,7 +338,7 @@ fn an_engine_says_when_it_guides() {
         ("qwen_image", Some(1.0), true, "guidance 4 (classifier_free above 1 with a negative prompt)"),
         ("flux2", None, false, "guidance 4 (embedded)"),
     ] {
-        let info = EngineInfo::open(&data(&format!("families/{family}/engine")), None).unwrap();
+        let info = Model::open(data(&format!("families/{family}/engine")), &EngineOptions::default()).unwrap().info();
         assert_eq!((info.guidance_above, info.needs_negative), (above, needs_negative), "{family}");
         assert!(info.to_string().contains(words), "{info}");
         let told = info.to_json();

@@ -4,7 +4,7 @@ use crate::common::shell::Shell;
 use crate::common::{data, emoji, tiny_inputs};
 use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::trace::Trace;
-use dbcache_trt::{Engine, EngineInfo, EngineOptions, ErrorKind, Inputs, RequestOptions, StagesChoice};
+use dbcache_trt::{Engine, EngineOptions, ErrorKind, Inputs, Model, RequestOptions, StagesChoice};
 use ndarray::{Axis, concatenate};
 
 /// The small tensors that are not counted: scalars of diffs, and weights of forecasts.
@@ -105,7 +105,7 @@ fn the_shipped_model_is_predicted_by_its_tokenizer() {
     let engine = Engine::load(emoji(), &EngineOptions::default()).unwrap();
     for (tag, guidance, batch) in [("f8b16w2r0.2", None, 1), ("f1b0w4r0.3mc2_t1", Some(2.0), 2)] {
         let options = RequestOptions { guidance, batch: Some(batch), ..options(tag, 8, false) };
-        let predicted = EngineInfo::cache_bytes(&emoji(), &EngineOptions::default(), &options, None).unwrap();
+        let predicted = Model::open(emoji(), &EngineOptions::default()).unwrap().cache_bytes(&options, None).unwrap();
         assert_eq!(predicted, engine.cache_bytes(&options, None).unwrap());
         let trace = engine.request(&Inputs::prompt("lemon"), &options).unwrap().run(&mut ()).unwrap().trace;
         assert_eq!(trace.cache_bytes, predicted, "{tag}");

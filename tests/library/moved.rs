@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::common::damage::{Copy, WEIGHTS};
 use crate::common::shell::{Ran, Shell};
 use crate::common::{copy_files, data, sha256};
-use dbcache_trt::{EngineInfo, EngineOptions, Profile, read_tensors, write_stages, write_tensors};
+use dbcache_trt::{EngineOptions, Model, Profile, read_tensors, write_stages, write_tensors};
 use serde_json::{Value, json};
 
 /// Two components of one layout, in files of one name: only their places and contents tell them apart.
@@ -171,8 +171,11 @@ fn a_component_is_found_alone_or_within_a_pipeline() {
         engine.set("/weights/0/file", json!(file));
         for folder in ["pipeline", "pipeline/transformer", "other-names", "other-names/my-model", "copies", "copies/b"]
         {
-            let info = EngineInfo::open(engine.folder.path(), Some(&place.path(folder)));
-            let info = info.unwrap_or_else(|error| panic!("{recorded} {file} {folder}: {error}"));
+            let info = Model::open(
+                engine.folder.path(),
+                &EngineOptions { weights_folder: Some(place.path(folder)), ..EngineOptions::default() },
+            );
+            let info = info.unwrap_or_else(|error| panic!("{recorded} {file} {folder}: {error}")).info();
             assert!(
                 Path::new(info.weights[0].1.as_ref().unwrap()).starts_with(place.path(folder)),
                 "{:?}",

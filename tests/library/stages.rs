@@ -8,7 +8,7 @@ use crate::common::shell::Shell;
 use crate::common::{data, emoji, relative_l1, tiny_inputs};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::{
-    ArithmeticChoice, CacheDType, Engine, EngineInfo, EngineOptions, ErrorKind, Inputs, OtherPlan, RequestOptions,
+    ArithmeticChoice, CacheDType, Engine, EngineOptions, ErrorKind, Inputs, Model, OtherPlan, RequestOptions,
     StageInfo, StagesChoice, WeightsChoice,
 };
 use serde_json::{Value, json};
@@ -282,7 +282,7 @@ fn arithmetic_in_stages_keeps_what_is_predicted_and_refuses_other_policies() {
 #[test]
 fn a_limit_on_bytes_divides_or_refuses() {
     let with = |stages, stage_bytes| EngineOptions { stages, stage_bytes, ..EngineOptions::default() };
-    let plan = |load: &EngineOptions| EngineInfo::stages(&data("tiny-flux"), load);
+    let plan = |load: &EngineOptions| Model::open(data("tiny-flux"), load).and_then(|model| model.stages());
     let graphs = plan(&with(StagesChoice::PerBlock, None)).unwrap();
     let bytes = |range: Range<usize>| graphs[range].iter().map(StageInfo::bytes).sum::<u64>();
     let largest = graphs.iter().map(StageInfo::bytes).max().unwrap();
