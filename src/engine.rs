@@ -72,7 +72,7 @@ impl Engine {
     }
 
     /// As [`load`](Self::load), of a directory that [`open`] has given for these options, since `start`.
-    pub(crate) fn of(directory: EngineDirectory, options: &EngineOptions, start: Instant) -> Result<Self> {
+    pub(crate) fn of(mut directory: EngineDirectory, options: &EngineOptions, start: Instant) -> Result<Self> {
         let _inside = enter()?;
         if options.verify {
             verify(&directory)?;
@@ -108,6 +108,7 @@ impl Engine {
             Some(spec) => Some(TextEncoder::load(&directory, spec, text_sessions)?),
             None => None,
         };
+        directory.tokenizers.clear();
         let kernels = Kernels::new(Arc::clone(&device));
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
         tracing::info!(load_ms, ?weights, "engine loaded");

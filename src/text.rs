@@ -12,7 +12,7 @@ use crate::error::{At, Error, Result};
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Port;
 use crate::model::manifest::{
-    Axis, DType, FileRef, PadSide, Padding, TextGraphSpec, TextInputSpec, TextSpec, TokenField, TokenizerSpec,
+    Axis, DType, PadSide, Padding, TextGraphSpec, TextInputSpec, TextSpec, TokenField, TokenizerSpec,
 };
 use crate::nearest::edit_distance;
 use crate::runtime::session::Session;
@@ -62,9 +62,8 @@ impl TextEncoder {
             .tokenizers
             .iter()
             .map(|(name, tokenizer)| {
-                let TokenizerSpec { file, bytes, sha256, .. } = tokenizer;
-                let content = directory.read(FileRef { file, bytes: *bytes, sha256 })?;
-                Ok((name.clone(), read_tokenizer(&content, tokenizer).at(file).at(place())?))
+                let content = directory.tokenizers.get(name).map_or(&[][..], Vec::as_slice);
+                Ok((name.clone(), read_tokenizer(content, tokenizer).at(&tokenizer.file).at(place())?))
             })
             .collect::<Result<_>>()?;
         let cleaner = Cleaner::new(&spec.clean).at(place())?;

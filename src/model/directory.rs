@@ -1,6 +1,6 @@
 //! Opens an engine directory: everything that a file can lie about is checked here, before anything runs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,8 @@ pub(crate) struct EngineDirectory {
     /// At least one.
     pub experts: Vec<ExpertGraphs>,
     pub text: Vec<Graph>,
+    /// The content of each tokenizer's file, until the engine is loaded.
+    pub tokenizers: BTreeMap<String, Vec<u8>>,
     pub decode: Option<Graph>,
     pub weights: Weights,
 }
@@ -96,7 +98,7 @@ impl EngineDirectory {
         };
         let experts = manifest.experts().into_iter().map(expert).collect::<Result<_>>()?;
         let decode = manifest.decode.as_ref().map(|graph| whole(graph.into(), graph)).transpose()?;
-        let mut text = Vec::new();
+        let (mut text, mut tokenizers) = (Vec::new(), BTreeMap::new());
         if let Some(spec) = &manifest.text {
             for graph in &spec.graphs {
                 let port = |(port, input): (&String, &TextInputSpec)| {
@@ -120,13 +122,13 @@ impl EngineDirectory {
                 let (_, outs) = ports(&manifest, &[], &graph.outputs)?;
                 text.push(load(graph.into(), &ins, &outs)?);
             }
-            for tokenizer in spec.tokenizers.values() {
-                read_checked(path, tokenizer.into())?;
+            for (name, tokenizer) in &spec.tokenizers {
+                tokenizers.insert(name.clone(), read_checked(path, tokenizer.into())?);
             }
         }
         let hash = hash_bytes(&json);
         let exported_dtype = manifest.compute_dtype;
-        Ok(Self { path: path.to_owned(), hash, experts, text, decode, weights, exported_dtype, manifest })
+        Ok(Self { path: path.to_owned(), hash, experts, text, tokenizers, decode, weights, exported_dtype, manifest })
     }
 
     /// What a stage of a transformer is called: with several transformers, which one comes first.
@@ -135,11 +137,6 @@ impl EngineDirectory {
             1 => stage.to_owned(),
             _ => format!("expert {expert}: {stage}"),
         }
-    }
-
-    /// Reads a file that the manifest names, checked by size and hash.
-    pub(crate) fn read(&self, file: FileRef<'_>) -> Result<Vec<u8>> {
-        read_checked(&self.path, file).at(format!("engine {}", self.path.display()))
     }
 
     /// Hashes every weights file whole; gives the names of those for which the manifest has no hash.
