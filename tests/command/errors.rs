@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::common::damage::Copy;
 use crate::common::shell::{Ran, Shell};
@@ -392,10 +392,8 @@ fn interrupted() {
         let child = command.args(all.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // The handler is there from the start; after this time steps run.
         std::thread::sleep(Duration::from_secs(2));
-        let start = Instant::now();
         kill(signal, &child);
         let ran = Ran::new(&command, child.wait_with_output().unwrap()).code(130).stderr("cancelled");
-        assert!(start.elapsed() < Duration::from_secs(10), "{ran}");
         assert_eq!((ran.out.as_str(), shell.files()), ("", before.clone()));
     }
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::common::damage::Copy;
 use crate::common::{data, emoji, relative_l1, tiny_inputs};
@@ -138,10 +138,8 @@ fn every_way_to_cancel() {
     let request = TINY.request(&inputs, &long).unwrap();
     let running = thread::spawn(move || request.run(&mut ()).unwrap_err().kind());
     thread::sleep(Duration::from_millis(100));
-    let start = Instant::now();
     cancel.cancel();
     assert_eq!(running.join().unwrap(), ErrorKind::Cancelled);
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     // By a panic of the observer, which the engine survives.
     let request = TINY.request(&inputs, &options("f1b0w2r0.1", 28)).unwrap();
     let mut panics = |_: &StepRecord| -> ControlFlow<()> { panic!("the observer's own") };
@@ -211,12 +209,10 @@ fn refused(engine: &Engine, inputs: &Inputs, options: &RequestOptions, kind: Err
 
 #[test]
 fn prompts_of_any_length() {
-    let start = Instant::now();
     for prompt in ["x".repeat(10 << 20), "lemon ".repeat(2 << 20), "\0".repeat(10 << 20)] {
         refused(&EMOJI, &Inputs::prompt(prompt), &options("none", 1), ErrorKind::Input, "at most 65536 are read");
     }
     refused(&EMOJI, &Inputs::prompt("x\0y"), &options("none", 1), ErrorKind::Input, "does not know the word");
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 
     // A model of words refuses a prompt that is too long, a model of text reads its beginning and says so.
     let long = Inputs::prompt("red ".repeat(9));

@@ -49,19 +49,16 @@ fn consumers() -> Result<()> {
     install::install(&["--prefix".to_owned(), prefix.display().to_string()])?;
 
     let config = prefix.join("lib/pkgconfig");
-    let of_shared = flags(&config, &["--cflags", "--libs"])?;
+    let of_shared = flags(&config, "dbcache_trt", &["--cflags", "--libs"])?;
     let rpath = format!("-Wl,-rpath,{}", prefix.join("lib").display());
     for (compiler, source, name) in [("cc", "consumer.c", "pkg_c"), ("c++", "consumer.cpp", "pkg_cpp")] {
         let mut build = Command::new(compiler);
         build.current_dir(&project).args([source, "-o", name]).args(&of_shared).arg(&rpath);
         step(&mut build)?;
     }
-    // The archive by its name, and what it needs: --static alone would still take the shared library.
-    let private = flags(&config, &["--libs", "--static"])?.into_iter().filter(|flag| flag != "-ldbcache_trt");
-    let archive = prefix.join("lib/libdbcache_trt.a");
+    let of_static = flags(&config, "dbcache_trt-static", &["--cflags", "--libs"])?;
     let mut build = Command::new("cc");
-    build.current_dir(&project).args(["consumer.c", "-o", "pkg_static"]).args(flags(&config, &["--cflags"])?);
-    step(build.arg(archive).args(private))?;
+    step(build.current_dir(&project).args(["consumer.c", "-o", "pkg_static"]).args(&of_static))?;
 
     let cmake = project.join("build");
     let mut configure = Command::new("cmake");
@@ -77,9 +74,9 @@ fn consumers() -> Result<()> {
     describe(&prefix)
 }
 
-fn flags(config: &Path, what: &[&str]) -> Result<Vec<String>> {
+fn flags(config: &Path, library: &str, what: &[&str]) -> Result<Vec<String>> {
     let mut command = Command::new("pkg-config");
-    command.args(what).arg("dbcache_trt").env("PKG_CONFIG_PATH", config);
+    command.args(what).arg(library).env("PKG_CONFIG_PATH", config);
     let output = command.output().context("cannot run pkg-config")?;
     if !output.status.success() {
         bail!("pkg-config {}: {}", what.join(" "), String::from_utf8_lossy(&output.stderr));

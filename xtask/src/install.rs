@@ -54,6 +54,7 @@ fn put(built: &Path, prefix: &Path) -> Result<()> {
     let describe = root().join("capi/install");
     for (name, folder) in [
         ("dbcache_trt.pc", "lib/pkgconfig"),
+        ("dbcache_trt-static.pc", "lib/pkgconfig"),
         ("dbcache_trt-config.cmake", "lib/cmake/dbcache_trt"),
         ("dbcache_trt-config-version.cmake", "lib/cmake/dbcache_trt"),
     ] {
