@@ -105,6 +105,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Path, Options, bool]:
     add("--license", metavar="NAME", default="unknown", help="SPDX identifier of the weights' licence")
     add("--attribution", metavar="TEXT", default="", help="whom the licence wants named")
     add("--size", metavar="WxH", type=_size, help="default picture size in pixels")
+    add("--frames", metavar="N", type=int, help="default length of videos (default: that of the model's pipeline)")
     add(
         "--downscale",
         metavar="N",
@@ -145,6 +146,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Path, Options, bool]:
         license=given.license,
         attribution=given.attribution,
         size=given.size,
+        frames=given.frames,
         downscale=given.downscale,
         lora=tuple(given.lora),
         variant=given.variant,

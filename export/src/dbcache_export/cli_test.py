@@ -36,6 +36,7 @@ def test_each_option_has_its_effect(tmp_path: Path) -> None:
         (["--license", "MIT"], "license", "MIT"),
         (["--attribution", "someone"], "attribution", "someone"),
         (["--size", "640x480"], "size", (640, 480)),
+        (["--frames", "17"], "frames", 17),
         (["--downscale", "4"], "downscale", 4),
     ):
         assert getattr(options(*given), field) == value != getattr(default, field)

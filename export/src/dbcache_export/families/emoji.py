@@ -20,7 +20,7 @@ from dbcache_export import checkpoint, spec
 from dbcache_export.errors import ExportError
 from dbcache_export.families import flux
 from dbcache_export.families.flux_parts import FluxReference
-from dbcache_export.families.parts import dimensions
+from dbcache_export.families.parts import dimensions, refuse_frames
 from dbcache_export.folder import documents, model_name, read_json
 from dbcache_export.guidance import separate
 from dbcache_export.scheduler import NO_SHIFT
@@ -43,6 +43,7 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
     """The plan of a model in pixel space that predicts the clean picture."""
     if options.size not in (None, (_PIXELS, _PIXELS)) or options.downscale not in (None, 1):
         raise ExportError(f"this model makes {_PIXELS}x{_PIXELS} pixels only", "leave out --size and --downscale")
+    refuse_frames(options)
     parts = flux.transformer(folder / "transformer", options, fake)
     embedding = checkpoint.read(folder / "text", "text")
     vocabulary = read_json(folder / "text" / "vocab.json")

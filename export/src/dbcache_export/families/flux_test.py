@@ -36,6 +36,8 @@ def test_options_without_effect_are_refused(
 ) -> None:
     with pytest.raises(ExportError, match="in multiples of 16"):
         plan(transformer_folder, Options(size=(1000, 1000)))
+    with pytest.raises(ExportError, match="--frames 9, but the model makes pictures; leave it out"):
+        plan(transformer_folder, Options(frames=9))
     with pytest.raises(ExportError, match="the VAE's is 2"):
         plan(pipeline_folder, Options(downscale=8))
     with pytest.raises(ExportError, match="64x64 pixels only"):

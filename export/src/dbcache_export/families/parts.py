@@ -153,14 +153,26 @@ def dimensions(
     return axes
 
 
+def refuse_frames(options: Options) -> None:
+    """For models of pictures.
+
+    Raises:
+        ExportError: A length of videos was asked for.
+    """
+    if options.frames is not None:
+        raise ExportError(f"--frames {options.frames}, but the model makes pictures", "leave it out")
+
+
 def size(
     options: Options, downscale: int, patch: int, cells: int, max_cells: int | None = None, multiple: int = 1
 ) -> dict[str, Any]:
     """Pictures from a quarter to twice the default's shorter and longer side.
 
     Raises:
-        ExportError: The wanted default does not consist of whole tokens, or is larger than the model can place.
+        ExportError: The wanted default does not consist of whole tokens, is larger than the model can place,
+            or has frames.
     """
+    refuse_frames(options)
     cell = downscale * patch * multiple
     width, height = options.size or (cells * downscale,) * 2
     if width % cell or height % cell or min(width, height) <= 0:

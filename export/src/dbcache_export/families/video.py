@@ -239,7 +239,8 @@ def _frames(options: Options, video: Video) -> dict[str, int]:
     Raises:
         ExportError: The wanted default does not consist of whole latent frames.
     """
-    count, step = options.frames or video.frames, video.temporal_downscale
+    count = video.frames if options.frames is None else options.frames
+    step = video.temporal_downscale
     if count < 1 or (count - 1) % step:
         raise ExportError(f"a video of {count} frames", f"give --frames as 1 + a multiple of {step}")
     return {"default": count, "min": 1, "max": 2 * (count - 1) + 1}

@@ -82,6 +82,8 @@ def test_the_default_length_is_a_whole_number_of_latent_frames(tmp_path: Path) -
     assert plan.dimensions["latent_frames"] == {"min": 1, "max": 3}
     with pytest.raises(ExportError, match=r"6 frames; give --frames as 1 \+ a multiple of 4"):
         families.plan(tmp_path, Options(frames=6), FakeTensorMode())
+    with pytest.raises(ExportError, match=r"0 frames; give --frames"):
+        families.plan(tmp_path, Options(frames=0), FakeTensorMode())
     with pytest.raises(ExportError, match="in multiples of 16"):
         families.plan(tmp_path, Options(size=(40, 48)), FakeTensorMode())
     with pytest.raises(ExportError, match="--downscale 4, but the model's is 8"):
