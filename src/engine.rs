@@ -179,7 +179,7 @@ impl Loaded {
         self.stages.iter().map(load).collect()
     }
 
-    /// The same without sessions, for all transformers: nothing is loaded.
+    /// The plan for these cuts, which is that of each transformer. Nothing is loaded.
     pub(crate) fn plan(&self, cuts: &Cuts) -> Plan {
         self.stages[0].plan(&self.directory, cuts)
     }

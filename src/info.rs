@@ -109,7 +109,7 @@ pub struct EngineInfo {
     pub unused_parameters: usize,
     /// In which dtype the transformers compute: `f32`, `f16` or `bf16`.
     pub compute_dtype: String,
-    /// The same as it was exported.
+    /// In which dtype the transformers were exported.
     pub exported_dtype: String,
     /// ONNX opset.
     pub opset: i64,
@@ -215,7 +215,7 @@ impl EngineInfo {
         }
     }
 
-    /// The same facts as JSON, version 1.
+    /// The facts as JSON, version 1.
     pub fn to_json(&self) -> Value {
         json!({
             "version": 1,

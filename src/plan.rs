@@ -290,7 +290,8 @@ impl Plan {
         plan
     }
 
-    /// The same, divided also where any of these stages begins or ends; none of both holds arithmetic.
+    /// This plan, divided also where one of the other stages begins or ends. Neither this plan nor the other stages may hold
+    /// arithmetic.
     pub(crate) fn divided(&self, others: &[Stage]) -> Self {
         let count = self.stages.last().map_or(0, |stage| stage.blocks.end);
         let ends = |stage: &Stage| [stage.graphs(count).start, stage.graphs(count).end];

@@ -134,7 +134,7 @@ pub struct Trace {
     pub guidance: Option<f32>,
     /// The scale of classifier-free guidance, where two branches ran.
     pub cfg: Option<f32>,
-    /// The same of the second transformer, where the model has two.
+    /// The scale of classifier-free guidance of the second transformer, if the model has two.
     pub cfg_2: Option<f32>,
     /// How far guidance was drawn back to the spread of the cond prediction, where it was.
     pub guidance_rescale: Option<f32>,
@@ -240,8 +240,8 @@ impl Trace {
         self.decisions_each(branch).join(" ")
     }
 
-    /// The same as a list: one string, or one for each picture that decides for itself, of each list of blocks in turn;
-    /// none for a branch that did not run.
+    /// The strings of [`decisions`](Self::decisions) as a list: by list of blocks, and within it by picture. The list is empty
+    /// for a branch that did not run.
     pub fn decisions_each(&self, branch: Branch) -> Vec<String> {
         self.deciders(branch).into_values().collect()
     }

@@ -21,7 +21,7 @@ pub struct StreamLayout {
 }
 
 impl StreamLayout {
-    /// The same of some of the blocks.
+    /// The layout of the stream along some of the blocks.
     pub fn of_blocks(&self, blocks: &Range<usize>) -> Self {
         let part = |all: &[bool]| all.get(blocks.clone()).unwrap_or_default().to_vec();
         Self { is_written: part(&self.is_written), is_joined: part(&self.is_joined), ..self.clone() }

@@ -41,8 +41,8 @@ impl MostSkips {
         most
     }
 
-    /// Notes limits that are too high to ever decide. `spare` are the skips that a limit must leave beyond itself: a
-    /// limit that acts on the last skipped step, too, is heard one later.
+    /// Notes limits that are too high to ever decide. The last number of each limit is 1 if the limit already acts on the
+    /// skip that reaches it, and 0 if it acts on the next step only.
     pub(super) fn note(
         &self,
         limits: &[(&str, Option<usize>, usize)],

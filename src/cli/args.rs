@@ -478,7 +478,8 @@ mod tests {
     /// Options that have no effect on the command: its engine serves one policy.
     const OF_HOSTS: [&str; 1] = ["other-plan"];
 
-    /// A legal value for each option that is no policy's (those: `policy.rs`), other than its default.
+    /// A legal value, other than the default, for each option that does not belong to a policy. (`policy.rs` has the options
+    /// of policies.)
     const VALUES: [(&str, &str); 31] = [
         ("threads", "3"),
         ("spin", "true"),

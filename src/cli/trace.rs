@@ -45,7 +45,7 @@ fn diff(args: &TraceDiffArgs) -> anyhow::Result<()> {
     ))
 }
 
-/// The same error, with the file in front.
+/// An error with the name of the file in front.
 fn at(path: &Path, error: &Error) -> Error {
     Error::with_kind(error.kind(), format!("{}: {error}", path.display()))
 }

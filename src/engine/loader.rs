@@ -35,7 +35,7 @@ pub(crate) struct Loader {
     directory: (PathBuf, String),
     /// The command that compiles what is missing.
     remedy: String,
-    /// The same without a profile.
+    /// The command that compiles for every shape that the provider takes, without a profile.
     remedy_for_others: String,
 }
 

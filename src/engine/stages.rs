@@ -77,7 +77,7 @@ impl Stages {
         Ok(Self { expert, limits, other, are_divided, loaded: Mutex::default(), loading: Mutex::default() })
     }
 
-    /// The same for each transformer of a model.
+    /// The stages of each transformer of a model.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -111,7 +111,7 @@ impl Stages {
         self.plan(directory, cuts).stages().iter().map(graph).collect()
     }
 
-    /// The same with its sessions, of which those that are missing are loaded, whatever `other` says.
+    /// The plan for these cuts with its sessions. Sessions that are missing are loaded, whatever `other` says.
     ///
     /// # Errors
     /// `Runtime`, `Cancelled`; `EngineDirectory` for blocks that cannot be joined.

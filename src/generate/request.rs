@@ -69,26 +69,26 @@ pub struct Request {
     pub(super) grid: Grid,
     pub(super) extents: Extents,
     pub(super) schedule: Schedule,
-    /// Of each transformer; most often they share them, as branches do: one of all runs at a time.
+    /// The streams of each transformer. Transformers most often share them, as branches do, because one runs at a time.
     pub(super) streams: Vec<Arc<Streams>>,
     /// The tensors that all branches share and that are no streams, by name.
     pub(super) named: Named,
-    /// In the order in which they run; at least one.
+    /// The transformers, in the order in which they run; there is at least one.
     pub(super) experts: Vec<Expert>,
-    /// What the tail adds on a computed step, where its stage adds something on every step.
+    /// The zeros that a tail adds on a computed step: a stage that holds the arithmetic adds something on every step.
     pub(super) zeros: Vec<BufferId>,
     pub(super) latents: BufferId,
-    /// One for each shape of latents that was decoded.
+    /// A decoder for each shape of latents that was decoded.
     pub(super) decoders: Vec<Decoder>,
     /// The prediction after guidance.
     pub(super) prediction: BufferId,
     /// Steps that a host has already taken by itself.
     pub(super) done: usize,
-    /// How many it makes.
+    /// The pictures or videos that the request makes.
     pub(super) pictures: usize,
-    /// Of videos.
+    /// Frames per second, if the request makes videos.
     pub(super) fps: Option<f64>,
-    /// What the model is told of the step.
+    /// The inputs by which the model knows the step.
     pub(super) sigma: Option<BufferId>,
     pub(super) timestep: Option<BufferId>,
     pub(super) combine: Option<Combine>,

@@ -34,8 +34,8 @@ pub(crate) struct Unit {
 enum Kept {
     /// The residual of the last computed step.
     Residual(Box<Residual>),
-    /// Nothing: a skipped step hands the stream on as it is.
-    /// Without a graph, a loop in host memory.
+    /// Nothing is kept: a skipped step copies the stream as it is before the blocks. The graph of the copy is `None` where a
+    /// loop over host memory copies.
     Nothing { before: BufferId, after: BufferId, copy: Option<Box<Op>> },
     /// What a calibrator needs.
     Forecast { forecast: Box<Forecast>, kind: StreamKind },

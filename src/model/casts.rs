@@ -9,7 +9,7 @@ pub(super) const INNER_BOUNDARY: &str = "dbcache-boundary/";
 /// What names begin with of values in 16 bits ([`super::compute`]).
 pub(super) const INNER_COMPUTE: &str = "dbcache-compute/";
 
-/// Whether a value of a joined graph is one of those: the 16-bit type of a model, of which there is one.
+/// Whether the name of a value says that it is in the 16-bit type of the model. A model has one such type.
 fn is_inner(value: &str) -> bool {
     value.rsplit_once('/').is_some_and(|(path, _)| {
         let path = format!("/{path}/");

@@ -205,7 +205,7 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, ArrayD<f32>>> {
     Ok(tensors)
 }
 
-/// The bytes of a safetensors file, as far as they can be one: not by the file's length, which devices and pipes do not have.
+/// The bytes of a safetensors file. They are counted while they are read, because devices and pipes have no length.
 fn read(path: &Path) -> Result<Vec<u8>> {
     let fail = |error| Error::io("read", path, error);
     let too_long = || {

@@ -166,7 +166,7 @@ pub(crate) fn cuts(manifest: &Manifest, options: &RequestOptions, choice: Arithm
     })
 }
 
-/// The same for requests of which no more than the policy is known.
+/// The cuts of requests of which only the policy is known.
 ///
 /// # Errors
 /// As [`cuts`].
@@ -174,7 +174,7 @@ pub(crate) fn cuts_of(manifest: &Manifest, cache: &PolicyConfig, choice: Arithme
     cuts(manifest, &RequestOptions { cache: cache.clone(), ..RequestOptions::default() }, choice)
 }
 
-/// The same for requests that an engine with these options is to serve first.
+/// The cuts of the requests that an engine with these options is loaded for.
 ///
 /// # Errors
 /// As [`cuts`].

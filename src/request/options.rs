@@ -12,7 +12,7 @@ pub struct RequestOptions {
     pub cache: PolicyConfig,
     /// The dtype of the tensors that the cache keeps: half the memory for a little accuracy. Default: the streams'.
     pub cache_dtype: CacheDType,
-    /// Where they lie, for providers with memory of their own. Default: there.
+    /// Where the tensors of the cache lie, if the provider has memory of its own. Default: in the provider's memory.
     pub cache_place: CachePlace,
     /// Denoising steps.
     pub steps: Option<usize>,

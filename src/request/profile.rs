@@ -51,7 +51,8 @@ impl Profile {
         self.resolve_from(manifest, 1)
     }
 
-    /// The same for stages alone: where both branches of the guidance are one batch, none of them takes half.
+    /// As [`resolve`](Self::resolve), for stages alone: if both branches of the guidance are one batch, a stage never runs on
+    /// half of it.
     ///
     /// # Errors
     /// As [`resolve`](Self::resolve).

@@ -75,7 +75,8 @@ pub(crate) struct Binding {
     /// Inputs in other memory than the session reads from: ONNX Runtime copies them when they are bound, so they are bound
     /// again for each run.
     copied: Vec<CopiedInput>,
-    /// What was launched before is waited for first: where runs need not be, and this one takes from the host or gives to it.
+    /// The stream to wait for before each run: runs before this one may be unfinished, and this one reads or writes host
+    /// memory.
     first: Option<Stream>,
     /// Options of its runs, if there are any.
     options: Option<RunOptions<NoSelectedOutputs>>,
@@ -398,7 +399,8 @@ const NO_MEMORY: [&str; 7] = [
 ];
 
 const NO_THREAD: &str = "pthread_create failed";
-/// The same by its number on Linux and macOS, which is all that some parts say.
+/// How ONNX Runtime says that no more files can be opened; some of its parts give the number of the error on Linux and
+/// macOS only.
 const NO_FILE: [&str; 2] = ["Too many open files", "SystemError : 24"];
 
 /// What its kernels say of an index that a request gives: a label, or a token.

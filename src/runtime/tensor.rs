@@ -82,7 +82,7 @@ impl Buffers {
         self.add_at(Place::Device, dtype, shape)
     }
 
-    /// The same for a tensor of the cache.
+    /// Allocates a tensor of the cache, filled with zeros, where the request keeps its cache.
     pub(crate) fn add_kept(&mut self, dtype: DType, shape: &[i64]) -> Result<BufferId> {
         self.add_at(self.kept, dtype, shape)
     }

@@ -102,7 +102,7 @@ impl Package {
         }
     }
 
-    /// The same for uv.
+    /// The platform as uv names it.
     pub(super) fn uv_platform(&self) -> &'static str {
         match (self.os, self.arch) {
             ("linux", "x86_64") => "x86_64-manylinux_2_28",

@@ -187,7 +187,7 @@ impl Comparison {
         }
     }
 
-    /// The same as JSON, version 1.
+    /// The comparison as JSON, version 1.
     pub fn to_json(&self) -> Value {
         let side = |side: &Option<Side>| {
             side.map(|side| {

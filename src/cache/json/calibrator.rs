@@ -101,7 +101,7 @@ fn legacy(key: &str, value: &Value, set: &mut PolicyOverrides) -> Result<bool> {
     };
     let is_on = switch(key, value)?;
     if is_encoder {
-        // For a calibrator that is not on it says nothing.
+        // If the calibrator is off, this key has no meaning.
         if is_on || set.calibrator_type == Some(OrNone(Some(calibrator))) {
             set.enable_encoder_calibrator = Some(is_on);
         }

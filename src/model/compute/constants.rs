@@ -7,7 +7,7 @@ use crate::model::onnx::{AttributeProto, NodeProto, TensorProto, element};
 /// What 16 bits make of a constant.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Narrowed {
-    /// The same numbers, rounded.
+    /// The tensor with its numbers rounded.
     To(Box<TensorProto>),
     /// A number other than 0 would become 0, or lose most of its digits.
     Vanishes,

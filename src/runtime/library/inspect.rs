@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::setup::FILE_NAME;
 
-/// The reason that is no reason to warn.
+/// What is said of a place without a library. It is usual, so that nobody is warned.
 pub(super) const NOT_THERE: &str = "not there";
 
 /// Whether a file looks like a library for this machine, or what is wrong with it.

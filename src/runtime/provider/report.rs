@@ -108,7 +108,7 @@ fn nvidia_gpus(folder: &Path) -> Vec<String> {
 }
 
 impl ProviderReport {
-    /// The same as JSON.
+    /// The report as JSON.
     pub fn to_json(&self) -> Value {
         json!({
             "provider": self.kind.as_str(),

@@ -3,7 +3,7 @@
 //! Its classes of characters are others: a letter of a word is a letter or a number (no accent of its own), and white
 //! space has four more characters.
 
-/// The same pattern for `fancy_regex`.
+/// The pattern as `fancy_regex` takes it.
 pub(super) fn from_python(pattern: &str) -> String {
     let mut found = String::with_capacity(pattern.len());
     let mut in_class = false;
