@@ -17,11 +17,11 @@ use std::fmt;
 use std::str::FromStr;
 
 pub(super) use self::state::DbCache;
-use super::RunShape;
 use super::calibrator::CalibratorConfig;
 use super::mask::{StepsMask, StepsPolicy};
 use super::prospect::{self, Limits, MostSkips};
 use super::schedule::{KeepRule, Schedule, ScheduleOptions};
+use super::shape::RunShape;
 use crate::error::{Error, Result};
 
 /// The options of DBCache, named as in cache-dit 1.5.3. [`Default`] is the preset `dbcache`, the defaults of

@@ -9,13 +9,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::RunShape;
 use super::calibrator::{CalibratorCacheType, CalibratorConfig};
 use super::dbcache::{DiffOptions, DiffTensor, RefreshPolicy, check_positive, check_threshold};
 use super::mask::{StepsMask, StepsPolicy};
 use super::policy::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, Reason};
 use super::prospect::{self, Limits, MostSkips};
 use super::schedule::{KeepRule, Schedule, ScheduleOptions};
+use super::shape::RunShape;
 use crate::error::{Error, Result};
 
 /// The options of DBPrune, named as in cache-dit 1.5.3, or 0.1.0 where only that has them. [`Default`] is the preset

@@ -55,6 +55,7 @@ mod policy;
 mod prospect;
 mod replay;
 mod schedule;
+mod shape;
 mod tag;
 
 use std::ops::Range;
@@ -70,6 +71,7 @@ pub use memory::{KeptTensors, StreamLayout, Tensors};
 pub use overrides::{BlockIds, OrNone, PolicyOverrides};
 pub use policy::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, Reason};
 pub use replay::{RecordedBranch, RecordedList, RecordedStep, Recording};
+pub use shape::{BlocksSplit, RunShape};
 
 use crate::error::{Error, Result};
 
@@ -94,28 +96,6 @@ pub enum PolicyConfig {
         /// What it decided.
         recording: Recording,
     },
-}
-
-/// What a policy must fit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RunShape {
-    /// Blocks of the model.
-    pub n_blocks: usize,
-    /// Denoising steps of the generation.
-    pub steps: usize,
-    /// Guidance branches that run one after the other in each step, 1 or 2.
-    pub branches: usize,
-}
-
-/// Where a policy divides the blocks of a model: the ends of these ranges must be cuts of the plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlocksSplit {
-    /// The first F blocks, which run on every step.
-    pub head: Range<usize>,
-    /// The blocks that may be skipped. It can be empty: then a skipped step saves nothing.
-    pub middle: Range<usize>,
-    /// The last B blocks, which run on every step.
-    pub tail: Range<usize>,
 }
 
 impl PolicyConfig {

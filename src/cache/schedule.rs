@@ -1,10 +1,10 @@
 //! The rules that DBCache and DBPrune share and that look at the step alone: warm-up, mask, refresh, and on which steps
 //! something is kept.
 
-use super::RunShape;
 use super::dbcache::RefreshPolicy;
 use super::mask::{StepsMask, StepsPolicy};
 use super::policy::Reason;
+use super::shape::RunShape;
 use crate::error::{Error, Result};
 
 /// The options of these rules, as both configs have them.

@@ -1,8 +1,8 @@
 //! DBCache at work: counts what it decided, and asks its rules in their order.
 
-use super::super::RunShape;
 use super::super::policy::{Action, CachePolicy, Decision, DecisionPoint, Gate, Reason};
 use super::super::schedule::Schedule;
+use super::super::shape::RunShape;
 use super::DbCacheConfig;
 use crate::error::Result;
 

@@ -1,0 +1,136 @@
+//! Where ONNX Runtime's library may lie, and in which order the places are tried.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::LibraryOptions;
+use super::inspect::inspect_file;
+use crate::error::{Error, ErrorKind, Result};
+use crate::setup::{self, FILE_NAME};
+
+/// The environment variable that names the library file; `ort` and other programs know it too.
+pub const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
+
+/// The name under which Linux distributions ship the library without its development files.
+const SONAME: &str = "libonnxruntime.so.1";
+
+/// The ways to find the library, in the order in which they are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FoundBy {
+    /// [`LibraryOptions::path`].
+    Option,
+    /// The environment variable [`PATH_VARIABLE`].
+    Variable,
+    /// The folder of the running program.
+    BesideExecutable,
+    /// Where [`setup`] puts it.
+    Setup,
+    /// The system's loader.
+    System,
+}
+
+impl fmt::Display for FoundBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Option => "given path",
+            Self::Variable => PATH_VARIABLE,
+            Self::BesideExecutable => "beside the program",
+            Self::Setup => "placed by setup",
+            Self::System => "system",
+        })
+    }
+}
+
+/// One place where the library may lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Why it is looked for there.
+    pub found_by: FoundBy,
+    /// The file, or a bare name for the system's loader.
+    pub path: PathBuf,
+}
+
+impl Place {
+    pub(super) fn new(found_by: FoundBy, path: impl Into<PathBuf>) -> Self {
+        Self { found_by, path: path.into() }
+    }
+
+    /// Whether a library for this machine seems to lie there, without loading it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Library`], with the reason alone: what is wrong with the file, or that it has a bare name, of which
+    /// only the system's loader knows what it means.
+    pub fn examine(&self) -> Result<()> {
+        let unknown =
+            self.is_bare_name().then(|| "not in the usual directories, but the system may know it".to_owned());
+        unknown.or_else(|| self.defect()).map_or(Ok(()), |reason| Err(Error::new(ErrorKind::Library, reason)))
+    }
+
+    pub(super) fn is_bare_name(&self) -> bool {
+        self.found_by == FoundBy::System && self.path.components().count() == 1
+    }
+
+    /// Why loading must not even be tried.
+    pub(super) fn defect(&self) -> Option<String> {
+        if self.is_bare_name() {
+            return None;
+        }
+        if let Err(reason) = inspect_file(&self.path) {
+            return Some(reason);
+        }
+        // The content of what setup has placed is known: a damaged library may crash, or compute something else.
+        let damage = (self.found_by == FoundBy::Setup).then(|| setup::defect(&self.path)).flatten();
+        damage.map(|reason| format!("damaged: {reason}"))
+    }
+}
+
+/// The places where the library is looked for, in this order. A path given by option or variable is the only place.
+pub fn places(options: &LibraryOptions) -> Vec<Place> {
+    if let Some(path) = &options.path {
+        return vec![Place::new(FoundBy::Option, absolute(path))];
+    }
+    if let Some(path) = std::env::var_os(PATH_VARIABLE).filter(|value| !value.is_empty()) {
+        return vec![Place::new(FoundBy::Variable, absolute(Path::new(&path)))];
+    }
+    let mut places = Vec::new();
+    if let Ok(program) = std::env::current_exe() {
+        places.push(Place::new(FoundBy::BesideExecutable, program.with_file_name(FILE_NAME)));
+    }
+    places.extend(setup::expected_files().into_iter().map(|path| Place::new(FoundBy::Setup, path)));
+    places.extend(system_places());
+    places
+}
+
+/// Where the system's loader would look. The directories that can be known are searched here, so that a damaged file
+/// is examined like any other; the rest is left to the loader.
+pub(super) fn system_places() -> Vec<Place> {
+    let names: &[&str] = if cfg!(target_os = "linux") { &[FILE_NAME, SONAME] } else { &[FILE_NAME] };
+    let found = system_directories()
+        .iter()
+        .flat_map(|directory| names.iter().map(move |name| directory.join(name)))
+        .find(|path| path.symlink_metadata().is_ok());
+    match found {
+        Some(path) => vec![Place::new(FoundBy::System, path)],
+        None => names.iter().map(|name| Place::new(FoundBy::System, *name)).collect(),
+    }
+}
+
+/// Makes a path independent of the working directory; `ort` would first try it beside the executable.
+pub(super) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn system_directories() -> Vec<PathBuf> {
+    let variable = if cfg!(target_vendor = "apple") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
+    let mut directories = Vec::new();
+    if cfg!(unix) {
+        if let Some(value) = std::env::var_os(variable) {
+            directories.extend(std::env::split_paths(&value).map(|directory| absolute(&directory)));
+        }
+        let multiarch = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+        let known = ["/usr/local/lib", &multiarch, "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/opt/homebrew/lib"];
+        directories.extend(known.iter().map(PathBuf::from));
+    }
+    directories
+}
