@@ -41,7 +41,7 @@ const MAX_THREADS: usize = 1024;
 /// Which library to load, and how it computes on the CPU. Whatever is left out accepts what is already loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LibraryOptions {
-    /// The library file. Default: the first usable one of [`places`].
+    /// The library file. Default: the first usable one of [`places()`].
     pub path: Option<PathBuf>,
     /// Threads of the pool that all sessions share. Default: one for each physical core this process may use; only one
     /// for an engine whose blocks are so small that handing work over costs more than it gains.
