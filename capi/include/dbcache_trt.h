@@ -606,7 +606,7 @@ struct dbcache_error *dbcache_denoiser_latents(const struct dbcache_denoiser *de
  * Euler's step is `latents += (next sigma - sigma) * velocity`. `branch` is the next one of dbcache_denoiser_branches;
  * the last one ends the step. Both arrays have `count` numbers; that they overlap is an error.
  *
- * Errors: LIBRARY, INPUT, RUNTIME, NUMERIC, RESOURCES, ARGUMENT, STATE, CANCELLED.
+ * Errors: USAGE, LIBRARY, INPUT, RUNTIME, NUMERIC, RESOURCES, ARGUMENT, STATE, CANCELLED.
  * Threads: one at a time, else an error; callbacks are called on it. Ownership: the numbers are copied.
  */
 DBCACHE_MUST_USE

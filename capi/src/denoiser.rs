@@ -220,7 +220,7 @@ pub unsafe extern "C" fn dbcache_denoiser_latents(
 /// Euler's step is `latents += (next sigma - sigma) * velocity`. `branch` is the next one of dbcache_denoiser_branches;
 /// the last one ends the step. Both arrays have `count` numbers; that they overlap is an error.
 ///
-/// Errors: LIBRARY, INPUT, RUNTIME, NUMERIC, RESOURCES, ARGUMENT, STATE, CANCELLED.
+/// Errors: USAGE, LIBRARY, INPUT, RUNTIME, NUMERIC, RESOURCES, ARGUMENT, STATE, CANCELLED.
 /// Threads: one at a time, else an error; callbacks are called on it. Ownership: the numbers are copied.
 #[unsafe(no_mangle)]
 #[must_use]

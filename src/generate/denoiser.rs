@@ -5,7 +5,6 @@ use ndarray::ArrayD;
 use super::prepare;
 use super::request::{Output, Request, elapsed_ms};
 use super::stepwise::check_finite;
-use super::stepwise::check_loop;
 use crate::cache::Branch;
 use crate::engine::Engine;
 use crate::error::{At, Error, Result};
@@ -32,10 +31,8 @@ impl Engine {
     /// Prepares a generation that a host drives, as [`request`](Self::request) does one that runs by itself.
     ///
     /// # Errors
-    /// As [`request`](Self::request); `Usage` for a scale of guidance that the host has, and for a model that predicts no
-    /// velocity or has two transformers: its loop cannot be a host's.
+    /// As [`request`](Self::request); `Usage` for a scale of guidance that the host has.
     pub fn denoiser(&self, inputs: &Inputs, options: &RequestOptions, by: GuidanceBy) -> Result<Denoiser> {
-        check_loop(&self.loaded().directory.manifest)?;
         let request = prepare::request(self.loaded(), inputs, options, by)?;
         let (records, cond_diffs) = Default::default();
         Ok(Denoiser { request, by, records, branches_done: 0, sigma: None, cond_diffs, has_failed: false })

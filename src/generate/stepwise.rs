@@ -84,7 +84,7 @@ impl Request {
 }
 
 /// Refuses models whose loop a host cannot own.
-pub(super) fn check_loop(manifest: &Manifest) -> Result<()> {
+fn check_loop(manifest: &Manifest) -> Result<()> {
     let has_velocity = matches!(manifest.prediction, Prediction::Velocity {} | Prediction::Sample { .. });
     let why = if !has_velocity || !manifest.scheduler.is_flow() {
         "predicts no velocity"

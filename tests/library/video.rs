@@ -17,13 +17,15 @@ fn video() -> Video {
 /// Runs this test program again, for one test, with another PATH: the environment of a process is not to be changed.
 fn with_path(test: &str, path: &Path) {
     let program = std::env::current_exe().unwrap();
+    let (_, module) = module_path!().split_once("::").unwrap();
     let output = Command::new(program)
-        .args([test, "--exact", "--ignored"])
+        .args([&format!("{module}::{test}"), "--exact", "--ignored"])
         .env("PATH", path)
         .env("VIDEO_TEST_FOLDER", path)
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
 }
 
 fn script(folder: &Path, text: &str) {

@@ -289,6 +289,7 @@ static void test_other_models(const char *directory) {
     snprintf(path, sizeof path, "%s/../families/dit/engine", directory);
     const int64_t shape[1] = {1};
     const float label = 1e6f;
+    float latents[256], velocity[256];
     dbcache_engine *engine = NULL;
     dbcache_request *request = NULL;
     dbcache_denoiser *denoiser = NULL;
@@ -297,13 +298,16 @@ static void test_other_models(const char *directory) {
     dbcache_options *options = OPTIONS("steps", "1");
     OK(dbcache_engine_load(path, NULL, &engine));
     OK(dbcache_request_new(engine, options, &request));
-    FAILS(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_LIBRARY, &denoiser), DBCACHE_ERROR_USAGE, NULL,
-          "predicts no velocity");
     FAILS(dbcache_request_run(request, &result), DBCACHE_ERROR_INPUT, "class_labels", "no `class_labels`");
     dbcache_request_free(request);
     OK(dbcache_request_new(engine, options, &request));
     OK(dbcache_tensor_new(DBCACHE_DTYPE_F32, shape, 1, &label, sizeof label, &labels));
     OK(dbcache_request_set_tensor(request, "class_labels", labels));
+    OK(dbcache_denoiser_new(request, DBCACHE_GUIDANCE_LIBRARY, &denoiser));
+    OK(dbcache_denoiser_latents(denoiser, latents, 256));
+    FAILS(dbcache_denoiser_velocity(denoiser, DBCACHE_BRANCH_BOTH, 1, latents, velocity, 256), DBCACHE_ERROR_USAGE,
+          NULL, "predicts no velocity");
+    dbcache_denoiser_free(denoiser);
     FAILS(dbcache_request_run(request, &result), DBCACHE_ERROR_INPUT, NULL, "lies beyond the model's table");
     dbcache_options_free(options);
     dbcache_tensor_free(labels);
