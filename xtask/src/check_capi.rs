@@ -23,10 +23,8 @@ pub fn check_capi(arguments: &[String]) -> Result<()> {
             bail!("`{tool}` is missing; on Debian: apt-get install gcc g++ binutils valgrind pkg-config cmake");
         }
     }
-    step(&mut cargo(&["test", "--workspace", "--no-run"]))?;
+    step(&mut cargo(&["test", "--workspace", "--test", "capi", "--no-run"]))?;
     set_up(Command::new(built("dbcache-trt")?).current_dir(root()))?;
-    step(&mut cargo(&["test", "--package", "dbcache-trt-capi"]))?;
-    step(&mut cargo(&["test", "--workspace", "--test", "capi"]))?;
     for with in ["sanitizers"].into_iter().chain(uses_valgrind.then_some("valgrind")) {
         eprintln!("\nC programs with {with}");
         let mut programs = cargo(&["test", "--workspace", "--test", "capi", "programs::"]);

@@ -66,7 +66,7 @@ fn check(plugin: &Plugin, arguments: &[String], more: &[(&str, String)]) -> Resu
     }
     let library = fetch(plugin)?;
     let shim = build_shim()?;
-    step(&mut cargo(&["test", "--no-run"]))?;
+    step(&mut cargo(&["test", "--test", "providers", "--no-run"]))?;
     set_up(Command::new(built("dbcache-trt")?).current_dir(root()))?;
     for (names, how) in plugin.tests {
         let mut tests = cargo(&["test", "--test", "providers"]);
