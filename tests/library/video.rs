@@ -1,5 +1,5 @@
 //! MP4 and WebM through ffmpeg: what it is given, what it leaves, and what is said when it is missing or fails. The program
-//! is a script that stands in for it. (Formats that need no program: `src/generate/video.rs`.)
+//! is a script that stands in for it. (Formats that need no program: `src/media/video.rs`.)
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
