@@ -7,9 +7,9 @@
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::words::words;
 
 mod packages;
 mod tools;
@@ -48,29 +48,7 @@ pub enum Via {
     Npm,
 }
 
-impl Via {
-    /// Every tool, in the order in which they are tried.
-    pub const ALL: [Via; 3] = [Via::Uv, Via::Pip, Via::Npm];
-}
-
-impl fmt::Display for Via {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Uv => "uv",
-            Self::Pip => "pip",
-            Self::Npm => "npm",
-        })
-    }
-}
-
-impl FromStr for Via {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let via = Self::ALL.into_iter().find(|via| via.to_string() == name);
-        via.ok_or_else(|| Error::usage(format!("unknown package tool {name:?}; expected uv, pip or npm")))
-    }
-}
+words!(Via, "package tool", { Uv = "uv", Pip = "pip", Npm = "npm" });
 
 /// What happens while setting up. `Display` is one line for a person.
 #[derive(Clone, Debug, PartialEq, Eq)]

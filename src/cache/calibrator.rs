@@ -14,11 +14,9 @@
 //! a row still to be formed has a weight on. Steps count from the last refresh, see
 //! [`calibrator_step`](super::CachePolicy::calibrator_step).
 
-use std::fmt;
-use std::str::FromStr;
-
 use super::dmd::{Dmd, Gram};
 use crate::error::{Error, Result};
+use crate::words::words;
 
 /// `taylorseer_first_step` of cache-dit 1.5.3.
 pub(super) const FIRST_STEP: usize = 3;
@@ -111,16 +109,13 @@ pub enum CalibratorCacheType {
     HiddenStates,
 }
 
-impl CalibratorType {
-    /// `taylorseer`, `foca` or `dmd`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::TaylorSeer => "taylorseer",
-            Self::FoCa => "foca",
-            Self::Dmd => "dmd",
-        }
-    }
+words!(CalibratorType, "calibrator_type", { TaylorSeer = "taylorseer", FoCa = "foca", Dmd = "dmd" });
 
+words!(CalibratorCacheType, "calibrator_cache_type", { Residual = "residual", HiddenStates = "hidden_states" });
+
+words!(DmdFallback, "dmd_fallback", { Corrected = "corrected", Reference = "reference" });
+
+impl CalibratorType {
     /// With the defaults of cache-dit: order 1; 6 tensors, all modes, ridge 1e-8. But DMD falls back to the corrected
     /// slope.
     pub fn kind(self) -> CalibratorKind {
@@ -144,71 +139,6 @@ impl CalibratorKind {
             Self::TaylorSeer { .. } => CalibratorType::TaylorSeer,
             Self::FoCa => CalibratorType::FoCa,
             Self::Dmd { .. } => CalibratorType::Dmd,
-        }
-    }
-}
-
-impl CalibratorCacheType {
-    /// `residual` or `hidden_states`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Residual => "residual",
-            Self::HiddenStates => "hidden_states",
-        }
-    }
-}
-
-impl DmdFallback {
-    /// `corrected` or `reference`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Corrected => "corrected",
-            Self::Reference => "reference",
-        }
-    }
-}
-
-impl fmt::Display for DmdFallback {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for CalibratorType {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text.to_ascii_lowercase().as_str() {
-            "taylorseer" => Ok(Self::TaylorSeer),
-            "foca" => Ok(Self::FoCa),
-            "dmd" => Ok(Self::Dmd),
-            _ => Err(Error::usage(format!("unknown calibrator_type `{text}`; expected `taylorseer`, `foca` or `dmd`"))),
-        }
-    }
-}
-
-impl FromStr for CalibratorCacheType {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text.to_ascii_lowercase().as_str() {
-            "residual" => Ok(Self::Residual),
-            "hidden_states" => Ok(Self::HiddenStates),
-            _ => Err(Error::usage(format!(
-                "unknown calibrator_cache_type `{text}`; expected `residual` or `hidden_states`"
-            ))),
-        }
-    }
-}
-
-impl FromStr for DmdFallback {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text.to_ascii_lowercase().as_str() {
-            "corrected" => Ok(Self::Corrected),
-            "reference" => Ok(Self::Reference),
-            _ => Err(Error::usage(format!("unknown dmd_fallback `{text}`; expected `corrected` or `reference`"))),
         }
     }
 }

@@ -13,9 +13,6 @@
 
 mod state;
 
-use std::fmt;
-use std::str::FromStr;
-
 pub(super) use self::state::DbCache;
 use super::calibrator::CalibratorConfig;
 use super::mask::{StepsMask, StepsPolicy};
@@ -23,6 +20,7 @@ use super::prospect::{self, Limits, MostSkips};
 use super::schedule::{KeepRule, Schedule, ScheduleOptions};
 use super::shape::RunShape;
 use crate::error::{Error, Result};
+use crate::words::words;
 
 /// The options of DBCache, named as in cache-dit 1.5.3. [`Default`] is the preset `dbcache`, the defaults of
 /// cache-dit 0.1.0: F8 B8, threshold 0.12, 8 warm-up steps, no limits.
@@ -150,33 +148,7 @@ pub enum RefreshPolicy {
     Repeat,
 }
 
-impl RefreshPolicy {
-    /// `once` or `repeat`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Once => "once",
-            Self::Repeat => "repeat",
-        }
-    }
-}
-
-impl fmt::Display for RefreshPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for RefreshPolicy {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text.to_ascii_lowercase().as_str() {
-            "once" => Ok(Self::Once),
-            "repeat" => Ok(Self::Repeat),
-            _ => Err(Error::usage(format!("unknown force_refresh_step_policy `{text}`; expected `once` or `repeat`"))),
-        }
-    }
-}
+words!(RefreshPolicy, "force_refresh_step_policy", { Once = "once", Repeat = "repeat" });
 
 /// What the loop compares when a policy asks for a diff.
 ///

@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::words::words;
 
 /// Which steps must be computed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,50 +85,11 @@ impl FromStr for StepsMask {
     }
 }
 
-impl StepsPolicy {
-    /// `dynamic` or `static`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Dynamic => "dynamic",
-            Self::Static => "static",
-        }
-    }
-}
+words!(StepsPolicy, "steps_computation_policy", { Dynamic = "dynamic", Static = "static" });
 
-impl fmt::Display for StepsPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for StepsPolicy {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text.to_ascii_lowercase().as_str() {
-            "dynamic" => Ok(Self::Dynamic),
-            "static" => Ok(Self::Static),
-            _ => {
-                Err(Error::usage(format!("unknown steps_computation_policy `{text}`; expected `dynamic` or `static`")))
-            }
-        }
-    }
-}
+words!(MaskPreset, "mask", { Slow = "slow", Medium = "medium", Fast = "fast", Ultra = "ultra" });
 
 impl MaskPreset {
-    /// Every preset.
-    pub const ALL: [Self; 4] = [Self::Slow, Self::Medium, Self::Fast, Self::Ultra];
-
-    /// Its name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Slow => "slow",
-            Self::Medium => "medium",
-            Self::Fast => "fast",
-            Self::Ultra => "ultra",
-        }
-    }
-
     /// The digits for a run of `steps` steps. The first and the last step are always computed.
     ///
     /// # Errors

@@ -4,10 +4,7 @@
 //! [`Gate::NeedsDiff`] makes the loop compare the head's residual with the last computed one, and hand the number to
 //! [`CachePolicy::judge`]. A policy sees no tensors, clocks or files, so a recorded run can be decided again.
 
-use std::fmt;
-use std::str::FromStr;
-
-use crate::error::{Error, Result};
+use crate::words::words;
 
 /// Decides whether blocks run. One object per request and branch: there is no `reset`, so nothing can leak into the
 /// next request. The loop must carry out what it is told, since a policy counts its own decisions as done.
@@ -58,33 +55,7 @@ pub enum Branch {
     Uncond,
 }
 
-impl Branch {
-    /// Its name in traces.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Cond => "cond",
-            Self::Uncond => "uncond",
-        }
-    }
-}
-
-impl fmt::Display for Branch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Branch {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "cond" => Ok(Self::Cond),
-            "uncond" => Ok(Self::Uncond),
-            _ => Err(Error::usage(format!("unknown branch `{text}`; expected `cond` or `uncond`"))),
-        }
-    }
-}
+words!(Branch, "branch", { Cond = "cond", Uncond = "uncond" });
 
 /// The first answer of a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,51 +140,9 @@ pub enum Reason {
     RecordedSkip,
 }
 
+words!(Reason, "reason", { None = "no_cache", PerBlock = "per_block", Warmup = "warmup", MaskCompute = "mask_compute", MaskStatic = "mask_static", MaxCached = "max_cached", MaxPruned = "max_pruned", MaxContinuous = "max_continuous", MaxAccumulated = "max_accumulated", AlterStep = "alter_step", ThresholdOff = "threshold_off", NoBuffer = "no_buffer", Always = "always", Below = "below", Above = "above", RecordedCompute = "recorded_compute", RecordedSkip = "recorded_skip" });
+
 impl Reason {
-    /// Every reason.
-    pub const ALL: [Self; 17] = [
-        Self::None,
-        Self::PerBlock,
-        Self::Warmup,
-        Self::MaskCompute,
-        Self::MaskStatic,
-        Self::MaxCached,
-        Self::MaxPruned,
-        Self::MaxContinuous,
-        Self::MaxAccumulated,
-        Self::AlterStep,
-        Self::ThresholdOff,
-        Self::NoBuffer,
-        Self::Always,
-        Self::Below,
-        Self::Above,
-        Self::RecordedCompute,
-        Self::RecordedSkip,
-    ];
-
-    /// Its name in traces.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "no_cache",
-            Self::PerBlock => "per_block",
-            Self::Warmup => "warmup",
-            Self::MaskCompute => "mask_compute",
-            Self::MaskStatic => "mask_static",
-            Self::MaxCached => "max_cached",
-            Self::MaxPruned => "max_pruned",
-            Self::MaxContinuous => "max_continuous",
-            Self::MaxAccumulated => "max_accumulated",
-            Self::AlterStep => "alter_step",
-            Self::ThresholdOff => "threshold_off",
-            Self::NoBuffer => "no_buffer",
-            Self::Always => "always",
-            Self::Below => "below",
-            Self::Above => "above",
-            Self::RecordedCompute => "recorded_compute",
-            Self::RecordedSkip => "recorded_skip",
-        }
-    }
-
     /// What this rule makes the loop do.
     pub fn action(self) -> Action {
         match self {
@@ -232,24 +161,6 @@ impl Reason {
             | Self::Above
             | Self::RecordedCompute => Action::Compute,
         }
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Reason {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let found = Self::ALL.into_iter().find(|reason| reason.as_str() == text);
-        found.ok_or_else(|| {
-            let names: Vec<&str> = Self::ALL.iter().map(|reason| reason.as_str()).collect();
-            Error::usage(format!("unknown reason `{text}`; expected one of {}", names.join(", ")))
-        })
     }
 }
 
@@ -275,14 +186,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_round_trip() -> Result<()> {
+    fn names_round_trip() -> crate::error::Result<()> {
         for reason in Reason::ALL {
             assert_eq!(reason.as_str().parse::<Reason>()?, reason);
         }
-        for branch in [Branch::Cond, Branch::Uncond] {
+        for branch in Branch::ALL {
             assert_eq!(branch.as_str().parse::<Branch>()?, branch);
         }
-        assert!("Below".parse::<Reason>().is_err_and(|error| error.to_string().contains("unknown reason `Below`")));
+        assert!("beneath".parse::<Reason>().is_err_and(|error| error.to_string().contains("unknown reason `beneath`")));
         Ok(())
     }
 

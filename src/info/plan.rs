@@ -106,7 +106,7 @@ impl DryRun {
             "compute_dtype": compute_dtype,
             "sessions": stages.len() + other_sessions,
             "stages": stages.iter().map(StageInfo::to_json).collect::<Vec<_>>(),
-            "weights_mode": WeightsChoice::NAMES[if *is_mapped { 2 } else { 1 }],
+            "weights_mode": if *is_mapped { WeightsChoice::Mapped } else { WeightsChoice::Packed }.as_str(),
             "bytes": {
                 "weights": weight_bytes,
                 "packed_weights": packed_bytes,

@@ -3,12 +3,10 @@
 //! Only what lies between steps is narrowed: residuals, the tensors of calibrators, and what diffs compare with. The
 //! streams stay as they are, and every sum and diff is formed in the streams' dtype or in f32.
 
-use std::fmt;
-use std::str::FromStr;
-
 use crate::cache::PolicyConfig;
 use crate::error::{Error, Result};
 use crate::model::manifest::{DType, Manifest};
+use crate::words::words;
 
 /// The dtype of the cached tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -22,16 +20,9 @@ pub enum CacheDType {
     Bf16,
 }
 
-impl CacheDType {
-    /// `stream`, `f16` or `bf16`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stream => "stream",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        }
-    }
+words!(CacheDType, "cache dtype", { Stream = "stream", F16 = "f16", Bf16 = "bf16" });
 
+impl CacheDType {
     /// What a tensor of a stream is kept in.
     pub(crate) fn of(self, stream: DType) -> DType {
         let asked = match self {
@@ -60,22 +51,5 @@ impl CacheDType {
             }
         }
         no_effect("the streams of this model are 16-bit already")
-    }
-}
-
-impl fmt::Display for CacheDType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for CacheDType {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        [Self::Stream, Self::F16, Self::Bf16]
-            .into_iter()
-            .find(|dtype| dtype.as_str() == text)
-            .ok_or_else(|| Error::usage(format!("unknown cache dtype `{text}`; expected `stream`, `f16` or `bf16`")))
     }
 }

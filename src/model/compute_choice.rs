@@ -1,10 +1,7 @@
 //! In which dtype a model computes, where the user chooses it.
 
-use std::fmt;
-use std::str::FromStr;
-
 use super::manifest::DType;
-use crate::error::{Error, Result};
+use crate::words::words;
 
 /// In which dtype embed, blocks and final compute, of all transformers of a model.
 ///
@@ -24,10 +21,9 @@ pub enum ComputeChoice {
     Bf16,
 }
 
-impl ComputeChoice {
-    /// Its texts, in the order of the variants.
-    pub const NAMES: [&'static str; 4] = ["exported", "fp32", "fp16", "bf16"];
+words!(ComputeChoice, "compute dtype", { Exported = "exported", Fp32 = "fp32", Fp16 = "fp16", Bf16 = "bf16" });
 
+impl ComputeChoice {
     /// What was chosen where graphs compute in `dtype`.
     pub(crate) fn of(dtype: DType) -> Option<Self> {
         [Self::Fp32, Self::Fp16, Self::Bf16].into_iter().find(|choice| choice.dtype() == Some(dtype))
@@ -40,29 +36,6 @@ impl ComputeChoice {
             Self::Fp32 => Some(DType::F32),
             Self::Fp16 => Some(DType::F16),
             Self::Bf16 => Some(DType::Bf16),
-        }
-    }
-}
-
-/// As the flags spell it.
-impl fmt::Display for ComputeChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(Self::NAMES[*self as usize])
-    }
-}
-
-impl FromStr for ComputeChoice {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "exported" => Ok(Self::Exported),
-            "fp32" => Ok(Self::Fp32),
-            "fp16" => Ok(Self::Fp16),
-            "bf16" => Ok(Self::Bf16),
-            _ => Err(Error::usage(format!(
-                "unknown compute dtype `{text}`; expected `exported`, `fp32`, `fp16` or `bf16`"
-            ))),
         }
     }
 }

@@ -1,12 +1,10 @@
 //! Where a request keeps what its cache reuses, for providers with memory of their own.
 
-use std::fmt;
-use std::str::FromStr;
-
 use crate::cache::PolicyConfig;
 use crate::error::{Error, Result};
 use crate::runtime::device::Device;
 use crate::runtime::tensor::Place;
+use crate::words::words;
 
 /// Where the cached tensors lie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -18,15 +16,9 @@ pub enum CachePlace {
     Host,
 }
 
-impl CachePlace {
-    /// `device` or `host`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Device => "device",
-            Self::Host => "host",
-        }
-    }
+words!(CachePlace, "cache place", { Device = "device", Host = "host" });
 
+impl CachePlace {
     pub(crate) fn place(self) -> Place {
         match self {
             Self::Device => Place::Device,
@@ -47,23 +39,5 @@ impl CachePlace {
             return no_effect(format!("the cache `{cache}` keeps nothing"));
         }
         Ok(())
-    }
-}
-
-impl fmt::Display for CachePlace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for CachePlace {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "device" => Ok(Self::Device),
-            "host" => Ok(Self::Host),
-            _ => Err(Error::usage(format!("unknown cache place `{text}`; expected `device` or `host`"))),
-        }
     }
 }

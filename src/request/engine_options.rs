@@ -13,6 +13,7 @@ use crate::plan::StagesChoice;
 use crate::runtime::library::LibraryOptions;
 use crate::runtime::provider::Providers;
 use crate::setup;
+use crate::words::words;
 
 /// How an engine is loaded.
 #[derive(Clone, Debug, Default)]
@@ -72,23 +73,7 @@ pub enum ArithmeticChoice {
     Stages,
 }
 
-impl ArithmeticChoice {
-    /// Its texts, in the order of the variants.
-    pub const NAMES: [&'static str; 3] = ["auto", "graphs", "stages"];
-}
-
-impl FromStr for ArithmeticChoice {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "graphs" => Ok(Self::Graphs),
-            "stages" => Ok(Self::Stages),
-            _ => Err(Error::usage(format!("unknown arithmetic `{text}`; expected `auto`, `graphs` or `stages`"))),
-        }
-    }
-}
+words!(ArithmeticChoice, "arithmetic", { Auto = "auto", Graphs = "graphs", Stages = "stages" });
 
 /// Packed or mapped weights, or by size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,23 +87,7 @@ pub enum WeightsChoice {
     Mapped,
 }
 
-impl WeightsChoice {
-    /// Its texts, in the order of the variants.
-    pub const NAMES: [&'static str; 3] = ["auto", "packed", "mapped"];
-}
-
-impl FromStr for WeightsChoice {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "packed" => Ok(Self::Packed),
-            "mapped" => Ok(Self::Mapped),
-            _ => Err(Error::usage(format!("unknown weights mode `{text}`; expected `auto`, `packed` or `mapped`"))),
-        }
-    }
-}
+words!(WeightsChoice, "weights mode", { Auto = "auto", Packed = "packed", Mapped = "mapped" });
 
 /// Where compiled engines are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -173,15 +142,4 @@ pub enum OtherPlan {
     Refuse,
 }
 
-impl FromStr for OtherPlan {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "load" => Ok(Self::Load),
-            "add" => Ok(Self::Add),
-            "refuse" => Ok(Self::Refuse),
-            _ => Err(Error::usage(format!("unknown other plan `{text}`; expected `load`, `add` or `refuse`"))),
-        }
-    }
-}
+words!(OtherPlan, "other plan", { Load = "load", Add = "add", Refuse = "refuse" });

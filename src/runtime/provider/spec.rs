@@ -8,6 +8,7 @@ use super::options::{OptionDef, Value, find};
 use super::{cpu, cuda, openvino, tensorrt, webgpu};
 use crate::error::{Error, Result};
 use crate::nearest::did_you_mean;
+use crate::words::words;
 
 /// What computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,21 +27,9 @@ pub enum ProviderKind {
     WebGpu,
 }
 
+words!(ProviderKind, "provider", { Cpu = "cpu", Cuda = "cuda", TensorRt = "tensorrt", OpenVino = "openvino", WebGpu = "webgpu" });
+
 impl ProviderKind {
-    /// All of them.
-    pub const ALL: [ProviderKind; 5] = [Self::Cpu, Self::Cuda, Self::TensorRt, Self::OpenVino, Self::WebGpu];
-
-    /// As users write it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-            Self::TensorRt => "tensorrt",
-            Self::OpenVino => "openvino",
-            Self::WebGpu => "webgpu",
-        }
-    }
-
     /// ONNX Runtime's name.
     pub fn ort_name(self) -> &'static str {
         match self {
@@ -65,16 +54,6 @@ impl ProviderKind {
             Self::OpenVino => openvino::OPTIONS,
             Self::WebGpu => webgpu::OPTIONS,
         }
-    }
-
-    fn of_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(name))
-    }
-}
-
-impl fmt::Display for ProviderKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
@@ -275,9 +254,9 @@ impl FromStr for Providers {
         for word in text.split(',') {
             let (head, first) = word.split_once(':').map_or((word, None), |(head, first)| (head, Some(first)));
             // A colon after a `=` belongs to a path.
-            let begins = !head.contains('=') && (first.is_some() || ProviderKind::of_name(head).is_some());
+            let begins = !head.contains('=') && (first.is_some() || head.parse::<ProviderKind>().is_ok());
             let option = if begins || list.is_empty() {
-                list.push(ProviderSpec::new(ProviderKind::of_name(head).ok_or_else(|| unknown(head))?));
+                list.push(ProviderSpec::new(head.parse().map_err(|_| unknown(head))?));
                 first
             } else {
                 Some(word)
@@ -433,7 +412,7 @@ mod tests {
                 ours.iter().all(|name| ["library", "device", "stream", "async", "graph-captures"].contains(name)),
                 "{kind}: {ours:?}"
             );
-            assert!(kind.defs().iter().all(|def| ProviderKind::of_name(def.name).is_none()));
+            assert!(kind.defs().iter().all(|def| def.name.parse::<ProviderKind>().is_err()));
         }
     }
 }
