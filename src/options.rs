@@ -10,7 +10,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 pub use self::files::{read_policy, read_replay, read_trace};
-use crate::cache::PolicyOverrides;
+use crate::cache::{PolicyOption, PolicyOverrides};
 use crate::error::{At, Error, Result};
 use crate::nearest::nearest;
 use crate::request::engine_options::EngineOptions;
@@ -43,7 +43,7 @@ const fn request(name: &'static str, set: fn(&mut Options, &str) -> Result<()>) 
     Entry { name, scope: Scope::Request, set }
 }
 
-/// All options but those of the cache policies, which [`PolicyOverrides`] lists.
+/// All options but those of the cache policies, which [`PolicyOption::all`] lists.
 const TABLE: &[Entry] = &[
     engine("threads", |options, text| some(&mut options.engine.library.threads, text)),
     engine("spin", |options, text| plain(&mut options.engine.library.spin, text)),
@@ -181,12 +181,16 @@ impl Options {
 
     /// The names of all options.
     pub fn names() -> Vec<String> {
-        TABLE.iter().map(|entry| entry.name.to_owned()).chain(PolicyOverrides::flags()).collect()
+        TABLE
+            .iter()
+            .map(|entry| entry.name.to_owned())
+            .chain(PolicyOption::all().iter().map(PolicyOption::flag))
+            .collect()
     }
 }
 
 fn is_of_policy(name: &str) -> bool {
-    PolicyOverrides::flags().any(|flag| flag == name)
+    PolicyOption::all().iter().any(|option| option.flag() == name)
 }
 
 /// What an option is for; none for an unknown one.

@@ -6,18 +6,23 @@
 mod calibrator;
 pub(crate) mod unique;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value as Json, json};
 
-use super::dbcache::DbCacheConfig;
-use super::dbprune::DbPruneConfig;
-use super::mask::StepsMask;
-use super::overrides::{BlockIds, OrNone, PolicyOverrides};
+use super::option::PolicyOption;
+use super::overrides::PolicyOverrides;
 use super::{PolicyConfig, tag};
 use crate::error::{Error, Result};
 use crate::nearest::did_you_mean;
 
 /// The version of the JSON form.
 const VERSION: u64 = 1;
+
+/// Names that options have in other releases.
+const OLD_NAMES: [(&str, &str); 3] = [
+    ("warmup_steps", "max_warmup_steps"),
+    ("non_prune_blocks_ids", "non_prune_block_ids"),
+    ("taylorseer_cache_type", "calibrator_cache_type"),
+];
 
 impl PolicyConfig {
     /// Parses a JSON object: `cache_type` (a preset; left out: `dbcache`), `version` (1, may be left out) and options
@@ -35,149 +40,39 @@ impl PolicyConfig {
 
     /// The JSON object that [`from_json`](Self::from_json) reads back to the same value. It names every option. Only a
     /// replay is not read back: it needs its recording.
-    pub fn to_json(&self) -> Value {
+    pub fn to_json(&self) -> Json {
         match self {
             Self::None => json!({ "version": VERSION, "cache_type": "none" }),
-            Self::DbCache(config) => cache_json(config),
-            Self::DbPrune(config) => prune_json(config),
+            Self::DbCache(config) => self.options_json("DBCache", config.calibrator.is_some()),
+            Self::DbPrune(config) => self.options_json("DBPrune", config.calibrator.is_some()),
             Self::Replay { config, .. } => {
                 json!({ "version": VERSION, "cache_type": "replay", "config": config.to_json() })
             }
         }
     }
-}
 
-fn cache_json(config: &DbCacheConfig) -> Value {
-    // Without `..`: a new option must be written here.
-    let DbCacheConfig {
-        fn_compute_blocks,
-        bn_compute_blocks,
-        bn_compute_blocks_ids,
-        non_compute_blocks_diff_threshold,
-        residual_diff_threshold,
-        max_warmup_steps,
-        warmup_interval,
-        max_cached_steps,
-        max_continuous_cached_steps,
-        max_accumulated_residual_diff_threshold,
-        steps_computation_mask,
-        steps_computation_policy,
-        force_refresh_step_hint,
-        force_refresh_step_policy,
-        cfg_compute_first,
-        cfg_diff_compute_separate,
-        l1_hidden_states_diff_threshold,
-        important_condition_threshold,
-        downsample_factor,
-        enable_alter_cache,
-        alter_residual_diff_threshold,
-        enable_encoder_residual,
-        separate_block_lists,
-        calibrator,
-    } = config;
-    json!({
-        "version": VERSION,
-        "cache_type": "DBCache",
-        "Fn_compute_blocks": fn_compute_blocks,
-        "Bn_compute_blocks": bn_compute_blocks,
-        "Bn_compute_blocks_ids": bn_compute_blocks_ids,
-        "non_compute_blocks_diff_threshold": non_compute_blocks_diff_threshold,
-        "residual_diff_threshold": residual_diff_threshold,
-        "max_warmup_steps": max_warmup_steps,
-        "warmup_interval": warmup_interval,
-        "max_cached_steps": limit_json(max_cached_steps),
-        "max_continuous_cached_steps": limit_json(max_continuous_cached_steps),
-        "max_accumulated_residual_diff_threshold": max_accumulated_residual_diff_threshold,
-        "steps_computation_mask": mask_json(steps_computation_mask),
-        "steps_computation_policy": steps_computation_policy.as_str(),
-        "force_refresh_step_hint": force_refresh_step_hint,
-        "force_refresh_step_policy": force_refresh_step_policy.as_str(),
-        "cfg_compute_first": cfg_compute_first,
-        "cfg_diff_compute_separate": cfg_diff_compute_separate,
-        "l1_hidden_states_diff_threshold": l1_hidden_states_diff_threshold,
-        "important_condition_threshold": important_condition_threshold.unwrap_or(0.0),
-        "downsample_factor": downsample_factor,
-        "enable_alter_cache": enable_alter_cache,
-        "alter_residual_diff_threshold": alter_residual_diff_threshold,
-        "enable_encoder_residual": enable_encoder_residual,
-        "separate_block_lists": separate_block_lists,
-        "calibrator": calibrator::to_json(calibrator.as_ref(), true),
-    })
-}
-
-fn prune_json(config: &DbPruneConfig) -> Value {
-    // Without `..`, as above.
-    let DbPruneConfig {
-        fn_compute_blocks,
-        bn_compute_blocks,
-        non_prune_block_ids,
-        residual_diff_threshold,
-        max_warmup_steps,
-        warmup_interval,
-        max_cached_steps,
-        max_pruned_steps,
-        max_continuous_cached_steps,
-        steps_computation_mask,
-        steps_computation_policy,
-        force_refresh_step_hint,
-        force_refresh_step_policy,
-        cfg_compute_first,
-        enable_dynamic_prune_threshold,
-        max_dynamic_prune_threshold,
-        dynamic_prune_threshold_relax_ratio,
-        dynamic_prune_threshold_diffs,
-        residual_cache_update_interval,
-        important_condition_threshold,
-        downsample_factor,
-        compare_all_streams,
-        separate_block_lists,
-        calibrator,
-    } = config;
-    json!({
-        "version": VERSION,
-        "cache_type": "DBPrune",
-        "Fn_compute_blocks": fn_compute_blocks,
-        "Bn_compute_blocks": bn_compute_blocks,
-        "non_prune_block_ids": non_prune_block_ids,
-        "residual_diff_threshold": residual_diff_threshold,
-        "max_warmup_steps": max_warmup_steps,
-        "warmup_interval": warmup_interval,
-        "max_cached_steps": limit_json(max_cached_steps),
-        "max_pruned_steps": limit_json(max_pruned_steps),
-        "max_continuous_cached_steps": limit_json(max_continuous_cached_steps),
-        "steps_computation_mask": mask_json(steps_computation_mask),
-        "steps_computation_policy": steps_computation_policy.as_str(),
-        "force_refresh_step_hint": force_refresh_step_hint,
-        "force_refresh_step_policy": force_refresh_step_policy.as_str(),
-        "cfg_compute_first": cfg_compute_first,
-        "enable_dynamic_prune_threshold": enable_dynamic_prune_threshold,
-        "max_dynamic_prune_threshold": max_dynamic_prune_threshold,
-        "dynamic_prune_threshold_relax_ratio": dynamic_prune_threshold_relax_ratio,
-        "dynamic_prune_threshold_diffs": limit_json(dynamic_prune_threshold_diffs),
-        "residual_cache_update_interval": residual_cache_update_interval,
-        "important_condition_threshold": important_condition_threshold.unwrap_or(0.0),
-        "downsample_factor": downsample_factor,
-        "compare_all_streams": compare_all_streams,
-        "separate_block_lists": separate_block_lists,
-        "calibrator": calibrator::to_json(calibrator.as_ref(), false),
-    })
-}
-
-fn limit_json(limit: &Option<usize>) -> Value {
-    limit.map_or(json!(-1), |limit| json!(limit))
-}
-
-fn mask_json(mask: &Option<StepsMask>) -> Value {
-    match mask {
-        None => Value::Null,
-        Some(StepsMask::Steps(mask)) => json!(mask.iter().map(|&compute| u8::from(compute)).collect::<Vec<_>>()),
-        Some(StepsMask::Preset(preset)) => json!(preset.as_str()),
+    fn options_json(&self, cache_type: &str, has_calibrator: bool) -> Json {
+        let mut object = Map::new();
+        let mut calibrator = Map::new();
+        object.insert("version".into(), json!(VERSION));
+        object.insert("cache_type".into(), json!(cache_type));
+        for option in PolicyOption::all() {
+            let Some(value) = option.value_in(self) else { continue };
+            let part = if option.calibrator.is_some() { &mut calibrator } else { &mut object };
+            part.insert(option.name().into(), option.form.to_json(&value));
+        }
+        if matches!(self, Self::DbPrune(_)) {
+            // It has but one value there.
+            calibrator.shift_remove("calibrator_cache_type");
+        }
+        object.insert("calibrator".into(), if has_calibrator { Json::Object(calibrator) } else { Json::Null });
+        Json::Object(object)
     }
 }
 
 pub(super) fn parse(text: &str) -> Result<PolicyConfig> {
     let object = match unique::parse(text) {
-        Ok(Value::Object(object)) => object,
+        Ok(Json::Object(object)) => object,
         Ok(_) => return Err(Error::usage("the policy is no JSON object; write one, or a tag")),
         Err(error) => return Err(Error::usage(format!("the policy is no JSON object: {error}; or write a tag"))),
     };
@@ -188,13 +83,13 @@ pub(super) fn parse(text: &str) -> Result<PolicyConfig> {
         }
     }
     let base = match object.get("cache_type") {
-        None | Some(Value::Null) => tag::preset("dbcache")?,
-        Some(Value::String(name)) => tag::preset(name).map_err(|error| error.at("cache_type"))?,
+        None | Some(Json::Null) => tag::preset("dbcache")?,
+        Some(Json::String(name)) => tag::preset(name).map_err(|error| error.at("cache_type"))?,
         Some(other) => return Err(Error::usage(format!("cache_type is {other}, but must be text"))),
     };
     let mut set = PolicyOverrides::default();
     let mut limits = Limits::default();
-    if object.get("cache_type").and_then(Value::as_str).is_some_and(tag::is_fbcache) {
+    if object.get("cache_type").and_then(Json::as_str).is_some_and(tag::is_fbcache) {
         calibrator::of_fbcache(&object, &mut set);
     }
     // The switches come first: what a key about the text stream means hangs on them.
@@ -239,57 +134,31 @@ impl Limits {
 }
 
 /// Sets the option `key`; `value` is not null.
-fn option(key: &str, value: &Value, set: &mut PolicyOverrides, limits: &mut Limits) -> Result<()> {
-    let (count, number, limit) = (|| count(key, value), || number(key, value), || limit(key, value));
+fn option(key: &str, value: &Json, set: &mut PolicyOverrides, limits: &mut Limits) -> Result<()> {
     match key {
         "version" | "cache_type" => {}
-        "Fn_compute_blocks" => set.fn_compute_blocks = Some(count()?),
-        "Bn_compute_blocks" => set.bn_compute_blocks = Some(count()?),
-        "residual_diff_threshold" => set.residual_diff_threshold = Some(number()?),
-        "max_warmup_steps" | "warmup_steps" => {
-            if set.max_warmup_steps.replace(count()?).is_some() {
-                return Err(Error::usage("max_warmup_steps and its old name warmup_steps are both given; remove one"));
-            }
-        }
-        "warmup_interval" => set.warmup_interval = Some(count()?),
-        "max_cached_steps" => set.max_cached_steps = Some(OrNone(limit()?)),
-        "max_continuous_cached_steps" => set.max_continuous_cached_steps = Some(OrNone(limit()?)),
-        "max_accumulated_residual_diff_threshold" => {
-            set.max_accumulated_residual_diff_threshold = Some(OrNone(Some(number()?)));
-        }
-        "steps_computation_mask" => set.steps_computation_mask = Some(OrNone(Some(mask(value)?))),
-        "steps_computation_policy" => set.steps_computation_policy = Some(text(key, value)?.parse()?),
-        "force_refresh_step_hint" => set.force_refresh_step_hint = Some(OrNone(Some(count()?))),
-        "force_refresh_step_policy" => set.force_refresh_step_policy = Some(text(key, value)?.parse()?),
-        "cfg_compute_first" => set.cfg_compute_first = Some(switch(key, value)?),
-        "cfg_diff_compute_separate" => set.cfg_diff_compute_separate = Some(switch(key, value)?),
-        "l1_hidden_states_diff_threshold" => set.l1_hidden_states_diff_threshold = Some(OrNone(Some(number()?))),
-        "important_condition_threshold" => set.important_condition_threshold = Some(OrNone(Some(number()?))),
-        "downsample_factor" => set.downsample_factor = Some(count()?),
-        "compare_all_streams" => set.compare_all_streams = Some(switch(key, value)?),
-        "Bn_compute_blocks_ids" => set.bn_compute_blocks_ids = Some(OrNone(Some(ids(key, value)?))),
-        "non_compute_blocks_diff_threshold" => set.non_compute_blocks_diff_threshold = Some(OrNone(Some(number()?))),
-        "non_prune_block_ids" | "non_prune_blocks_ids" => {
-            set.non_prune_block_ids = Some(OrNone(Some(ids(key, value)?)));
-        }
-        "max_pruned_steps" => set.max_pruned_steps = Some(OrNone(limit()?)),
-        "enable_dynamic_prune_threshold" => set.enable_dynamic_prune_threshold = Some(switch(key, value)?),
-        "max_dynamic_prune_threshold" => set.max_dynamic_prune_threshold = Some(OrNone(Some(number()?))),
-        "dynamic_prune_threshold_relax_ratio" => set.dynamic_prune_threshold_relax_ratio = Some(number()?),
-        "dynamic_prune_threshold_diffs" => set.dynamic_prune_threshold_diffs = Some(OrNone(limit()?)),
-        "residual_cache_update_interval" => set.residual_cache_update_interval = Some(count()?),
-        "max_Fn_compute_blocks" => limits.max_fn = limit()?,
-        "max_Bn_compute_blocks" => limits.max_bn = limit()?,
-        "enable_alter_cache" => set.enable_alter_cache = Some(switch(key, value)?),
-        "alter_residual_diff_threshold" => set.alter_residual_diff_threshold = Some(OrNone(Some(number()?))),
-        "enable_encoder_residual" => set.enable_encoder_residual = Some(switch(key, value)?),
-        "separate_block_lists" => set.separate_block_lists = Some(switch(key, value)?),
+        "max_Fn_compute_blocks" => limits.max_fn = limit(key, value)?,
+        "max_Bn_compute_blocks" => limits.max_bn = limit(key, value)?,
         "force_reduce_calibrator_vram" => limits.reduces_calibrator_vram = switch(key, value)?,
         _ if is_off(value) && is_old_switch(key) => {}
-        _ if calibrator::option(key, value, set)? => {}
+        _ if calibrator::option(key, value, set)? || known(key, value, set)? => {}
         _ => return Err(refusal(key)),
     }
     Ok(())
+}
+
+/// Sets the option of this name, or of this old name; `false` if there is none.
+fn known(key: &str, value: &Json, set: &mut PolicyOverrides) -> Result<bool> {
+    let name = OLD_NAMES.iter().find(|(old, _)| *old == key).map_or(key, |(_, name)| *name);
+    let Some(option) = PolicyOption::of_name(name) else { return Ok(false) };
+    let read = option.form.read_json(value).map_err(|expected| wrong_type(key, value, &expected))?;
+    let before = set.put(option.name(), read);
+    match OLD_NAMES.iter().find(|(_, new)| *new == name) {
+        Some((old, new)) if before.is_some() => {
+            Err(Error::usage(format!("{new} and its old name {old} are both given; remove one")))
+        }
+        _ => Ok(true),
+    }
 }
 
 /// Options that other releases have and this engine lacks, but that say nothing when they are off.
@@ -297,10 +166,10 @@ fn is_old_switch(key: &str) -> bool {
     matches!(key, "Fn_compute_blocks_ids" | "slg_layers")
 }
 
-fn is_off(value: &Value) -> bool {
+fn is_off(value: &Json) -> bool {
     match value {
-        Value::Bool(on) => !on,
-        Value::Array(list) => list.is_empty(),
+        Json::Bool(on) => !on,
+        Json::Array(list) => list.is_empty(),
         _ => false,
     }
 }
@@ -320,24 +189,19 @@ fn refusal(key: &str) -> Error {
         _ => {
             return Error::usage(format!(
                 "unknown option `{key}`{}; known are {}",
-                did_you_mean(key, PolicyOverrides::NAMES),
-                PolicyOverrides::NAMES.join(", ")
+                did_you_mean(key, PolicyOption::names()),
+                PolicyOption::names().collect::<Vec<_>>().join(", ")
             ));
         }
     };
     Error::usage(format!("{key} {why}"))
 }
 
-fn wrong_type(key: &str, value: &Value, expected: &str) -> Error {
+fn wrong_type(key: &str, value: &Json, expected: &str) -> Error {
     Error::usage(format!("{key} is {value}, but must be {expected}"))
 }
 
-fn count(key: &str, value: &Value) -> Result<usize> {
-    let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
-    count.ok_or_else(|| wrong_type(key, value, "a whole number, 0 or more"))
-}
-
-fn limit(key: &str, value: &Value) -> Result<Option<usize>> {
+fn limit(key: &str, value: &Json) -> Result<Option<usize>> {
     if value.as_i64() == Some(-1) {
         return Ok(None);
     }
@@ -345,37 +209,12 @@ fn limit(key: &str, value: &Value) -> Result<Option<usize>> {
     count.map(Some).ok_or_else(|| wrong_type(key, value, "a whole number, or -1 for no limit"))
 }
 
-fn number(key: &str, value: &Value) -> Result<f64> {
-    value.as_f64().ok_or_else(|| wrong_type(key, value, "a number"))
-}
-
-fn switch(key: &str, value: &Value) -> Result<bool> {
+fn switch(key: &str, value: &Json) -> Result<bool> {
     value.as_bool().ok_or_else(|| wrong_type(key, value, "true or false"))
 }
 
-fn text<'a>(key: &str, value: &'a Value) -> Result<&'a str> {
+fn text<'a>(key: &str, value: &'a Json) -> Result<&'a str> {
     value.as_str().ok_or_else(|| wrong_type(key, value, "text"))
-}
-
-/// A list of numbers, or text with ranges such as `0..16/2`.
-fn ids(key: &str, value: &Value) -> Result<BlockIds> {
-    if let Value::String(text) = value {
-        return text.parse();
-    }
-    let id = |id: &Value| id.as_u64().and_then(|id| usize::try_from(id).ok());
-    let ids = value.as_array().and_then(|list| list.iter().map(id).collect());
-    ids.map(BlockIds).ok_or_else(|| wrong_type(key, value, "a list of blocks"))
-}
-
-fn mask(value: &Value) -> Result<StepsMask> {
-    let key = "steps_computation_mask";
-    let Some(list) = value.as_array() else { return text(key, value)?.parse() };
-    let digit = |digit: &Value| match digit.as_u64() {
-        Some(0) => Ok(false),
-        Some(1) => Ok(true),
-        _ => Err(wrong_type(key, digit, "a list of 1 and 0")),
-    };
-    Ok(StepsMask::Steps(list.iter().map(digit).collect::<Result<_>>()?))
 }
 
 #[cfg(test)]

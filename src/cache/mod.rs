@@ -43,6 +43,7 @@
 //! # Ok::<(), dbcache_trt::Error>(())
 //! ```
 
+mod blocks;
 mod calibrator;
 mod dbcache;
 mod dbprune;
@@ -50,6 +51,7 @@ mod dmd;
 mod json;
 mod mask;
 mod memory;
+mod option;
 mod overrides;
 mod policy;
 mod prospect;
@@ -68,7 +70,8 @@ pub use dbprune::DbPruneConfig;
 pub use dmd::Gram;
 pub use mask::{MaskPreset, StepsMask, StepsPolicy};
 pub use memory::{KeptTensors, StreamLayout, Tensors};
-pub use overrides::{BlockIds, OrNone, PolicyOverrides};
+pub use option::{OptionGroup, PolicyOption};
+pub use overrides::PolicyOverrides;
 pub use policy::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, Reason};
 pub use replay::{RecordedBranch, RecordedList, RecordedStep, Recording};
 pub use shape::{BlocksSplit, RunShape};
@@ -376,44 +379,6 @@ impl PolicyConfig {
             }
             _ => CalibratorCacheType::Residual,
         }
-    }
-
-    /// The same policy with other options; see [`PolicyOverrides`].
-    ///
-    /// # Errors
-    /// `Usage` if this policy lacks an option that is set, or if the result is impossible.
-    pub fn with(mut self, overrides: &PolicyOverrides) -> Result<Self> {
-        let asked = tag::name(&self);
-        let lacking = match &mut self {
-            Self::None | Self::Replay { .. } => overrides.given().into_iter().next(),
-            Self::DbCache(config) => {
-                let lacking = overrides.apply_to_cache(config);
-                overrides.apply_to_calibrator(&mut config.calibrator)?;
-                lacking
-            }
-            Self::DbPrune(config) => {
-                let lacking = overrides.apply_to_prune(config);
-                overrides.apply_to_calibrator(&mut config.calibrator)?;
-                lacking
-            }
-        };
-        if let Some(option) = lacking {
-            let remedy = match (&self, option) {
-                (Self::DbPrune(_), "l1_hidden_states_diff_threshold") => {
-                    "use residual_diff_threshold, which it would replace: blocks compare hidden states anyway"
-                }
-                (Self::DbPrune(_), "max_accumulated_residual_diff_threshold") => {
-                    "nothing is accumulated there; use max_cached_steps or max_pruned_steps"
-                }
-                (Self::None, _) => {
-                    "choose a policy that has it, such as --cache dbcache or --cache prune, or leave it out"
-                }
-                _ => "leave it out, or choose another policy: `fb`, `dbcache`, `cache-dit`, `prune`",
-            };
-            return Err(Error::usage(format!("the policy `{asked}` has no option {option}; {remedy}")));
-        }
-        self.check()?;
-        Ok(self)
     }
 }
 

@@ -21,7 +21,12 @@ pub use self::build::{BuildArgs, BuildOneArgs};
 pub use self::engines::{EnginesArgs, EnginesCommand, GcArgs, StoreArgs};
 pub use self::policy::PolicyArgs;
 
-/// After `--help`: what a tag is, and the exit codes.
+/// What `--help` ends with.
+fn after_help() -> String {
+    AFTER_HELP.replace("{tokens}", &policy::tokens())
+}
+
+/// What a tag is, and the exit codes.
 const AFTER_HELP: &str = "\
 CACHE TAGS
   none                          every block runs on every step
@@ -30,10 +35,9 @@ CACHE TAGS
   dbcache  cache-dit  prune     presets: F8 B8 R0.12 W8; F8 B0 R0.08 W8; DBPrune F8 B8 R0.08 W8
   DBCache_F8B0_W8I1M0MC0_R0.08  tags that cache-dit prints
   policy.json  {\"Fn_compute_blocks\": 1}   options by their names in cache-dit
-  tokens: f Fn, b Bn, w warm-up steps, i warm-up interval, r threshold, m max cached steps, mc max continuous cached
-  steps, a max accumulated diff, l l1 threshold, ic important condition, ds downsample factor, scm:MASK[:static] steps
-  mask (digits, slow, medium, fast, ultra), fr refresh hint, cf cfg compute first, cds cfg diff compute separate, t foca
-  dmd calibrators, id s nt computed last blocks; prune_: DBPrune, np dt mp ui … (docs/cache-tags.md)
+
+TOKENS (docs/cache-tags.md)
+{tokens}
 
 EXIT CODES
   0 success, 2 usage, 3 ONNX Runtime's library, 4 engine directory, 5 input, 6 ONNX Runtime, 7 not a number,
@@ -43,7 +47,7 @@ EXIT CODES
 /// Runs diffusion transformers block by block on ONNX Runtime, and skips the blocks that dual block caching proves
 /// unnecessary.
 #[derive(Debug, Parser)]
-#[command(name = "dbcache-trt", version, after_long_help = AFTER_HELP)]
+#[command(name = "dbcache-trt", version, after_long_help = after_help())]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, max_term_width = 120)]
 #[command(allow_negative_numbers = true)] // so that -1 is told to be no such value, rather than an unknown option
 pub struct Cli {
@@ -182,7 +186,8 @@ impl GenerateArgs {
     pub fn request(&self) -> anyhow::Result<RequestOptions> {
         let cache = match &self.replay {
             Some(path) => {
-                let given: Vec<String> = self.policy.overrides().given().into_iter().map(policy::flag).collect();
+                let given: Vec<String> =
+                    self.policy.overrides().given().map(|option| format!("--{}", option.flag())).collect();
                 if !given.is_empty() {
                     anyhow::bail!(Error::with_kind(
                         ErrorKind::Usage,
@@ -194,7 +199,7 @@ impl GenerateArgs {
                 }
                 read_replay(path)?
             }
-            None => read_policy(&self.cache)?.with(&self.policy.overrides())?,
+            None => read_policy(&self.cache)?.with(self.policy.overrides())?,
         };
         Ok(RequestOptions {
             cache,
@@ -455,6 +460,7 @@ pub struct TraceDiffArgs {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use dbcache_trt::cache::PolicyOption;
     use dbcache_trt::options::{Options, Scope, scope};
 
     use super::*;
@@ -526,7 +532,7 @@ mod tests {
         names.sort_unstable();
         assert_eq!(flags, names);
         // A batch means something else here: part of --count. A replay needs a file; see tests/library/replay.rs.
-        let policy: Vec<String> = dbcache_trt::cache::PolicyOverrides::flags().collect();
+        let policy: Vec<String> = PolicyOption::all().iter().map(PolicyOption::flag).collect();
         let apart = ["batch", "replay"];
         let untested = |name: &&String| {
             !policy.contains(name) && !apart.contains(&name.as_str()) && !VALUES.iter().any(|(known, _)| known == *name)

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use crate::common::shell::{Ran, Shell};
 use crate::common::{copy_files, data, emoji, relative_l1, tiny_inputs};
-use dbcache_trt::cache::PolicyOverrides;
+use dbcache_trt::cache::PolicyOption;
 use dbcache_trt::{ErrorKind, write_tensors};
 use ndarray::{ArrayD, Axis};
 use serde_json::{Value, json};
@@ -315,8 +315,7 @@ fn help_and_version() {
         include_str!("../library/guidance.rs"),
         include_str!("../providers/listed.rs"),
     ];
-    let flags: Vec<String> =
-        PolicyOverrides::NAMES.iter().map(|name| format!("--{}", name.to_lowercase().replace('_', "-"))).collect();
+    let flags: Vec<String> = PolicyOption::all().iter().map(|option| format!("--{}", option.flag())).collect();
     let lines = help.lines().map(str::trim).filter(|line| line.starts_with('-'));
     for option in lines.filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--"))) {
         let is_shown = ["\"", " "].iter().any(|end| cases.iter().any(|c| c.contains(&format!("{option}{end}"))));

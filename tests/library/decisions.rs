@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use dbcache_trt::cache::{
     Action, Branch, CachePolicy, Calibrator, CalibratorCacheType, DecisionPoint, DiffOptions, DiffTensor, Gate, Gram,
-    PolicyConfig, PolicyOverrides, Reason, RecordedBranch, Recording, RunShape, StreamKind, Sum,
+    OptionGroup, PolicyConfig, PolicyOption, Reason, RecordedBranch, Recording, RunShape, StreamKind, Sum,
 };
 use serde_json::{Map, Value, json};
 
@@ -556,8 +556,9 @@ fn every_option_has_a_pair_that_decides_or_forecasts_differently() -> Result<()>
             ensure!(differing == [option], "{option}: {plain} and {other} differ in {differing:?}");
             let (plain, other) = (PolicyConfig::from_tag(plain)?, PolicyConfig::from_tag(other)?);
             let (a, b) = (toy::generate(&plain)?, toy::generate(&other)?);
-            let mut of_calibrators = PolicyOverrides::NAMES.into_iter().skip_while(|name| *name != "calibrator_type");
-            let is_of_calibrator = of_calibrators.any(|name| name == *option);
+            let mut of_calibrators =
+                PolicyOption::all().iter().filter(|option| option.group() == OptionGroup::Calibrator);
+            let is_of_calibrator = of_calibrators.any(|known| known.name() == *option);
             let differ = if is_of_calibrator { a.latents != b.latents } else { a.decisions != b.decisions };
             ensure!(differ, "{plain} and {other} both decide {}", a.decisions);
             of_policy.insert(option.to_string());
@@ -570,7 +571,7 @@ fn every_option_has_a_pair_that_decides_or_forecasts_differently() -> Result<()>
         ensure!(without.is_empty(), "{preset}: without a pair: {without:?}");
         with_pair.extend(of_policy);
     }
-    let overrides: BTreeSet<String> = PolicyOverrides::NAMES.into_iter().map(str::to_owned).collect();
+    let overrides: BTreeSet<String> = PolicyOption::all().iter().map(|option| option.name().to_owned()).collect();
     ensure!(with_pair == overrides, "overrides and policies have other options");
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dbcache_trt::ErrorKind;
-use dbcache_trt::cache::{PolicyConfig, PolicyOverrides};
+use dbcache_trt::cache::{OptionGroup, PolicyConfig, PolicyOption};
 use serde_json::{Map, Value};
 
 /// As long as a newcomer reads.
@@ -116,8 +116,9 @@ fn exit_codes_are_those_of_the_program() {
 
 #[test]
 fn options_are_those_of_the_program() {
-    let mut told: BTreeSet<String> = PolicyOverrides::NAMES
-        .into_iter()
+    let mut told: BTreeSet<String> = PolicyOption::all()
+        .iter()
+        .map(PolicyOption::name)
         .filter(|name| rows("docs/cache-tags.md").iter().any(|cells| cells[1..].contains(&format!("`{name}`"))))
         .map(flag_of)
         .collect();
@@ -169,42 +170,63 @@ fn flat(policy: &str) -> Map<String, Value> {
     object
 }
 
-/// The value of an option where nothing is said: of the first policy that has the option.
-fn default(name: &str) -> Value {
-    let policies = ["dbcache", "prune", r#"{"calibrator_type": "taylorseer"}"#, r#"{"calibrator_type": "dmd"}"#];
-    let found = policies.into_iter().find_map(|policy| flat(policy).remove(name));
-    found.unwrap_or_else(|| panic!("no policy has {name}"))
+/// The headings of docs/cache-tags.md whose first table is made from the options of a group.
+const TABLES: [(&str, OptionGroup); 4] = [
+    ("## Tokens of DBCache and DBPrune", OptionGroup::Both),
+    ("## Tokens of DBCache only", OptionGroup::DbCache),
+    ("## Tokens of DBPrune only", OptionGroup::DbPrune),
+    ("## Calibrators", OptionGroup::Calibrator),
+];
+
+/// A row of such a table.
+fn row(option: &PolicyOption) -> String {
+    let tokens: Vec<String> = option.tokens().iter().map(|token| format!("`{token}`")).collect();
+    let behind = option.follows().map(|token| format!(" It stands behind `{token}`.")).unwrap_or_default();
+    let (name, about, example) = (option.name(), option.about(), option.example());
+    format!("| {} | `{name}` | {about}{behind} | {} | `{example}` |", tokens.join(", "), option.default_text())
 }
 
-/// As the page writes it. Unset limits are -1 in JSON, and an unset `important_condition_threshold` is 0.
-fn written(value: &Value) -> String {
-    match value {
-        Value::Null => "none".into(),
-        Value::Array(list) if list.is_empty() => "none".into(),
-        Value::Number(number) if number.as_f64() == Some(-1.0) => "none".into(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+/// The page with the tables as the options say.
+fn with_tables(page: &str) -> String {
+    let mut lines: Vec<String> = page.lines().map(str::to_owned).collect();
+    for (heading, group) in TABLES {
+        let heading = lines.iter().position(|line| line == heading).unwrap_or_else(|| panic!("{heading}"));
+        let start = heading + lines[heading..].iter().position(|line| line.starts_with('|')).unwrap();
+        let end = start + lines[start..].iter().take_while(|line| line.starts_with('|')).count();
+        let head = ["| token | option | meaning | default | example |", "| --- | --- | --- | --- | --- |"];
+        let options = PolicyOption::all().iter().filter(|option| option.group() == group).map(row);
+        lines.splice(start..end, head.map(str::to_owned).into_iter().chain(options).collect::<Vec<_>>());
     }
+    lines.join("\n") + "\n"
+}
+
+/// With the variable `WRITE` set, the page is written anew.
+#[test]
+fn the_tables_of_tokens_are_made_from_the_options() {
+    const PAGE: &str = "docs/cache-tags.md";
+    let expected = with_tables(&read(PAGE));
+    if std::env::var_os("WRITE").is_some() {
+        fs::write(root().join(PAGE), &expected).unwrap();
+    }
+    assert_eq!(read(PAGE), expected, "write it: WRITE=1 cargo test --test library tables_of_tokens");
 }
 
 #[test]
-fn tokens_are_those_of_the_program() {
-    let mut named = BTreeSet::new();
-    for cells in rows("docs/cache-tags.md") {
-        let [tokens, option, _, told, example] = cells.as_slice() else { continue };
-        let (option, example) = (codes(option)[0], codes(example)[0]);
-        assert!(PolicyOverrides::NAMES.contains(&option), "there is no option {option}");
-        named.insert(option.to_owned());
-        let is_shown = codes(tokens).iter().any(|token| example.contains(token));
-        assert!(is_shown, "the example {example} shows none of {tokens}");
-        let default = default(option);
-        let is_unset = option == "important_condition_threshold" && default == 0.0;
-        assert_eq!(*told, if is_unset { "none".into() } else { written(&default) }, "default of {option}");
-        let value = flat(example).remove(option);
-        assert!(value.is_some_and(|value| value != default), "{example} leaves {option} as it is");
+fn examples_of_options_set_them() {
+    for option in PolicyOption::all() {
+        let (name, example) = (option.name(), option.example());
+        let is_shown = option.tokens().iter().any(|token| example.contains(token));
+        assert!(is_shown, "the example {example} shows none of {:?}", option.tokens());
+        let plain = if example.starts_with("prune") { "prune" } else { "dbcache" };
+        let plain = match example.split_once('_') {
+            Some((_, calibrator)) if option.group() == OptionGroup::Calibrator && name != "calibrator_type" => {
+                let kind: String = calibrator.chars().take_while(char::is_ascii_alphabetic).collect();
+                if kind == "t" { "t1".into() } else { format!("{kind}6") }
+            }
+            _ => plain.to_owned(),
+        };
+        assert_ne!(flat(example).get(name), flat(&plain).get(name), "{example} leaves {name} as it is");
     }
-    let forgotten: Vec<_> = PolicyOverrides::NAMES.into_iter().filter(|name| !named.contains(*name)).collect();
-    assert!(forgotten.is_empty(), "docs/cache-tags.md lacks {forgotten:?}");
 }
 
 /// A tag that is refused names the tokens that there are.
@@ -212,11 +234,15 @@ fn tokens_are_those_of_the_program() {
 fn every_token_is_explained() {
     let refused = "?".parse::<PolicyConfig>().unwrap_err().to_string();
     let (_, names) = refused.split_once("tokens: ").unwrap_or_else(|| panic!("{refused}"));
-    let names = names.split(',').map(|name| name.split_whitespace().next().unwrap_or_default());
-    let rows = rows("docs/cache-tags.md");
-    let told: BTreeSet<&str> =
-        rows.iter().filter(|cells| cells.len() == 5).flat_map(|cells| codes(&cells[0])).collect();
-    let forgotten: Vec<&str> = names.filter(|name| !told.contains(name)).collect();
+    let text = lines("docs/cache-tags.md", false).join("\n");
+    // Alone, or with a value: `s4`.
+    let is_told = |name: &str| {
+        codes(&text)
+            .iter()
+            .filter_map(|code| code.strip_prefix(name))
+            .any(|rest| !rest.starts_with(char::is_alphabetic))
+    };
+    let forgotten: Vec<&str> = names.split(", ").filter(|name| !is_told(name)).collect();
     assert!(forgotten.is_empty(), "docs/cache-tags.md lacks {forgotten:?}");
 }
 

@@ -1,57 +1,20 @@
 //! The calibrator in JSON: as a nested object with the fields of cache-dit's calibrator configs, or flat with the keys
 //! of its dictionary loader.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value as Json};
 
-use super::super::calibrator::{CalibratorConfig, CalibratorKind, CalibratorType};
-use super::super::overrides::{OrNone, PolicyOverrides};
+use super::super::calibrator::CalibratorType;
+use super::super::option::{PolicyOption, Value};
+use super::super::overrides::PolicyOverrides;
 use super::super::tag::LOW_PRECISION;
-use super::{count, is_off, number, switch, text, wrong_type};
+use super::{OLD_NAMES, is_off, known, switch, text, wrong_type};
 use crate::error::{Error, Result};
 
-/// The nested object. DBPrune has no `calibrator_cache_type`.
-pub(super) fn to_json(config: Option<&CalibratorConfig>, has_cache_type: bool) -> Value {
-    let Some(config) = config else { return Value::Null };
-    let CalibratorConfig { kind, enable_calibrator, enable_encoder_calibrator, calibrator_cache_type } = config;
-    let mut object = Map::new();
-    object.insert("calibrator_type".into(), json!(kind.calibrator_type().as_str()));
-    object.insert("enable_calibrator".into(), json!(enable_calibrator));
-    object.insert("enable_encoder_calibrator".into(), json!(enable_encoder_calibrator));
-    if has_cache_type {
-        object.insert("calibrator_cache_type".into(), json!(calibrator_cache_type.as_str()));
-    }
-    match kind {
-        CalibratorKind::TaylorSeer { taylorseer_order, taylorseer_first_step } => {
-            object.insert("taylorseer_order".into(), json!(taylorseer_order));
-            object.insert("taylorseer_first_step".into(), json!(taylorseer_first_step));
-        }
-        CalibratorKind::FoCa => {}
-        CalibratorKind::Dmd { dmd_history, dmd_rank, dmd_ridge, dmd_fallback } => {
-            object.insert("dmd_history".into(), json!(dmd_history));
-            object.insert("dmd_rank".into(), json!(dmd_rank));
-            object.insert("dmd_ridge".into(), json!(dmd_ridge));
-            object.insert("dmd_fallback".into(), json!(dmd_fallback.as_str()));
-        }
-    }
-    Value::Object(object)
-}
-
-/// Sets what `key` says, which is not null; `false` if it says nothing about calibrators.
-pub(super) fn option(key: &str, value: &Value, set: &mut PolicyOverrides) -> Result<bool> {
+/// Sets what `key` says, which is not null; `false` if it is no key of calibrators but the name of an option, or unknown.
+pub(super) fn option(key: &str, value: &Json, set: &mut PolicyOverrides) -> Result<bool> {
     match key {
         "calibrator" | "calibrator_config" => nested(key, value, set)?,
         "calibrator_type" => set_type(text(key, value)?.parse()?, set)?,
-        "enable_calibrator" => set.enable_calibrator = Some(switch(key, value)?),
-        "enable_encoder_calibrator" => set.enable_encoder_calibrator = Some(switch(key, value)?),
-        "calibrator_cache_type" | "taylorseer_cache_type" => {
-            set.calibrator_cache_type = Some(text(key, value)?.parse()?);
-        }
-        "taylorseer_order" => set.taylorseer_order = Some(count(key, value)?),
-        "taylorseer_first_step" => set.taylorseer_first_step = Some(count(key, value)?),
-        "dmd_history" => set.dmd_history = Some(count(key, value)?),
-        "dmd_rank" => set.dmd_rank = Some(count(key, value)?),
-        "dmd_ridge" => set.dmd_ridge = Some(number(key, value)?),
-        "dmd_fallback" => set.dmd_fallback = Some(text(key, value)?.parse()?),
         "dmd_svd_precision" => check_precision(text(key, value)?)?,
         "calibrator_kwargs" if value.as_object().is_some_and(Map::is_empty) => {}
         _ => return legacy(key, value, set),
@@ -59,26 +22,29 @@ pub(super) fn option(key: &str, value: &Value, set: &mut PolicyOverrides) -> Res
     Ok(true)
 }
 
-fn nested(key: &str, value: &Value, set: &mut PolicyOverrides) -> Result<()> {
+fn nested(key: &str, value: &Json, set: &mut PolicyOverrides) -> Result<()> {
     let Some(object) = value.as_object() else { return Err(wrong_type(key, value, "an object or null")) };
     for (field, value) in object.iter().filter(|(_, value)| !value.is_null()) {
         let is_known = match field.as_str() {
             "type" => option("calibrator_type", value, set)?,
             "calibrator" | "calibrator_config" => false,
-            field => option(field, value, set)?,
+            field => option(field, value, set)? || (is_of_calibrators(field) && known(field, value, set)?),
         };
         if !is_known {
-            return Err(Error::usage(format!(
-                "unknown option `{field}` in {key}; known are calibrator_type, enable_calibrator, \
-                 enable_encoder_calibrator, calibrator_cache_type, taylorseer_order, taylorseer_first_step, dmd_history, \
-                 dmd_rank, dmd_ridge, dmd_fallback"
-            )));
+            let known: Vec<&str> = PolicyOption::names().filter(|name| is_of_calibrators(name)).collect();
+            return Err(Error::usage(format!("unknown option `{field}` in {key}; known are {}", known.join(", "))));
         }
     }
-    if set.calibrator_type.is_none() {
+    if set.get("calibrator_type").is_none() {
         return Err(Error::usage(format!("{key} has no calibrator_type; write taylorseer, foca or dmd")));
     }
     Ok(())
+}
+
+/// Whether this is the name of an option of calibrators, or its old name.
+fn is_of_calibrators(key: &str) -> bool {
+    let name = OLD_NAMES.iter().find(|(old, _)| *old == key).map_or(key, |(_, name)| *name);
+    PolicyOption::of_name(name).is_some_and(|option| option.calibrator.is_some())
 }
 
 /// Whether the key switches a calibrator on in the dictionary loader.
@@ -87,7 +53,7 @@ pub(super) fn is_switch(key: &str) -> bool {
 }
 
 /// The switches of the dictionary loader. There the text stream is left out unless it is asked for, except with DMD.
-fn legacy(key: &str, value: &Value, set: &mut PolicyOverrides) -> Result<bool> {
+fn legacy(key: &str, value: &Json, set: &mut PolicyOverrides) -> Result<bool> {
     let (calibrator, is_encoder) = match key {
         "enable_taylorseer" => (CalibratorType::TaylorSeer, false),
         "enable_dmd" => (CalibratorType::Dmd, false),
@@ -102,28 +68,30 @@ fn legacy(key: &str, value: &Value, set: &mut PolicyOverrides) -> Result<bool> {
     let is_on = switch(key, value)?;
     if is_encoder {
         // If the calibrator is off, this key has no meaning.
-        if is_on || set.calibrator_type == Some(OrNone(Some(calibrator))) {
-            set.enable_encoder_calibrator = Some(is_on);
+        if is_on || set.get("calibrator_type") == Some(&Value::Word(calibrator.as_str())) {
+            set.put("enable_encoder_calibrator", Value::Switch(is_on));
         }
     } else if is_on {
         set_type(calibrator, set)?;
-        set.enable_encoder_calibrator.get_or_insert(calibrator == CalibratorType::Dmd);
+        if set.get("enable_encoder_calibrator").is_none() {
+            set.put("enable_encoder_calibrator", Value::Switch(calibrator == CalibratorType::Dmd));
+        }
     }
     Ok(true)
 }
 
 /// What the switch of FBCache meant in release 0.1.0, where it had no options: order 2, derivatives from step 2 on, and
 /// a text stream that a skipped step does not correct. Options that are given beside it come later and win.
-pub(super) fn of_fbcache(object: &Map<String, Value>, set: &mut PolicyOverrides) {
-    if object.get("enable_taylorseer") == Some(&Value::Bool(true)) {
-        set.taylorseer_order = Some(2);
-        set.taylorseer_first_step = Some(2);
-        set.enable_encoder_residual = Some(false);
+pub(super) fn of_fbcache(object: &Map<String, Json>, set: &mut PolicyOverrides) {
+    if object.get("enable_taylorseer") == Some(&Json::Bool(true)) {
+        set.put("taylorseer_order", Value::Count(2));
+        set.put("taylorseer_first_step", Value::Count(2));
+        set.put("enable_encoder_residual", Value::Switch(false));
     }
 }
 
 fn set_type(calibrator: CalibratorType, set: &mut PolicyOverrides) -> Result<()> {
-    match set.calibrator_type.replace(OrNone(Some(calibrator))) {
+    match set.put("calibrator_type", Value::Word(calibrator.as_str())) {
         None => Ok(()),
         Some(_) => Err(Error::usage("two calibrators are given; remove one")),
     }

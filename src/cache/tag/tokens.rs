@@ -3,24 +3,19 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::super::calibrator::{CalibratorCacheType, CalibratorType, DmdFallback};
-use super::super::dbcache::RefreshPolicy;
-use super::super::mask::{StepsMask, StepsPolicy};
-use super::super::overrides::{BlockIds, OrNone, PolicyOverrides};
+use super::super::blocks::BlockIds;
+use super::super::calibrator::{CalibratorType, DmdFallback};
+use super::super::mask::StepsMask;
+use super::super::option::{Absent, Form, PolicyOption, Token, Value};
+use super::super::overrides::PolicyOverrides;
 use super::PRESETS;
 use crate::error::{Error, Result};
 use crate::nearest::did_you_mean;
+use crate::words::one_of;
 
 /// Why the reference's randomised decomposition is refused.
 pub(in crate::cache) const LOW_PRECISION: &str = "dmd_svd_precision is low, a decomposition with random numbers that \
      nothing else reproduces; use medium";
-
-/// All tokens, for the nearest to a mistyped one.
-const TOKENS: [&str; 39] = [
-    "f", "b", "r", "w", "i", "m", "mc", "a", "l", "ic", "ds", "cf", "cds", "id", "s", "nt", "np", "mp", "as", "ui",
-    "dt", "dm", "dr", "dn", "al", "at", "er", "t", "tf", "foca", "dmd", "ch", "ce", "hs", "dk", "dg", "scm", "fr",
-    "sl",
-];
 
 /// What is left of a tag.
 pub(super) struct Tokens<'a> {
@@ -55,90 +50,45 @@ impl<'a> Tokens<'a> {
 
     /// Reads the value of the token `name` and sets its option.
     fn token(&mut self, name: &str, start: usize, set: &mut PolicyOverrides) -> Result<()> {
-        match name {
-            "f" => once(&mut set.fn_compute_blocks, name, self.number(name)?),
-            "b" => once(&mut set.bn_compute_blocks, name, self.number(name)?),
-            "r" => once(&mut set.residual_diff_threshold, name, self.number(name)?),
-            "w" => once(&mut set.max_warmup_steps, name, self.number(name)?),
-            "i" => once(&mut set.warmup_interval, name, self.number(name)?),
-            "m" => once(&mut set.max_cached_steps, name, self.limit(name)?),
-            "mc" => once(&mut set.max_continuous_cached_steps, name, self.limit(name)?),
-            "a" => once(&mut set.max_accumulated_residual_diff_threshold, name, OrNone(Some(self.number(name)?))),
-            "l" => once(&mut set.l1_hidden_states_diff_threshold, name, OrNone(Some(self.number(name)?))),
-            "ic" => once(&mut set.important_condition_threshold, name, OrNone(Some(self.number(name)?))),
-            "ds" => once(&mut set.downsample_factor, name, self.number(name)?),
-            "cf" => once(&mut set.cfg_compute_first, name, self.switch(name)?),
-            "cds" => once(&mut set.cfg_diff_compute_separate, name, self.switch(name)?),
-            "id" => {
-                let ids = self.ids(name)?;
-                once(&mut set.bn_compute_blocks_ids, name, OrNone(Some(ids)))
-            }
-            "s" => self.stride(set),
-            "nt" => once(&mut set.non_compute_blocks_diff_threshold, name, OrNone(Some(self.number(name)?))),
-            "np" => {
-                let ids = self.ids(name)?;
-                once(&mut set.non_prune_block_ids, name, OrNone(Some(ids)))
-            }
-            "mp" => once(&mut set.max_pruned_steps, name, self.limit(name)?),
-            "as" => once(&mut set.compare_all_streams, name, self.switch(name)?),
-            "ui" => once(&mut set.residual_cache_update_interval, name, self.number(name)?),
-            "dt" => once(&mut set.enable_dynamic_prune_threshold, name, self.switch(name)?),
-            "dm" => once(&mut set.max_dynamic_prune_threshold, name, OrNone(Some(self.number(name)?))),
-            "dr" => once(&mut set.dynamic_prune_threshold_relax_ratio, name, self.number(name)?),
-            "dn" => {
-                let diffs = Some(self.number(name)?).filter(|&diffs| diffs > 0);
-                once(&mut set.dynamic_prune_threshold_diffs, name, OrNone(diffs))
-            }
-            "al" => once(&mut set.enable_alter_cache, name, self.switch(name)?),
-            "at" => once(&mut set.alter_residual_diff_threshold, name, OrNone(Some(self.number(name)?))),
-            "sl" => once(&mut set.separate_block_lists, name, self.switch(name)?),
-            "er" => once(&mut set.enable_encoder_residual, name, self.switch(name)?),
-            "tf" => once(&mut set.taylorseer_first_step, name, self.number(name)?),
-            "t" | "foca" | "dmd" => self.calibrator(name, set),
-            "ch" => once(&mut set.enable_calibrator, name, self.switch(name)?),
-            "ce" => once(&mut set.enable_encoder_calibrator, name, self.switch(name)?),
-            "hs" => {
-                let kinds = [CalibratorCacheType::Residual, CalibratorCacheType::HiddenStates];
-                once(&mut set.calibrator_cache_type, name, kinds[usize::from(self.switch(name)?)])
-            }
-            "dk" => once(&mut set.dmd_rank, name, self.number(name)?),
-            "dg" => once(&mut set.dmd_ridge, name, self.number(name)?),
-            "scm" => self.mask(set),
-            "fr" => {
-                once(&mut set.force_refresh_step_hint, name, OrNone(Some(self.number(name)?)))?;
-                set.force_refresh_step_policy = self.word(name, [RefreshPolicy::Once, RefreshPolicy::Repeat])?;
-                Ok(())
-            }
-            _ => {
-                self.take(|c| c != '_');
-                let part = &self.text[start..self.at];
-                Err(Error::usage(format!(
-                    "unknown part `{part}`{}; expected a preset (none, fb, dbcache, cache-dit, prune) or tokens: f, b, \
-                     w, i, r, m, mc, a, l, ic, ds, cf, cds, id, s, nt, np, mp, as, ui, dt, dm, dr, dn, al, at, er, sl, fr, t, tf, dmd, \
-                     ch, ce, hs, dk, dg with a number, foca, scm: with a mask",
-                    did_you_mean(name, TOKENS.into_iter().chain(PRESETS.into_iter().filter(|_| start == 0)))
-                )))
-            }
+        if name == "s" {
+            return self.stride(set);
         }
+        let Some(option) = PolicyOption::all().iter().find(|option| option.token_name() == Some(name)) else {
+            self.take(|c| c != '_');
+            return Err(unknown(&self.text[start..self.at], name, start == 0));
+        };
+        match option.tag_token() {
+            Token::Word(word) => return choose(set, name, word),
+            Token::Chooses(_, calibrator) => choose(set, name, calibrator.as_str())?,
+            Token::Always(_) | Token::Named(_) | Token::Follows(_) => {}
+        }
+        let value = self.value(option, name)?;
+        once(set, option.name(), name, value)?;
+        let follower = PolicyOption::all().iter().find(|option| option.follows() == Some(name));
+        if let Some(follower) = follower
+            && let Some(word) = self.word(name, follower.form.words())?
+        {
+            set.put(follower.name(), Value::Word(word));
+        }
+        Ok(())
     }
 
-    fn calibrator(&mut self, name: &str, set: &mut PolicyOverrides) -> Result<()> {
-        let calibrator = match name {
-            "t" => {
-                set.taylorseer_order = Some(self.number(name)?);
-                CalibratorType::TaylorSeer
-            }
-            "foca" => CalibratorType::FoCa,
-            _ => {
-                set.dmd_history = Some(self.number(name)?);
-                set.dmd_fallback = self.word(name, [DmdFallback::Corrected, DmdFallback::Reference])?;
-                CalibratorType::Dmd
-            }
+    /// The value of an option behind its token.
+    fn value(&mut self, option: &PolicyOption, name: &str) -> Result<Value> {
+        let value = match option.form {
+            Form::Switch => Value::Switch(self.place(name, 2)? == 1),
+            // The reference prints 0 for limits that are unset.
+            Form::Count(Absent::MinusOne) if self.is_of_reference => match self.number(name)? {
+                0 => Value::None,
+                limit => Value::Count(limit),
+            },
+            Form::Count(_) => Value::Count(self.number(name)?),
+            Form::Number(_) => Value::Number(self.number(name)?),
+            Form::Blocks(_) => Value::Blocks(self.ids(name)?),
+            Form::Mask => Value::Mask(self.mask()?),
+            Form::Word(words, _) => Value::Word(words[self.place(name, words.len())?]),
         };
-        match set.calibrator_type.replace(OrNone(Some(calibrator))) {
-            None => Ok(()),
-            Some(_) => Err(Error::usage(format!("`{name}` is a second calibrator; remove one"))),
-        }
+        Ok(option.form.settle(value))
     }
 
     /// A list of blocks: digits, dots and the slash of a range.
@@ -150,35 +100,35 @@ impl<'a> Tokens<'a> {
     /// `b12s4`: of the last 12 blocks each 4th, and the very last one; a stride of 0 or 1 means all, as in the reference.
     fn stride(&mut self, set: &mut PolicyOverrides) -> Result<()> {
         let stride = self.number("s")?;
-        let Some(b) = set.bn_compute_blocks else {
+        let Some(&Value::Count(b)) = set.get("Bn_compute_blocks") else {
             return Err(Error::usage("`s` must follow `b`, whose every n-th block it means"));
         };
-        let ids = if stride < 2 { None } else { Some(BlockIds::range(0, b, stride).ok_or_else(|| no_range(b))?) };
-        once(&mut set.bn_compute_blocks_ids, "s", OrNone(ids))
+        let ids = match stride {
+            ..2 => Value::None,
+            _ => Value::Blocks(BlockIds::range(0, b, stride).ok_or_else(|| no_range(b))?),
+        };
+        once(set, "Bn_compute_blocks_ids", "s", ids)
     }
 
-    fn mask(&mut self, set: &mut PolicyOverrides) -> Result<()> {
+    fn mask(&mut self) -> Result<StepsMask> {
         self.take(|c| c == ':' || c == '_');
         let mask = self.take(|c| c.is_ascii_digit());
         let mask = if mask.is_empty() { self.take(|c| c.is_ascii_lowercase()) } else { mask };
-        once(&mut set.steps_computation_mask, "scm", OrNone(Some(mask.parse::<StepsMask>()?)))?;
-        set.steps_computation_policy = self.word("scm", [StepsPolicy::Dynamic, StepsPolicy::Static])?;
-        Ok(())
+        mask.parse()
     }
 
-    /// One of two words after `:` or `_`, if it is there.
-    fn word<T: Copy + fmt::Display>(&mut self, name: &str, words: [T; 2]) -> Result<Option<T>> {
+    /// One of a few words after `:` or `_`, if it is there.
+    fn word(&mut self, name: &str, words: &'static [&'static str]) -> Result<Option<&'static str>> {
         let rest = &self.text[self.at..];
         for word in words {
-            let after = rest.strip_prefix([':', '_']).and_then(|rest| rest.strip_prefix(word.to_string().as_str()));
+            let after = rest.strip_prefix([':', '_']).and_then(|rest| rest.strip_prefix(word));
             if let Some(after) = after.filter(|after| !after.starts_with(|c: char| c.is_ascii_lowercase())) {
                 self.at = self.text.len() - after.len();
                 return Ok(Some(word));
             }
         }
         if rest.starts_with(':') {
-            let [a, b] = words;
-            return Err(Error::usage(format!("the word after `{name}` must be `{a}` or `{b}`")));
+            return Err(Error::usage(format!("the word after `{name}` must be {}", one_of(words))));
         }
         Ok(None)
     }
@@ -223,8 +173,11 @@ impl<'a> Tokens<'a> {
             "o" => {
                 let order: usize = self.number("o")?;
                 let is_on = number != "0" && order > 0;
-                once(&mut set.calibrator_type, "t", OrNone(is_on.then_some(CalibratorType::TaylorSeer)))?;
-                set.taylorseer_order = is_on.then_some(order);
+                let calibrator = if is_on { Value::Word(CalibratorType::TaylorSeer.as_str()) } else { Value::None };
+                once(set, "calibrator_type", "t", calibrator)?;
+                if is_on {
+                    set.put("taylorseer_order", Value::Count(order));
+                }
                 Ok(true)
             }
             _ => {
@@ -236,9 +189,9 @@ impl<'a> Tokens<'a> {
 
     /// `DMDH6`, and `DMDH6h`, which is the same on most devices; `DMDH6l` is not reproducible.
     fn dmd_of_reference(&mut self, set: &mut PolicyOverrides) -> Result<()> {
-        once(&mut set.calibrator_type, "dmdh", OrNone(Some(CalibratorType::Dmd)))?;
-        set.dmd_history = Some(self.number("dmdh")?);
-        set.dmd_fallback = Some(DmdFallback::Reference);
+        once(set, "calibrator_type", "dmdh", Value::Word(CalibratorType::Dmd.as_str()))?;
+        set.put("dmd_history", Value::Count(self.number("dmdh")?));
+        set.put("dmd_fallback", Value::Word(DmdFallback::Reference.as_str()));
         match self.take(|c| c.is_ascii_lowercase()) {
             "" | "h" => Ok(()),
             "l" => Err(Error::usage(LOW_PRECISION)),
@@ -283,18 +236,33 @@ impl<'a> Tokens<'a> {
         })
     }
 
-    fn limit(&mut self, name: &str) -> Result<OrNone<usize>> {
-        let limit = self.number(name)?;
-        Ok(OrNone(if self.is_of_reference && limit == 0 { None } else { Some(limit) }))
+    /// A number below `count`: the place of a value in the list of all.
+    fn place(&mut self, name: &str, count: usize) -> Result<usize> {
+        let text = self.number_text();
+        text.parse().ok().filter(|place| *place < count).ok_or_else(|| {
+            let places: Vec<String> = (0..count).map(|place| place.to_string()).collect();
+            Error::usage(format!("`{name}` must be {}, got `{text}`", places.join(" or ")))
+        })
     }
+}
 
-    fn switch(&mut self, name: &str) -> Result<bool> {
-        match self.number_text() {
-            "0" => Ok(false),
-            "1" => Ok(true),
-            other => Err(Error::usage(format!("`{name}` must be 0 or 1, got `{other}`"))),
-        }
+/// Chooses the calibrator of this word.
+fn choose(set: &mut PolicyOverrides, name: &str, calibrator: &'static str) -> Result<()> {
+    match set.put("calibrator_type", Value::Word(calibrator)) {
+        None => Ok(()),
+        Some(_) => Err(Error::usage(format!("`{name}` is a second calibrator; remove one"))),
     }
+}
+
+/// `part` of a tag, which begins with the letters `name`, is nothing that is known.
+fn unknown(part: &str, name: &str, is_first: bool) -> Error {
+    let tokens = || PolicyOption::all().iter().filter_map(PolicyOption::token_name).chain(["s"]);
+    let near = did_you_mean(name, tokens().chain(PRESETS.into_iter().filter(|_| is_first)));
+    let all: Vec<&str> = tokens().collect();
+    Error::usage(format!(
+        "unknown part `{part}`{near}; expected a preset (none, fb, dbcache, cache-dit, prune) or tokens: {}",
+        all.join(", ")
+    ))
 }
 
 /// Why a stride over the last `b` blocks means nothing.
@@ -305,8 +273,8 @@ fn no_range(b: usize) -> Error {
     })
 }
 
-fn once<T>(field: &mut Option<T>, name: &str, value: T) -> Result<()> {
-    match field.replace(value) {
+fn once(set: &mut PolicyOverrides, option: &'static str, name: &str, value: Value) -> Result<()> {
+    match set.put(option, value) {
         None => Ok(()),
         Some(_) => Err(Error::usage(format!("`{name}` is given twice; remove one"))),
     }
