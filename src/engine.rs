@@ -17,7 +17,7 @@ pub use self::build::{EngineBuild, PlannedEngine};
 pub use self::files::{StageFile, write_stages};
 use self::loader::Loader;
 pub use self::probe::ModelPart;
-pub(crate) use self::stages::{LoadedPlan, LoadedStage, Stages, sizes};
+pub(crate) use self::stages::{LoadedPlan, LoadedStage, Loading, Stages, sizes};
 use crate::cache::PolicyConfig;
 use crate::cancel::CancelToken;
 use crate::error::{At, Error, Result};
@@ -84,9 +84,9 @@ impl Engine {
         check_provider(options, &directory)?;
         let load = |device: &Device| {
             let loader = Loader::new(&directory, options, device, weights)?;
-            let limits = (options.stages, options.stage_bytes);
+            let limits = Limits::new(options.stages, options.stage_bytes, &sizes(&directory))?;
             let copies_weights = copies_weights(device.spec().kind(), weights, options.arithmetic);
-            let stages = Stages::of_experts(&directory, limits, options.other_plan, copies_weights)?;
+            let stages = Stages::of_experts(&directory, limits, options.other_plan, copies_weights);
             if options.require_built {
                 let joined =
                     stages.iter().map(|stages| stages.graphs(&directory, &cuts)).collect::<Result<Vec<_>>>()?;
@@ -94,9 +94,9 @@ impl Engine {
                 loader.check_built(device, &all)?;
             }
             for stages in &stages {
-                stages.load(&directory, (device, &loader), &cuts, &options.cancel)?;
+                stages.load(&directory, Loading { device, loader: &loader }, &cuts, &options.cancel)?;
             }
-            let sessions = loader.sessions(device, (Role::Model, &graphs), &options.cancel)?;
+            let sessions = loader.sessions(device, Role::Model, &graphs, &options.cancel)?;
             Ok((loader, stages, sessions))
         };
         let (device, (loader, stages, sessions), refused) =
@@ -174,7 +174,7 @@ impl Loaded {
     /// # Errors
     /// `Usage` where they are not loaded and may not be; `Runtime`, `Cancelled`.
     pub(crate) fn load_plans(&self, cuts: &Cuts, cancel: &CancelToken) -> Result<Vec<Arc<LoadedPlan>>> {
-        let on = (self.device.as_ref(), &self.loader);
+        let on = Loading { device: &self.device, loader: &self.loader };
         let load = |stages: &Stages| stages.for_request(&self.directory, on, cuts, cancel).map(Arc::new);
         self.stages.iter().map(load).collect()
     }

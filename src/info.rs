@@ -13,7 +13,7 @@ pub use self::plan::DryRun;
 use crate::engine::{Engine, Stages};
 use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
-use crate::model::manifest::{Dimension, GuidanceSpec, Manifest};
+use crate::model::manifest::{GuidanceSpec, Manifest};
 use crate::plan::Stage;
 use crate::runtime::compiler::EngineCounts;
 
@@ -145,18 +145,23 @@ pub struct EngineInfo {
     pub exported_with: Vec<(String, String)>,
 }
 
+/// The kinds of the blocks in order, and how many blocks of a kind follow each other.
+fn block_kinds(manifest: &Manifest) -> Vec<(String, usize)> {
+    let mut kinds: Vec<(String, usize)> = Vec::new();
+    for block in &manifest.blocks {
+        match kinds.last_mut() {
+            Some((kind, count)) if *kind == block.kind => *count += 1,
+            _ => kinds.push((block.kind.clone(), 1)),
+        }
+    }
+    kinds
+}
+
 impl EngineInfo {
     pub(crate) fn new(directory: &EngineDirectory) -> Self {
         let manifest: &Manifest = &directory.manifest;
         let experts = directory.experts.iter().flat_map(ExpertGraphs::all);
         let graphs: Vec<&Graph> = experts.chain(&directory.text).chain(&directory.decode).collect();
-        let mut block_kinds: Vec<(String, usize)> = Vec::new();
-        for block in &manifest.blocks {
-            match block_kinds.last_mut() {
-                Some((kind, count)) if *kind == block.kind => *count += 1,
-                _ => block_kinds.push((block.kind.clone(), 1)),
-            }
-        }
         let in_weights: usize = directory.weights.values().map(|file| file.parameters().count()).sum();
         let guidance = match manifest.guidance {
             GuidanceSpec::None {} => "none",
@@ -171,7 +176,7 @@ impl EngineInfo {
             attribution: manifest.license.attribution.clone(),
             hash: directory.hash.clone(),
             blocks: manifest.blocks.len(),
-            block_kinds,
+            block_kinds: block_kinds(manifest),
             streams: manifest.streams.clone(),
             parameters: graphs.iter().map(|graph| graph.parameters).sum(),
             weight_bytes: graphs.iter().map(|graph| graph.weight_bytes).sum(),
@@ -198,18 +203,7 @@ impl EngineInfo {
                 .video
                 .map(|video| [video.frames.default, video.frames.min, video.frames.max, video.temporal_downscale]),
             fps: manifest.video.map(|video| video.fps),
-            dimensions: manifest
-                .dimensions
-                .iter()
-                .map(|(name, dimension)| {
-                    let range = match dimension {
-                        Dimension::Range { min, max } if min == max => min.to_string(),
-                        Dimension::Range { min, max } => format!("{min}..{max}"),
-                        Dimension::Sum { sum } => sum.join(" + "),
-                    };
-                    (name.clone(), range)
-                })
-                .collect(),
+            dimensions: manifest.dimensions.iter().map(|(name, range)| (name.clone(), range.to_string())).collect(),
             engines: None,
             exported_with: manifest.exported_with.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         }

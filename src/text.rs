@@ -53,6 +53,15 @@ impl Tokens {
     }
 }
 
+/// What is known of a prompt's tokens before its graphs run.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    /// Tokens of each tokenizer.
+    lengths: &'a BTreeMap<String, usize>,
+    /// What the graphs give.
+    ports: &'a [Port],
+}
+
 impl TextEncoder {
     /// # Errors
     /// `EngineDirectory` when a tokenizer file does not parse or contradicts the manifest.
@@ -185,7 +194,7 @@ impl TextEncoder {
                 let extent = |axis: &Axis| match axis {
                     Axis::Fixed(extent) => Ok(*extent as i64),
                     Axis::Named(name) if name == "batch" => Ok(batch),
-                    Axis::Named(dim) => self.tokens_along(dim, graph, (lengths, ports), &encoded, buffers),
+                    Axis::Named(dim) => self.tokens_along(dim, graph, Known { lengths, ports }, &encoded, buffers),
                 };
                 let shape = port.shape.iter().map(extent).collect::<Result<Vec<i64>>>()?;
                 outputs.push((name.clone(), buffers.add(port.dtype, &shape)?));
@@ -203,10 +212,11 @@ impl TextEncoder {
         &self,
         dim: &str,
         graph: &TextGraphSpec,
-        (lengths, ports): (&BTreeMap<String, usize>, &[Port]),
+        known: Known<'_>,
         encoded: &[(String, BufferId)],
         buffers: &Buffers,
     ) -> Result<i64> {
+        let Known { lengths, ports } = known;
         if let Some(length) = graph.length {
             return Ok(length as i64);
         }

@@ -68,29 +68,10 @@ pub(super) fn check(
 ) -> Result<()> {
     let Some(calibrator) = calibrator else { return Ok(()) };
     let needs = Needs::of(&calibrator.kind);
-    let never_skips = limits.threshold <= 0.0 || limits.max_steps == Some(0) || limits.max_continuous_steps == Some(0);
-    // Then nothing stops the run of skipped steps; what a limit on their number makes computed comes after them all.
-    let never_stops = limits.threshold >= 1.0 && limits.max_continuous_steps.is_none();
-    let (mut kept, mut is_ready, mut is_reached, mut is_ever_skipped) = (0, false, false, false);
-    // What is used of a calibrator's depth on the deepest skipped step.
-    let (mut depth, mut most) = (0, 0);
-    for step in 0..schedule.longest_stretch(steps) {
-        let (may_compute, may_skip) = match schedule.rule(step).map(|reason| reason.action()) {
-            Some(action) => (action == Action::Compute, action == Action::Skip),
-            None => (never_skips || kept == 0 || !never_stops, !never_skips && kept > 0),
-        };
-        if may_skip {
-            most = most.max(depth);
-            is_reached |= is_ready;
-        }
-        is_ever_skipped |= may_skip;
-        if may_compute && schedule.keeps(step) {
-            kept += 1;
-            depth += usize::from(needs.depth.is_some_and(|depth| depth.deepens(kept, step)));
-            is_ready |= step >= needs.first_step && kept >= needs.kept;
-        }
-    }
-    if let Some(depth) = needs.depth.filter(|depth| is_reached && depth.asked > most) {
+    let steps = schedule.longest_stretch(steps);
+    let found = Prospect::of(&needs, schedule, steps, &limits);
+    if let Some(depth) = needs.depth.filter(|depth| found.is_reached && depth.asked > found.depth) {
+        let most = found.depth;
         let remedy = if most >= depth.least {
             format!("use {most} or less, or more steps")
         } else {
@@ -101,33 +82,44 @@ pub(super) fn check(
             depth.option, depth.asked, depth.what
         )));
     }
-    if is_reached {
-        return Ok(());
+    if found.is_reached { Ok(()) } else { Err(needs.never(steps, found.is_ever_skipped)) }
+}
+
+/// What the steps of a run can do for a calibrator.
+struct Prospect {
+    /// Whether a step may be skipped after enough was computed.
+    is_reached: bool,
+    is_ever_skipped: bool,
+    /// What is used of a calibrator's depth on the deepest skipped step.
+    depth: usize,
+}
+
+impl Prospect {
+    fn of(needs: &Needs, schedule: &Schedule, steps: usize, limits: &Limits) -> Self {
+        let never_skips =
+            limits.threshold <= 0.0 || limits.max_steps == Some(0) || limits.max_continuous_steps == Some(0);
+        // Then nothing stops the run of skipped steps; what a limit on their number makes computed comes after them all.
+        let never_stops = limits.threshold >= 1.0 && limits.max_continuous_steps.is_none();
+        let mut found = Self { is_reached: false, is_ever_skipped: false, depth: 0 };
+        let (mut kept, mut is_ready, mut depth) = (0, false, 0);
+        for step in 0..steps {
+            let (may_compute, may_skip) = match schedule.rule(step).map(|reason| reason.action()) {
+                Some(action) => (action == Action::Compute, action == Action::Skip),
+                None => (never_skips || kept == 0 || !never_stops, !never_skips && kept > 0),
+            };
+            if may_skip {
+                found.depth = found.depth.max(depth);
+                found.is_reached |= is_ready;
+            }
+            found.is_ever_skipped |= may_skip;
+            if may_compute && schedule.keeps(step) {
+                kept += 1;
+                depth += usize::from(needs.depth.is_some_and(|depth| depth.deepens(kept, step)));
+                is_ready |= step >= needs.first_step && kept >= needs.kept;
+            }
+        }
+        found
     }
-    let enough = needs.first_step + 2;
-    if schedule.longest_stretch(steps) < enough {
-        return Err(Error::usage(format!(
-            "the calibrator never forecasts: {} needs {enough} steps or more (between two refreshes), of which it skips the \
-             last, and this run has {}; raise --steps, or leave the calibrator out",
-            needs.name,
-            schedule.longest_stretch(steps)
-        )));
-    }
-    if !is_ever_skipped {
-        return Err(Error::usage(
-            "the calibrator never forecasts: no step of this run may be skipped; lower max_warmup_steps, raise the \
-             threshold, the limits or the number of steps, put zeros into the mask, or leave the calibrator out",
-        ));
-    }
-    Err(Error::usage(format!(
-        "the calibrator never forecasts: {} needs {} computed steps, the last of them step {} (from 0) or later, and a \
-         step that may be skipped after it; set max_warmup_steps to {} (a mask must begin with so many ones), \
-         or leave the calibrator out",
-        needs.name,
-        needs.kept,
-        needs.first_step,
-        needs.first_step.saturating_add(1)
-    )))
 }
 
 /// What must have been computed before a forecast differs from what was kept last.
@@ -160,6 +152,29 @@ impl Depth {
 }
 
 impl Needs {
+    /// Why a calibrator never forecasts in a run of so many steps between two refreshes.
+    fn never(&self, steps: usize, is_ever_skipped: bool) -> Error {
+        let Self { name, kept, first_step, .. } = self;
+        let enough = first_step + 2;
+        Error::usage(if steps < enough {
+            format!(
+                "the calibrator never forecasts: {name} needs {enough} steps or more (between two refreshes), of which it \
+                 skips the last, and this run has {steps}; raise --steps, or leave the calibrator out"
+            )
+        } else if !is_ever_skipped {
+            "the calibrator never forecasts: no step of this run may be skipped; lower max_warmup_steps, raise the \
+             threshold, the limits or the number of steps, put zeros into the mask, or leave the calibrator out"
+                .to_owned()
+        } else {
+            format!(
+                "the calibrator never forecasts: {name} needs {kept} computed steps, the last of them step {first_step} \
+                 (from 0) or later, and a step that may be skipped after it; set max_warmup_steps to {} (a mask must \
+                 begin with so many ones), or leave the calibrator out",
+                first_step.saturating_add(1)
+            )
+        })
+    }
+
     fn of(kind: &CalibratorKind) -> Self {
         match kind {
             CalibratorKind::TaylorSeer { taylorseer_order, taylorseer_first_step } => {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::loader::Loader;
-use super::stages::Stages;
+use super::stages::{Stages, sizes};
 use super::{StagesChoice, check_provider, choose_weights, open, verify, work};
 use crate::cache::PolicyConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -13,6 +13,7 @@ use crate::model::cache_dtype::CacheDType;
 use crate::model::compute_choice::ComputeChoice;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
+use crate::plan::Limits;
 use crate::request::engine_options::{ArithmeticChoice, EngineCache, EngineOptions};
 use crate::request::lists;
 use crate::runtime::compiler::{Compiler, EngineCounts};
@@ -104,9 +105,9 @@ impl EngineBuild {
             }
             return Ok(Err(Error::usage(nothing).about("provider")));
         }
-        let limits = (options.stages, options.stage_bytes);
+        let limits = Limits::new(options.stages, options.stage_bytes, &sizes(&directory))?;
         let mut stages = Vec::new();
-        for of_expert in Stages::of_experts(&directory, limits, options.other_plan, false)? {
+        for of_expert in Stages::of_experts(&directory, limits, options.other_plan, false) {
             stages.extend(of_expert.graphs(&directory, &cuts)?);
         }
         let mut build = Self { directory, device, loader, stages, planned: Vec::new(), refused };

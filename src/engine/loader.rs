@@ -126,7 +126,8 @@ impl Loader {
     pub(crate) fn sessions(
         &self,
         device: &Device,
-        (role, graphs): (Role, &[&Graph]),
+        role: Role,
+        graphs: &[&Graph],
         cancel: &CancelToken,
     ) -> Result<Vec<Arc<Session>>> {
         let Some(compiler) = &self.compiler else {

@@ -45,24 +45,14 @@ impl Engine {
     ) -> Result<BTreeMap<String, ArrayD<f32>>> {
         let loaded = self.loaded();
         let manifest = &loaded.directory.manifest;
-        let none = 0..0;
-        let (embed, blocks, last) = match part {
-            ModelPart::Embed => (true, none, false),
-            ModelPart::Blocks(blocks) => (false, blocks.clone(), false),
-            ModelPart::Final => (false, none, true),
-        };
-        if blocks.end > manifest.blocks.len() || (!embed && !last && blocks.is_empty()) {
-            let count = manifest.blocks.len();
-            return Err(Error::usage(format!("blocks {blocks:?} of a model that has {count}; name some of them")));
-        }
         let experts = loaded.directory.experts.len();
         if expert >= experts {
             return Err(Error::usage(format!("expert {expert} of a model that has {experts}; they count from 0")));
         }
-        let stage = Stage { embed, blocks, last, arithmetic: Vec::new() };
+        let stage = stage(part, manifest.blocks.len())?;
         let StageGraph { graph, inputs, outputs } = StageGraph::new(&loaded.directory, expert, &stage)?;
         let sessions =
-            loaded.loader.sessions(&loaded.device, (Role::Model, &[graph.as_ref()]), &CancelToken::default())?;
+            loaded.loader.sessions(&loaded.device, Role::Model, &[graph.as_ref()], &CancelToken::default())?;
         let session = sessions.first().ok_or_else(|| Error::internal("a stage without a session"))?;
 
         let mut buffers = Buffers::new(&loaded.device, Place::Device)?;
@@ -71,16 +61,7 @@ impl Engine {
         for name in &inputs {
             let tensor = tensors.get(name).ok_or_else(|| Error::input(format!("no `{name}`")).about(name))?;
             let spec = manifest.tensor(name)?;
-            let shape: Vec<i64> = tensor.shape().iter().map(|extent| *extent as i64).collect();
-            let fits = |(axis, extent): (&Axis, &usize)| match axis {
-                Axis::Fixed(fixed) => *fixed == *extent as u64,
-                Axis::Named(dim) => *extents.entry(dim.clone()).or_insert(*extent as u64) == *extent as u64,
-            };
-            if spec.shape.len() != shape.len() || !spec.shape.iter().zip(tensor.shape()).all(fits) {
-                let expected: Vec<String> = spec.shape.iter().map(Axis::to_string).collect();
-                let message = format!("`{name}` has the shape {shape:?}; expected [{}]", expected.join(", "));
-                return Err(Error::input(message).about(name));
-            }
+            let shape = fit(name, &spec.shape, tensor.shape(), &mut extents)?;
             let id = buffers.add(spec.dtype, &shape)?;
             inputs::write(name, id, &inputs::numbers(tensor), &mut buffers)?;
             bound.push((name.clone(), id));
@@ -106,4 +87,32 @@ impl Engine {
         };
         given.into_iter().map(read).collect()
     }
+}
+
+/// The stage that holds this part of a model of `count` blocks.
+fn stage(part: &ModelPart, count: usize) -> Result<Stage> {
+    let (embed, blocks, last) = match part {
+        ModelPart::Embed => (true, 0..0, false),
+        ModelPart::Blocks(blocks) => (false, blocks.clone(), false),
+        ModelPart::Final => (false, 0..0, true),
+    };
+    if blocks.end > count || (!embed && !last && blocks.is_empty()) {
+        return Err(Error::usage(format!("blocks {blocks:?} of a model that has {count}; name some of them")));
+    }
+    Ok(Stage { embed, blocks, last, arithmetic: Vec::new() })
+}
+
+/// The shape of a tensor that is given, if it goes with its axes and with the extents of the tensors before it.
+fn fit(name: &str, axes: &[Axis], given: &[usize], extents: &mut Extents) -> Result<Vec<i64>> {
+    let shape: Vec<i64> = given.iter().map(|extent| *extent as i64).collect();
+    let fits = |(axis, extent): (&Axis, &usize)| match axis {
+        Axis::Fixed(fixed) => *fixed == *extent as u64,
+        Axis::Named(dim) => *extents.entry(dim.clone()).or_insert(*extent as u64) == *extent as u64,
+    };
+    if axes.len() == given.len() && axes.iter().zip(given).all(fits) {
+        return Ok(shape);
+    }
+    let expected: Vec<String> = axes.iter().map(Axis::to_string).collect();
+    let message = format!("`{name}` has the shape {shape:?}; expected [{}]", expected.join(", "));
+    Err(Error::input(message).about(name))
 }

@@ -17,7 +17,7 @@ use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::join::{Part, Piece, boundary, join};
 use crate::model::manifest::GraphSpec;
-use crate::plan::{Cuts, GraphSize, Limits, Plan, Sizes, Stage, StagesChoice};
+use crate::plan::{Cuts, GraphSize, Limits, Plan, Sizes, Stage};
 use crate::request::engine_options::OtherPlan;
 use crate::runtime::device::Device;
 use crate::runtime::heap;
@@ -51,6 +51,13 @@ pub(crate) struct Stages {
     loading: Mutex<()>,
 }
 
+/// What sessions are loaded with.
+#[derive(Clone, Copy)]
+pub(crate) struct Loading<'a> {
+    pub device: &'a Device,
+    pub loader: &'a Loader,
+}
+
 impl LoadedPlan {
     /// The indices of the stages that make up a range of blocks.
     ///
@@ -62,33 +69,20 @@ impl LoadedPlan {
 }
 
 impl Stages {
-    /// `copies_weights`: whether a block that is part of two stages would have its weights twice.
-    ///
-    /// # Errors
-    /// `Usage` for limits that do not fit the model.
-    pub(crate) fn new(
-        (directory, expert): (&EngineDirectory, usize),
-        (choice, bytes): (StagesChoice, Option<u64>),
-        other: OtherPlan,
-        copies_weights: bool,
-    ) -> Result<Self> {
-        let limits = Limits::new(choice, bytes, &sizes(directory))?;
+    fn new(expert: usize, limits: Limits, other: OtherPlan, copies_weights: bool) -> Self {
         let are_divided = copies_weights && other == OtherPlan::Load;
-        Ok(Self { expert, limits, other, are_divided, loaded: Mutex::default(), loading: Mutex::default() })
+        Self { expert, limits, other, are_divided, loaded: Mutex::default(), loading: Mutex::default() }
     }
 
-    /// The stages of each transformer of a model.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
+    /// The stages of each transformer of a model. `copies_weights`: whether a block that is part of two stages would have
+    /// its weights twice.
     pub(crate) fn of_experts(
         directory: &EngineDirectory,
-        limits: (StagesChoice, Option<u64>),
+        limits: Limits,
         other: OtherPlan,
         copies_weights: bool,
-    ) -> Result<Vec<Self>> {
-        let of_expert = |expert| Self::new((directory, expert), limits, other, copies_weights);
-        (0..directory.experts.len()).map(of_expert).collect()
+    ) -> Vec<Self> {
+        (0..directory.experts.len()).map(|expert| Self::new(expert, limits, other, copies_weights)).collect()
     }
 
     /// Which transformer they are of.
@@ -118,7 +112,7 @@ impl Stages {
     pub(crate) fn load(
         &self,
         directory: &EngineDirectory,
-        (device, loader): (&Device, &Loader),
+        on: Loading<'_>,
         cuts: &Cuts,
         cancel: &CancelToken,
     ) -> Result<LoadedPlan> {
@@ -137,7 +131,7 @@ impl Stages {
         let graphs =
             missing.iter().map(|stage| StageGraph::new(directory, self.expert, stage)).collect::<Result<Vec<_>>>()?;
         let borrowed: Vec<&Graph> = graphs.iter().map(|stage| stage.graph.as_ref()).collect();
-        let sessions = loader.sessions(device, (Role::Stage, &borrowed), cancel)?;
+        let sessions = on.loader.sessions(on.device, Role::Stage, &borrowed, cancel)?;
         tracing::info!(loaded = missing.len(), of = plan.stages().len(), "stages loaded");
         let fresh = missing.iter().zip(graphs).zip(sessions).map(|((stage, graph), session)| {
             let StageGraph { inputs, outputs, .. } = graph;
@@ -160,7 +154,7 @@ impl Stages {
     pub(crate) fn for_request(
         &self,
         directory: &EngineDirectory,
-        on: (&Device, &Loader),
+        on: Loading<'_>,
         cuts: &Cuts,
         cancel: &CancelToken,
     ) -> Result<LoadedPlan> {
@@ -277,6 +271,7 @@ mod tests {
     use crate::model::graph::element_type;
     use crate::model::manifest::DType;
     use crate::model::onnx::{self, GraphProto, ValueInfoProto, element};
+    use crate::plan::StagesChoice;
     use crate::request::engine_options::ArithmeticChoice;
     use crate::request::lists;
 
@@ -317,7 +312,8 @@ mod tests {
                 (StagesChoice::Fused, "none", ArithmeticChoice::Auto),
                 (StagesChoice::Fused, "f3b4", ArithmeticChoice::Stages),
             ] {
-                let stages = Stages::new((&directory, 0), (choice, None), OtherPlan::Load, false).unwrap();
+                let stages =
+                    Stages::new(0, Limits::new(choice, None, &sizes(&directory)).unwrap(), OtherPlan::Load, false);
                 let policy: PolicyConfig = cache.parse().unwrap();
                 let cuts = lists::cuts_of(&directory.manifest, &policy, arithmetic).unwrap();
                 for graph in stages.graphs(&directory, &cuts).unwrap() {

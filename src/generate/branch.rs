@@ -26,10 +26,11 @@ pub(crate) struct BranchState {
 
 /// What one branch keeps of one list of blocks.
 pub(crate) struct ListState {
-    pub policy: Box<dyn CachePolicy>,
+    /// One for the whole batch, or one for each sample that decides for itself.
+    pub policies: Vec<Box<dyn CachePolicy>>,
     /// In the order of the blocks.
     pub units: Vec<Unit>,
-    /// Where each picture decides for itself; then `policy` is not asked.
+    /// Where each sample decides for itself.
     pub samples: Option<BranchSamples>,
 }
 

@@ -52,16 +52,35 @@ pub(crate) struct NotFinite {
     pub number: f32,
 }
 
+/// Between which stages streams are allocated.
+pub(crate) struct StreamsSpec<'a> {
+    pub plan: &'a LoadedPlan,
+    /// The plan without a cache.
+    pub plain: &'a Plan,
+    pub seen: Range<usize>,
+    /// Cuts whose values outlive the blocks after them.
+    pub pinned: &'a [usize],
+}
+
+/// What the stages of a plan are bound to.
+#[derive(Clone, Copy)]
+pub(crate) struct Wiring<'a> {
+    pub manifest: &'a Manifest,
+    pub plan: &'a Arc<LoadedPlan>,
+    pub streams: &'a Arc<Streams>,
+    /// The tensors that are no streams.
+    pub named: &'a Named,
+}
+
 impl Streams {
-    /// Allocates them for the cuts `seen`. Values at pinned cuts outlive the blocks after them. `plain` is the plan
-    /// without a cache.
+    /// Allocates them for the cuts that are seen.
     pub(crate) fn allocate(
         manifest: &Manifest,
-        (plan, plain): (&LoadedPlan, &Plan),
-        (extents, seen): (&Extents, Range<usize>),
-        pinned: &[usize],
+        spec: StreamsSpec<'_>,
+        extents: &Extents,
         buffers: &mut Buffers,
     ) -> Result<Arc<Self>> {
+        let StreamsSpec { plan, plain, seen, pinned } = spec;
         let mut cuts = vec![Vec::with_capacity(manifest.streams.len()); manifest.blocks.len() + 1];
         let mut cache_bytes = 0;
         for stream in &manifest.streams {
@@ -99,44 +118,27 @@ impl Bound {
 }
 
 impl Chain {
-    /// Binds all stages. `named` holds the tensors that are no streams.
-    pub(crate) fn bind(
-        manifest: &Manifest,
-        plan: &Arc<LoadedPlan>,
-        streams: &Arc<Streams>,
-        named: &Named,
-        buffers: &mut Buffers,
-    ) -> Result<Self> {
-        Self::bind_stages(manifest, (plan, 0..plan.stages.len()), streams, named, buffers)
+    /// Binds all stages.
+    pub(crate) fn bind(wiring: Wiring<'_>, buffers: &mut Buffers) -> Result<Self> {
+        Self::bind_stages(wiring, 0..wiring.plan.stages.len(), buffers)
     }
 
     /// Binds the stages of some blocks, at whose ends the streams are seen.
-    pub(crate) fn bind_blocks(
-        manifest: &Manifest,
-        (plan, blocks): (&Arc<LoadedPlan>, &Range<usize>),
-        streams: &Arc<Streams>,
-        named: &Named,
-        buffers: &mut Buffers,
-    ) -> Result<Self> {
-        Self::bind_stages(manifest, (plan, plan.cover(blocks)?), streams, named, buffers)
+    pub(crate) fn bind_blocks(wiring: Wiring<'_>, blocks: &Range<usize>, buffers: &mut Buffers) -> Result<Self> {
+        Self::bind_stages(wiring, wiring.plan.cover(blocks)?, buffers)
     }
 
-    fn bind_stages(
-        manifest: &Manifest,
-        (plan, stages): (&Arc<LoadedPlan>, Range<usize>),
-        streams: &Arc<Streams>,
-        named: &Named,
-        buffers: &mut Buffers,
-    ) -> Result<Self> {
+    fn bind_stages(wiring: Wiring<'_>, stages: Range<usize>, buffers: &mut Buffers) -> Result<Self> {
+        let Wiring { plan, streams, .. } = wiring;
         let first = stages.start;
         let bind = |loaded: &Arc<LoadedStage>| {
-            Ok(Bound { ways: vec![bind_stage(manifest, loaded, streams, named, buffers)?], used: AtomicUsize::new(0) })
+            Ok(Bound { ways: vec![wiring.bind(loaded, buffers)?], used: AtomicUsize::new(0) })
         };
         let stages = plan.stages[stages].iter().map(bind).collect::<Result<_>>()?;
         Ok(Self { plan: Arc::clone(plan), first, stages, streams: Arc::clone(streams) })
     }
 
-    /// Binds a stage once more, to other tensors.
+    /// Binds a stage once more, to other tensors that are no streams.
     pub(crate) fn bind_again(
         &mut self,
         manifest: &Manifest,
@@ -144,7 +146,8 @@ impl Chain {
         named: &Named,
         buffers: &mut Buffers,
     ) -> Result<()> {
-        let op = bind_stage(manifest, &self.plan.stages[stage], &self.streams, named, buffers)?;
+        let wiring = Wiring { manifest, plan: &self.plan, streams: &self.streams, named };
+        let op = wiring.bind(&self.plan.stages[stage], buffers)?;
         self.stages[stage - self.first].ways.push(op);
         Ok(())
     }
@@ -225,24 +228,20 @@ impl Chain {
     }
 }
 
-fn bind_stage(
-    manifest: &Manifest,
-    loaded: &LoadedStage,
-    streams: &Streams,
-    named: &Named,
-    buffers: &mut Buffers,
-) -> Result<Op> {
-    let LoadedStage { stage, session, inputs, outputs } = loaded;
-    let find = |tensor: &String, cut: usize| {
-        let place = match manifest.streams.iter().position(|stream| stream == tensor) {
-            Some(stream) => streams.at_cut(cut).get(stream).copied(),
-            None => named.get(tensor).copied(),
+impl Wiring<'_> {
+    fn bind(&self, loaded: &LoadedStage, buffers: &mut Buffers) -> Result<Op> {
+        let LoadedStage { stage, session, inputs, outputs } = loaded;
+        let find = |tensor: &String, cut: usize| {
+            let place = match self.manifest.streams.iter().position(|stream| stream == tensor) {
+                Some(stream) => self.streams.at_cut(cut).get(stream).copied(),
+                None => self.named.get(tensor).copied(),
+            };
+            place.ok_or_else(|| Error::internal(format!("no tensor for `{tensor}` of {}", stage.name())))
         };
-        place.ok_or_else(|| Error::internal(format!("no tensor for `{tensor}` of {}", stage.name())))
-    };
-    let at_start = |tensor: &String| Ok((tensor.clone(), find(tensor, stage.blocks.start)?));
-    let at_end = |tensor: &String| Ok((output_port(tensor, inputs), find(tensor, stage.blocks.end)?));
-    let ins = inputs.iter().map(at_start).collect::<Result<Vec<_>>>()?;
-    let outs = outputs.iter().map(at_end).collect::<Result<Vec<_>>>()?;
-    Op::bind(session, buffers, &ins, &outs)
+        let at_start = |tensor: &String| Ok((tensor.clone(), find(tensor, stage.blocks.start)?));
+        let at_end = |tensor: &String| Ok((output_port(tensor, inputs), find(tensor, stage.blocks.end)?));
+        let ins = inputs.iter().map(at_start).collect::<Result<Vec<_>>>()?;
+        let outs = outputs.iter().map(at_end).collect::<Result<Vec<_>>>()?;
+        Op::bind(session, buffers, &ins, &outs)
+    }
 }

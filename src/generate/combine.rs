@@ -8,7 +8,6 @@ use crate::engine::Loaded;
 use crate::error::{Error, Result};
 use crate::model::manifest::{CfgMode, DType};
 use crate::request::guidance::Cfg;
-use crate::request::latents::Grid;
 use crate::runtime::guidance::{GuideInputs, GuideSpec};
 use crate::runtime::ops::Op;
 use crate::runtime::tensor::{BufferId, Buffers, Place};
@@ -26,20 +25,21 @@ pub(super) struct Combine {
     pub prediction: BufferId,
 }
 
+/// What guidance is made for.
+pub(super) struct CombineSpec<'a> {
+    pub cfg: Cfg,
+    pub predictions: &'a HashMap<Branch, BufferId>,
+    /// What embed takes.
+    pub model_latents: BufferId,
+    /// Of the latents of the pictures.
+    pub shape: Vec<i64>,
+}
+
 impl Combine {
-    /// `model_latents` is what embed takes.
-    pub(super) fn bind(
-        engine: &Loaded,
-        cfg: Cfg,
-        predictions: &HashMap<Branch, BufferId>,
-        model_latents: BufferId,
-        grid: &Grid,
-        batch: usize,
-        buffers: &mut Buffers,
-    ) -> Result<Self> {
+    pub(super) fn bind(engine: &Loaded, spec: CombineSpec<'_>, buffers: &mut Buffers) -> Result<Self> {
+        let CombineSpec { cfg, predictions, model_latents, shape } = spec;
         let missing = || Error::internal("a branch without a prediction");
         let cond = *predictions.get(&Branch::Cond).ok_or_else(missing)?;
-        let shape = grid.shape(batch);
         let is_fused = cfg.mode == CfgMode::Fused;
         let (latents, prediction, predictions) = if is_fused {
             (buffers.add(DType::F32, &shape)?, buffers.add(DType::F32, &shape)?, vec![cond])

@@ -57,9 +57,10 @@ pub(super) fn texts(
         let failed = || branches.iter().find(fails).copied().unwrap_or(Branch::Cond);
         lengths = encoder.lengths(&prompts).map_err(|error| about_prompt(failed(), error))?;
     }
+    let of_batch = Texts { engine, inputs, lengths, batch };
     let mut texts: HashMap<Branch, Named> = HashMap::new();
     for branch in branches {
-        let named = text(engine, inputs, branch, &lengths, batch, texts.get(&Branch::Cond), buffers)?;
+        let named = of_batch.encode(branch, texts.get(&Branch::Cond), buffers)?;
         texts.insert(branch, named);
     }
     match guidance.cfg {
@@ -71,45 +72,50 @@ pub(super) fn texts(
     }
 }
 
-/// The text inputs of one branch: tensors that were given, else what the text graphs make of the prompt.
-fn text(
-    engine: &Loaded,
-    inputs: &Inputs,
-    branch: Branch,
-    lengths: &BTreeMap<String, usize>,
+/// What the texts of a batch are made of.
+struct Texts<'a> {
+    engine: &'a Loaded,
+    inputs: &'a Inputs,
+    /// Tokens along each dimension of text.
+    lengths: BTreeMap<String, usize>,
     batch: usize,
-    cond: Option<&Named>,
-    buffers: &mut Buffers,
-) -> Result<Named> {
-    let manifest = &engine.directory.manifest;
-    let mut named = Named::new();
-    if let (Some(prompt), Some(encoder)) = (prompt(engine, inputs, branch), &engine.text) {
-        let names: Vec<String> = encoder.outputs().map(str::to_owned).collect();
-        let (_, ports) = ports(manifest, &[], &names)?;
-        let encoded = encoder.encode(&vec![prompt.to_owned(); batch], &ports, lengths, buffers);
-        named.extend(encoded.map_err(|error| about_prompt(branch, error))?);
-        named.retain(|name, _| manifest.inputs.contains_key(name));
-    }
-    for (name, input) in manifest.inputs.iter().filter(|(_, input)| input.from.differs_by_branch()) {
-        let key = if branch == Branch::Uncond { format!("{NEGATIVE}{name}") } else { name.clone() };
-        if let Some(tensor) = inputs.tensors.get(&key) {
-            let shape: Vec<i64> = tensor.shape().iter().map(|extent| *extent as i64).collect();
-            let id = buffers.add(manifest.tensor(name)?.dtype, &shape)?;
-            write(&key, id, &numbers(tensor), buffers)?;
-            named.insert(name.clone(), id);
-        } else if let (Source::Given { unconditional: Some(value) }, Some(cond)) = (&input.from, cond)
-            && let Some(cond) = cond.get(name)
-        {
-            let (dtype, shape) = (buffers.dtype(*cond), buffers.shape(*cond).to_vec());
-            let id = buffers.add(dtype, &shape)?;
-            fill(id, *value, buffers)?;
-            named.insert(name.clone(), id);
+}
+
+impl Texts<'_> {
+    /// The text inputs of one branch: tensors that were given, else what the text graphs make of the prompt. `cond` are those
+    /// of the cond branch, where that comes first.
+    fn encode(&self, branch: Branch, cond: Option<&Named>, buffers: &mut Buffers) -> Result<Named> {
+        let Self { engine, inputs, ref lengths, batch } = *self;
+        let manifest = &engine.directory.manifest;
+        let mut named = Named::new();
+        if let (Some(prompt), Some(encoder)) = (prompt(engine, inputs, branch), &engine.text) {
+            let names: Vec<String> = encoder.outputs().map(str::to_owned).collect();
+            let (_, ports) = ports(manifest, &[], &names)?;
+            let encoded = encoder.encode(&vec![prompt.to_owned(); batch], &ports, lengths, buffers);
+            named.extend(encoded.map_err(|error| about_prompt(branch, error))?);
+            named.retain(|name, _| manifest.inputs.contains_key(name));
         }
-        if !named.contains_key(name) {
-            return Err(Error::input(format!("no `{key}`; give it with --inputs")).about(key));
+        for (name, input) in manifest.inputs.iter().filter(|(_, input)| input.from.differs_by_branch()) {
+            let key = if branch == Branch::Uncond { format!("{NEGATIVE}{name}") } else { name.clone() };
+            if let Some(tensor) = inputs.tensors.get(&key) {
+                let shape: Vec<i64> = tensor.shape().iter().map(|extent| *extent as i64).collect();
+                let id = buffers.add(manifest.tensor(name)?.dtype, &shape)?;
+                write(&key, id, &numbers(tensor), buffers)?;
+                named.insert(name.clone(), id);
+            } else if let (Source::Given { unconditional: Some(value) }, Some(cond)) = (&input.from, cond)
+                && let Some(cond) = cond.get(name)
+            {
+                let (dtype, shape) = (buffers.dtype(*cond), buffers.shape(*cond).to_vec());
+                let id = buffers.add(dtype, &shape)?;
+                fill(id, *value, buffers)?;
+                named.insert(name.clone(), id);
+            }
+            if !named.contains_key(name) {
+                return Err(Error::input(format!("no `{key}`; give it with --inputs")).about(key));
+            }
         }
+        Ok(named)
     }
-    Ok(named)
 }
 
 /// The texts of both branches, one above the other: all have a batch (the rules of manifests).
@@ -135,24 +141,22 @@ fn stacked(engine: &Loaded, texts: &HashMap<Branch, Named>, cfg: Cfg, buffers: &
     Ok(named)
 }
 
-/// All dimensions of the transformer's graphs: from size, rows of the batch, and the text.
+/// All dimensions of the transformer's graphs: those of size and batch, and those of the text.
 pub(super) fn extents(
     manifest: &Manifest,
-    grid: &Grid,
-    rows: usize,
-    given: BTreeMap<String, (u64, String)>,
+    mut extents: Extents,
+    given: &BTreeMap<String, (u64, String)>,
     texts: &HashMap<Branch, Named>,
     buffers: &Buffers,
 ) -> Result<Extents> {
-    let mut extents = grid.extents(rows);
-    for (dim, (extent, by)) in given.into_iter().filter(|(dim, _)| dim != "batch") {
-        match extents.get(&dim) {
-            Some(known) if *known != extent => {
+    for (dim, (extent, by)) in given.iter().filter(|(dim, _)| *dim != "batch") {
+        match extents.get(dim) {
+            Some(known) if known != extent => {
                 return Err(Error::input(format!(
                     "input `{by}` has {extent} along `{dim}`, but the picture's size makes it {known}; give the --size that fits"
                 )));
             }
-            _ => extents.insert(dim, extent),
+            _ => extents.insert(dim.clone(), *extent),
         };
     }
     for named in texts.values() {
@@ -174,12 +178,20 @@ pub(super) fn extents(
     manifest.complete(extents)
 }
 
+/// Values of inputs that hold for all steps.
+pub(super) struct Fixed {
+    /// The scale that the model itself is given.
+    pub guidance: Option<f32>,
+    /// Frames per second.
+    pub fps: f64,
+}
+
 /// The inputs of embed that all branches share, with the values that never change already written.
 pub(super) fn shared(
     manifest: &Manifest,
     grid: &Grid,
     extents: &Extents,
-    (guidance, fps): (Option<f32>, f64),
+    fixed: &Fixed,
     buffers: &mut Buffers,
 ) -> Result<Named> {
     let mut named = Named::new();
@@ -187,8 +199,8 @@ pub(super) fn shared(
         let id = buffers.add(manifest.tensor(name)?.dtype, &manifest.shape(name, extents)?)?;
         named.insert(name.to_owned(), id);
         match input.from {
-            Source::Guidance => fill(id, f64::from(guidance.unwrap_or_default()), buffers)?,
-            Source::Fps => fill(id, fps, buffers)?,
+            Source::Guidance => fill(id, f64::from(fixed.guidance.unwrap_or_default()), buffers)?,
+            Source::Fps => fill(id, fixed.fps, buffers)?,
             Source::Constant(value) => fill(id, value, buffers)?,
             Source::Grid => buffers.write(id, &grid.positions())?,
             Source::GridSize => buffers.write(id, &grid.counts())?,

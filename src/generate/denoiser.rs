@@ -2,8 +2,9 @@
 
 use ndarray::ArrayD;
 
+use super::meter::elapsed_ms;
 use super::prepare;
-use super::request::{Output, Request, elapsed_ms};
+use super::request::{Output, Request};
 use super::stepwise::check_finite;
 use crate::cache::Branch;
 use crate::engine::Engine;

@@ -5,10 +5,17 @@ use super::branch::BranchState;
 use super::samples::Samples;
 use crate::request::shares::Share;
 
+/// One branch of one transformer, by their places in a request.
+#[derive(Clone, Copy)]
+pub(super) struct BranchAt {
+    pub expert: usize,
+    pub branch: usize,
+}
+
 /// One transformer, bound.
 pub(super) struct Expert {
     pub share: Share,
     pub branches: Vec<BranchState>,
-    /// Where each picture decides for itself, of each list; else empty.
+    /// Where each sample decides for itself, of each list; else empty.
     pub samples: Vec<Samples>,
 }

@@ -23,7 +23,7 @@ pub(crate) struct Forecast {
 }
 
 /// One stream, and what is kept of it.
-struct Lane {
+pub(crate) struct Lane {
     arithmetic: Arc<Arithmetic>,
     sums: Arc<Sums>,
     before: BufferId,
@@ -38,15 +38,7 @@ struct Lane {
 }
 
 impl Forecast {
-    pub(crate) fn new(
-        calibrator: Box<dyn Calibrator>,
-        replaces: bool,
-        (arithmetic, sums): (Arc<Arithmetic>, Arc<Sums>),
-        (before, after): (BufferId, BufferId),
-        dtype: DType,
-    ) -> Self {
-        let (kept, free, weights) = Default::default();
-        let lane = Lane { arithmetic, sums, before, after, dtype, kept, free, weights };
+    pub(crate) fn new(calibrator: Box<dyn Calibrator>, replaces: bool, lane: Lane) -> Self {
         Self { calibrator, replaces, lanes: vec![lane], dot: None }
     }
 
@@ -75,7 +67,7 @@ impl Forecast {
         }
         let rows = self.calibrator.get(step);
         let next = self.calibrator.after_get();
-        self.lanes.iter_mut().try_for_each(|lane| lane.apply((&rows, next.as_deref()), self.replaces, buffers))
+        self.lanes.iter_mut().try_for_each(|lane| lane.apply(&rows, next.as_deref(), self.replaces, buffers))
     }
 
     /// Inner products of these kept tensors, one table for each batch item: of several streams, their sums.
@@ -114,6 +106,18 @@ impl Forecast {
 }
 
 impl Lane {
+    /// `before` and `after` are the stream around the unit's blocks; tensors are kept as `dtype`.
+    pub(crate) fn new(
+        arithmetic: Arc<Arithmetic>,
+        sums: Arc<Sums>,
+        before: BufferId,
+        after: BufferId,
+        dtype: DType,
+    ) -> Self {
+        let (kept, free, weights) = Default::default();
+        Self { arithmetic, sums, before, after, dtype, kept, free, weights }
+    }
+
     /// What is kept is worth nothing any more.
     fn forget(&mut self) {
         self.free.append(&mut self.kept);
@@ -132,7 +136,7 @@ impl Lane {
     }
 
     /// The forecast's rows, and those of what is kept from now on, where that changes.
-    fn apply(&mut self, (rows, next): (&[Sum], Option<&[Sum]>), replaces: bool, buffers: &mut Buffers) -> Result<()> {
+    fn apply(&mut self, rows: &[Sum], next: Option<&[Sum]>, replaces: bool, buffers: &mut Buffers) -> Result<()> {
         match next {
             None => {
                 let mut tensors = self.kept.clone();

@@ -6,9 +6,10 @@
 //! the kept residual. Which tensors these are is a matter of bindings, of which each of the three stages has two; the one
 //! that is not in use waits here.
 
+use super::binder::Binder;
 use super::chain::{Chain, Named, Streams};
 use crate::error::{Error, Result};
-use crate::model::manifest::{DType, Extents, Manifest};
+use crate::model::manifest::DType;
 use crate::plan::{InStages, Stage};
 use crate::runtime::tensor::{BufferId, Buffers, Place};
 use crate::trace::CacheBytes;
@@ -47,12 +48,14 @@ pub(super) struct Tensors {
 impl StageArithmetic {
     /// Allocates what is kept, and adds to `named` what the stages are bound to first. `zeros` are shared by all branches.
     pub(super) fn allocate(
-        manifest: &Manifest,
-        (shape, extents): (&InStages, &Extents),
+        binder: &mut Binder<'_>,
+        shape: &InStages,
         streams_at: &Streams,
         zeros: &mut Vec<BufferId>,
-        (named, buffers): (&mut Named, &mut Buffers),
+        named: &mut Named,
     ) -> Result<Tensors> {
+        let manifest = binder.manifest();
+        let Binder { extents, buffers, .. } = binder;
         let InStages { head, middle, diff, streams, kept } = shape;
         let mut name = |name: String, id: BufferId| named.insert(name, id);
         let mut tensors = Tensors::default();
@@ -95,12 +98,13 @@ impl StageArithmetic {
 
     /// Binds the other way of the head and of the tail; the chain is bound to the first.
     pub(super) fn bind(
-        manifest: &Manifest,
+        binder: &mut Binder<'_>,
         shape: &InStages,
         tensors: Tensors,
-        (chain, named): (&mut Chain, &Named),
-        buffers: &mut Buffers,
+        chain: &mut Chain,
+        named: &Named,
     ) -> Result<Self> {
+        let manifest = binder.manifest();
         let (stages, start) = (chain.plan().stages.clone(), chain.at_cut(shape.middle.start).to_vec());
         let find = |wanted: &dyn Fn(&Stage) -> bool| {
             let place = stages.iter().position(|loaded| wanted(&loaded.stage));
@@ -112,7 +116,7 @@ impl StageArithmetic {
         let mut with = |stage: usize, others: Vec<(String, BufferId)>| {
             let mut named = named.clone();
             named.extend(others);
-            chain.bind_again(manifest, stage, &named, buffers)
+            chain.bind_again(manifest, stage, &named, binder.buffers)
         };
         let mut compared = None;
         if let Some((tensors, [change, size])) = tensors.compared {

@@ -1,5 +1,6 @@
 //! One generation: from a prompt or tensors to latents and pictures.
 
+mod binder;
 mod branch;
 mod chain;
 mod combine;
@@ -10,6 +11,7 @@ mod expert;
 mod forecast;
 mod in_stages;
 mod metadata;
+mod meter;
 mod numeric;
 pub(crate) mod observer;
 mod pass;

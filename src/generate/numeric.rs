@@ -1,6 +1,7 @@
 //! NaN and infinity: found where a step ends, explained by the first graph that gives them.
 
 use super::chain::NotFinite;
+use super::expert::BranchAt;
 use super::request::Request;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -22,7 +23,7 @@ pub(super) fn latents(number: f32) -> Error {
 
 impl Request {
     /// Adds to a `Numeric` error where the number comes from: embed and all blocks run once more, one after the other.
-    pub(super) fn explain(&self, at: (usize, usize), error: Error) -> Error {
+    pub(super) fn explain(&self, at: BranchAt, error: Error) -> Error {
         if error.kind() != ErrorKind::Numeric {
             return error;
         }
@@ -35,9 +36,9 @@ impl Request {
         explained
     }
 
-    fn origin(&self, (expert, branch): (usize, usize)) -> Result<String> {
+    fn origin(&self, at: BranchAt) -> Result<String> {
         let Self { experts, buffers, named, engine, .. } = self;
-        let (state, manifest) = (&experts[expert].branches[branch], &engine.directory.manifest);
+        let (state, manifest) = (&experts[at.expert].branches[at.branch], &engine.directory.manifest);
         state.lists.iter().flat_map(|list| &list.units).for_each(|unit| unit.hand_on(&state.chain));
         if let Some(found) = state.chain.first_not_finite(manifest, named, buffers)? {
             let NotFinite { stage, tensor, number } = found;

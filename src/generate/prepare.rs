@@ -4,31 +4,32 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::binder::Binder;
 use super::branch::{BranchState, ListState};
-use super::chain::{Chain, Named, Streams};
-use super::combine::Combine;
-use super::conditioning;
+use super::chain::{Chain, Named, Streams, StreamsSpec, Wiring};
+use super::combine::{Combine, CombineSpec};
+use super::conditioning::{self, Fixed};
 use super::decode;
 use super::expert::Expert;
 use super::in_stages::StageArithmetic;
-use super::request::{Request, elapsed_ms};
-use super::sampler::{NoiseSource, Sampler};
-use super::samples::{self, BranchSamples, Samples};
-use super::unit::{Unit, UnitSpec};
-use crate::cache::{Branch, CachePolicy, PolicyConfig, StreamKind};
+use super::meter::elapsed_ms;
+use super::request::Request;
+use super::sampler::{NoiseSource, Sampler, SamplerSpec};
+use super::samples::{BranchSamples, Samples};
+use super::unit::{DiffSpec, Unit, UnitSpec};
+use crate::cache::{Branch, CachePolicy, PolicyConfig, RunShape, StreamKind};
 use crate::engine::{Loaded, LoadedPlan};
 use crate::error::{Error, Result};
 use crate::exit::enter;
-use crate::model::manifest::{Extents, Manifest, Source};
-use crate::plan::{Cuts, InStages, Plan};
+use crate::model::manifest::{Extents, Source};
+use crate::plan::{InStages, Plan};
 use crate::request;
 use crate::request::Asked;
 use crate::request::engine_options::ArithmeticChoice;
-use crate::request::guidance::Guidance;
+use crate::request::guidance::{Cfg, Guidance};
 use crate::request::inputs::{Inputs, LATENTS, NOISE, numbers};
-use crate::request::latents::Grid;
 use crate::request::lists::{self, List, Part};
-use crate::request::memory;
+use crate::request::memory::{self, Footprint};
 use crate::request::noise::Generator;
 use crate::request::options::{GuidanceBy, RequestOptions};
 use crate::request::scheduler::Schedule;
@@ -44,62 +45,31 @@ pub(super) fn request(
 ) -> Result<Request> {
     let _inside = enter()?;
     let manifest = &engine.directory.manifest;
-    let asked = Asked::new(manifest, inputs, options, by)?;
-    let Cut { cuts, plain } = cut(&engine, options, &asked)?;
-    let plans = engine.load_plans(&cuts, &options.cancel)?;
-    let mut warnings = warnings(&engine, options, &asked);
+    let preparation = Preparation { engine: &engine, inputs, options };
+    let mut asked = Asked::new(manifest, inputs, options, by)?;
+    let cut = preparation.cut(&asked)?;
+    let mut warnings = preparation.warnings(&asked);
 
     let mut buffers = Buffers::new(&engine.device, options.cache_place.place())?;
     let mut timings = Timings::default();
     let start = Instant::now();
     let texts = conditioning::texts(&engine, inputs, &asked.guidance, asked.batch, &mut buffers)?;
-    warnings.extend(warnings_of_prompts(&engine, inputs, &asked)?);
+    warnings.extend(preparation.warnings_of_prompts(&asked)?);
     timings.text_ms = elapsed_ms(start);
-    let Asked { guidance, given, batch, rows, grid, fps, schedule, shares, n_branches } = asked;
-    let extents = conditioning::extents(manifest, &grid, rows, given, &texts, &buffers)?;
-    engine.loader.check_extents(&extents)?;
-
-    let mut named = conditioning::shared(manifest, &grid, &extents, (guidance.embedded, fps), &mut buffers)?;
-    for tensor in manifest.embed.outputs.iter().filter(|tensor| !manifest.streams.contains(tensor)) {
-        add(manifest, tensor, &extents, &mut named, &mut buffers)?;
-    }
-    let streams = streams(manifest, &plans, &plain, &shares[0].lists, &extents, &mut buffers)?;
-    let (of_branches, predictions) = branches(manifest, &guidance, &named, texts, &extents, &mut buffers)?;
-    let mut binder = Binder {
-        engine: &engine,
-        run: Run { options, n_branches, batch },
-        arithmetic: cuts.arithmetic.as_ref(),
-        extents: &extents,
-        named: &named,
-        of_branches: &of_branches,
-        zeros: Vec::new(),
-        buffers: &mut buffers,
-    };
-    let mut experts = Vec::new();
-    for share in shares {
-        let (plan, streams) = (&plans[share.expert], &streams[share.expert]);
-        experts.push(binder.expert(share, plan, streams)?);
-    }
-    let zeros = binder.zeros;
-
+    let shares = std::mem::take(&mut asked.shares);
+    let BoundBlocks { extents, named, streams, experts, zeros, predictions } =
+        preparation.blocks(&asked, shares, &cut, texts, &mut buffers)?;
+    let cfg = asked.guidance.cfg.filter(|_| by == GuidanceBy::Library);
+    let Ends { latents, prediction, combine, sampler } =
+        preparation.ends(&asked, cfg, &named, &predictions, &mut buffers)?;
     let input = |source: Source| manifest.input_from(&source).and_then(|name| named.get(name)).copied();
-    let model_latents = input(Source::Latents).ok_or_else(|| Error::internal("no latents"))?; // Manifest::parse has checked.
-    let cfg = guidance.cfg.filter(|_| by == GuidanceBy::Library);
-    let combine = cfg.map(|cfg| Combine::bind(&engine, cfg, &predictions, model_latents, &grid, batch, &mut buffers));
-    let combine = combine.transpose()?;
-    let (latents, prediction) = match &combine {
-        Some(combine) => (combine.latents, combine.prediction),
-        None => (model_latents, predictions[&Branch::Cond]),
-    };
-    let noise = start_from(latents, inputs, &grid, &schedule, (options.seed, batch), &mut buffers)?;
-    let sampler = Sampler::bind(&engine, &schedule, (latents, prediction), noise, &mut buffers)?;
     let (sigma, timestep) = (input(Source::Sigma), input(Source::Timestep));
-    let extents = Extents::from_iter([extents, grid.extents(batch)].into_iter().flatten());
+    let Asked { guidance, batch, grid, fps, schedule, .. } = asked;
     Ok(Request {
         options: options.clone(),
         buffers,
+        extents: Extents::from_iter([extents, grid.extents(batch)].into_iter().flatten()),
         grid,
-        extents,
         schedule,
         streams,
         named,
@@ -124,75 +94,186 @@ pub(super) fn request(
     })
 }
 
-/// Where the policy cuts the model into stages, and the plan that there would be without one.
-struct Cut {
-    cuts: Cuts,
-    plain: Plan,
+/// The blocks of a request, bound, and the tensors that they flow through.
+struct BoundBlocks {
+    extents: Extents,
+    named: Named,
+    /// Of each transformer.
+    streams: Vec<Arc<Streams>>,
+    experts: Vec<Expert>,
+    zeros: Vec<BufferId>,
+    predictions: HashMap<Branch, BufferId>,
 }
 
-/// Refuses what the loaded engine shows to be impossible: extents that it was not compiled for, too little memory, or stages
-/// that cannot hold the policy's arithmetic.
-fn cut(engine: &Loaded, options: &RequestOptions, asked: &Asked) -> Result<Cut> {
-    let manifest = &engine.directory.manifest;
-    let Asked { given, batch, rows, grid, shares, n_branches, .. } = asked;
-    memory::check_room(grid, *batch)?;
-    let smallest = if options.per_sample { 1 } else { *rows };
-    for rows in [smallest, *rows] {
-        engine.loader.check_extents(&grid.extents(rows))?;
-    }
-    decode::check_tiles(engine, options, grid)?;
-    options.cache_place.check(&engine.device, &options.cache, manifest.blocks.len())?;
-    let cuts = lists::cuts(manifest, options, engine.arithmetic_choice)?;
-    if engine.arithmetic_choice == ArithmeticChoice::Stages {
-        let refuse = |why| Error::option("arithmetic", format!("is `stages`, but {why}; leave it out"));
-        request::in_stages::of_request(manifest, options, &shares[0].lists).map_err(refuse)?;
-    }
-    let plain = engine.plan(&lists::cuts_of(manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?);
-    if options.cache_memory.is_some() {
-        let given = given.iter().map(|(dim, (extent, _))| (dim.clone(), *extent)).collect();
-        let extents = memory::extents(manifest, grid, *rows, given)?;
-        memory::check(manifest, ([&engine.plan(&cuts), &plain], options), (shares, *n_branches), &extents)?;
-    }
-    Ok(Cut { cuts, plain })
+/// What comes before the first block and after the last one of a step.
+struct Ends {
+    latents: BufferId,
+    /// After guidance.
+    prediction: BufferId,
+    combine: Option<Combine>,
+    sampler: Sampler,
 }
 
-/// What the user should know before the first step.
-fn warnings(engine: &Loaded, options: &RequestOptions, asked: &Asked) -> Vec<Warning> {
-    let Asked { guidance, shares, n_branches, .. } = asked;
-    let of_provider = engine.provider_warnings().map(Warning::Provider);
-    let of_settings = shares::warnings(shares, *n_branches).into_iter().chain(guidance.warnings.iter().cloned());
-    let mut warnings: Vec<Warning> = of_provider.chain(of_settings.map(Warning::Setting)).collect();
-    let has_text = shares[0].lists.iter().any(|list| list.has_text(&engine.directory.manifest));
-    if !has_text && !options.cache.corrects(None, StreamKind::Encoder) {
-        warnings.push(Warning::Setting(
-            "enable_encoder_residual has no effect: the model has no stream of the text alone".into(),
-        ));
-    }
-    warnings
+/// What a request is made of.
+struct Preparation<'a> {
+    engine: &'a Arc<Loaded>,
+    inputs: &'a Inputs,
+    options: &'a RequestOptions,
 }
 
-/// What becomes of prompts that the model cannot read whole.
-fn warnings_of_prompts(engine: &Loaded, inputs: &Inputs, asked: &Asked) -> Result<Vec<Warning>> {
-    let mut warnings = Vec::new();
-    for branch in asked.guidance.texts() {
-        if let (Some(prompt), Some(encoder)) = (conditioning::prompt(engine, inputs, branch), &engine.text) {
-            let called = conditioning::called(branch);
-            warnings.extend(encoder.warnings(called, prompt)?.into_iter().map(Warning::Setting));
+impl Preparation<'_> {
+    /// Loads the stages. Refuses what the loaded engine shows to be impossible: extents that it was not compiled for, too little memory, or stages
+    /// that cannot hold the policy's arithmetic.
+    fn cut(&self, asked: &Asked) -> Result<Cut> {
+        let Self { engine, options, .. } = *self;
+        let manifest = &engine.directory.manifest;
+        let Asked { given, batch, rows, grid, shares, n_branches, .. } = asked;
+        memory::check_room(grid, *batch)?;
+        let smallest = if options.per_sample { 1 } else { *rows };
+        for rows in [smallest, *rows] {
+            engine.loader.check_extents(&grid.extents(rows))?;
         }
+        decode::check_tiles(engine, options, grid)?;
+        options.cache_place.check(&engine.device, &options.cache, manifest.blocks.len())?;
+        let cuts = lists::cuts(manifest, options, engine.arithmetic_choice)?;
+        if engine.arithmetic_choice == ArithmeticChoice::Stages {
+            let refuse = |why| Error::option("arithmetic", format!("is `stages`, but {why}; leave it out"));
+            request::in_stages::of_request(manifest, options, &shares[0].lists).map_err(refuse)?;
+        }
+        let plain = engine.plan(&lists::cuts_of(manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?);
+        if options.cache_memory.is_some() {
+            let given = given.iter().map(|(dim, (extent, _))| (dim.clone(), *extent)).collect();
+            let extents = memory::extents(manifest, grid, *rows, given)?;
+            let plan = engine.plan(&cuts);
+            let footprint = Footprint {
+                manifest,
+                plan: &plan,
+                plain: &plain,
+                options,
+                shares,
+                branches: *n_branches,
+                extents: &extents,
+            };
+            footprint.check()?;
+        }
+        let plans = engine.load_plans(&cuts, &options.cancel)?;
+        Ok(Cut { plans, arithmetic: cuts.arithmetic, plain })
     }
-    Ok(warnings)
+
+    /// What the user should know before the first step.
+    fn warnings(&self, asked: &Asked) -> Vec<Warning> {
+        let Self { engine, options, .. } = *self;
+        let Asked { guidance, shares, n_branches, .. } = asked;
+        let of_provider = engine.provider_warnings().map(Warning::Provider);
+        let of_settings = shares::warnings(shares, *n_branches).into_iter().chain(guidance.warnings.iter().cloned());
+        let mut warnings: Vec<Warning> = of_provider.chain(of_settings.map(Warning::Setting)).collect();
+        let has_text = shares[0].lists.iter().any(|list| list.has_text(&engine.directory.manifest));
+        if !has_text && !options.cache.corrects(None, StreamKind::Encoder) {
+            warnings.push(Warning::Setting(
+                "enable_encoder_residual has no effect: the model has no stream of the text alone".into(),
+            ));
+        }
+        warnings
+    }
+
+    /// What becomes of prompts that the model cannot read whole.
+    fn warnings_of_prompts(&self, asked: &Asked) -> Result<Vec<Warning>> {
+        let Self { engine, inputs, .. } = *self;
+        let mut warnings = Vec::new();
+        for branch in asked.guidance.texts() {
+            if let (Some(prompt), Some(encoder)) = (conditioning::prompt(engine, inputs, branch), &engine.text) {
+                let called = conditioning::called(branch);
+                warnings.extend(encoder.warnings(called, prompt)?.into_iter().map(Warning::Setting));
+            }
+        }
+        Ok(warnings)
+    }
+
+    /// Binds the blocks of each transformer to the texts, the streams and all other tensors that they take.
+    fn blocks(
+        &self,
+        asked: &Asked,
+        shares: Vec<Share>,
+        cut: &Cut,
+        texts: HashMap<Branch, Named>,
+        buffers: &mut Buffers,
+    ) -> Result<BoundBlocks> {
+        let Self { engine, options, .. } = *self;
+        let Asked { guidance, given, batch, rows, grid, fps, n_branches, .. } = asked;
+        let manifest = &engine.directory.manifest;
+        let extents = conditioning::extents(manifest, grid.extents(*rows), given, &texts, buffers)?;
+        engine.loader.check_extents(&extents)?;
+        let fixed = Fixed { guidance: guidance.embedded, fps: *fps };
+        let mut named = conditioning::shared(manifest, grid, &extents, &fixed, buffers)?;
+        let of_embed = manifest.embed.outputs.iter().filter(|tensor| !manifest.streams.contains(tensor));
+        for tensor in of_embed {
+            let id = buffers.add(manifest.tensor(tensor)?.dtype, &manifest.shape(tensor, &extents)?)?;
+            named.insert(tensor.clone(), id);
+        }
+        let mut binder = Binder { engine, extents: &extents, named: &named, buffers };
+        let streams = streams(&mut binder, cut, &shares[0].lists)?;
+        let Branches { named: of_branches, predictions } = branches(&mut binder, guidance, texts)?;
+        let mut blocks = Blocks {
+            binder,
+            run: Run { options, n_branches: *n_branches, batch: *batch },
+            arithmetic: cut.arithmetic.as_ref(),
+            of_branches: &of_branches,
+            zeros: Vec::new(),
+        };
+        let mut experts = Vec::new();
+        for share in shares {
+            let (plan, streams) = (&cut.plans[share.expert], &streams[share.expert]);
+            experts.push(blocks.expert(share, plan, streams)?);
+        }
+        let zeros = blocks.zeros;
+        Ok(BoundBlocks { extents, named, streams, experts, zeros, predictions })
+    }
+
+    /// Writes the latents that the first step starts from, and binds guidance and the scheduler's update.
+    fn ends(
+        &self,
+        asked: &Asked,
+        cfg: Option<Cfg>,
+        named: &Named,
+        predictions: &HashMap<Branch, BufferId>,
+        buffers: &mut Buffers,
+    ) -> Result<Ends> {
+        let Self { engine, inputs, options } = *self;
+        let Asked { batch, grid, schedule, .. } = asked;
+        let of_model = engine.directory.manifest.input_from(&Source::Latents).and_then(|name| named.get(name));
+        let model_latents = *of_model.ok_or_else(|| Error::internal("no latents"))?; // Manifest::parse has checked.
+        let spec = |cfg| CombineSpec { cfg, predictions, model_latents, shape: grid.shape(*batch) };
+        let combine = cfg.map(|cfg| Combine::bind(engine, spec(cfg), buffers)).transpose()?;
+        let (latents, prediction) = match &combine {
+            Some(combine) => (combine.latents, combine.prediction),
+            None => (model_latents, predictions[&Branch::Cond]),
+        };
+        let of_picture = |k| Generator::new(options.seed.wrapping_add(k as u64));
+        let mut generators: Vec<Generator> = (0..*batch).map(of_picture).collect();
+        match inputs.tensors.get(LATENTS) {
+            Some(tensor) => buffers.write(latents, &numbers(tensor))?,
+            None => buffers.write(latents, &grid.noise(&mut generators))?,
+        }
+        let noise = noise(inputs, schedule, generators, buffers.shape(latents))?;
+        let sampler = Sampler::bind(engine, SamplerSpec { schedule, latents, prediction, noise }, buffers)?;
+        Ok(Ends { latents, prediction, combine, sampler })
+    }
+}
+
+/// The stages that the policy asks for.
+struct Cut {
+    /// Of each transformer.
+    plans: Vec<Arc<LoadedPlan>>,
+    /// The part of the policy's arithmetic that stages hold.
+    arithmetic: Option<InStages>,
+    /// The plan that there would be without a policy.
+    plain: Plan,
 }
 
 /// The streams between the stages of each transformer. They are divided alike, and then shared, unless another request divided
 /// the stages of one in the meantime.
-fn streams(
-    manifest: &Manifest,
-    plans: &[Arc<LoadedPlan>],
-    plain: &Plan,
-    lists: &[List],
-    extents: &Extents,
-    buffers: &mut Buffers,
-) -> Result<Vec<Arc<Streams>>> {
+fn streams(binder: &mut Binder<'_>, cut: &Cut, lists: &[List]) -> Result<Vec<Arc<Streams>>> {
+    let Cut { plans, plain, .. } = cut;
     let pinned: Vec<usize> = lists.iter().flat_map(List::pinned).collect();
     let mut streams: Vec<Arc<Streams>> = Vec::new();
     for (index, plan) in plans.iter().enumerate() {
@@ -202,48 +283,33 @@ fn streams(
             None => {
                 let seen = plan.plan.seen();
                 let pinned: Vec<usize> = pinned.iter().copied().filter(|cut| seen.contains(cut)).collect();
-                Streams::allocate(manifest, (plan, plain), (extents, seen), &pinned, buffers)?
+                let spec = StreamsSpec { plan, plain, seen, pinned: &pinned };
+                Streams::allocate(binder.manifest(), spec, binder.extents, binder.buffers)?
             }
         });
     }
     Ok(streams)
 }
 
-/// The tensors that are no streams, by branch: `named`, which all share, and each branch's own. Then the predictions.
-fn branches(
-    manifest: &Manifest,
-    guidance: &Guidance,
-    named: &Named,
-    mut texts: HashMap<Branch, Named>,
-    extents: &Extents,
-    buffers: &mut Buffers,
-) -> Result<(HashMap<Branch, Named>, HashMap<Branch, BufferId>)> {
-    let prediction = &manifest.last.outputs[0]; // Manifest::parse has checked that there is one.
-    let (mut of_branches, mut predictions) = (HashMap::new(), HashMap::new());
-    for branch in guidance.branches() {
-        let mut tensors = named.clone();
-        tensors.extend(texts.remove(&branch).unwrap_or_default());
-        predictions.insert(branch, add(manifest, prediction, extents, &mut tensors, buffers)?);
-        of_branches.insert(branch, tensors);
-    }
-    Ok((of_branches, predictions))
+/// What guidance branches have of their own.
+struct Branches {
+    /// The tensors that are no streams: those that all branches share, and each branch's own.
+    named: HashMap<Branch, Named>,
+    predictions: HashMap<Branch, BufferId>,
 }
 
-/// Writes the latents that the first step starts from; gives the noise that later steps add.
-fn start_from(
-    latents: BufferId,
-    inputs: &Inputs,
-    grid: &Grid,
-    schedule: &Schedule,
-    (seed, batch): (u64, usize),
-    buffers: &mut Buffers,
-) -> Result<NoiseSource> {
-    let mut generators: Vec<Generator> = (0..batch).map(|k| Generator::new(seed.wrapping_add(k as u64))).collect();
-    match inputs.tensors.get(LATENTS) {
-        Some(tensor) => buffers.write(latents, &numbers(tensor))?,
-        None => buffers.write(latents, &grid.noise(&mut generators))?,
+fn branches(binder: &mut Binder<'_>, guidance: &Guidance, mut texts: HashMap<Branch, Named>) -> Result<Branches> {
+    let prediction = &binder.manifest().last.outputs[0]; // Manifest::parse has checked that there is one.
+    let (mut named, mut predictions) = (HashMap::new(), HashMap::new());
+    for branch in guidance.branches() {
+        let id = binder.add(prediction)?;
+        predictions.insert(branch, id);
+        let mut tensors = binder.named.clone();
+        tensors.extend(texts.remove(&branch).unwrap_or_default());
+        tensors.insert(prediction.clone(), id);
+        named.insert(branch, tensors);
     }
-    noise(inputs, schedule, generators, buffers.shape(latents))
+    Ok(Branches { named, predictions })
 }
 
 /// What all transformers of a request run with.
@@ -254,84 +320,85 @@ struct Run<'a> {
 }
 
 /// Binds the blocks of a request to its tensors.
-struct Binder<'a> {
-    engine: &'a Loaded,
+struct Blocks<'a> {
+    binder: Binder<'a>,
     run: Run<'a>,
     /// The part of the policy's arithmetic that stages hold.
     arithmetic: Option<&'a InStages>,
-    extents: &'a Extents,
-    /// The tensors that all branches share and that are no streams.
-    named: &'a Named,
     /// The tensors of each branch that are no streams.
     of_branches: &'a HashMap<Branch, Named>,
     /// What the tail adds on a computed step; branches and transformers share it.
     zeros: Vec<BufferId>,
-    buffers: &'a mut Buffers,
 }
 
-impl Binder<'_> {
+impl Blocks<'_> {
     /// One transformer: its blocks in each branch, bound, and what is decided on.
     fn expert(&mut self, share: Share, plan: &Arc<LoadedPlan>, streams: &Arc<Streams>) -> Result<Expert> {
-        let Run { options, n_branches, .. } = self.run;
+        let Run { options, n_branches, batch } = self.run;
         let mut samples = Vec::new();
         for list in share.lists.iter().filter(|_| options.per_sample) {
-            let of_list = (self.named, &list.split.middle);
-            samples.push(Samples::new(self.engine, plan, self.extents, of_list, self.buffers)?);
+            samples.push(Samples::new(&mut self.binder, plan, &list.split.middle)?);
         }
-        let policies = |list: &List| list.cache.policies(list.run(share.steps.len(), n_branches));
-        let mut policies = share.lists.iter().map(policies).collect::<Result<Vec<_>>>()?;
-        let order: Vec<Branch> = policies.iter().take(1).flatten().map(|(branch, _)| *branch).collect();
+        let count = if options.per_sample { batch } else { 1 };
+        let fresh = |list: &List| policies(list, list.run(share.steps.len(), n_branches), count);
+        let mut of_lists = share.lists.iter().map(fresh).collect::<Result<Vec<_>>>()?;
+        // All lists have the same branches in the same order.
+        let order: Vec<Branch> = of_lists.iter().take(1).flatten().map(|of_branch| of_branch.branch).collect();
         let mut branches = Vec::new();
         for branch in order {
-            // All lists have the same branches in the same order.
-            let policies = policies.iter_mut().map(|of_list| of_list.remove(0).1).collect();
-            branches.push(self.branch(branch, &share, policies, &samples, (plan, streams))?);
+            let policies = of_lists.iter_mut().map(|of_branches| of_branches.remove(0).policies).collect();
+            let named = self.of_branches.get(&branch).ok_or_else(|| Error::internal("a branch without its tensors"))?;
+            let (chain, in_stages) = self.chain(plan, streams, named)?;
+            let lists = self.lists(&share.lists, policies, &samples, &chain, in_stages)?;
+            let prediction = &self.binder.manifest().last.outputs[0]; // Manifest::parse has checked that there is one.
+            let prediction = named.get(prediction).ok_or_else(|| Error::internal("a branch without a prediction"))?;
+            branches.push(BranchState { branch, chain, prediction: *prediction, lists });
         }
         Ok(Expert { share, branches, samples })
     }
 
-    /// The blocks of one branch; `policies` and `samples` are those of each list.
-    fn branch(
+    /// The blocks of one branch; and the arithmetic of the policy, where their stages hold it.
+    fn chain(
         &mut self,
-        branch: Branch,
-        share: &Share,
-        policies: Vec<Box<dyn CachePolicy>>,
+        plan: &Arc<LoadedPlan>,
+        streams: &Arc<Streams>,
+        named: &Named,
+    ) -> Result<(Chain, Option<Unit>)> {
+        let manifest = self.binder.manifest();
+        let mut named = named.clone();
+        let Some(shape) = self.arithmetic else {
+            let wiring = Wiring { manifest, plan, streams, named: &named };
+            return Ok((Chain::bind(wiring, self.binder.buffers)?, None));
+        };
+        let tensors = StageArithmetic::allocate(&mut self.binder, shape, streams, &mut self.zeros, &mut named)?;
+        let wiring = Wiring { manifest, plan, streams, named: &named };
+        let mut chain = Chain::bind(wiring, self.binder.buffers)?;
+        let arithmetic = StageArithmetic::bind(&mut self.binder, shape, tensors, &mut chain, &named)?;
+        Ok((chain, Some(Unit::in_stages(shape.middle.clone(), arithmetic))))
+    }
+
+    /// What one branch keeps of its lists between steps; `policies` and `samples` are those of each list. `in_stages` is the
+    /// unit of the one list whose arithmetic is in the stages.
+    fn lists(
+        &mut self,
+        lists: &[List],
+        policies: Vec<Vec<Box<dyn CachePolicy>>>,
         samples: &[Samples],
-        (plan, streams): (&Arc<LoadedPlan>, &Arc<Streams>),
-    ) -> Result<BranchState> {
-        let manifest = &self.engine.directory.manifest;
-        let of_branch = self.of_branches.get(&branch).ok_or_else(|| Error::internal("a branch without its tensors"))?;
-        let mut tensors = of_branch.clone();
-        let mut in_stages = None;
-        if let Some(shape) = self.arithmetic {
-            let rest = (&mut tensors, &mut *self.buffers);
-            let of_shape = (shape, self.extents);
-            in_stages = Some(StageArithmetic::allocate(manifest, of_shape, streams, &mut self.zeros, rest)?);
-        }
-        let mut chain = Chain::bind(manifest, plan, streams, &tensors, self.buffers)?;
-        let mut lists = Vec::new();
-        for (index, (list, policy)) in share.lists.iter().zip(policies).enumerate() {
-            let units = match (self.arithmetic, in_stages.take()) {
-                (Some(shape), Some(kept)) => {
-                    let bound = (&mut chain, &tensors);
-                    let arithmetic = StageArithmetic::bind(manifest, shape, kept, bound, self.buffers)?;
-                    vec![Unit::in_stages(shape.middle.clone(), arithmetic)]
-                }
-                _ => self.units(&chain, list, samples.get(index))?,
+        chain: &Chain,
+        mut in_stages: Option<Unit>,
+    ) -> Result<Vec<ListState>> {
+        let mut states = Vec::new();
+        for (index, (list, policies)) in lists.iter().zip(policies).enumerate() {
+            let samples = samples.get(index);
+            let units = match in_stages.take() {
+                Some(unit) => vec![unit],
+                None => self.units(chain, list, samples)?,
             };
-            let samples = match samples.get(index) {
-                Some(samples) => {
-                    let run = (share.steps.len(), self.run.n_branches);
-                    let policies = samples::policies(list, run, branch, self.run.batch)?;
-                    Some(BranchSamples::bind(self.engine, policies, &units, samples.keeps, self.buffers)?)
-                }
-                None => None,
-            };
-            lists.push(ListState { policy, units, samples });
+            let bind = |samples: &Samples| BranchSamples::bind(&mut self.binder, &units, samples.keeps);
+            let samples = samples.map(bind).transpose()?;
+            states.push(ListState { policies, units, samples });
         }
-        let prediction = &manifest.last.outputs[0]; // Manifest::parse has checked that there is one.
-        let prediction = *tensors.get(prediction).ok_or_else(|| Error::internal("a branch without a prediction"))?;
-        Ok(BranchState { branch, chain, prediction, lists })
+        Ok(states)
     }
 
     /// What is decided on in one list of blocks, in one branch.
@@ -340,8 +407,8 @@ impl Binder<'_> {
         for part in &list.parts {
             let Part::Unit { blocks, block } = part else { continue };
             let diff = match block {
-                Some(_) => list.cache.block_diff_options().map(|diff| (diff, blocks.clone())),
-                None => list.cache.diff_options().map(|diff| (diff, list.split.head.clone())),
+                Some(_) => list.cache.block_diff_options().map(|options| DiffSpec { options, around: blocks.clone() }),
+                None => list.cache.diff_options().map(|options| DiffSpec { options, around: list.split.head.clone() }),
             };
             let spec = UnitSpec {
                 blocks: blocks.clone(),
@@ -351,10 +418,31 @@ impl Binder<'_> {
                 cache_dtype: self.run.options.cache_dtype,
                 keeps: samples.map(|samples| samples.keeps),
             };
-            units.push(Unit::bind(self.engine, chain, spec, self.buffers)?);
+            units.push(Unit::bind(&mut self.binder, chain, spec)?);
         }
         Ok(units)
     }
+}
+
+/// The policies of one branch: one for the whole batch, or one for each sample.
+struct BranchPolicies {
+    branch: Branch,
+    policies: Vec<Box<dyn CachePolicy>>,
+}
+
+/// Fresh policies of a list, `count` for each branch, in the order in which branches are computed. The policies of a
+/// sample's branches belong together.
+fn policies(list: &List, run: RunShape, count: usize) -> Result<Vec<BranchPolicies>> {
+    let mut of_branches: Vec<BranchPolicies> = Vec::new();
+    for _ in 0..count {
+        for (branch, policy) in list.cache.policies(run)? {
+            match of_branches.iter_mut().find(|of_branch| of_branch.branch == branch) {
+                Some(of_branch) => of_branch.policies.push(policy),
+                None => of_branches.push(BranchPolicies { branch, policies: vec![policy] }),
+            }
+        }
+    }
+    Ok(of_branches)
 }
 
 /// The noise that a stochastic scheduler adds: what is given, else what the pictures' generators give next.
@@ -374,16 +462,4 @@ fn noise(inputs: &Inputs, schedule: &Schedule, generators: Vec<Generator>, laten
         )));
     }
     Ok(NoiseSource::Given(numbers(tensor)))
-}
-
-fn add(
-    manifest: &Manifest,
-    tensor: &str,
-    extents: &Extents,
-    named: &mut Named,
-    buffers: &mut Buffers,
-) -> Result<BufferId> {
-    let id = buffers.add(manifest.tensor(tensor)?.dtype, &manifest.shape(tensor, extents)?)?;
-    named.insert(tensor.to_owned(), id);
-    Ok(id)
 }

@@ -7,7 +7,7 @@
 //!         a unit (the middle of the step, or a single block): gate ─ decided ───────────────┐
 //!                                                                └─ needs a diff ─▶ judge ─▶ decision
 //!             Compute: run, keep the residual      Skip: streams += kept residual, or a forecast of it
-//!             (pass.rs; samples.rs: the same where each picture of a batch decides for itself)
+//!             (pass.rs; samples.rs: the middle of those samples of a batch that compute, where each decides for itself)
 //!     final ─▶ prediction
 //! guidance ─▶ scheduler's update ─▶ latents
 //! ```
@@ -19,16 +19,16 @@ use std::time::Instant;
 use ndarray::ArrayD;
 
 use super::branch::BranchState;
-use super::chain::{Chain, Named, Streams};
+use super::chain::{Named, Streams};
 use super::combine::Combine;
 use super::decode::{Decoded, Decoder};
-use super::expert::Expert;
+use super::expert::{BranchAt, Expert};
+use super::meter::{Meter, elapsed_ms};
 use super::numeric;
 use super::observer::{Observer, Outside, Phase, Progress};
 use super::pass::{Pass, run_list};
 use super::prepare;
 use super::sampler::Sampler;
-use super::samples;
 use crate::cache::{Branch, DecisionPoint, PolicyConfig};
 use crate::engine::{Engine, Loaded};
 use crate::error::{At, Error, Result};
@@ -121,8 +121,7 @@ impl Engine {
         let manifest = &engine.directory.manifest;
         let cuts = lists::cuts(manifest, options, engine.arithmetic_choice)?;
         let plain = lists::cuts_of(manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?;
-        let plans = [&engine.plan(&cuts), &engine.plan(&plain)];
-        memory::of_options(manifest, plans, options, text_length)
+        memory::of_options(manifest, &engine.plan(&cuts), &engine.plan(&plain), options, text_length)
     }
 }
 
@@ -347,10 +346,8 @@ impl Request {
         let branch = self.experts[expert].branches[index].branch;
         let is_shared = branch == Branch::Uncond && self.options.cache.shares_cond_diff();
         let shared: &[Option<f32>] = if is_shared { cond_diffs } else { &[] };
-        let decided = self
-            .denoise((expert, index), step, shared)
-            .map_err(|error| self.explain((expert, index), error))
-            .at(branch)?;
+        let at = BranchAt { expert, branch: index };
+        let decided = self.denoise(at, step, shared).map_err(|error| self.explain(at, error)).at(branch)?;
         if branch == Branch::Cond {
             *cond_diffs = decided.iter().map(|record| record.diff).collect();
         }
@@ -365,89 +362,50 @@ impl Request {
 
     /// One branch of one step: from latents to its prediction. `shared` holds the diffs of another branch, one for each
     /// record.
-    fn denoise(
-        &mut self,
-        (expert, index): (usize, usize),
-        step: usize,
-        shared: &[Option<f32>],
-    ) -> Result<Vec<StepRecord>> {
+    fn denoise(&mut self, branch: BranchAt, step: usize, shared: &[Option<f32>]) -> Result<Vec<StepRecord>> {
         let Self { engine, options, buffers, experts, timings, schedule, .. } = self;
-        let Expert { share: Share { steps, lists, expert: number }, branches, samples } = &mut experts[expert];
-        let BranchState { branch, chain, prediction, lists: own } = &mut branches[index];
-        let chain: &Chain = chain;
-        let at = DecisionPoint { step: step - steps.start, steps: steps.len(), branch: *branch, block: None };
-        let of_run = (step, schedule.steps());
-        let expert = (engine.directory.experts.len() > 1).then_some(*number);
-        let pass = Pass { at, of_run, expert, sigma: schedule.sigmas[step], chain, cancel: &options.cancel };
-        let mut clock = Clock::start();
-        let mut runs = buffers.session_runs();
+        let Expert { share: Share { steps, lists, expert }, branches, samples } = &mut experts[branch.expert];
+        let BranchState { branch, chain, prediction, lists: own } = &mut branches[branch.branch];
+        let mut pass = Pass {
+            at: DecisionPoint { step: step - steps.start, steps: steps.len(), branch: *branch, block: None },
+            step,
+            steps: schedule.steps(),
+            expert: (engine.directory.experts.len() > 1).then_some(*expert),
+            sigma: schedule.sigmas[step],
+            chain,
+            cancel: &options.cancel,
+            buffers,
+            meter: Meter::start(timings),
+        };
+        let mut runs = pass.buffers.session_runs();
 
         pass.cancel.check()?;
-        chain.embed(buffers)?;
-        timings.embed_ms += clock.lap();
+        pass.chain.embed(pass.buffers)?;
+        pass.meter.count(|timings| &mut timings.embed_ms);
         let mut records: Vec<StepRecord> = Vec::new();
         let mut samples = samples.iter_mut();
         for (list, own) in lists.iter().zip(own) {
             let shared = shared.get(records.len()..).unwrap_or_default();
-            let before = clock.total();
-            let mut decided = match samples.next() {
-                Some(samples) => {
-                    samples::run_list(&pass, list, own, (engine, samples), shared, buffers, (timings, &mut clock))?
-                }
-                None => {
-                    vec![run_list(&pass, list, own, shared.first().copied().flatten(), buffers, (timings, &mut clock))?]
-                }
-            };
             // The first list's time begins with the embed graph.
-            let before = if records.is_empty() { 0.0 } else { before };
+            let before = if records.is_empty() { 0.0 } else { pass.meter.total() };
+            let mut decided = run_list(&mut pass, list, own, samples.next(), shared)?;
             for record in &mut decided {
-                record.elapsed_ms = clock.total() - before;
-                record.session_runs = buffers.session_runs() - runs;
+                record.elapsed_ms = pass.meter.total() - before;
+                record.session_runs = pass.buffers.session_runs() - runs;
             }
-            runs = buffers.session_runs();
+            runs = pass.buffers.session_runs();
             records.append(&mut decided);
         }
-        chain.last(buffers)?;
-        if let Some(number) = buffers.first_not_finite(*prediction)? {
+        pass.chain.last(pass.buffers)?;
+        if let Some(number) = pass.buffers.first_not_finite(*prediction)? {
             return Err(numeric::prediction(number));
         }
-        let final_ms = clock.lap();
-        timings.final_ms += final_ms;
+        let final_ms = pass.meter.count(|timings| &mut timings.final_ms);
         let last = records.last().and_then(|record| record.list);
         for record in records.iter_mut().filter(|record| record.list == last) {
             record.elapsed_ms += final_ms;
-            record.session_runs += buffers.session_runs() - runs;
+            record.session_runs += pass.buffers.session_runs() - runs;
         }
         Ok(records)
-    }
-}
-
-/// Milliseconds since `start`.
-pub(super) fn elapsed_ms(start: Instant) -> f64 {
-    start.elapsed().as_secs_f64() * 1e3
-}
-
-/// Divides a step's time among its parts.
-pub(super) struct Clock {
-    start: Instant,
-    last: Instant,
-}
-
-impl Clock {
-    pub(super) fn start() -> Self {
-        let now = Instant::now();
-        Self { start: now, last: now }
-    }
-
-    /// Milliseconds since the last lap.
-    pub(super) fn lap(&mut self) -> f64 {
-        let now = Instant::now();
-        let lap = (now - self.last).as_secs_f64() * 1e3;
-        self.last = now;
-        lap
-    }
-
-    pub(super) fn total(&self) -> f64 {
-        (self.last - self.start).as_secs_f64() * 1e3
     }
 }

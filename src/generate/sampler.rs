@@ -32,15 +32,17 @@ struct Target {
     weights: Vec<BufferId>,
 }
 
+/// What a sampler is made for. `latents` and `prediction` have one shape.
+pub(super) struct SamplerSpec<'a> {
+    pub schedule: &'a Schedule,
+    pub latents: BufferId,
+    pub prediction: BufferId,
+    pub noise: NoiseSource,
+}
+
 impl Sampler {
-    /// `latents` and `prediction` have one shape.
-    pub(super) fn bind(
-        engine: &Loaded,
-        schedule: &Schedule,
-        (latents, prediction): (BufferId, BufferId),
-        source: NoiseSource,
-        buffers: &mut Buffers,
-    ) -> Result<Self> {
+    pub(super) fn bind(engine: &Loaded, spec: SamplerSpec<'_>, buffers: &mut Buffers) -> Result<Self> {
+        let SamplerSpec { schedule, latents, prediction, noise: source } = spec;
         let shape = buffers.shape(latents).to_vec();
         let sums = engine.kernels.sums(shape.len())?;
         let mut tensors =

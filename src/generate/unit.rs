@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::binder::Binder;
 use super::chain::Chain;
-use super::forecast::Forecast;
+use super::forecast::{Forecast, Lane};
 use super::in_stages::StageArithmetic;
 use crate::cache::{CalibratorCacheType, DiffOptions, DiffTensor, PolicyConfig, StreamKind};
 use crate::engine::Loaded;
@@ -70,23 +71,35 @@ struct CompareGraphs {
 pub(crate) struct UnitSpec<'a> {
     pub blocks: Range<usize>,
     pub block: Option<usize>,
-    /// What is compared, and around which cuts; none where the policy never asks.
-    pub diff: Option<(DiffOptions, Range<usize>)>,
+    /// None where the policy never asks.
+    pub diff: Option<DiffSpec>,
     pub list: &'a List,
     pub cache_dtype: CacheDType,
     /// Which items of the batch to keep, i64 `[batch]`, where each decides for itself.
     pub keeps: Option<BufferId>,
 }
 
+/// What is compared for a diff.
+pub(crate) struct DiffSpec {
+    pub options: DiffOptions,
+    /// The blocks between whose ends it is taken.
+    pub around: Range<usize>,
+}
+
+/// A stream before and after the blocks of a unit.
+struct Stream {
+    index: usize,
+    before: BufferId,
+    after: BufferId,
+}
+
 impl Unit {
-    pub(crate) fn bind(engine: &Loaded, chain: &Chain, spec: UnitSpec<'_>, buffers: &mut Buffers) -> Result<Self> {
-        let UnitSpec { blocks, block, diff, list, cache_dtype, keeps } = spec;
+    pub(super) fn bind(binder: &mut Binder<'_>, chain: &Chain, spec: UnitSpec<'_>) -> Result<Self> {
+        let Range { start, end } = spec.blocks;
         let mut kept: Vec<Kept> = Vec::new();
-        for (stream, (before, after)) in chain.at_cut(blocks.start).iter().zip(chain.at_cut(blocks.end)).enumerate() {
+        for (index, (before, after)) in chain.at_cut(start).iter().zip(chain.at_cut(end)).enumerate() {
             if before != after {
-                let of_items = keeps.is_some();
-                let (what, at) = ((list, cache_dtype, of_items), (block, stream));
-                let bound = Kept::bind(engine, what, at, (*before, *after), buffers)?;
+                let bound = Kept::bind(binder, &spec, Stream { index, before: *before, after: *after })?;
                 match (bound, kept.last_mut()) {
                     // To the model they are one tensor, so one calibrator forecasts both.
                     (Kept::Forecast { forecast: next, kind }, Some(Kept::Forecast { forecast, kind: same }))
@@ -98,13 +111,8 @@ impl Unit {
                 }
             }
         }
-        let compare = match diff {
-            Some((options, around)) => {
-                Some(Compare::bind(engine, chain, (list, options, around), cache_dtype, keeps, buffers)?)
-            }
-            None => None,
-        };
-        Ok(Self { blocks, block, kept, compare, in_stages: None })
+        let compare = spec.diff.as_ref().map(|diff| Compare::bind(binder, chain, &spec, diff)).transpose()?;
+        Ok(Self { blocks: spec.blocks, block: spec.block, kept, compare, in_stages: None })
     }
 
     /// A middle whose arithmetic is part of the stages.
@@ -112,17 +120,8 @@ impl Unit {
         Self { blocks, block: None, kept: Vec::new(), compare: None, in_stages: Some(Box::new(arithmetic)) }
     }
 
-    /// The relative L1 change of what is compared, against the last time it was kept; two numbers leave the device.
-    ///
-    /// # Errors
-    /// `Numeric` when a tensor holds NaN or infinity.
-    pub(crate) fn diff(&self, buffers: &Buffers) -> Result<f32> {
-        let sums = self.sums(buffers)?;
-        let (change, size) = sums.first().copied().ok_or_else(|| Error::internal("a diff without its sums"))?;
-        relative(change, size)
-    }
-
-    /// The sums of which a diff is the quotient: one pair, or one for each item that decides for itself.
+    /// The sums of which a diff is the quotient ([`relative`]): one pair, or one for each sample that decides for itself.
+    /// They are all that leaves the device.
     pub(crate) fn sums(&self, buffers: &Buffers) -> Result<Vec<(f32, f32)>> {
         if let Some(arithmetic) = &self.in_stages {
             return Ok(vec![arithmetic.sums(buffers)?]);
@@ -226,15 +225,11 @@ impl Unit {
 }
 
 impl Kept {
-    fn bind(
-        engine: &Loaded,
-        (list, cache_dtype, of_items): (&List, CacheDType, bool),
-        (block, stream): (Option<usize>, usize),
-        (before, after): (BufferId, BufferId),
-        buffers: &mut Buffers,
-    ) -> Result<Self> {
-        let (cache, kind) = (&list.cache, list.stream_kind(stream));
-        let dtype = stream_dtype(engine, stream)?;
+    fn bind(binder: &mut Binder<'_>, spec: &UnitSpec<'_>, stream: Stream) -> Result<Self> {
+        let Stream { index, before, after } = stream;
+        let Binder { engine, buffers, .. } = binder;
+        let (cache, block, kind) = (&spec.list.cache, spec.block, spec.list.stream_kind(index));
+        let dtype = stream_dtype(engine, index)?;
         let shape = buffers.shape(after).to_vec();
         if !cache.corrects(block, kind) {
             let is_on_host = engine.computes_on_host(&[dtype]);
@@ -242,35 +237,31 @@ impl Kept {
             let copy = (!is_on_host).then(copy).transpose()?;
             return Ok(Self::Nothing { before, after, copy: copy.map(Box::new) });
         }
-        let kept = cache_dtype.of(dtype);
+        let kept = spec.cache_dtype.of(dtype);
         let arithmetic = engine.kernels.arithmetic(dtype, kept, shape.len())?;
         if let Some(calibrator) = cache.calibrator(block, kind) {
             let replaces = cache.cache_type(block, kind) == CalibratorCacheType::HiddenStates;
             let sums = engine.kernels.sums(shape.len())?;
-            let forecast = Forecast::new(calibrator, replaces, (arithmetic, sums), (before, after), kept);
-            return Ok(Self::Forecast { forecast: Box::new(forecast), kind });
+            let lane = Lane::new(arithmetic, sums, before, after, kept);
+            return Ok(Self::Forecast { forecast: Box::new(Forecast::new(calibrator, replaces, lane)), kind });
         }
         let id = buffers.add_kept(kept, &shape)?;
-        let graphs = if !of_items && engine.computes_on_host(&[dtype, kept]) {
+        let graphs = if spec.keeps.is_none() && engine.computes_on_host(&[dtype, kept]) {
             None
         } else {
             let keep = arithmetic.bind_subtract(buffers, after, before, id)?;
             Some((keep, arithmetic.bind_add(buffers, before, id, after)?))
         };
         let tensors = Joined { before, after, kept: id };
-        Ok(Self::Residual(Box::new(Residual { stream, tensors, graphs })))
+        Ok(Self::Residual(Box::new(Residual { stream: index, tensors, graphs })))
     }
 }
 
 impl Compare {
-    fn bind(
-        engine: &Loaded,
-        chain: &Chain,
-        (list, options, around): (&List, DiffOptions, Range<usize>),
-        cache_dtype: CacheDType,
-        keeps: Option<BufferId>,
-        buffers: &mut Buffers,
-    ) -> Result<Self> {
+    fn bind(binder: &mut Binder<'_>, chain: &Chain, spec: &UnitSpec<'_>, diff: &DiffSpec) -> Result<Self> {
+        let UnitSpec { list, cache_dtype, keeps, .. } = *spec;
+        let DiffSpec { options, around } = diff;
+        let Binder { engine, buffers, .. } = binder;
         // A single block compares its input, so all that it sees is at one cut.
         let (before, after) = match options.tensor {
             DiffTensor::BlockInput => (around.start, around.start),
@@ -293,7 +284,7 @@ impl Compare {
             })
             .collect::<Result<_>>()?;
         let over = if keeps.is_some() { Over::Item } else { Over::Batch };
-        let measure: Arc<Measure> = engine.kernels.measure(&kinds, options, over)?;
+        let measure: Arc<Measure> = engine.kernels.measure(&kinds, *options, over)?;
         let mut compared = Vec::new();
         for (stream, kind) in streams.iter().zip(&kinds) {
             let (before, after) = (chain.at_cut(before)[*stream], chain.at_cut(after)[*stream]);

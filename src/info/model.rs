@@ -94,7 +94,7 @@ impl Model {
     pub fn cache_bytes(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<CacheBytes> {
         let plan = planned(&self.directory, &self.load, &options.cache)?;
         let plain = planned(&self.directory, &self.load, &PolicyConfig::None)?;
-        memory::of_options(&self.directory.manifest, [&plan, &plain], options, text_length)
+        memory::of_options(&self.directory.manifest, &plan, &plain, options, text_length)
     }
 
     /// The stages that the engine will have: the options `cache`, `stages` and `stage_bytes` count.

@@ -80,7 +80,7 @@ fn cast(graph: &Graph, to: DType, attention: Attention) -> Result<Graph> {
     let narrow = element_type(to);
     let kinds = Kinds::new(&inner, narrow)?;
     let demands = Demands::new(&inner, &kinds);
-    let inner = emit::emit(inner, &kinds, &demands, (narrow, attention));
+    let inner = emit::emit(inner, &kinds, &demands, narrow, attention);
     let (nodes, casts_weights) = (inner.node.len(), Graph::casts_initializers(&inner));
     model.graph = Some(inner);
     Ok(Graph { bytes: model.encode_to_vec(), nodes, casts_weights, ..graph.clone() })

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::graph::{Graph, Port, Weights, ports};
-use super::manifest::{BlockSpec, ExpertFiles, FileRef, GraphSpec, Manifest, Padding, TextInputSpec, WeightsSpec};
+use super::manifest::{
+    BlockSpec, ExpertFiles, FileRef, GraphSpec, Manifest, Padding, TextGraphSpec, TextInputSpec, TextSpec, WeightsSpec,
+};
 use super::moved;
 use super::weights::{WeightsFile, hash_bytes};
 use crate::error::{At, Error, Result};
@@ -101,24 +103,7 @@ impl EngineDirectory {
         let (mut text, mut tokenizers) = (Vec::new(), BTreeMap::new());
         if let Some(spec) = &manifest.text {
             for graph in &spec.graphs {
-                let port = |(port, input): (&String, &TextInputSpec)| {
-                    let (dtype, shape) = match input {
-                        TextInputSpec::Tokens { tokenizer: name, .. } => {
-                            let tokenizer = &spec.tokenizers[name]; // Checked by Manifest::parse as well.
-                            let tokens = match tokenizer.padding {
-                                Padding::Length => Axis::Fixed(tokenizer.length),
-                                Padding::Longest => Axis::Named(name.clone()),
-                            };
-                            (DType::I64, vec![Axis::Named("batch".into()), tokens])
-                        }
-                        TextInputSpec::Tensor { tensor } => {
-                            let tensor = manifest.tensor(tensor)?;
-                            (tensor.dtype, tensor.shape.clone())
-                        }
-                    };
-                    Ok(Port { name: port.clone(), dtype, shape })
-                };
-                let ins: Vec<Port> = graph.inputs.iter().map(port).collect::<Result<_>>()?;
+                let ins = text_ports(&manifest, spec, graph)?;
                 let (_, outs) = ports(&manifest, &[], &graph.outputs)?;
                 text.push(load(graph.into(), &ins, &outs)?);
             }
@@ -152,6 +137,28 @@ impl EngineDirectory {
         }
         Ok(unknown)
     }
+}
+
+/// What a graph of the text takes.
+fn text_ports(manifest: &Manifest, spec: &TextSpec, graph: &TextGraphSpec) -> Result<Vec<Port>> {
+    let port = |(port, input): (&String, &TextInputSpec)| {
+        let (dtype, shape) = match input {
+            TextInputSpec::Tokens { tokenizer: name, .. } => {
+                let tokenizer = &spec.tokenizers[name]; // Checked by Manifest::parse as well.
+                let tokens = match tokenizer.padding {
+                    Padding::Length => Axis::Fixed(tokenizer.length),
+                    Padding::Longest => Axis::Named(name.clone()),
+                };
+                (DType::I64, vec![Axis::Named("batch".into()), tokens])
+            }
+            TextInputSpec::Tensor { tensor } => {
+                let tensor = manifest.tensor(tensor)?;
+                (tensor.dtype, tensor.shape.clone())
+            }
+        };
+        Ok(Port { name: port.clone(), dtype, shape })
+    };
+    graph.inputs.iter().map(port).collect()
 }
 
 fn read_regular(directory: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {

@@ -64,36 +64,58 @@ pub(crate) fn boundary(pieces: &[Piece<'_>]) -> (Vec<String>, Vec<String>) {
 pub(crate) fn join(name: &str, pieces: &[Piece<'_>], wanted: &[String]) -> Result<Graph> {
     let (inputs, _) = boundary(pieces);
     let mut joined = Graph { file: name.to_owned(), ..Graph::default() };
-    let mut graph = GraphProto { name: Some(name.to_owned()), ..GraphProto::default() };
     let mut first: Option<ModelProto> = None;
-    let mut current: BTreeMap<String, String> = inputs.iter().map(|t| (t.clone(), t.clone())).collect();
-    let mut seen_inputs = BTreeSet::new();
+    let mut joiner = Joiner {
+        current: inputs.iter().map(|tensor| (tensor.clone(), tensor.clone())).collect(),
+        pieces,
+        inputs,
+        wanted,
+        seen_inputs: BTreeSet::new(),
+        graph: GraphProto { name: Some(name.to_owned()), ..GraphProto::default() },
+    };
     for (index, piece) in pieces.iter().enumerate() {
-        let part = match piece {
-            Piece::Part(part) => part,
-            Piece::Alias { name, of } => {
-                current.insert(name.clone(), current[of].clone());
-                continue;
+        match piece {
+            Piece::Part(part) => {
+                let mut decoded = onnx::decode(&part.graph.bytes).map_err(Error::internal)?;
+                let own = decoded.graph.take().unwrap_or_default();
+                // The first part is the model's: its opset counts, which the arithmetic between blocks does not depend on.
+                first.get_or_insert(decoded);
+                joiner.add(index, part, own);
+                joined.absorb(part.graph)?;
             }
-        };
-        let mut decoded = onnx::decode(&part.graph.bytes).map_err(Error::internal)?;
-        let own = decoded.graph.take().unwrap_or_default();
-        // The first part is the model's: its opset counts, which the arithmetic between blocks does not depend on.
-        first.get_or_insert(decoded);
-        // The last part that writes a tensor writes the stage's output.
-        let writes_last = |tensor: &String| {
-            let is_written = |later: &Piece<'_>| matches!(later, Piece::Part(part) if part.outputs.contains(tensor));
-            wanted.contains(tensor) && !pieces[index + 1..].iter().any(is_written)
-        };
-        let given: BTreeMap<String, String> = part
-            .outputs
-            .iter()
-            .map(|tensor| {
-                let port = output_port(tensor, part.inputs);
-                let value = if writes_last(tensor) { output_port(tensor, &inputs) } else { format!("{index}/{port}") };
-                (port, value)
-            })
-            .collect();
+            Piece::Alias { name, of } => {
+                joiner.current.insert(name.clone(), joiner.current[of].clone());
+            }
+        }
+    }
+    let mut graph = joiner.graph;
+    debug_assert_eq!(graph.output.len(), wanted.len());
+    let mut model = first.unwrap_or_default();
+    drop_round_trips(&mut graph);
+    joined.nodes = graph.node.len();
+    model.graph = Some(graph);
+    joined.bytes = model.encode_to_vec();
+    Ok(joined)
+}
+
+/// A joined graph while parts are added to it.
+struct Joiner<'a> {
+    pieces: &'a [Piece<'a>],
+    /// What the joined graph takes.
+    inputs: Vec<String>,
+    wanted: &'a [String],
+    /// The value that each tensor has now.
+    current: BTreeMap<String, String>,
+    /// The inputs whose ports are in the graph.
+    seen_inputs: BTreeSet<String>,
+    graph: GraphProto,
+}
+
+impl Joiner<'_> {
+    /// Adds the nodes and ports of a part, whose graph is `own`, with values renamed.
+    fn add(&mut self, index: usize, part: &Part<'_>, own: GraphProto) {
+        let given = self.given(index, part);
+        let Self { inputs, current, seen_inputs, graph, .. } = self;
         let rename = |value: &str| -> String {
             if value.is_empty() {
                 String::new()
@@ -124,22 +146,35 @@ pub(crate) fn join(name: &str, pieces: &[Piece<'_>], wanted: &[String]) -> Resul
                 graph.input.push(port);
             }
         }
+        let last: Vec<String> = part.outputs.iter().map(|tensor| output_port(tensor, part.inputs)).collect();
+        let is_last = |port: &ValueInfoProto| {
+            let place = last.iter().position(|name| Some(name) == port.name.as_ref());
+            place.is_some_and(|place| writes_last(self.pieces, self.wanted, index, &part.outputs[place]))
+        };
         for port in own.output {
-            let is_last = part.outputs.iter().any(|t| Some(output_port(t, part.inputs)) == port.name && writes_last(t));
-            if is_last {
+            if is_last(&port) {
                 graph.output.push(renamed_port(port));
             }
         }
         for tensor in part.outputs {
             current.insert(tensor.clone(), given[&output_port(tensor, part.inputs)].clone());
         }
-        joined.absorb(part.graph)?;
     }
-    debug_assert_eq!(graph.output.len(), wanted.len());
-    let mut model = first.unwrap_or_default();
-    drop_round_trips(&mut graph);
-    joined.nodes = graph.node.len();
-    model.graph = Some(graph);
-    joined.bytes = model.encode_to_vec();
-    Ok(joined)
+
+    /// The values that a part's outputs become, by their ports.
+    fn given(&self, index: usize, part: &Part<'_>) -> BTreeMap<String, String> {
+        let value = |tensor: &String| {
+            let port = output_port(tensor, part.inputs);
+            let is_last = writes_last(self.pieces, self.wanted, index, tensor);
+            let value = if is_last { output_port(tensor, &self.inputs) } else { format!("{index}/{port}") };
+            (port, value)
+        };
+        part.outputs.iter().map(value).collect()
+    }
+}
+
+/// Whether no piece after this one writes the tensor: then it is an output of the joined graph, if it is wanted.
+fn writes_last(pieces: &[Piece<'_>], wanted: &[String], index: usize, tensor: &String) -> bool {
+    let is_written = |later: &Piece<'_>| matches!(later, Piece::Part(part) if part.outputs.contains(tensor));
+    wanted.contains(tensor) && !pieces[index + 1..].iter().any(is_written)
 }

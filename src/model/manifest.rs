@@ -105,6 +105,16 @@ pub(crate) enum Dimension {
     Sum { sum: Vec<String> },
 }
 
+impl std::fmt::Display for Dimension {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Range { min, max } if min == max => write!(f, "{min}"),
+            Self::Range { min, max } => write!(f, "{min}..{max}"),
+            Self::Sum { sum } => f.write_str(&sum.join(" + ")),
+        }
+    }
+}
+
 /// An axis: a number, or the name of a dimension.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]

@@ -169,13 +169,6 @@ impl Manifest {
     /// Every graph takes only what an earlier one, or the outside, gives.
     fn check_flow(&self) -> Result<()> {
         let mut known: BTreeSet<&str> = self.inputs.keys().map(String::as_str).collect();
-        let takes = |graph: &str, inputs: &[String], known: &BTreeSet<&str>| -> Result<()> {
-            check_unique(graph, inputs)?;
-            match inputs.iter().find(|input| !known.contains(input.as_str())) {
-                Some(input) => fail(format!("{graph} takes `{input}`, which nothing before it gives")),
-                None => Ok(()),
-            }
-        };
         takes("`embed`", &self.embed.inputs, &known)?;
         let is_taken = |name: &String| self.embed.inputs.contains(name) || self.last.inputs.contains(name);
         if let Some(unused) = self.inputs.keys().find(|name| !is_taken(name)) {
@@ -188,6 +181,21 @@ impl Manifest {
                 return fail(format!("`embed` gives `{output}`, which comes from outside"));
             }
         }
+        self.check_streams()?;
+        // The blocks are bound once for both branches, whose texts differ.
+        let shared: BTreeSet<&str> = known.iter().copied().filter(|name| !self.is_text(name)).collect();
+        for kind in self.block_kinds.keys() {
+            self.check_kind(kind, &shared)?;
+        }
+        self.check_blocks()?;
+        takes("`final`", &self.last.inputs, &known)
+    }
+
+    fn is_text(&self, name: &str) -> bool {
+        self.inputs.get(name).is_some_and(|input| input.from.differs_by_branch())
+    }
+
+    fn check_streams(&self) -> Result<()> {
         if self.streams.is_empty() || self.streams.len() > 8 {
             return fail(format!("`streams` has {} entries; expected 1 to 8", self.streams.len()));
         }
@@ -202,26 +210,31 @@ impl Manifest {
                 return fail(format!("stream `{stream}` must be a float tensor with at least one axis"));
             }
         }
-        // The blocks are bound once for both branches, whose texts differ.
-        let is_text = |name: &str| self.inputs.get(name).is_some_and(|input| input.from.differs_by_branch());
-        let shared: BTreeSet<&str> = known.iter().copied().filter(|name| !is_text(name)).collect();
-        for (kind, ports) in &self.block_kinds {
-            let graph = format!("block kind `{kind}`");
-            if let Some(text) = ports.inputs.iter().find(|input| is_text(input)) {
-                return fail(format!("{graph} takes the text input `{text}`; only `embed` and `final` may"));
-            }
-            takes(&graph, &ports.inputs, &shared)?;
-            check_unique(&graph, &ports.outputs)?;
-            if let Some(output) = ports.outputs.iter().find(|output| !self.streams.contains(output)) {
-                return fail(format!("block kind `{kind}` gives `{output}`, which is not a stream"));
-            }
-            if ports.outputs.is_empty() {
-                return fail(format!("block kind `{kind}` gives nothing"));
-            }
-            if let Some(output) = ports.outputs.iter().find(|output| !ports.inputs.contains(output)) {
-                return fail(format!("block kind `{kind}` gives stream `{output}` without taking it"));
-            }
+        Ok(())
+    }
+
+    /// Blocks of a kind take what all branches share, and give streams that they take.
+    fn check_kind(&self, kind: &str, shared: &BTreeSet<&str>) -> Result<()> {
+        let (graph, ports) = (format!("block kind `{kind}`"), &self.block_kinds[kind]);
+        if let Some(text) = ports.inputs.iter().find(|input| self.is_text(input)) {
+            return fail(format!("{graph} takes the text input `{text}`; only `embed` and `final` may"));
         }
+        takes(&graph, &ports.inputs, shared)?;
+        check_unique(&graph, &ports.outputs)?;
+        if let Some(output) = ports.outputs.iter().find(|output| !self.streams.contains(output)) {
+            return fail(format!("{graph} gives `{output}`, which is not a stream"));
+        }
+        if ports.outputs.is_empty() {
+            return fail(format!("{graph} gives nothing"));
+        }
+        match ports.outputs.iter().find(|output| !ports.inputs.contains(output)) {
+            Some(output) => fail(format!("{graph} gives stream `{output}` without taking it")),
+            None => Ok(()),
+        }
+    }
+
+    /// Each block has a kind, and is in one list.
+    fn check_blocks(&self) -> Result<()> {
         if self.blocks.is_empty() || self.blocks.len() > MAX_BLOCKS {
             return fail(format!("`blocks` has {} entries; expected 1 to {MAX_BLOCKS}", self.blocks.len()));
         }
@@ -242,7 +255,16 @@ impl Manifest {
                 return fail(format!("list `{}` is `joined`, but holds a block that joins no streams", list.name));
             }
         }
-        takes("`final`", &self.last.inputs, &known)
+        Ok(())
+    }
+}
+
+/// A graph takes nothing but what is known.
+fn takes(graph: &str, inputs: &[String], known: &BTreeSet<&str>) -> Result<()> {
+    check_unique(graph, inputs)?;
+    match inputs.iter().find(|input| !known.contains(input.as_str())) {
+        Some(input) => fail(format!("{graph} takes `{input}`, which nothing before it gives")),
+        None => Ok(()),
     }
 }
 

@@ -54,43 +54,44 @@ impl Inputs {
 
     /// Refuses what this engine cannot use, by name.
     pub(crate) fn check(&self, manifest: &Manifest, is_guided: bool) -> Result<()> {
-        let text: Vec<&String> =
-            manifest.inputs.iter().filter(|(_, input)| input.from == Source::Text).map(|(name, _)| name).collect();
-        let given: Vec<&String> = manifest
-            .inputs
-            .iter()
-            .filter(|(_, input)| matches!(input.from, Source::Given { .. }))
-            .map(|(name, _)| name)
-            .collect();
+        self.check_tensors(manifest, is_guided)?;
+        self.check_prompts(manifest, is_guided)
+    }
+
+    /// Each tensor is one that the engine takes, and holds finite numbers.
+    fn check_tensors(&self, manifest: &Manifest, is_guided: bool) -> Result<()> {
+        let text = text_tensors(manifest);
+        let is_given = |source: &Source| matches!(source, Source::Given { .. });
+        let given = manifest.inputs.iter().filter(|(_, input)| is_given(&input.from)).map(|(name, _)| name.as_str());
+        let known: Vec<&str> = text.into_iter().chain(given).collect();
+        let others = [LATENTS, SIGMAS, NOISE];
         for (name, tensor) in &self.tensors {
             if let Some(number) = tensor.iter().find(|number| !number.is_finite()) {
                 return Err(Error::not_finite(format_args!("input `{name}`"), *number).about(name));
             }
             let plain = name.strip_prefix(NEGATIVE).unwrap_or(name);
-            let others = [LATENTS, SIGMAS, NOISE];
-            if others.contains(&name.as_str()) || text.iter().chain(&given).any(|known| *known == plain) {
-                if plain != name && !is_guided {
-                    return Err(Error::usage(format!(
-                        "input `{name}` has no effect: this generation has no uncond branch; give a {}, or leave it out",
-                        manifest.guidance.asked_by()
-                    )));
-                }
-                continue;
+            if !others.contains(&name.as_str()) && !known.contains(&plain) {
+                let all: Vec<&str> = known.iter().copied().chain(others.into_iter().take(2)).collect();
+                return Err(Error::input(format!(
+                    "this engine has no input tensor `{name}`; it takes {} (and `{NEGATIVE}…` for the uncond branch)",
+                    all.join(", ")
+                ))
+                .about(name));
             }
-            let known: Vec<&str> =
-                text.iter().chain(&given).map(|name| name.as_str()).chain(others.into_iter().take(2)).collect();
-            return Err(Error::input(format!(
-                "this engine has no input tensor `{name}`; it takes {} (and `{NEGATIVE}…` for the uncond branch)",
-                known.join(", ")
-            ))
-            .about(name));
+            if plain != name && !is_guided {
+                return Err(Error::usage(format!(
+                    "input `{name}` has no effect: this generation has no uncond branch; give a {}, or leave it out",
+                    manifest.guidance.asked_by()
+                )));
+            }
         }
-        let has_tensors = |negative: bool| {
-            text.iter().all(|name| {
-                let name = if negative { format!("{NEGATIVE}{name}") } else { (*name).clone() };
-                self.tensors.contains_key(&name)
-            })
-        };
+        Ok(())
+    }
+
+    /// Each branch has its text once: as a prompt or as tensors.
+    fn check_prompts(&self, manifest: &Manifest, is_guided: bool) -> Result<()> {
+        let text = text_tensors(manifest);
+        let has_tensors = |prefix: &str| text.iter().all(|name| self.tensors.contains_key(&format!("{prefix}{name}")));
         if self.prompt.is_some() && manifest.text.is_none() {
             return Err(Error::option(
                 "prompt",
@@ -106,24 +107,25 @@ impl Inputs {
                 ),
             ));
         }
-        if self.prompt.is_some() && !text.is_empty() && has_tensors(false) {
+        if self.prompt.is_some() && !text.is_empty() && has_tensors("") {
             return Err(Error::option(
                 "prompt",
                 "has no effect: the --inputs hold all text tensors; leave one of them out",
             ));
         }
-        if self.negative_prompt.is_some() && has_tensors(true) {
+        if self.negative_prompt.is_some() && has_tensors(NEGATIVE) {
             return Err(Error::option("negative-prompt", "has no effect: the --inputs hold all negative text tensors"));
         }
-        if self.prompt.is_none() && !has_tensors(false) {
-            let names: Vec<&str> = text.iter().map(|name| name.as_str()).collect();
-            return Err(Error::usage(match manifest.text {
-                Some(_) => "no prompt; give one with --prompt".to_owned(),
-                None => format!("this engine has no text graphs; give {} with --inputs", names.join(" and ")),
-            })
-            .about(if manifest.text.is_some() { "prompt" } else { "inputs" }));
+        if self.prompt.is_some() || has_tensors("") {
+            return Ok(());
         }
-        Ok(())
+        Err(match manifest.text {
+            Some(_) => Error::usage("no prompt; give one with --prompt").about("prompt"),
+            None => {
+                let message = format!("this engine has no text graphs; give {} with --inputs", text.join(" and "));
+                Error::usage(message).about("inputs")
+            }
+        })
     }
 
     /// Takes the sizes of the named dimensions from the tensors; two tensors that disagree are an error.
@@ -169,6 +171,12 @@ impl Inputs {
         }
         Ok(found)
     }
+}
+
+/// The inputs of the model that hold a text.
+fn text_tensors(manifest: &Manifest) -> Vec<&str> {
+    let inputs = manifest.inputs.iter().filter(|(_, input)| input.from == Source::Text);
+    inputs.map(|(name, _)| name.as_str()).collect()
 }
 
 /// Reads tensors from a safetensors file as f32 (F32, F16, BF16, I32 and I64 are accepted).

@@ -48,7 +48,8 @@ impl Part {
 }
 
 impl List {
-    fn new(index: Option<usize>, (blocks, joined): (Range<usize>, bool), cache: PolicyConfig) -> Result<Self> {
+    fn new(index: Option<usize>, span: Span, cache: PolicyConfig) -> Result<Self> {
+        let Span { blocks, joined } = span;
         let start = blocks.start;
         let split = cache.blocks_split(blocks.len())?;
         let from_start = |range: &Range<usize>| range.start + start..range.end + start;
@@ -102,29 +103,38 @@ pub(crate) fn lists(manifest: &Manifest, cache: &PolicyConfig) -> Result<Vec<Lis
     if !cache.separates_lists() {
         let cache = cache.of_lists(1)?.remove(0);
         let joined = manifest.lists.iter().all(|list| list.joined);
-        return Ok(vec![List::new(None, (0..count, joined), cache)?]);
+        return Ok(vec![List::new(None, Span { blocks: 0..count, joined }, cache)?]);
     }
-    let ranges = of_manifest(manifest);
-    if ranges.len() == 1 {
+    let spans = of_manifest(manifest);
+    if spans.len() == 1 {
         return Err(Error::usage(format!(
             "separate_block_lists has no effect: all {count} blocks of this model are one list; leave it out"
         )));
     }
-    let policies = cache.of_lists(ranges.len())?;
-    let list = |(index, (list, cache)): (usize, ((Range<usize>, bool), PolicyConfig))| {
-        let Range { start, end } = list.0;
-        List::new(Some(index), list, cache).at(format_args!("block list {index} (blocks {start}..{end})"))
-    };
-    ranges.into_iter().zip(policies).enumerate().map(list).collect()
+    let policies = cache.of_lists(spans.len())?;
+    let mut lists = Vec::new();
+    for (index, (span, cache)) in spans.into_iter().zip(policies).enumerate() {
+        let Range { start, end } = span.blocks;
+        let list = List::new(Some(index), span, cache);
+        lists.push(list.at(format_args!("block list {index} (blocks {start}..{end})"))?);
+    }
+    Ok(lists)
 }
 
-/// The lists of a model, as its manifest tells them, and whether all streams flow through each as one.
-fn of_manifest(manifest: &Manifest) -> Vec<(Range<usize>, bool)> {
+/// One of the model's own lists of blocks.
+struct Span {
+    blocks: Range<usize>,
+    /// Whether all streams flow through it as one.
+    joined: bool,
+}
+
+/// The lists of a model, as its manifest tells them.
+fn of_manifest(manifest: &Manifest) -> Vec<Span> {
     let mut start = 0;
     let lists = manifest.lists.iter().map(|list| {
         let blocks = start..start + list.blocks;
         start = blocks.end;
-        (blocks, list.joined)
+        Span { blocks, joined: list.joined }
     });
     lists.collect()
 }

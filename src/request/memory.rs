@@ -23,7 +23,8 @@ use crate::trace::CacheBytes;
 /// As preparing the request; `Usage` for a text length that a tokenizer fixes.
 pub(crate) fn of_options(
     manifest: &Manifest,
-    [plan, plain]: [&Plan; 2],
+    plan: &Plan,
+    plain: &Plan,
     options: &RequestOptions,
     text_length: Option<u64>,
 ) -> Result<CacheBytes> {
@@ -48,22 +49,22 @@ pub(crate) fn of_options(
     tiles::check(manifest, options, &grid, batch)?;
     per_sample::check(options, manifest, batch)?;
     let extents = extents(manifest, &grid, guidance.rows(batch), given)?;
-    let bytes = predict(manifest, ([plan, plain], options), (&shares, branches), &extents)?;
-    within_limit(options, bytes)?;
-    Ok(bytes)
+    let footprint = Footprint { manifest, plan, plain, options, shares: &shares, branches, extents: &extents };
+    footprint.check()?;
+    footprint.bytes()
 }
 
-/// Refuses a policy that would keep more than the options allow, on these transformers in so many branches.
-///
-/// # Errors
-/// `Usage`, also for a limit on a policy that keeps nothing.
-pub(crate) fn check(
-    manifest: &Manifest,
-    (plans, options): ([&Plan; 2], &RequestOptions),
-    of_run: (&[Share], usize),
-    extents: &Extents,
-) -> Result<()> {
-    within_limit(options, predict(manifest, (plans, options), of_run, extents)?)
+/// What the memory of a request's cache depends on.
+pub(crate) struct Footprint<'a> {
+    pub manifest: &'a Manifest,
+    pub plan: &'a Plan,
+    /// The plan without a cache.
+    pub plain: &'a Plan,
+    pub options: &'a RequestOptions,
+    pub shares: &'a [Share],
+    /// The number of guidance branches.
+    pub branches: usize,
+    pub extents: &'a Extents,
 }
 
 fn within_limit(options: &RequestOptions, bytes: CacheBytes) -> Result<()> {
@@ -83,46 +84,52 @@ fn within_limit(options: &RequestOptions, bytes: CacheBytes) -> Result<()> {
     .about("cache-memory"))
 }
 
-fn predict(
-    manifest: &Manifest,
-    ([plan, plain], options): ([&Plan; 2], &RequestOptions),
-    (shares, branches): (&[Share], usize),
-    extents: &Extents,
-) -> Result<CacheBytes> {
-    let of_cache = layouts(manifest, extents, options.cache_dtype)?;
-    let of_list = |(list, steps): (&List, usize)| {
-        let of_list = |(stream, layout): (usize, &StreamLayout)| StreamLayout {
-            kind: list.stream_kind(stream),
-            ..layout.of_blocks(&list.blocks)
-        };
-        let layouts: Vec<StreamLayout> = of_cache.iter().enumerate().map(of_list).collect();
-        list.cache.kept_tensors(list.run(steps, branches), &layouts)
-    };
-    let mut kept: Vec<KeptTensors> = Vec::new();
-    for share in shares {
-        kept.extend(share.lists.iter().map(|list| of_list((list, share.steps.len()))));
+impl Footprint<'_> {
+    /// Refuses a policy that would keep more than the options allow.
+    ///
+    /// # Errors
+    /// `Usage`, also for a limit on a policy that keeps nothing.
+    pub(crate) fn check(&self) -> Result<()> {
+        within_limit(self.options, self.bytes()?)
     }
-    let bytes = |part: fn(&KeptTensors) -> u64| {
-        kept.iter().fold(0, |sum: u64, kept| sum.saturating_add(part(kept))).saturating_mul(branches as u64)
-    };
-    let streams = layouts(manifest, extents, CacheDType::Stream)?;
-    let mut pinned: Vec<usize> = shares.iter().flat_map(|share| &share.lists).flat_map(List::pinned).collect();
-    pinned.retain(|cut| plan.seen().contains(cut));
-    let extra = streams.iter().map(|stream| {
-        let count = |plan: &Plan, pinned: &[usize]| count_places(plan, pinned, |block| stream.is_written[block]);
-        count(plan, &pinned).saturating_sub(count(plain, &[])).saturating_mul(stream.bytes)
-    });
-    // Where stages hold the arithmetic, two tensors are compared with in turns, and the tail adds zeros on computed steps,
-    // which branches and transformers share.
-    let in_stages = plan.arithmetic().next().is_some();
-    let residuals = bytes(|kept| kept.residuals.bytes);
-    let (turns, zeros) = if in_stages { (2, residuals / (branches * shares.len()).max(1) as u64) } else { (1, 0) };
-    Ok(CacheBytes {
-        residuals: residuals.saturating_add(zeros),
-        calibrators: bytes(|kept| kept.calibrators.bytes),
-        compare: bytes(|kept| kept.compare.bytes).saturating_mul(turns),
-        streams: extra.fold(0, u64::saturating_add),
-    })
+
+    fn bytes(&self) -> Result<CacheBytes> {
+        let Self { manifest, plan, plain, options, shares, branches, extents } = *self;
+        let of_cache = layouts(manifest, extents, options.cache_dtype)?;
+        let of_list = |(list, steps): (&List, usize)| {
+            let of_list = |(stream, layout): (usize, &StreamLayout)| StreamLayout {
+                kind: list.stream_kind(stream),
+                ..layout.of_blocks(&list.blocks)
+            };
+            let layouts: Vec<StreamLayout> = of_cache.iter().enumerate().map(of_list).collect();
+            list.cache.kept_tensors(list.run(steps, branches), &layouts)
+        };
+        let mut kept: Vec<KeptTensors> = Vec::new();
+        for share in shares {
+            kept.extend(share.lists.iter().map(|list| of_list((list, share.steps.len()))));
+        }
+        let bytes = |part: fn(&KeptTensors) -> u64| {
+            kept.iter().fold(0, |sum: u64, kept| sum.saturating_add(part(kept))).saturating_mul(branches as u64)
+        };
+        let streams = layouts(manifest, extents, CacheDType::Stream)?;
+        let mut pinned: Vec<usize> = shares.iter().flat_map(|share| &share.lists).flat_map(List::pinned).collect();
+        pinned.retain(|cut| plan.seen().contains(cut));
+        let extra = streams.iter().map(|stream| {
+            let count = |plan: &Plan, pinned: &[usize]| count_places(plan, pinned, |block| stream.is_written[block]);
+            count(plan, &pinned).saturating_sub(count(plain, &[])).saturating_mul(stream.bytes)
+        });
+        // Where stages hold the arithmetic, two tensors are compared with in turns, and the tail adds zeros on computed steps,
+        // which branches and transformers share.
+        let in_stages = plan.arithmetic().next().is_some();
+        let residuals = bytes(|kept| kept.residuals.bytes);
+        let (turns, zeros) = if in_stages { (2, residuals / (branches * shares.len()).max(1) as u64) } else { (1, 0) };
+        Ok(CacheBytes {
+            residuals: residuals.saturating_add(zeros),
+            calibrators: bytes(|kept| kept.calibrators.bytes),
+            compare: bytes(|kept| kept.compare.bytes).saturating_mul(turns),
+            streams: extra.fold(0, u64::saturating_add),
+        })
+    }
 }
 
 /// The streams, as they are kept in `kept`.

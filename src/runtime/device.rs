@@ -15,7 +15,7 @@ use super::provider::compile::Extra;
 use super::provider::{Provider, ProviderKind, ProviderSpec, Providers, Role};
 use super::session::{Source, runtime_error};
 use super::shelf::Shelf;
-use super::transfer::Transfer;
+use super::transfer::{TensorKind, Transfer};
 use crate::error::{At, Error, ErrorKind, Result};
 use crate::model::manifest::DType;
 
@@ -131,16 +131,18 @@ impl Device {
     /// # Errors
     /// `Runtime`, `Provider`.
     pub(super) fn tensors(&self) -> Result<Tensors> {
-        Tensors::new(self.memory, &self.library, || self.transfer.copier(self, DType::F32, 1))
+        Tensors::new(self.memory, &self.library, || {
+            self.transfer.copier(self, TensorKind { dtype: DType::F32, rank: 1 })
+        })
     }
 
     /// to = from, wherever they lie.
-    pub(super) fn copy(&self, kind: (DType, usize), from: &DynTensor, to: &mut DynTensor) -> Result<()> {
+    pub(super) fn copy(&self, kind: TensorKind, from: &DynTensor, to: &mut DynTensor) -> Result<()> {
         self.transfer.copy(self, kind, from, to)
     }
 
     /// Whether all numbers of a tensor on the device are finite: one number comes back.
-    pub(super) fn is_finite(&self, kind: (DType, usize), tensor: &DynTensor) -> Result<bool> {
+    pub(super) fn is_finite(&self, kind: TensorKind, tensor: &DynTensor) -> Result<bool> {
         self.transfer.is_finite(self, kind, tensor)
     }
 

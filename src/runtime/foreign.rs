@@ -14,7 +14,7 @@ use ort::value::{DynTensor, DynTensorValueType, DynValue, PrimitiveTensorElement
 use super::device::Device;
 use super::provider::ProviderKind;
 use super::session::runtime_error;
-use super::transfer::host_tensor;
+use super::transfer::{TensorKind, host_tensor};
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
 
@@ -109,7 +109,7 @@ fn copy<T: PrimitiveTensorElementType + Clone + fmt::Debug>(
 ) -> Result<Vec<T>> {
     let from = wrap(tensor, &info, dtype)?;
     let mut to = host_tensor(dtype, &tensor.shape)?;
-    device.copy((dtype, tensor.shape.len()), &from, &mut to)?;
+    device.copy(TensorKind { dtype, rank: tensor.shape.len() }, &from, &mut to)?;
     let (_, numbers) = to.try_extract_tensor::<T>().map_err(runtime_error)?;
     Ok(numbers.to_vec())
 }

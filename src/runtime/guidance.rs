@@ -9,7 +9,7 @@ use super::tensor::{BufferId, Buffers};
 use crate::error::Result;
 use crate::model::graph::element_type;
 use crate::model::manifest::{CfgFormula, DType};
-use crate::model::onnx::{GraphProto, NodeProto, TensorProto, build, element};
+use crate::model::onnx::{GraphProto, NodeProto, TensorProto, ValueInfoProto, build, element};
 
 /// What the graph depends on.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,78 +52,96 @@ impl Guide {
 }
 
 fn graph(spec: GuideSpec) -> Vec<u8> {
-    let node = build::node;
     let axes: Vec<String> = (0..spec.rank).map(|axis| format!("d{axis}")).collect();
     let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
-    let port = |name: &str, axes: &[&str]| build::port(name, element::FLOAT, axes);
-    let mut nodes: Vec<NodeProto> = Vec::new();
-    let mut inputs = match spec.halves {
-        None => vec![port("cond", &axes), port("uncond", &axes)],
-        Some(cond_first) => {
-            let both: Vec<&str> = ["rows"].into_iter().chain(axes[1..].iter().copied()).collect();
-            let halves = if cond_first { ["cond", "uncond"] } else { ["uncond", "cond"] };
-            let mut split = build::with_int(node("Split", &["both"], halves[0]), "num_outputs", 2);
-            split.output.push(halves[1].into());
-            nodes.push(split);
-            vec![port("both", &both)]
-        }
-    };
-    inputs.push(port("scale", &["1"]));
+    let mut formula = Formula::default();
+    let mut inputs = formula.predictions(spec, &axes);
+    inputs.push(build::port("scale", element::FLOAT, &["1"]));
+    let guided = formula.guided(spec);
     if spec.rescales {
-        inputs.push(port("rescale", &["1"]));
-    }
-    let others: Vec<i64> = (1..spec.rank as i64).collect();
-    let mut constants: Vec<TensorProto> = Vec::new();
-    let mut add = |op: &str, from: &[&str], to: &str| nodes.push(node(op, from, to));
-    let mut base = "uncond";
-    if spec.formula == CfgFormula::ZeroStar {
-        constants.push(build::float("tiny", 1e-8));
-        add("Mul", &["cond", "uncond"], "products");
-        add("ReduceSum", &["products", "others"], "dot");
-        add("ReduceSumSquare", &["uncond", "others"], "square");
-        add("Add", &["square", "tiny"], "square_up");
-        add("Div", &["dot", "square_up"], "projection");
-        add("Mul", &["uncond", "projection"], "projected");
-        base = "projected";
-    }
-    add("Sub", &["cond", base], "direction");
-    add("Mul", &["direction", "scale"], "scaled");
-    add("Add", &[if spec.formula == CfgFormula::Difference { "cond" } else { base }, "scaled"], "guided");
-    let mut result = "guided";
-    if spec.formula == CfgFormula::Renormalised {
-        constants.push(build::ints("last", &[spec.rank as i64 - 1]));
-        add("ReduceL2", &["cond", "last"], "cond_length");
-        add("ReduceL2", &["guided", "last"], "guided_length");
-        add("Div", &["cond_length", "guided_length"], "ratio");
-        add("Mul", &["guided", "ratio"], "renormalised");
-        result = "renormalised";
-    }
-    if spec.rescales {
-        for name in ["cond", result] {
-            add("ReduceMean", &[name, "others"], &format!("{name}_mean"));
-            add("Sub", &[name, &format!("{name}_mean")], &format!("{name}_centred"));
-            add("ReduceL2", &[&format!("{name}_centred"), "others"], &format!("{name}_spread"));
-        }
-        // out = result + rescale · (result · ratio − result)
-        add("Div", &["cond_spread", &format!("{result}_spread")], "spreads");
-        add("Mul", &[result, "spreads"], "respread");
-        add("Sub", &["respread", result], "respread_change");
-        add("Mul", &["respread_change", "rescale"], "respread_part");
-        add("Add", &[result, "respread_part"], "out");
+        inputs.push(build::port("rescale", element::FLOAT, &["1"]));
+        formula.rescale(guided);
     } else {
-        add("Identity", &[result], "out");
+        formula.add("Identity", &[guided], "out");
     }
     if spec.rescales || spec.formula == CfgFormula::ZeroStar {
-        constants.push(build::ints("others", &others));
+        let others: Vec<i64> = (1..spec.rank as i64).collect();
+        formula.constants.push(build::ints("others", &others));
     }
     encode(GraphProto {
         name: Some("guide".into()),
-        node: nodes,
+        node: formula.nodes,
         input: inputs,
-        output: vec![port("out", &axes)],
-        initializer: constants,
+        output: vec![build::port("out", element::FLOAT, &axes)],
+        initializer: formula.constants,
         ..GraphProto::default()
     })
+}
+
+/// A formula of guidance as nodes of a graph.
+#[derive(Default)]
+struct Formula {
+    nodes: Vec<NodeProto>,
+    constants: Vec<TensorProto>,
+}
+
+impl Formula {
+    fn add(&mut self, op: &str, from: &[&str], to: &str) {
+        self.nodes.push(build::node(op, from, to));
+    }
+
+    /// The inputs that hold the predictions; makes `cond` and `uncond` of them.
+    fn predictions(&mut self, spec: GuideSpec, axes: &[&str]) -> Vec<ValueInfoProto> {
+        let port = |name: &str, axes: &[&str]| build::port(name, element::FLOAT, axes);
+        let Some(cond_first) = spec.halves else { return vec![port("cond", axes), port("uncond", axes)] };
+        let both: Vec<&str> = ["rows"].into_iter().chain(axes[1..].iter().copied()).collect();
+        let halves = if cond_first { ["cond", "uncond"] } else { ["uncond", "cond"] };
+        let mut split = build::with_int(build::node("Split", &["both"], halves[0]), "num_outputs", 2);
+        split.output.push(halves[1].into());
+        self.nodes.push(split);
+        vec![port("both", &both)]
+    }
+
+    /// Gives the name of the prediction after guidance.
+    fn guided(&mut self, spec: GuideSpec) -> &'static str {
+        let mut base = "uncond";
+        if spec.formula == CfgFormula::ZeroStar {
+            self.constants.push(build::float("tiny", 1e-8));
+            self.add("Mul", &["cond", "uncond"], "products");
+            self.add("ReduceSum", &["products", "others"], "dot");
+            self.add("ReduceSumSquare", &["uncond", "others"], "square");
+            self.add("Add", &["square", "tiny"], "square_up");
+            self.add("Div", &["dot", "square_up"], "projection");
+            self.add("Mul", &["uncond", "projection"], "projected");
+            base = "projected";
+        }
+        self.add("Sub", &["cond", base], "direction");
+        self.add("Mul", &["direction", "scale"], "scaled");
+        self.add("Add", &[if spec.formula == CfgFormula::Difference { "cond" } else { base }, "scaled"], "guided");
+        if spec.formula != CfgFormula::Renormalised {
+            return "guided";
+        }
+        self.constants.push(build::ints("last", &[spec.rank as i64 - 1]));
+        self.add("ReduceL2", &["cond", "last"], "cond_length");
+        self.add("ReduceL2", &["guided", "last"], "guided_length");
+        self.add("Div", &["cond_length", "guided_length"], "ratio");
+        self.add("Mul", &["guided", "ratio"], "renormalised");
+        "renormalised"
+    }
+
+    /// out = guided + rescale · (guided · ratio − guided), where ratio is that of the spreads of cond and guided.
+    fn rescale(&mut self, guided: &str) {
+        for name in ["cond", guided] {
+            self.add("ReduceMean", &[name, "others"], &format!("{name}_mean"));
+            self.add("Sub", &[name, &format!("{name}_mean")], &format!("{name}_centred"));
+            self.add("ReduceL2", &[&format!("{name}_centred"), "others"], &format!("{name}_spread"));
+        }
+        self.add("Div", &["cond_spread", &format!("{guided}_spread")], "spreads");
+        self.add("Mul", &[guided, "spreads"], "respread");
+        self.add("Sub", &["respread", guided], "respread_change");
+        self.add("Mul", &["respread_change", "rescale"], "respread_part");
+        self.add("Add", &[guided, "respread_part"], "out");
+    }
 }
 
 /// out = a, then b, along the first axis.

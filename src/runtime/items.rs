@@ -34,6 +34,17 @@ pub(crate) struct Joined {
     pub kept: BufferId,
 }
 
+/// Which items ran, and where what they gave is.
+#[derive(Clone, Copy)]
+pub(crate) struct JoinItems {
+    /// 1 for those that ran, i64 `[batch]`.
+    pub computes: BufferId,
+    /// Their places among those that ran, i64 `[batch]`.
+    pub places: BufferId,
+    /// What they gave, `[count, ...]`.
+    pub ran: BufferId,
+}
+
 impl Gather {
     pub(crate) fn load(device: &Device, dtype: DType, rank: usize, axis: usize) -> Result<Self> {
         let node = build::with_int(build::node("Gather", &["all", "items"], "some"), "axis", axis as i64);
@@ -71,13 +82,8 @@ impl Items {
     }
 
     /// after = for items that compute theirs of `ran`, at their `places` (i64 `[batch]`); for others before + kept.
-    pub(crate) fn bind_join(
-        &self,
-        buffers: &mut Buffers,
-        (computes, places): (BufferId, BufferId),
-        ran: BufferId,
-        stream: Joined,
-    ) -> Result<Op> {
+    pub(crate) fn bind_join(&self, buffers: &mut Buffers, items: JoinItems, stream: Joined) -> Result<Op> {
+        let JoinItems { computes, places, ran } = items;
         let Joined { before, after, kept } = stream;
         let inputs = [("computes", computes), ("places", places), ("ran", ran), ("before", before), ("kept", kept)];
         Op::bind(&self.join, buffers, &inputs, &[("after", after)])

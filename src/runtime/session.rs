@@ -273,16 +273,18 @@ impl Session {
     /// Runs once over tensors that are bound for this run only.
     pub(super) fn run_once(
         &self,
-        input: (&str, &ort::value::DynTensor),
-        output: (&str, &mut ort::value::DynTensor),
+        input_port: &str,
+        input: &ort::value::DynTensor,
+        output_port: &str,
+        output: &mut ort::value::DynTensor,
     ) -> Result<()> {
         let fail = |error| runtime_error(error).at(&self.name);
         let _turn = turn(self.takes_turns);
         let mut session = lock(&self.session);
         self.unwaited.map_or(Ok(()), Stream::wait)?;
         let mut binding = session.create_binding().map_err(fail)?;
-        binding.bind_input(input.0, input.1).map_err(fail)?;
-        binding.bind_output(output.0, output.1).map_err(fail)?;
+        binding.bind_input(input_port, input).map_err(fail)?;
+        binding.bind_output(output_port, output).map_err(fail)?;
         run_binding(&mut session, &binding, std::ptr::null()).map_err(fail)
     }
 

@@ -13,7 +13,7 @@ use super::held::Held;
 use super::memory::Tensors;
 use super::session::runtime_error;
 use super::shelf::TensorId;
-use super::transfer::host_tensor;
+use super::transfer::{TensorKind, host_tensor};
 use super::turn::turn;
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
@@ -69,6 +69,12 @@ struct Buffer {
     is_host: bool,
 }
 
+impl Buffer {
+    fn kind(&self) -> TensorKind {
+        TensorKind { dtype: self.dtype, rank: self.shape.len() }
+    }
+}
+
 impl Buffers {
     /// `kept` is where the tensors of the cache lie.
     pub(crate) fn new(device: &Arc<Device>, kept: Place) -> Result<Self> {
@@ -110,7 +116,11 @@ impl Buffers {
     pub(super) fn clear(&mut self, id: BufferId) -> Result<()> {
         let Buffer { value, dtype, shape, is_host, .. } = &mut self.tensors[id.0];
         match (*is_host, *dtype) {
-            (false, _) => self.device.copy((*dtype, shape.len()), &host_tensor(*dtype, shape)?, value)?,
+            (false, _) => self.device.copy(
+                TensorKind { dtype: *dtype, rank: shape.len() },
+                &host_tensor(*dtype, shape)?,
+                value,
+            )?,
             (true, DType::F32) => slice_mut::<f32>(value)?.fill(0.0),
             (true, DType::F16) => slice_mut::<f16>(value)?.fill(f16::ZERO),
             (true, DType::Bf16) => slice_mut::<bf16>(value)?.fill(bf16::ZERO),
@@ -245,7 +255,7 @@ impl Buffers {
         }
         let mut host = host_tensor(buffer.dtype, &buffer.shape)?;
         write(&mut host)?;
-        device.copy((buffer.dtype, buffer.shape.len()), &host, &mut buffer.value)
+        device.copy(buffer.kind(), &host, &mut buffer.value)
     }
 
     /// Copies the numbers out as f32, which holds token ids and labels.
@@ -266,7 +276,7 @@ impl Buffers {
             return read(&buffer.value, buffer.dtype);
         }
         let mut host = host_tensor(buffer.dtype, &buffer.shape)?;
-        self.device.copy((buffer.dtype, buffer.shape.len()), &buffer.value, &mut host)?;
+        self.device.copy(buffer.kind(), &buffer.value, &mut host)?;
         self.read_bytes.fetch_add(self.bytes(id), Ordering::Relaxed);
         read(&host, buffer.dtype)
     }
@@ -280,8 +290,7 @@ impl Buffers {
     /// copied to the host.
     pub(crate) fn first_not_finite(&self, id: BufferId) -> Result<Option<f32>> {
         let buffer = &self.tensors[id.0];
-        let kind = (buffer.dtype, buffer.shape.len());
-        if buffer.dtype == DType::I64 || (!buffer.is_host && self.device.is_finite(kind, &buffer.value)?) {
+        if buffer.dtype == DType::I64 || (!buffer.is_host && self.device.is_finite(buffer.kind(), &buffer.value)?) {
             return Ok(None);
         }
         self.read_by(id, |value, dtype| {

@@ -17,41 +17,47 @@ use super::tensor::element;
 use crate::error::Result;
 use crate::model::graph::element_type;
 use crate::model::manifest::DType;
-use crate::model::onnx::{GraphProto, NodeProto, TensorProto, build, element};
+use crate::model::onnx::{GraphProto, NodeProto, TensorProto, ValueInfoProto, build, element};
 
 /// Graphs of one node, by dtype and rank; loaded when they are first needed.
 #[derive(Default)]
 pub(super) struct Transfer {
-    copies: Cached<(DType, usize), Session>,
-    probes: Cached<(DType, usize), Session>,
+    copies: Cached<TensorKind, Session>,
+    probes: Cached<TensorKind, Session>,
+}
+
+/// What such a graph is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TensorKind {
+    pub dtype: DType,
+    pub rank: usize,
+}
+
+impl TensorKind {
+    fn port(self, name: &str) -> ValueInfoProto {
+        let axes: Vec<String> = (0..self.rank).map(|axis| format!("d{axis}")).collect();
+        let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
+        build::port(name, element_type(self.dtype), &axes)
+    }
 }
 
 impl Transfer {
     /// to = from, wherever they lie.
-    pub(super) fn copy(
-        &self,
-        device: &Device,
-        (dtype, rank): (DType, usize),
-        from: &DynTensor,
-        to: &mut DynTensor,
-    ) -> Result<()> {
-        self.copier(device, dtype, rank)?.run_once(("in", from), ("out", to))
+    pub(super) fn copy(&self, device: &Device, kind: TensorKind, from: &DynTensor, to: &mut DynTensor) -> Result<()> {
+        self.copier(device, kind)?.run_once("in", from, "out", to)
     }
 
     /// The session of such copies.
-    pub(super) fn copier(&self, device: &Device, dtype: DType, rank: usize) -> Result<Arc<Session>> {
-        cached(&self.copies, (dtype, rank), || {
+    pub(super) fn copier(&self, device: &Device, kind: TensorKind) -> Result<Arc<Session>> {
+        cached(&self.copies, kind, || {
             let nodes = vec![build::node("Identity", &["in"], "out")];
-            let axes: Vec<String> = (0..rank).map(|axis| format!("d{axis}")).collect();
-            let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
-            let out = build::port("out", element_type(dtype), &axes);
-            load(device, "copy", (dtype, rank), nodes, out, Vec::new(), Role::Copy)
+            load(device, "copy", kind, Nodes { nodes, output: kind.port("out"), constants: Vec::new() }, Role::Copy)
         })
     }
 
     /// Whether all numbers of a tensor on the device are finite: one number comes back.
-    pub(super) fn is_finite(&self, device: &Device, (dtype, rank): (DType, usize), tensor: &DynTensor) -> Result<bool> {
-        let session = cached(&self.probes, (dtype, rank), || {
+    pub(super) fn is_finite(&self, device: &Device, kind: TensorKind, tensor: &DynTensor) -> Result<bool> {
+        let session = cached(&self.probes, kind, || {
             // Zero times a finite number is zero, and NaN otherwise. The zero is a parameter, so that no compiler knows it.
             let nodes = vec![
                 cast("in", "wide", element::FLOAT),
@@ -61,11 +67,11 @@ impl Transfer {
                 build::node("Reshape", &["total", "one"], "out"),
             ];
             let constants = vec![build::float("zero", 0.0), build::ints("last", &[-1]), build::ints("one", &[1])];
-            let out = build::port("out", element::FLOAT, &["1"]);
-            load(device, "finite", (dtype, rank), nodes, out, constants, Role::Arithmetic)
+            let nodes = Nodes { nodes, output: build::port("out", element::FLOAT, &["1"]), constants };
+            load(device, "finite", kind, nodes, Role::Arithmetic)
         })?;
         let mut probe = host_tensor(DType::F32, &[1])?;
-        session.run_once(("in", tensor), ("out", &mut probe))?;
+        session.run_once("in", tensor, "out", &mut probe)?;
         let (_, numbers) = probe.try_extract_tensor::<f32>().map_err(runtime_error)?;
         Ok(numbers.iter().all(|number| number.is_finite()))
     }
@@ -78,23 +84,21 @@ pub(super) fn host_tensor(dtype: DType, shape: &[i64]) -> Result<DynTensor> {
         .map_err(|error| runtime_error(error).at(format!("allocating {} {shape:?}", dtype.name())))
 }
 
-fn load(
-    device: &Device,
-    name: &str,
-    (dtype, rank): (DType, usize),
-    node: Vec<NodeProto>,
-    output: crate::model::onnx::ValueInfoProto,
-    initializer: Vec<TensorProto>,
-    role: Role,
-) -> Result<Session> {
-    let axes: Vec<String> = (0..rank).map(|axis| format!("d{axis}")).collect();
-    let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
+/// What a graph does with its input `in`.
+struct Nodes {
+    nodes: Vec<NodeProto>,
+    output: ValueInfoProto,
+    constants: Vec<TensorProto>,
+}
+
+fn load(device: &Device, name: &str, kind: TensorKind, nodes: Nodes, role: Role) -> Result<Session> {
+    let Nodes { nodes, output, constants } = nodes;
     let model = encode(GraphProto {
         name: Some(name.into()),
-        node,
-        input: vec![build::port("in", element_type(dtype), &axes)],
+        node: nodes,
+        input: vec![kind.port("in")],
         output: vec![output],
-        initializer,
+        initializer: constants,
         ..GraphProto::default()
     });
     let weights = WeightsMode::Packed;

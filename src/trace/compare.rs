@@ -236,10 +236,10 @@ fn is_other(a: Option<Side>, b: Option<Side>) -> bool {
     action(a) != action(b)
 }
 
-/// A step and branch; a list of blocks, a picture and a block if there is one.
-fn place(step: usize, branch: Branch, (list, sample): (Option<usize>, Option<usize>), block: Option<usize>) -> String {
+/// A step and branch; a list of blocks, a sample and a block if there is one.
+fn place(step: usize, branch: Branch, list: Option<usize>, sample: Option<usize>, block: Option<usize>) -> String {
     let list = list.map_or(String::new(), |list| format!(", block list {list}"));
-    let sample = sample.map_or(String::new(), |sample| format!(", picture {sample}"));
+    let sample = sample.map_or(String::new(), |sample| format!(", sample {sample}"));
     let block = block.map_or(String::new(), |block| format!(", block {block}"));
     format!("step {step}, {branch}{list}{sample}{block}")
 }
@@ -272,14 +272,14 @@ impl fmt::Display for Comparison {
             writeln!(
                 f,
                 "diffs        at most {apart:.2e} apart ({}: {a:.6} | {b:.6})",
-                place(step, branch, (list, sample), block)
+                place(step, branch, list, sample, block)
             )?;
         }
         let Some(Divergence { step, branch, list, sample, block, a, b }) = &self.first else {
             return write!(f, "decisions    equal on all {} steps", self.steps);
         };
         let side = |side: &Option<Side>| side.map_or("not decided".to_owned(), |side| side.to_string());
-        writeln!(f, "parts at     {}: {} | {}", place(*step, *branch, (*list, *sample), *block), side(a), side(b))?;
+        writeln!(f, "parts at     {}: {} | {}", place(*step, *branch, *list, *sample, *block), side(a), side(b))?;
         write!(f, "decisions    {} of {} steps differ", self.differing_steps, self.steps)?;
         write!(f, ", and {} single blocks of the others", self.differing_blocks)
     }

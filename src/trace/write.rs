@@ -9,35 +9,6 @@ use crate::runtime::compiler::EngineCounts;
 impl Trace {
     /// Versioned JSON: everything that the trace holds.
     pub fn to_json(&self) -> Value {
-        let block = |record: &BlockRecord| {
-            json!({
-                "block": record.block,
-                "action": record.decision.action.letter().to_string(),
-                "reason": record.decision.reason.as_str(),
-                "diff": record.diff,
-                "threshold": record.threshold,
-            })
-        };
-        let record = |record: &StepRecord| {
-            json!({
-                "step": record.step,
-                "branch": record.branch.as_str(),
-                "expert": record.expert,
-                "list": record.list,
-                "sample": record.sample,
-                "sigma": record.sigma,
-                "action": record.letter().to_string(),
-                "reason": record.decision.reason.as_str(),
-                "diff": record.diff,
-                "threshold": record.threshold,
-                "blocks": record.blocks.iter().map(block).collect::<Vec<_>>(),
-                "blocks_run": record.blocks_run,
-                "ran": record.ran.iter().map(|blocks| [blocks.start, blocks.end]).collect::<Vec<_>>(),
-                "session_runs": record.session_runs,
-                "elapsed_ms": record.elapsed_ms,
-            })
-        };
-        let timings = &self.timings;
         json!({
             "version": TRACE_VERSION,
             "engine": self.engine,
@@ -62,8 +33,8 @@ impl Trace {
                 "cond": self.decisions(Branch::Cond),
                 "uncond": self.decisions(Branch::Uncond),
             },
-            "records": self.records.iter().map(record).collect::<Vec<_>>(),
-            "timings": timings.to_json(),
+            "records": self.records.iter().map(record_json).collect::<Vec<_>>(),
+            "timings": self.timings.to_json(),
             "cache_bytes": self.cache_bytes.to_json(),
             "tensor_bytes": self.tensor_bytes,
             "compute": self.compute.map(|compute| compute.to_string()),
@@ -75,4 +46,34 @@ impl Trace {
             "warnings": self.warnings.iter().map(Warning::to_string).collect::<Vec<_>>(),
         })
     }
+}
+
+fn record_json(record: &StepRecord) -> Value {
+    json!({
+        "step": record.step,
+        "branch": record.branch.as_str(),
+        "expert": record.expert,
+        "list": record.list,
+        "sample": record.sample,
+        "sigma": record.sigma,
+        "action": record.letter().to_string(),
+        "reason": record.decision.reason.as_str(),
+        "diff": record.diff,
+        "threshold": record.threshold,
+        "blocks": record.blocks.iter().map(block_json).collect::<Vec<_>>(),
+        "blocks_run": record.blocks_run,
+        "ran": record.ran.iter().map(|blocks| [blocks.start, blocks.end]).collect::<Vec<_>>(),
+        "session_runs": record.session_runs,
+        "elapsed_ms": record.elapsed_ms,
+    })
+}
+
+fn block_json(record: &BlockRecord) -> Value {
+    json!({
+        "block": record.block,
+        "action": record.decision.action.letter().to_string(),
+        "reason": record.decision.reason.as_str(),
+        "diff": record.diff,
+        "threshold": record.threshold,
+    })
 }

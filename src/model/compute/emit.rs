@@ -35,7 +35,8 @@ pub(super) fn emit(
     graph: GraphProto,
     kinds: &Kinds,
     demands: &Demands,
-    (narrow, attention): (i32, Attention),
+    narrow: i32,
+    attention: Attention,
 ) -> GraphProto {
     let mut emitter = Emitter {
         kinds,

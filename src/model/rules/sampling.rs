@@ -34,7 +34,7 @@ impl Manifest {
     }
 
     pub(super) fn check_picture(&self) -> Result<()> {
-        let LatentsSpec { layout, channels, downscale, patch } = self.latents;
+        let LatentsSpec { channels, downscale, patch, .. } = self.latents;
         let cell = downscale.saturating_mul(patch);
         if channels == 0 || channels > 65_536 || cell == 0 || cell > 65_536 {
             return fail("`latents` has a number outside 1 to 65536");
@@ -73,6 +73,16 @@ impl Manifest {
                 return fail(format!("`size.default` makes dimension `{name}` {extent}; its range is {min} to {max}"));
             }
         }
+        self.check_latents()?;
+        if !(1..=10_000).contains(&self.defaults.steps) {
+            return fail(format!("`defaults.steps` is {}; expected 1 to 10000", self.defaults.steps));
+        }
+        Ok(())
+    }
+
+    /// The input that holds the latents has the axes of their layout.
+    fn check_latents(&self) -> Result<()> {
+        let LatentsSpec { layout, channels, patch, .. } = self.latents;
         let features = channels.saturating_mul(patch).saturating_mul(patch);
         let axes: &[&str] = match layout {
             Layout::Tokens => &["batch", "image", "features"],
@@ -92,9 +102,6 @@ impl Manifest {
         if self.tensor(name)?.shape != expected {
             let expected: Vec<String> = expected.iter().map(Axis::to_string).collect();
             return fail(format!("`{name}` must have the shape [{}] that `latents` says", expected.join(", ")));
-        }
-        if !(1..=10_000).contains(&self.defaults.steps) {
-            return fail(format!("`defaults.steps` is {}; expected 1 to 10000", self.defaults.steps));
         }
         Ok(())
     }
@@ -232,7 +239,23 @@ impl SchedulerSpec {
         {
             return fail(format!("`prediction.min_sigma` is {min_sigma}; expected a number between 0 and 1"));
         }
-        let fine = match self {
+        if !self.has_possible_numbers() {
+            return fail("`scheduler` has an impossible number");
+        }
+        // Where no noise is left, the last step of UniPC is exact in the first order, and its other forms divide by zero.
+        if let SchedulerSpec::Unipc { solver, order, lower_order_final, last_sigma: LastSigma::Zero, .. } = self
+            && (*solver == UnipcKind::Bh1 || !(*lower_order_final || *order == 1))
+        {
+            return fail("`scheduler.last_sigma` is `zero`, which needs `bh2` and `lower_order_final`");
+        }
+        if !self.takes(prediction) {
+            return fail("`prediction.kind` does not go with this scheduler");
+        }
+        Ok(())
+    }
+
+    fn has_possible_numbers(&self) -> bool {
+        match self {
             SchedulerSpec::FlowMatchEuler { sigmas, shift, shift_terminal, train_steps, spread, .. } => {
                 is_base(sigmas)
                     && is_shift(shift)
@@ -262,22 +285,17 @@ impl SchedulerSpec {
             SchedulerSpec::Unipc { noise, offset, karras, order, spread, last_sigma, .. } => {
                 are_levels(noise, *offset, *karras, *spread, *last_sigma) && (1..=MAX_ORDER).contains(order)
             }
-        };
-        if !fine {
-            return fail("`scheduler` has an impossible number");
         }
-        // Where no noise is left, the last step of UniPC is exact in the first order, and its other forms divide by zero.
-        if let SchedulerSpec::Unipc { solver, order, lower_order_final, last_sigma: LastSigma::Zero, .. } = self
-            && (*solver == UnipcKind::Bh1 || !(*lower_order_final || *order == 1))
-        {
-            return fail("`scheduler.last_sigma` is `zero`, which needs `bh2` and `lower_order_final`");
-        }
+    }
+
+    /// Whether it can be used with such a prediction.
+    fn takes(&self, prediction: Prediction) -> bool {
         let over_noise = match self {
             SchedulerSpec::DpmSolver { algorithm, .. } => algorithm.is_over_noise(),
             SchedulerSpec::Unipc { over_noise, .. } => *over_noise,
             _ => false,
         };
-        let fits = match (self, prediction) {
+        match (self, prediction) {
             (SchedulerSpec::FlowMatchEuler { .. }, Prediction::Velocity {}) => true,
             (SchedulerSpec::FlowMatchEuler { inverted, stochastic, .. }, Prediction::Sample { .. }) => {
                 !inverted && !stochastic
@@ -287,11 +305,7 @@ impl SchedulerSpec {
             (SchedulerSpec::DpmSolver { .. } | SchedulerSpec::Unipc { .. }, kind) => {
                 !(over_noise && kind == Prediction::Velocity {})
             }
-        };
-        if !fits {
-            return fail("`prediction.kind` does not go with this scheduler");
         }
-        Ok(())
     }
 }
 

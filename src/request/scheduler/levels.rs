@@ -69,10 +69,7 @@ impl Levels {
             }
             Noise::Flow { shift, train_steps, sigmas, shift_terminal } => {
                 let count = *train_steps as f64;
-                let base = match sigmas {
-                    Some(base) => flow::base(*base, steps),
-                    None => flow_base(count, is_unipc, steps),
-                };
+                let base = sigmas.map_or_else(|| flow_base(count, is_unipc, steps), |base| flow::base(base, steps));
                 let (sigmas, timesteps) =
                     flow_levels(base, &shift.shift(), *shift_terminal, image_tokens, is_unipc, count);
                 let least = sigmas[steps - 1];

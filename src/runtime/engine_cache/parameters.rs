@@ -158,7 +158,7 @@ fn hash_ranges(file: &Path, ranges: &[(u64, u64)]) -> Result<BTreeMap<(u64, u64)
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(ranges.len());
     on_threads(threads, || {
         while let Some(range) = ranges.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let digest = hash_range(file, *range);
+            let digest = hash_range(file, range.0, range.1);
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
             match (digest, done.as_mut()) {
                 (Ok(digest), Ok(all)) => {
@@ -172,7 +172,7 @@ fn hash_ranges(file: &Path, ranges: &[(u64, u64)]) -> Result<BTreeMap<(u64, u64)
     done.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn hash_range(path: &Path, (offset, bytes): (u64, u64)) -> Result<String> {
+fn hash_range(path: &Path, offset: u64, bytes: u64) -> Result<String> {
     let fail = |error| Error::io("read", path, error);
     let mut file = File::open(path).map_err(fail)?;
     file.seek(SeekFrom::Start(offset)).map_err(fail)?;
