@@ -20,9 +20,7 @@ use crate::model::compute_choice::ComputeChoice;
 pub use crate::runtime::capture::CaptureCounts;
 use crate::runtime::compiler::EngineCounts;
 
-/// The version of the JSON that [`Trace::to_json`] gives.
-///
-/// Version 2 has `frames`, `fps`, `guidance_rescale`, `cfg_2`, `decode_tile`, `compute`, `captures` and, of each record, `expert` and `ran`; version 1 is still read.
+/// The version of the JSON that [`Trace::to_json`] gives and [`Trace::from_json`] reads.
 pub const TRACE_VERSION: u32 = 2;
 
 /// Wall time by part, in milliseconds.
@@ -152,8 +150,8 @@ pub struct Trace {
     pub cache_bytes: CacheBytes,
     /// Bytes of all tensors of the request, those of the cache among them.
     pub tensor_bytes: u64,
-    /// In which dtype the transformers computed, as the flag spells it; not known of traces of version 1.
-    pub compute: Option<ComputeChoice>,
+    /// In which dtype the transformers computed, as the flag spells it.
+    pub compute: ComputeChoice,
     /// The provider that computed, with its options.
     pub provider: String,
     /// What became of the engines that the provider compiles, since the engine was loaded; none where it compiles none.

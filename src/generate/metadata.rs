@@ -47,8 +47,8 @@ impl Trace {
         if self.cache_dtype != CacheDType::default() {
             add("cache_dtype", self.cache_dtype.to_string());
         }
-        if let Some(compute) = self.compute.filter(|compute| *compute != ComputeChoice::Fp32) {
-            add("compute", compute.to_string());
+        if self.compute != ComputeChoice::Fp32 {
+            add("compute", self.compute.to_string());
         }
         // One for the whole batch, or one for each of its pictures.
         for (key, branch) in [("decisions", Branch::Cond), ("decisions_uncond", Branch::Uncond)] {

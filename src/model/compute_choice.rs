@@ -25,8 +25,14 @@ words!(ComputeChoice, "compute dtype", { Exported = "exported", Fp32 = "fp32", F
 
 impl ComputeChoice {
     /// What was chosen where graphs compute in `dtype`.
-    pub(crate) fn of(dtype: DType) -> Option<Self> {
-        [Self::Fp32, Self::Fp16, Self::Bf16].into_iter().find(|choice| choice.dtype() == Some(dtype))
+    pub(crate) fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::Fp32,
+            DType::F16 => Self::Fp16,
+            DType::Bf16 => Self::Bf16,
+            // The rules of a manifest refuse a model that computes in whole numbers.
+            DType::I64 => Self::Exported,
+        }
     }
 
     /// None for as exported.

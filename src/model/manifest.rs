@@ -3,7 +3,6 @@
 //! models/README.md describes each field, [`super::rules`] holds what they must satisfy among themselves. Files are not
 //! touched here; [`super::directory`] compares them with this.
 
-mod format1;
 mod guidance;
 mod sampling;
 mod scheduler;
@@ -20,7 +19,7 @@ pub(crate) use text::*;
 
 use crate::error::{Error, Result};
 
-/// The newest format that this engine reads, which the exporter writes.
+/// The format that this engine reads and the exporter writes. The first one was never released.
 pub(crate) const FORMAT_VERSION: u32 = 2;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -285,23 +284,20 @@ impl Manifest {
     /// # Errors
     /// `EngineDirectory` with the field that is wrong.
     pub(crate) fn parse(json: &[u8]) -> Result<Self> {
-        // The version first: a newer format has fields that would otherwise be called unknown.
+        // The version first: another format has fields that would otherwise be called unknown.
         #[derive(Deserialize)]
         struct Version {
             format_version: u32,
         }
         let damaged = |e: serde_json::Error| Error::directory("does not parse; export the model again").with_source(e);
         let Version { format_version } = serde_json::from_slice(json).map_err(damaged)?;
-        let manifest: Self = match format_version {
-            1 => serde_json::from_slice::<format1::Format1>(json).map_err(damaged)?.into(),
-            FORMAT_VERSION => serde_json::from_slice(json).map_err(damaged)?,
-            _ => {
-                return Err(Error::directory(format!(
-                    "has format version {format_version}, but this engine reads versions 1 and {FORMAT_VERSION}; \
-                     use the dbcache-trt that exported it, or export the model again"
-                )));
-            }
-        };
+        if format_version != FORMAT_VERSION {
+            return Err(Error::directory(format!(
+                "has format version {format_version}, but this engine reads version {FORMAT_VERSION}; export the model \
+                 again, or use the dbcache-trt that exported it"
+            )));
+        }
+        let manifest: Self = serde_json::from_slice(json).map_err(damaged)?;
         manifest.check()?;
         Ok(manifest)
     }

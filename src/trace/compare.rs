@@ -120,7 +120,7 @@ fn settings(a: &Trace, b: &Trace) -> Vec<Setting> {
             ("batch", trace.batch.to_string()),
             ("per_sample", trace.is_per_sample().to_string()),
             ("cache_dtype", trace.cache_dtype.to_string()),
-            ("compute", trace.compute.map_or("unknown".to_owned(), |compute| compute.to_string())),
+            ("compute", trace.compute.to_string()),
             ("guidance", scale(trace.guidance)),
             ("cfg", scale(trace.cfg)),
             ("cfg_2", scale(trace.cfg_2)),

@@ -18,22 +18,18 @@ impl Trace {
     /// `Input` with the field that is missing, unknown, of another type, or that contradicts another one.
     pub fn from_json(json: &Value) -> Result<Self> {
         let version = json.get("version").ok_or_else(|| Error::input("is no trace: it has no `version`"))?;
-        let absent: &[&str] = match version.as_u64() {
-            Some(1) => &SINCE_2,
-            version if version == Some(TRACE_VERSION.into()) => &[],
-            _ => {
-                return Err(Error::input(format!(
-                    "the trace has version {version}, this program reads versions 1 and {TRACE_VERSION}"
-                )));
-            }
-        };
-        let fields = Fields::new("trace", json, &present(&NAMES, absent))?;
+        if version.as_u64() != Some(TRACE_VERSION.into()) {
+            return Err(Error::input(format!(
+                "the trace has version {version}, this program reads version {TRACE_VERSION}; record the run again"
+            )));
+        }
+        let fields = Fields::new("trace", json, &NAMES)?;
         let (blocks, lists) = lists(&fields)?;
         let mut records = fields
             .list("records")?
             .iter()
             .enumerate()
-            .map(|(index, record)| step_record(&format!("records[{index}]"), record, (blocks, absent)))
+            .map(|(index, record)| step_record(&format!("records[{index}]"), record, blocks))
             .collect::<Result<Vec<_>>>()?;
         let batch = fields.count("batch")?;
         number_steps(&mut records, batch, &lists)?;
@@ -193,23 +189,12 @@ const STEP: [&str; 15] = [
     "session_runs",
     "elapsed_ms",
 ];
-/// What the first version of a trace does not have.
-const SINCE_2: [&str; 9] =
-    ["frames", "fps", "cfg_2", "guidance_rescale", "decode_tile", "compute", "captures", "expert", "ran"];
 const BLOCK: [&str; 5] = ["block", "action", "reason", "diff", "threshold"];
 
-/// The names without those that are absent.
-fn present<'n>(names: &[&'n str], absent: &[&str]) -> Vec<&'n str> {
-    names.iter().copied().filter(|name| !absent.contains(name)).collect()
-}
-
 /// The dtype itself, never `exported`.
-fn compute(fields: &Fields<'_>) -> Result<Option<ComputeChoice>> {
-    if fields.value("compute").is_null() {
-        return Ok(None);
-    }
+fn compute(fields: &Fields<'_>) -> Result<ComputeChoice> {
     let choice = fields.text("compute")?.parse().ok().filter(|choice| *choice != ComputeChoice::Exported);
-    choice.map(Some).ok_or_else(|| fields.damaged("compute", "`fp32`, `fp16` or `bf16`"))
+    choice.ok_or_else(|| fields.damaged("compute", "`fp32`, `fp16` or `bf16`"))
 }
 
 /// Bytes by memory.
@@ -297,8 +282,8 @@ fn recorded(lists: &[usize], records: &[StepRecord]) -> Result<Recording> {
     Ok(Recording { lists: recorded })
 }
 
-fn step_record(place: &str, json: &Value, (n_blocks, absent): (usize, &[&str])) -> Result<StepRecord> {
-    let fields = Fields::new(place, json, &present(&STEP, absent))?;
+fn step_record(place: &str, json: &Value, n_blocks: usize) -> Result<StepRecord> {
+    let fields = Fields::new(place, json, &STEP)?;
     let blocks = fields
         .list("blocks")?
         .iter()
@@ -322,15 +307,14 @@ fn step_record(place: &str, json: &Value, (n_blocks, absent): (usize, &[&str])) 
         threshold: fields.real_or_null("threshold")?,
         blocks,
         blocks_run: fields.count("blocks_run")?,
-        ran: if absent.contains(&"ran") { Vec::new() } else { ran(&fields)? },
+        ran: ran(&fields)?,
         session_runs: fields.count("session_runs")?,
         elapsed_ms: fields.real("elapsed_ms")?,
     };
     if record.blocks_run > n_blocks {
         return Err(fields.damaged("blocks_run", &format!("at most {n_blocks}, the `blocks` of the trace")));
     }
-    let has_ran = !absent.contains(&"ran");
-    if has_ran && record.blocks_run != record.ran.iter().map(Range::len).sum::<usize>() {
+    if record.blocks_run != record.ran.iter().map(Range::len).sum::<usize>() {
         return Err(fields.damaged("ran", &format!("{} blocks, as `blocks_run` says", record.blocks_run)));
     }
     check_letter(&fields, record.letter())?;
@@ -413,11 +397,7 @@ fn number_steps(records: &mut [StepRecord], batch: usize, lists: &[usize]) -> Re
             }
         }
         let is_inside = |ran: &Range<usize>| blocks.start <= ran.start && ran.end <= blocks.end;
-        let is_more = record.blocks_run > blocks.len();
-        if is_more
-            || !record.ran.iter().all(is_inside)
-            || record.blocks.iter().any(|block| !blocks.contains(&block.block))
-        {
+        if !record.ran.iter().all(is_inside) || record.blocks.iter().any(|block| !blocks.contains(&block.block)) {
             return Err(Error::input(format!(
                 "`records[{index}]` runs or decides on blocks outside of its list, which holds the blocks {blocks:?}"
             )));

@@ -31,8 +31,7 @@ pub struct StepRecord {
     pub blocks: Vec<BlockRecord>,
     /// Blocks that ran.
     pub blocks_run: usize,
-    /// Which they were, counted from the start of the model: in rising order, with a gap between two ranges. Not known
-    /// of traces of version 1.
+    /// Which they were, counted from the start of the model: in rising order, with a gap between two ranges.
     pub ran: Vec<Range<usize>>,
     /// Runs of ONNX Runtime sessions for this branch (and list of blocks) of the step, with all pictures of the batch:
     /// stages, and small graphs of the cache. Guidance and the scheduler's update come on top, once a step.

@@ -37,7 +37,7 @@ impl Trace {
             "timings": self.timings.to_json(),
             "cache_bytes": self.cache_bytes.to_json(),
             "tensor_bytes": self.tensor_bytes,
-            "compute": self.compute.map(|compute| compute.to_string()),
+            "compute": self.compute.to_string(),
             "provider": self.provider,
             "engines": self.engines.as_ref().map(EngineCounts::to_json),
             "captures": self.captures.as_ref().map(CaptureCounts::to_json),

@@ -63,6 +63,8 @@ impl Copy {
         copy.manifest(|manifest| {
             let blocks = manifest["blocks"].as_array_mut().unwrap();
             blocks.retain(|block| is_kept(block["file"].as_str().unwrap()));
+            manifest["lists"][0]["blocks"] = json!(3);
+            manifest["lists"][1]["blocks"] = json!(1);
         });
         for entry in fs::read_dir(copy.folder.path()).unwrap() {
             let path = entry.unwrap().path();

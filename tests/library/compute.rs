@@ -208,7 +208,7 @@ fn f16_decides_the_same_and_hardly_changes_latents() {
             assert_eq!(f16.trace.decisions(Branch::Cond), f32.trace.decisions(Branch::Cond), "{tag}");
             assert_eq!(
                 [&exported, &f32, &f16].map(|output| output.trace.compute),
-                [Some(ComputeChoice::Fp32), Some(ComputeChoice::Fp32), Some(ComputeChoice::Fp16)]
+                [ComputeChoice::Fp32, ComputeChoice::Fp32, ComputeChoice::Fp16]
             );
             assert!(tag == "none" || f16.trace.skipped() > 0, "{tag}");
             // What lies between graphs is f32 as before: the same bytes.
