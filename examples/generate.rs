@@ -30,7 +30,7 @@ fn main() -> anyhow::Result<()> {
         image.write_png(Path::new(file), &output.trace.picture_metadata(&inputs, 0))?;
     }
     if let Some(trace) = trace {
-        dbcache_trt::write_json(Path::new(trace), &output.trace.to_json())?;
+        std::fs::write(trace, serde_json::to_string_pretty(&output.trace.to_json())?)?;
     }
     Ok(())
 }

@@ -113,13 +113,6 @@ impl Error {
         Self::new(ErrorKind::Numeric, format!("{what} holds {number}; expected finite numbers"))
     }
 
-    /// No thread is to be had, for what `action` says.
-    pub(crate) fn no_thread(action: &str, error: std::io::Error) -> Self {
-        let message =
-            format!("{action} needs a thread, and the system gives none; raise its limit, or run less at once");
-        Self::new(ErrorKind::Resources, message).with_source(error)
-    }
-
     pub(crate) fn state(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::State, message)
     }

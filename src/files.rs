@@ -11,8 +11,11 @@ use tempfile::{NamedTempFile, TempDir};
 
 use crate::error::{Error, ErrorKind, Result};
 
+// What a killed process left of several files is put in order whether or not this one would write such.
+#[cfg_attr(not(feature = "media"), expect(dead_code, reason = "only the frames of videos are written together"))]
 mod together;
 
+#[cfg(feature = "media")]
 pub(crate) use together::{check_replaceable, write_together};
 
 /// Begins the names of files and folders that are not whole yet.

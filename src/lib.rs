@@ -35,8 +35,18 @@
 //! ONNX Runtime's library is found at run time; [`setup`] installs it. The library prints nothing: it logs through
 //! `tracing`, and reports steps to an [`Observer`].
 //!
-//! Features, all default: `cli` builds the command and the crates that only it needs; `cuda` and `tensorrt` let those
-//! providers of ONNX Runtime's GPU build be used (they are only code, and need nothing of NVIDIA to build).
+//! # Features
+//!
+//! All are on by default. Without any, an engine runs as with all of them, on ONNX Runtime's CPU provider and its plugins,
+//! and gives latents and pixels.
+//!
+//! * `media` writes pictures and videos to files (PNG, GIF, and MP4 or WebM by ffmpeg), and reads PNG files. Pixels in memory
+//!   ([`Image`], [`Video`]) need no feature, because they are what a decoder gives; a host that encodes them itself saves two
+//!   crates.
+//! * `setup` fetches ONNX Runtime ([`setup`]). A library that was fetched before is found, and checked, without it.
+//! * `cli` builds the command and the crates that only it needs. It needs `media` and `setup`.
+//! * `cuda` and `tensorrt` let those providers of ONNX Runtime's GPU build be used. They are only code, and need nothing of
+//!   NVIDIA to build.
 
 // Bad input never panics: what cannot fail says why beside an `#[expect]`.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -49,11 +59,15 @@ mod error;
 #[expect(unsafe_code, reason = "the end of the process is only told to C functions")]
 mod exit;
 mod files;
+mod folders;
 mod generate;
 mod info;
+#[cfg(feature = "media")]
 mod media;
 mod model;
 mod nearest;
+mod packages;
+mod pixels;
 mod plan;
 mod request;
 mod runtime;
@@ -63,33 +77,44 @@ mod units;
 mod words;
 
 pub mod cache;
-pub mod options;
+#[cfg(feature = "setup")]
 pub mod setup;
 pub mod trace;
 
 pub use cancel::CancelToken;
-pub use engine::{Engine, EngineBuild, EngineCounts, ModelPart, PlannedEngine, StageFile, StagesChoice, write_stages};
+pub use engine::{Engine, EngineBuild, EngineCounts, ModelPart, PlannedEngine, StagesChoice};
 pub use error::{Error, ErrorKind, Result};
-#[doc(hidden)] // For other faces of this library, which call back by themselves.
-pub use exit::{lock, outside};
 pub use generate::denoiser::Denoiser;
 pub use generate::observer::{Observer, Phase, Progress};
 pub use generate::request::{Output, Request};
 pub use info::{DryRun, EngineInfo, Model, StageInfo};
-pub use media::image::Image;
-pub use media::video::{Video, VideoFormat};
+#[cfg(feature = "media")]
+pub use media::video::VideoFormat;
 pub use model::cache_dtype::CacheDType;
 pub use model::compute_choice::ComputeChoice;
+pub use pixels::{Image, Video};
 pub use request::cache_place::CachePlace;
 pub use request::engine_options::{ArithmeticChoice, EngineCache, EngineOptions, OtherPlan, WeightsChoice};
-pub use request::inputs::{Inputs, read_tensors, write_json, write_tensors};
+pub use request::inputs::{Inputs, read_tensors, write_tensors};
 pub use request::options::{GuidanceBy, RequestOptions};
 pub use request::profile::Profile;
-pub use runtime::engine_cache::{EngineEntry, EngineState, EngineStore, GcOptions, GcReport, Removed};
 pub use runtime::foreign::{FloatType, ForeignTensor, MemoryKind};
-pub use runtime::library::{
-    FoundBy, LibraryInfo, LibraryOptions, OLDEST as OLDEST_RUNTIME, PATH_VARIABLE, Place, info as library_info,
-    load as load_library, places as library_places,
-};
+pub use runtime::library::{FoundBy, LibraryInfo, LibraryOptions, info as library_info, load as load_library};
 pub use runtime::provider::{ProviderKind, ProviderReport, ProviderSpec, Providers, provider_reports};
-pub use setup::FILE_NAME;
+
+// What follows is for the other faces of this library, the command and the C library: it may change in any version.
+#[doc(hidden)]
+pub mod options;
+
+#[doc(hidden)]
+pub use engine::{StageFile, write_stages};
+#[doc(hidden)]
+pub use exit::{lock, outside};
+#[doc(hidden)]
+pub use packages::FILE_NAME;
+#[doc(hidden)]
+pub use request::inputs::write_json;
+#[doc(hidden)]
+pub use runtime::engine_cache::{EngineEntry, EngineState, EngineStore, GcOptions, GcReport, Removed};
+#[doc(hidden)]
+pub use runtime::library::{OLDEST as OLDEST_RUNTIME, Place, places as library_places};

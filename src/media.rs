@@ -1,6 +1,5 @@
-//! Pictures and videos: their files, and the tiles in which they are decoded.
+//! Pictures and videos as files: PNG and GIF, and MP4 and WebM by ffmpeg.
 
-pub(crate) mod ffmpeg;
-pub(crate) mod image;
-pub(crate) mod tiles;
+mod ffmpeg;
+mod png;
 pub(crate) mod video;

@@ -1,33 +1,23 @@
 //! Fetches ONNX Runtime's shared library, so that a fresh machine needs one command and no account, compiler or root.
 //!
 //! The library comes from a package registry through whichever package tool the machine has: uv, pip or npm. What they
-//! deliver is trusted only if it has the SHA-256 pinned in `packages.rs`; it appears in the data folder under its final
+//! deliver is trusted only if it has the SHA-256 pinned in `crate::packages`; it appears in the data folder under its final
 //! name in one step, or not at all. Finding and loading it is the business of the `runtime` module.
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::words::words;
-
-mod packages;
 mod tools;
 
-use packages::{Package, copy_and_hash, packages_for_this_system};
-use tools::{fetch, is_about_space};
+use tools::{fetch, is_about_space, is_fetched_by};
 
-/// The environment variable that moves the data folder.
-pub const FOLDER_VARIABLE: &str = "DBCACHE_TRT_HOME";
-
-/// The file name of the library on this system.
-pub const FILE_NAME: &str = if cfg!(windows) {
-    "onnxruntime.dll"
-} else if cfg!(target_vendor = "apple") {
-    "libonnxruntime.dylib"
-} else {
-    "libonnxruntime.so"
-};
+use crate::error::{Error, ErrorKind, Result};
+use crate::folders::FOLDER_VARIABLE;
+#[doc(hidden)]
+pub use crate::packages::SlotState;
+use crate::packages::{Package, copy_and_hash, library_folder, packages_for_this_system};
+use crate::words::words;
 
 /// How to set up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -118,6 +108,7 @@ impl fmt::Display for Installed {
 }
 
 /// What lies at one of the places that [`run`] fills.
+#[doc(hidden)] // For the command, which shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
     /// The library.
@@ -126,17 +117,6 @@ pub struct Slot {
     pub version: &'static str,
     /// What is there.
     pub state: SlotState,
-}
-
-/// See [`Slot`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SlotState {
-    /// Nothing.
-    Empty,
-    /// The pinned library.
-    Valid,
-    /// Something else.
-    Damaged(String),
 }
 
 impl fmt::Display for SlotState {
@@ -160,75 +140,17 @@ pub fn run(options: &SetupOptions, notify: &mut dyn FnMut(SetupEvent)) -> Result
 }
 
 /// Says what [`run`] would find, and changes nothing.
+#[doc(hidden)]
 ///
 /// # Errors
 /// [`ErrorKind::Usage`] if there is no home folder, [`ErrorKind::Library`] if there is no package for this system.
 pub fn check() -> Result<Vec<Slot>> {
     let folder = library_folder()?;
-    Ok(packages_for_this_system()?.into_iter().map(|package| package.slot(&folder)).collect())
+    Ok(packages_for_this_system()?.into_iter().map(|package| slot(&package, &folder)).collect())
 }
 
-/// The folder in which this program keeps what it fetches.
-///
-/// # Errors
-/// [`ErrorKind::Usage`] if the environment names neither the folder nor a home.
-pub fn data_folder() -> Result<PathBuf> {
-    folder(&[], "XDG_DATA_HOME", &["Library", "Application Support"], &[".local", "share"])
-}
-
-/// The folder of compiled engines, unless another is named: it may be deleted at any time.
-///
-/// # Errors
-/// As [`data_folder`].
-pub fn engine_folder() -> Result<PathBuf> {
-    folder(&["engines"], "XDG_CACHE_HOME", &["Library", "Caches"], &[".cache"])
-}
-
-/// A folder of this program: `inside` the one that [`FOLDER_VARIABLE`] names, else where the system keeps such things.
-fn folder(inside: &[&str], xdg: &str, apple: &[&str], unix: &[&str]) -> Result<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(folder) = variable(FOLDER_VARIABLE) {
-        let folder = std::path::absolute(&folder).map_err(|error| Error::io("resolve", &folder, error))?;
-        return Ok(extended(folder, inside));
-    }
-    let home = || {
-        let home = std::env::home_dir().filter(|home| home.is_absolute());
-        home.ok_or_else(|| Error::usage(format!("no home folder; set {FOLDER_VARIABLE} to a folder for downloads")))
-    };
-    let base = if cfg!(windows) {
-        variable("LOCALAPPDATA").map_or_else(|| home().map(|home| home.join("AppData").join("Local")), Ok)?
-    } else if cfg!(target_vendor = "apple") {
-        extended(home()?, apple)
-    } else {
-        // The specification of these variables says that a relative path is to be ignored.
-        let named = variable(xdg).filter(|folder| folder.is_absolute());
-        named.map_or_else(|| home().map(|home| extended(home, unix)), Ok)?
-    };
-    Ok(extended(base.join("dbcache-trt"), inside))
-}
-
-fn extended(folder: PathBuf, parts: &[&str]) -> PathBuf {
-    parts.iter().fold(folder, |folder, part| folder.join(part))
-}
-
-/// The files that [`run`] installs, best first; none if there is no folder or package for them.
-pub(crate) fn expected_files() -> Vec<PathBuf> {
-    let (Ok(folder), Ok(packages)) = (library_folder(), packages_for_this_system()) else { return Vec::new() };
-    packages.iter().map(|package| package.installed_path(&folder)).collect()
-}
-
-/// What is wrong with one of [`expected_files`], read from its first byte to its last.
-pub(crate) fn defect(path: &Path) -> Option<String> {
-    let (folder, packages) = (library_folder().ok()?, packages_for_this_system().ok()?);
-    let package = packages.iter().find(|package| package.installed_path(&folder) == path)?;
-    match package.slot(&folder).state {
-        SlotState::Damaged(reason) => Some(reason),
-        SlotState::Empty | SlotState::Valid => None,
-    }
-}
-
-fn library_folder() -> Result<PathBuf> {
-    Ok(data_folder()?.join("onnxruntime"))
+fn slot(package: &Package, folder: &Path) -> Slot {
+    Slot { path: package.installed_path(folder), version: package.version, state: package.state(folder) }
 }
 
 /// Runs a tool: returns the library in the folder it unpacked, or the reason why there is none.
@@ -241,7 +163,7 @@ fn install(
     fetch: &mut Fetch,
     notify: &mut dyn FnMut(SetupEvent),
 ) -> Result<Installed> {
-    let package_of = |via: Via| packages.iter().find(|package| package.is_fetched_by(via));
+    let package_of = |via: Via| packages.iter().find(|package| is_fetched_by(package, via));
     let wanted: Vec<(Via, &Package)> = tools.iter().filter_map(|via| Some((*via, package_of(*via)?))).collect();
     if let Some(installed) = find_installed(folder, &wanted) {
         return Ok(installed);
@@ -256,7 +178,7 @@ fn install(
     for &(via, package) in &wanted {
         let staging = tempfile::Builder::new().prefix(STAGING_PREFIX).tempdir_in(folder);
         let staging = staging.map_err(|error| Error::io("write into", folder, error))?;
-        let damaged = matches!(package.slot(folder).state, SlotState::Damaged(_));
+        let damaged = matches!(package.state(folder), SlotState::Damaged(_));
         let path = package.installed_path(folder);
         let placed = match fetch(via, package, staging.path(), notify) {
             Ok(library) => place(package, &library, &path)?,
@@ -292,7 +214,7 @@ fn no_tool_worked(folder: &Path, refused: &[(Via, String)]) -> Error {
 
 /// The library that would be loaded, if it is valid; a damaged one is worth a repair even if an older one is valid.
 fn find_installed(folder: &Path, wanted: &[(Via, &Package)]) -> Option<Installed> {
-    let mut slots = wanted.iter().map(|(_, package)| package.slot(folder));
+    let mut slots = wanted.iter().map(|(_, package)| slot(package, folder));
     let slot = slots.find(|slot| slot.state != SlotState::Empty).filter(|slot| slot.state == SlotState::Valid)?;
     Some(Installed { path: slot.path, version: slot.version, outcome: Outcome::AlreadyInstalled })
 }
@@ -348,8 +270,8 @@ fn place(package: &Package, library: &Path, target: &Path) -> Result<Result<(), 
 
 #[cfg(test)]
 mod tests {
-    use super::packages::Registry;
     use super::*;
+    use crate::packages::{FILE_NAME, Registry};
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
@@ -380,6 +302,12 @@ mod tests {
             fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn tools_are_known_by_their_names() {
+        assert!(Via::ALL.iter().all(|via| via.to_string().parse::<Via>().is_ok_and(|parsed| parsed == *via)));
+        assert_eq!("conda".parse::<Via>().unwrap_err().kind(), ErrorKind::Usage);
     }
 
     #[test]

@@ -11,8 +11,11 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
+#[doc(hidden)] // For other faces of this library, which compare the traces of files.
 pub use self::compare::{Comparison, Divergence, LargestDiff, Setting, Side, compare};
-pub use self::read::{read, recording};
+#[doc(hidden)]
+pub use self::read::read;
+pub use self::read::recording;
 pub use self::record::{BlockRecord, StepRecord};
 use crate::cache::{Branch, PolicyConfig};
 use crate::model::cache_dtype::CacheDType;
@@ -21,7 +24,7 @@ pub use crate::runtime::capture::CaptureCounts;
 use crate::runtime::compiler::EngineCounts;
 
 /// The version of the JSON that [`Trace::to_json`] gives and [`Trace::from_json`] reads.
-pub const TRACE_VERSION: u32 = 2;
+pub(crate) const TRACE_VERSION: u32 = 2;
 
 /// Wall time by part, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -315,13 +318,13 @@ impl Trace {
     }
 
     /// A few lines for people; its `Display` ends without a line break.
-    pub fn summary(&self) -> Summary<'_> {
+    pub fn summary(&self) -> impl fmt::Display {
         Summary(self)
     }
 }
 
 /// See [`Trace::summary`].
-pub struct Summary<'t>(&'t Trace);
+struct Summary<'t>(&'t Trace);
 
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

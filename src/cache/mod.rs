@@ -62,19 +62,34 @@ mod tag;
 
 use std::ops::Range;
 
-pub use calibrator::{
-    Calibrator, CalibratorCacheType, CalibratorConfig, CalibratorKind, CalibratorType, DmdFallback, StreamKind, Sum,
-};
-pub use dbcache::{DbCacheConfig, DiffOptions, DiffTensor, RefreshPolicy};
+pub use calibrator::{CalibratorCacheType, CalibratorConfig, CalibratorKind, DmdFallback};
+pub use dbcache::{DbCacheConfig, RefreshPolicy};
 pub use dbprune::DbPruneConfig;
-pub use dmd::Gram;
 pub use mask::{MaskPreset, StepsMask, StepsPolicy};
-pub use memory::{KeptTensors, StreamLayout, Tensors};
-pub use option::{OptionGroup, PolicyOption};
-pub use overrides::PolicyOverrides;
-pub use policy::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, Reason};
-pub use replay::{RecordedBranch, RecordedList, RecordedStep, Recording};
+pub use policy::{Action, Branch, Decision, Reason};
+pub use replay::Recording;
+
+// What stands between a policy and the loop of a request: hosts set policies, and the tests ask them without an engine.
+#[doc(hidden)]
+pub use calibrator::{Calibrator, StreamKind, Sum};
+#[doc(hidden)]
+pub use dbcache::{DiffOptions, DiffTensor};
+#[doc(hidden)]
+pub use dmd::Gram;
+#[doc(hidden)]
+pub use policy::{CachePolicy, DecisionPoint, Gate};
+#[doc(hidden)]
+pub use replay::{RecordedBranch, RecordedList, RecordedStep};
+#[doc(hidden)]
 pub use shape::{BlocksSplit, RunShape};
+
+// For other faces of this library, which read options from texts.
+#[doc(hidden)]
+pub use option::{OptionGroup, PolicyOption};
+#[doc(hidden)]
+pub use overrides::PolicyOverrides;
+
+pub(crate) use memory::{KeptTensors, StreamLayout};
 
 use crate::error::{Error, Result};
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use dbcache_trt::{EngineEntry, EngineState, EngineStore, Error, ErrorKind, GcOptions, Removed, setup};
+use dbcache_trt::{EngineCache, EngineEntry, EngineState, EngineStore, Error, ErrorKind, GcOptions, Removed};
 use serde_json::{Value, json};
 
 use super::args::{EnginesArgs, EnginesCommand, GcArgs, StoreArgs};
@@ -19,13 +19,16 @@ pub fn run(args: &EnginesArgs) -> anyhow::Result<()> {
 
 /// The cache that is meant, and its store if there is one yet.
 fn open(args: &StoreArgs) -> anyhow::Result<(PathBuf, Option<EngineStore>)> {
-    let folder = match &args.engine_cache {
-        Some(folder) if folder.as_os_str() == "none" => anyhow::bail!(Error::with_kind(
+    let cache = match &args.engine_cache {
+        Some(folder) if folder.as_os_str() == "none" => EngineCache::None,
+        Some(folder) => EngineCache::Folder(folder.clone()),
+        None => EngineCache::User,
+    };
+    let Some(folder) = cache.folder()? else {
+        anyhow::bail!(Error::with_kind(
             ErrorKind::Usage,
             "--engine-cache none keeps no engines, so there is nothing to look at; name a folder (./none for one of that name)",
-        )),
-        Some(folder) => folder.clone(),
-        None => setup::engine_folder()?,
+        ));
     };
     let store = EngineStore::open_existing(&folder)?;
     Ok((folder, store))

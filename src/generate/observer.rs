@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::exit::outside;
-use crate::media::image::Image;
+use crate::pixels::Image;
 use crate::trace::StepRecord;
 
 /// Sees each step as it is decided. Breaking, wherever, cancels the generation.

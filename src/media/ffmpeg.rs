@@ -50,7 +50,7 @@ pub(crate) fn run(
             Err(error) => {
                 drop(child.kill());
                 child.wait().map_err(io)?;
-                return Err(Error::no_thread("writing by ffmpeg", error).about(path.display()));
+                return Err(no_thread(path, error));
             }
         };
         let status = loop {
@@ -68,6 +68,11 @@ pub(crate) fn run(
         let lost = |_| Error::internal("a thread that speaks with ffmpeg was lost");
         Ok(Run { status, piped: pipe.join().map_err(lost)?, said: listen.join().map_err(lost)? })
     })
+}
+
+fn no_thread(path: &Path, error: std::io::Error) -> Error {
+    let message = "writing by ffmpeg needs a thread, and the system gives none; raise its limit, or run less at once";
+    Error::new(ErrorKind::Resources, message).about(path.display()).with_source(error)
 }
 
 pub(crate) fn failed(path: &Path, run: &Run) -> Error {

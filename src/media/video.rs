@@ -1,5 +1,4 @@
-//! Videos: frames, and the files that hold them. MP4 and WebM are made by ffmpeg where it is installed; all others need
-//! nothing.
+//! Videos as files. MP4 and WebM are made by ffmpeg where it is installed; all others need nothing.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,10 +8,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::ffmpeg::{FFMPEG, failed, run, unwritten};
-use super::image::Image;
 use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Partial, behind_links, check_named, check_replaceable, write_atomically, write_together};
+use crate::pixels::Video;
 
 /// Where a name holds the number of a frame.
 const NUMBER: &str = "%04d";
@@ -21,15 +20,6 @@ const GIF_SPEED: i32 = 10;
 
 /// After so long a program that is asked for its version is taken for broken.
 const VERSION_TIME: Duration = Duration::from_secs(20);
-
-/// Frames of one size.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Video {
-    /// In order.
-    pub frames: Vec<Image>,
-    /// Frames per second.
-    pub fps: f64,
-}
 
 /// How a video is kept, by the name of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -327,6 +317,7 @@ fn delay(fps: f64) -> (u16, u16) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pixels::Image;
 
     fn video(frames: u8) -> Video {
         let frame = |k: u8| Image {

@@ -7,12 +7,12 @@ use super::profile::Profile;
 use crate::cache::PolicyConfig;
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
+use crate::folders::engine_folder;
 use crate::model::cache_dtype::CacheDType;
 use crate::model::compute_choice::ComputeChoice;
 use crate::plan::StagesChoice;
 use crate::runtime::library::LibraryOptions;
 use crate::runtime::provider::Providers;
-use crate::setup;
 use crate::words::words;
 
 /// How an engine is loaded.
@@ -92,7 +92,7 @@ words!(WeightsChoice, "weights mode", { Auto = "auto", Packed = "packed", Mapped
 /// Where compiled engines are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum EngineCache {
-    /// In the user's cache folder ([`setup::engine_folder`]).
+    /// In the user's cache folder, which `DBCACHE_TRT_HOME` moves.
     #[default]
     User,
     /// In this folder.
@@ -108,7 +108,7 @@ impl EngineCache {
     /// `Usage` if the user has no home folder.
     pub fn folder(&self) -> Result<Option<PathBuf>> {
         match self {
-            Self::User => setup::engine_folder().map(Some),
+            Self::User => engine_folder().map(Some),
             Self::Folder(folder) => Ok(Some(folder.clone())),
             Self::None => Ok(None),
         }

@@ -3,8 +3,8 @@
 use super::latents::Grid;
 use super::options::RequestOptions;
 use crate::error::{Error, Result};
-use crate::media::tiles::Cut;
 use crate::model::manifest::Manifest;
+use crate::pixels::tiles::Cut;
 
 /// Tiles overlap by a part of their side: a quarter, as in diffusers.
 const TILE_OVERLAP: u64 = 4;

@@ -29,8 +29,10 @@ use cores::physical_cores;
 pub(crate) use environment::Pool;
 use environment::build_environment;
 use inspect::NOT_THERE;
+#[cfg(test)]
+use places::PATH_VARIABLE;
 use places::absolute;
-pub use places::{FoundBy, PATH_VARIABLE, Place, places};
+pub use places::{FoundBy, Place, places};
 
 /// The oldest release of ONNX Runtime that is accepted is 1.x with this x.
 pub const OLDEST: u32 = ort::MINOR_VERSION;
@@ -345,7 +347,8 @@ mod tests {
 
     use super::places::system_places;
     use super::*;
-    use crate::setup::{self, FILE_NAME};
+    use crate::folders::FOLDER_VARIABLE;
+    use crate::packages::FILE_NAME;
 
     #[test]
     fn a_given_path_is_the_only_place() {
@@ -432,7 +435,7 @@ mod tests {
             return println!("skipped: this system has a library of its own");
         }
         let empty = tempfile::tempdir().unwrap();
-        let text = in_own_process("search", &[(PATH_VARIABLE, Path::new("")), (setup::FOLDER_VARIABLE, empty.path())]);
+        let text = in_own_process("search", &[(PATH_VARIABLE, Path::new("")), (FOLDER_VARIABLE, empty.path())]);
         for part in
             ["(beside the program): not there", "(placed by setup): not there", "(system)", "run `dbcache-trt setup`"]
         {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use super::packages::Package;
 use super::{SetupEvent, Via};
+use crate::packages::{Package, Registry};
 
 /// Lets a tool unpack a package in a folder; returns the library in it, or why there is none.
 pub(super) fn fetch(
@@ -23,13 +23,44 @@ pub(super) fn fetch(
     }
 }
 
+/// Whether the tool fetches from the registry that has the package.
+pub(super) fn is_fetched_by(package: &Package, via: Via) -> bool {
+    let registry = match via {
+        Via::Uv | Via::Pip => Registry::PyPi,
+        Via::Npm => Registry::Npm,
+    };
+    package.registry == registry
+}
+
+/// The wheel's platform tag.
+fn wheel_platform(package: &Package) -> &'static str {
+    match (package.os, package.arch) {
+        ("linux", "x86_64") => "manylinux_2_28_x86_64",
+        ("linux", _) => "manylinux_2_28_aarch64",
+        ("macos", _) => "macosx_14_0_arm64",
+        (_, "x86_64") => "win_amd64",
+        (..) => "win_arm64",
+    }
+}
+
+/// The platform as uv names it.
+fn uv_platform(package: &Package) -> &'static str {
+    match (package.os, package.arch) {
+        ("linux", "x86_64") => "x86_64-manylinux_2_28",
+        ("linux", _) => "aarch64-manylinux_2_28",
+        ("macos", _) => "aarch64-apple-darwin",
+        (_, "x86_64") => "x86_64-pc-windows-msvc",
+        (..) => "aarch64-pc-windows-msvc",
+    }
+}
+
 // The library belongs to no Python, but wheels do. Both commands ask for the wheel for Python 3.12, whatever Python the
 // tool itself runs on: pip spells the version so that old releases understand it.
 
 fn fetch_with_uv(package: &Package, staging: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<PathBuf, String> {
     let mut command = Command::new("uv");
     command.args(["pip", "install", "--no-progress", "--no-deps", "--only-binary", ":all:"]);
-    command.args(["--python-version", "3.12", "--python-platform", package.uv_platform(), "--target"]);
+    command.args(["--python-version", "3.12", "--python-platform", uv_platform(package), "--target"]);
     command.arg(staging).arg(format!("onnxruntime=={}", package.version));
     // Without a Python, uv would download one: pip or npm need no such thing.
     command.env("UV_PYTHON_DOWNLOADS", "never");
@@ -45,7 +76,7 @@ fn fetch_with_pip(package: &Package, staging: &Path, notify: &mut dyn FnMut(Setu
         let mut command = pip_command(pip);
         command.args(["install", "--no-deps", "--no-compile", "--only-binary=:all:", "--ignore-requires-python"]);
         command.args(["--python-version", "312", "--implementation", "cp", "--abi", "cp312"]);
-        command.args(["--platform", package.wheel_platform(), "--retries", "2", "--target"]);
+        command.args(["--platform", wheel_platform(package), "--retries", "2", "--target"]);
         command.arg(staging).arg(format!("onnxruntime=={}", package.version));
         match run_tool(Via::Pip, command, staging, notify) {
             Ok(()) => return Ok(staging.join("onnxruntime").join("capi").join(package.file)),

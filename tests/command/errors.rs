@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::common::damage::Copy;
 use crate::common::shell::{Ran, Shell};
 use crate::common::{data, emoji, tiny_inputs};
-use dbcache_trt::{PATH_VARIABLE, write_tensors};
+use dbcache_trt::write_tensors;
 use ndarray::ArrayD;
 use serde_json::json;
 
@@ -133,7 +133,7 @@ fn libraries() {
         let mut command = shell.command();
         let engine = data("tiny-flux");
         let arguments = ["--engine", engine.to_str().unwrap(), "--inputs", "in.safetensors"];
-        Ran::of(command.args(arguments).env(PATH_VARIABLE, value))
+        Ran::of(command.args(arguments).env("ORT_DYLIB_PATH", value))
     };
     hidden("nonsense.so").code(3).stderr("nonsense.so (ORT_DYLIB_PATH)").stderr("unset it and run `dbcache-trt setup`");
     hidden(&shell.path("in.safetensors").display().to_string()).code(3).stderr("no usable ONNX Runtime library");
@@ -146,7 +146,7 @@ fn libraries() {
     // What needs no library works without one.
     let mut command = shell.command();
     let inspect = ["inspect", data("tiny-flux").to_str().unwrap()].map(str::to_owned);
-    Ran::of(command.args(inspect).env(PATH_VARIABLE, "nonsense.so")).code(0).stdout("tiny-flux");
+    Ran::of(command.args(inspect).env("ORT_DYLIB_PATH", "nonsense.so")).code(0).stdout("tiny-flux");
 }
 
 /// A large model takes minutes to load: what can be known before is told before. Here nothing could be loaded.
@@ -186,7 +186,7 @@ fn nothing_is_loaded_in_vain() {
         let mut command = shell.command();
         let engine = emoji();
         command.args(["--engine", engine.to_str().unwrap(), "--prompt", "lemon"]).args(options.split_whitespace());
-        Ran::of(command.env(PATH_VARIABLE, "nonsense.so")).code(code).stderr(words);
+        Ran::of(command.env("ORT_DYLIB_PATH", "nonsense.so")).code(code).stderr(words);
     }
     assert_eq!(shell.files(), before);
 }

@@ -283,7 +283,7 @@ fn onnx_runtime_reports_nothing() {
     let home = tempfile::tempdir().unwrap();
     let (engine, library) = (data("tiny-flux"), crate::common::capi::runtime());
     let mut command = shell.command();
-    command.env_clear().env("HOME", home.path()).env(dbcache_trt::PATH_VARIABLE, library);
+    command.env_clear().env("HOME", home.path()).env("ORT_DYLIB_PATH", library);
     command.args(["--engine", engine.to_str().unwrap(), "--inputs", "in.safetensors", "--steps", "1"]);
     Ran::of(&mut command).code(0);
     let written: Vec<_> = std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use crate::common::data;
 use crate::common::shell::{Ran, Shell};
-use dbcache_trt::{Image, PATH_VARIABLE, Video, write_tensors};
+use dbcache_trt::{Image, Video, write_tensors};
 use ndarray::ArrayD;
 use serde_json::{Value, json};
 
@@ -288,7 +288,7 @@ fn frames_of_two_videos_are_not_mixed() {
     ] {
         let mut command = studio.0.command();
         command.arg("--engine").arg(data("tiny-video/engine")).args(["--inputs", "guided.safetensors"]);
-        command.args(options.split_whitespace()).env(PATH_VARIABLE, "nonsense.so");
+        command.args(options.split_whitespace()).env("ORT_DYLIB_PATH", "nonsense.so");
         Ran::of(&mut command).code(code).stderr(words);
     }
     for file in ["full/frame_0000.png", "many-6/notes", "file"] {

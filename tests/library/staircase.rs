@@ -10,9 +10,9 @@ use super::tidy::{root, sources};
 const FLOORS: [&[&str]; 12] = [
     &["error", "nearest", "units"],
     &["words"],
-    &["cache", "contain", "exit", "files", "setup"],
-    &["cancel", "model", "threads"],
-    &["media", "runtime"],
+    &["cache", "contain", "exit", "files", "folders", "pixels"],
+    &["cancel", "model", "packages", "threads"],
+    &["media", "runtime", "setup"],
     &["plan", "trace"],
     &["request", "text"],
     &["engine"],

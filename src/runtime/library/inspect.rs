@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use crate::setup::FILE_NAME;
+use crate::packages::FILE_NAME;
 
 /// What is said of a place without a library. It is usual, so that nobody is warned.
 pub(super) const NOT_THERE: &str = "not there";

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use super::LibraryOptions;
 use super::inspect::inspect_file;
 use crate::error::{Error, ErrorKind, Result};
-use crate::setup::{self, FILE_NAME};
+use crate::packages::{self, FILE_NAME};
 
 /// The environment variable that names the library file; `ort` and other programs know it too.
-pub const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
+pub(super) const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
 
 /// The name under which Linux distributions ship the library without its development files.
 const SONAME: &str = "libonnxruntime.so.1";
@@ -20,11 +20,11 @@ const SONAME: &str = "libonnxruntime.so.1";
 pub enum FoundBy {
     /// [`LibraryOptions::path`].
     Option,
-    /// The environment variable [`PATH_VARIABLE`].
+    /// The environment variable `ORT_DYLIB_PATH`.
     Variable,
     /// The folder of the running program.
     BesideExecutable,
-    /// Where [`setup`] puts it.
+    /// Where `dbcache-trt setup` puts it.
     Setup,
     /// The system's loader.
     System,
@@ -80,7 +80,7 @@ impl Place {
             return Some(reason);
         }
         // The content of what setup has placed is known: a damaged library may crash, or compute something else.
-        let damage = (self.found_by == FoundBy::Setup).then(|| setup::defect(&self.path)).flatten();
+        let damage = (self.found_by == FoundBy::Setup).then(|| packages::defect(&self.path)).flatten();
         damage.map(|reason| format!("damaged: {reason}"))
     }
 }
@@ -97,7 +97,7 @@ pub fn places(options: &LibraryOptions) -> Vec<Place> {
     if let Ok(program) = std::env::current_exe() {
         places.push(Place::new(FoundBy::BesideExecutable, program.with_file_name(FILE_NAME)));
     }
-    places.extend(setup::expected_files().into_iter().map(|path| Place::new(FoundBy::Setup, path)));
+    places.extend(packages::expected_files().into_iter().map(|path| Place::new(FoundBy::Setup, path)));
     places.extend(system_places());
     places
 }

@@ -1,4 +1,4 @@
-//! The libraries that setup installs, and their fingerprints.
+//! The libraries that setup installs, where it puts them, and their fingerprints. Fetching them is the business of `setup`.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -6,27 +6,36 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::FILE_NAME;
-use super::{Slot, SlotState, Via};
 use crate::error::{Error, ErrorKind, Result};
+use crate::folders::data_folder;
+
+/// The file name of the library on this system.
+pub const FILE_NAME: &str = if cfg!(windows) {
+    "onnxruntime.dll"
+} else if cfg!(target_vendor = "apple") {
+    "libonnxruntime.dylib"
+} else {
+    "libonnxruntime.so"
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Registry {
+pub(crate) enum Registry {
     PyPi,
     Npm,
 }
 
 /// One library, in the package that carries it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Package {
-    pub(super) registry: Registry,
-    pub(super) version: &'static str,
-    pub(super) os: &'static str,
-    pub(super) arch: &'static str,
+#[cfg_attr(not(feature = "setup"), expect(dead_code, reason = "only who fetches asks where a package comes from"))]
+pub(crate) struct Package {
+    pub(crate) registry: Registry,
+    pub(crate) version: &'static str,
+    pub(crate) os: &'static str,
+    pub(crate) arch: &'static str,
     /// Where the library lies in the package.
-    pub(super) file: &'static str,
-    pub(super) bytes: u64,
-    pub(super) sha256: &'static str,
+    pub(crate) file: &'static str,
+    pub(crate) bytes: u64,
+    pub(crate) sha256: &'static str,
 }
 
 const fn pypi(os: &'static str, arch: &'static str, file: &'static str, bytes: u64, sha256: &'static str) -> Package {
@@ -53,30 +62,32 @@ const PACKAGES: [Package; 10] = [
     npm("windows", "aarch64", "win32/arm64/onnxruntime.dll", 29_815_136, "6c3a2abf5c6aca11c48a0d338a91af309f2266f25ce2e4084e6a87bbcb0fbfd0"),
 ];
 
-impl Package {
-    pub(super) fn is_fetched_by(&self, via: Via) -> bool {
-        let registry = match via {
-            Via::Uv | Via::Pip => Registry::PyPi,
-            Via::Npm => Registry::Npm,
-        };
-        self.registry == registry
-    }
+/// What lies at a place that setup fills.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SlotState {
+    /// Nothing.
+    Empty,
+    /// The pinned library.
+    Valid,
+    /// Something else.
+    Damaged(String),
+}
 
-    pub(super) fn installed_path(&self, folder: &Path) -> PathBuf {
+impl Package {
+    pub(crate) fn installed_path(&self, folder: &Path) -> PathBuf {
         folder.join(self.version).join(FILE_NAME)
     }
 
-    pub(super) fn slot(&self, folder: &Path) -> Slot {
-        let path = self.installed_path(folder);
-        let state = match self.verify(&path) {
+    /// What lies where it is installed.
+    pub(crate) fn state(&self, folder: &Path) -> SlotState {
+        match self.verify(&self.installed_path(folder)) {
             Ok(()) => SlotState::Valid,
             Err(error) if error.kind() == io::ErrorKind::NotFound => SlotState::Empty,
             Err(error) => SlotState::Damaged(error.to_string()),
-        };
-        Slot { path, version: self.version, state }
+        }
     }
 
-    pub(super) fn verify(&self, path: &Path) -> io::Result<()> {
+    fn verify(&self, path: &Path) -> io::Result<()> {
         let metadata = path.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::other("not a regular file"));
@@ -87,34 +98,12 @@ impl Package {
         self.verify_digest(&copy_and_hash(&mut File::open(path)?, &mut io::sink())?).map_err(io::Error::other)
     }
 
-    pub(super) fn verify_digest(&self, digest: &str) -> Result<(), String> {
+    pub(crate) fn verify_digest(&self, digest: &str) -> Result<(), String> {
         if digest == self.sha256 { Ok(()) } else { Err(format!("its SHA-256 is {digest}, expected {}", self.sha256)) }
-    }
-
-    /// The wheel's platform tag.
-    pub(super) fn wheel_platform(&self) -> &'static str {
-        match (self.os, self.arch) {
-            ("linux", "x86_64") => "manylinux_2_28_x86_64",
-            ("linux", _) => "manylinux_2_28_aarch64",
-            ("macos", _) => "macosx_14_0_arm64",
-            (_, "x86_64") => "win_amd64",
-            (..) => "win_arm64",
-        }
-    }
-
-    /// The platform as uv names it.
-    pub(super) fn uv_platform(&self) -> &'static str {
-        match (self.os, self.arch) {
-            ("linux", "x86_64") => "x86_64-manylinux_2_28",
-            ("linux", _) => "aarch64-manylinux_2_28",
-            ("macos", _) => "aarch64-apple-darwin",
-            (_, "x86_64") => "x86_64-pc-windows-msvc",
-            (..) => "aarch64-pc-windows-msvc",
-        }
     }
 }
 
-pub(super) fn packages_for_this_system() -> Result<Vec<Package>> {
+pub(crate) fn packages_for_this_system() -> Result<Vec<Package>> {
     let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
     // The packages for Linux need the GNU C library.
     let fits = |package: &Package| package.os == os && package.arch == arch && !cfg!(target_env = "musl");
@@ -131,8 +120,29 @@ pub(super) fn packages_for_this_system() -> Result<Vec<Package>> {
     Ok(packages)
 }
 
+/// The files that setup installs, best first; none if there is no folder or package for them.
+pub(crate) fn expected_files() -> Vec<PathBuf> {
+    let (Ok(folder), Ok(packages)) = (library_folder(), packages_for_this_system()) else { return Vec::new() };
+    packages.iter().map(|package| package.installed_path(&folder)).collect()
+}
+
+/// What is wrong with one of [`expected_files`], read from its first byte to its last.
+pub(crate) fn defect(path: &Path) -> Option<String> {
+    let (folder, packages) = (library_folder().ok()?, packages_for_this_system().ok()?);
+    let package = packages.iter().find(|package| package.installed_path(&folder) == path)?;
+    match package.state(&folder) {
+        SlotState::Damaged(reason) => Some(reason),
+        SlotState::Empty | SlotState::Valid => None,
+    }
+}
+
+/// The folder of all versions.
+pub(crate) fn library_folder() -> Result<PathBuf> {
+    Ok(data_folder()?.join("onnxruntime"))
+}
+
 /// Copies everything and returns the SHA-256 of it in hexadecimal.
-pub(super) fn copy_and_hash(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<String> {
+pub(crate) fn copy_and_hash(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
@@ -158,7 +168,5 @@ mod tests {
             assert!(package.sha256.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')), "{package:?}");
             assert!(package.bytes > 10_000_000, "{package:?}");
         }
-        assert!(Via::ALL.iter().all(|via| via.to_string().parse::<Via>().is_ok_and(|parsed| parsed == *via)));
-        assert_eq!("conda".parse::<Via>().unwrap_err().kind(), ErrorKind::Usage);
     }
 }
