@@ -104,7 +104,7 @@ pub fn places(options: &LibraryOptions) -> Vec<Place> {
 
 /// Where the system's loader would look. The directories that can be known are searched here, so that a damaged file
 /// is examined like any other; the rest is left to the loader.
-pub(super) fn system_places() -> Vec<Place> {
+fn system_places() -> Vec<Place> {
     let names: &[&str] = if cfg!(target_os = "linux") { &[FILE_NAME, SONAME] } else { &[FILE_NAME] };
     let found = system_directories()
         .iter()
