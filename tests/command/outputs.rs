@@ -7,10 +7,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use crate::common::data;
 use crate::common::shell::{Ran, Shell};
+use crate::common::{data, wait_until};
 use dbcache_trt::{library_places, write_tensors};
 use ndarray::ArrayD;
 
@@ -118,21 +117,24 @@ fn names_need_not_be_unicode() {
     }
 }
 
+/// The command would wait for it for a while, and then tell of it with another code.
 #[test]
 fn a_program_that_hangs_when_asked_for_its_version_does_not_delay_an_interrupt() {
     let shell = studio();
-    fs::write(shell.path("ffmpeg"), "#!/bin/sh\necho > started\nexec /bin/sleep 1000\n").unwrap();
+    fs::write(shell.path("ffmpeg"), "#!/bin/sh\necho $$ > started\nexec /bin/sleep 1000\n").unwrap();
     fs::set_permissions(shell.path("ffmpeg"), fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = shell.command();
     command.args(words(&film("-o a.mp4"))).env("PATH", shell.folder.path());
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    while !shell.path("started").exists() {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let start = Instant::now();
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    Ran::new(&command, child.wait_with_output().unwrap()).code(130).stderr("cancelled");
-    assert!(start.elapsed() < Duration::from_secs(10));
+    let started = || fs::read_to_string(shell.path("started")).unwrap_or_default();
+    wait_until("ffmpeg is asked", || started().ends_with('\n'));
+    let kill = |signal: &str, program: &str| {
+        Command::new("kill").args([signal, program]).stderr(Stdio::null()).status().unwrap().success()
+    };
+    assert!(kill("-INT", &child.id().to_string()));
+    let ran = Ran::new(&command, child.wait_with_output().unwrap()).code(130).stderr("cancelled");
+    assert!(!ran.err.contains("has not ended"), "{ran}");
+    assert!(!kill("-0", started().trim()), "ffmpeg still runs");
 }
 
 /// The report of a picture comes when the picture is there, and a reader who goes away stops nothing.

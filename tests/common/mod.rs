@@ -12,6 +12,7 @@ pub mod shell;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use dbcache_trt::{Inputs, read_tensors};
 use ndarray::ArrayD;
@@ -58,6 +59,15 @@ pub fn copy_files(from: &Path, to: &Path, wanted: impl Fn(&str) -> bool) {
         if wanted(&name) {
             fs::copy(from.join(&name), to.join(&name)).unwrap();
         }
+    }
+}
+
+/// Waits until something is so. The limit is far beyond what any machine needs: it only ends a test that waits for nothing.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(600);
+    while !is_so() {
+        assert!(Instant::now() < limit, "waits in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

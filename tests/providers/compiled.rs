@@ -5,13 +5,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 #[cfg(unix)]
 use crate::common::capi::{Capi, With, runtime};
 use crate::common::damage::{Copy, WEIGHTS};
 use crate::common::shell::{Ran, Shell};
-use crate::common::{copy_files, data, relative_l1, tiny_inputs};
+use crate::common::{copy_files, data, relative_l1, tiny_inputs, wait_until};
 use dbcache_trt::{Engine, EngineCache, EngineOptions, RequestOptions, write_tensors};
 use serde_json::Value;
 
@@ -366,11 +365,7 @@ fn build_in_the_middle(compiled: &Compiled) -> Child {
     let mut command = compiled.shell.command();
     let child = command.args(all.split_whitespace()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let entries = compiled.store.join("entries");
-    let start = Instant::now();
-    while !entries.is_dir() || names(&entries).len() < 2 {
-        assert!(start.elapsed() < Duration::from_secs(120), "nothing is compiled");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("two engines are compiled", || entries.is_dir() && names(&entries).len() >= 2);
     child
 }
 
@@ -392,11 +387,9 @@ fn a_build_that_is_stopped_goes_on_where_it_was() {
         }
         // The processes of a command that was killed end by themselves: they let go of their locks.
         let store = dbcache_trt::EngineStore::open_existing(&compiled.store).unwrap().unwrap();
-        let start = Instant::now();
-        while !store.gc(&dbcache_trt::GcOptions::default()).unwrap().in_use.is_empty() {
-            assert!(start.elapsed() < Duration::from_secs(60), "a process still builds");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        wait_until("no process builds any more", || {
+            store.gc(&dbcache_trt::GcOptions::default()).unwrap().in_use.is_empty()
+        });
         assert!(names(&compiled.store.join("staging")).is_empty());
         let before = compiled.entries().len();
         compiled.run(&format!("engines verify --engine-cache {}", compiled.store.display())).code(0);
