@@ -1,14 +1,16 @@
 //! The policies decide as the reference did: recorded diffs in, decisions and reasons out. And every option has a pair
 //! of runs that differ in nothing else and decide differently.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use crate::common::{data, tiny_inputs};
 use anyhow::{Context, Result, bail, ensure};
 use dbcache_trt::cache::{
-    Action, Branch, CachePolicy, Calibrator, CalibratorCacheType, DecisionPoint, DiffOptions, DiffTensor, Gate, Gram,
-    OptionGroup, PolicyConfig, PolicyOption, Reason, RecordedBranch, Recording, RunShape, StreamKind, Sum,
+    Action, Branch, CachePolicy, DecisionPoint, Gate, OptionGroup, PolicyConfig, PolicyOption, Reason, RecordedBranch,
+    Recording, RunShape,
 };
+use dbcache_trt::{Engine, EngineOptions, Output, RequestOptions};
 use serde_json::{Map, Value, json};
 
 /// Recorded runs that this engine cannot repeat, each with words from the reason it gives.
@@ -449,8 +451,8 @@ fn tags_of_the_reference_are_read_as_the_policy_that_ran() -> Result<()> {
     Ok(())
 }
 
-/// Two policies for each option: they differ in nothing else, and decide differently on the toy model below. The first
-/// policy of a pair is the plainer one.
+/// Two policies for each option: they differ in nothing else, and decide differently on `tests/data/tiny-flux`. The
+/// first policy of a pair is the plainer one.
 const PAIRS: &[(&str, &str, &str)] = &[
     ("Fn_compute_blocks", "f1b0w3r0.1", "f3b0w3r0.1"),
     ("Bn_compute_blocks", "f1b0w3r0.3", "f1b6w3r0.3"),
@@ -473,7 +475,7 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("non_compute_blocks_diff_threshold", "f1b4w3r0.3id0", "f1b4w3r0.3id0nt0.2"),
     ("enable_alter_cache", "f1b0w3r0.1", "f1b0w3r0.1al1"),
     ("alter_residual_diff_threshold", "f1b0w3r0.1al1", "f1b0w3r0.1al1at0.1"),
-    ("enable_encoder_residual", "f1b5w3r0.2", "f1b5w3r0.2er0"),
+    ("enable_encoder_residual", "f1b9w3r0.08", "f1b9w3r0.08er0"),
     ("separate_block_lists", "f1b0w3r0.1", "f1b0w3r0.1sl1"),
     ("calibrator_type", "f1b0w4r0.1", "f1b0w4r0.1_t1"),
     ("calibrator_type", "f1b0w4r0.1_t1", "f1b0w4r0.1_foca"),
@@ -544,8 +546,21 @@ fn options(tag: &str) -> Result<Map<String, Value>> {
     Ok(options)
 }
 
+/// The decisions of a generation with guidance, those of single blocks among them.
+fn decided(output: &Output) -> Vec<(char, Vec<usize>)> {
+    output.trace.records.iter().map(|record| (record.letter(), record.skipped_blocks().collect())).collect()
+}
+
 #[test]
 fn every_option_has_a_pair_that_decides_or_forecasts_differently() -> Result<()> {
+    let engine = Engine::load(data("tiny-flux"), &EngineOptions::default())?;
+    let generate = |tag: &str| {
+        let options =
+            RequestOptions { cache: tag.parse()?, steps: Some(28), true_cfg: Some(2.0), ..RequestOptions::default() };
+        engine.request(&tiny_inputs(true), &options)?.run(&mut ()).with_context(|| tag.to_owned())
+    };
+    let tags: BTreeSet<&str> = [PAIRS, PRUNE_PAIRS].concat().into_iter().flat_map(|(_, a, b)| [a, b]).collect();
+    let outputs = tags.into_iter().map(|tag| Ok((tag, generate(tag)?))).collect::<Result<BTreeMap<_, _>>>()?;
     let mut with_pair = BTreeSet::new();
     for ((preset, tags), pairs) in ALL_OPTIONS.into_iter().zip([PAIRS, PRUNE_PAIRS]) {
         let mut of_policy = BTreeSet::new();
@@ -554,13 +569,12 @@ fn every_option_has_a_pair_that_decides_or_forecasts_differently() -> Result<()>
             // Two types of calibrators share but some of their options.
             let differing: Vec<&String> = a.keys().filter(|key| b.contains_key(*key) && a[*key] != b[*key]).collect();
             ensure!(differing == [option], "{option}: {plain} and {other} differ in {differing:?}");
-            let (plain, other) = (PolicyConfig::from_tag(plain)?, PolicyConfig::from_tag(other)?);
-            let (a, b) = (toy::generate(&plain)?, toy::generate(&other)?);
+            let (a, b) = (&outputs[plain], &outputs[other]);
             let mut of_calibrators =
                 PolicyOption::all().iter().filter(|option| option.group() == OptionGroup::Calibrator);
             let is_of_calibrator = of_calibrators.any(|known| known.name() == *option);
-            let differ = if is_of_calibrator { a.latents != b.latents } else { a.decisions != b.decisions };
-            ensure!(differ, "{plain} and {other} both decide {}", a.decisions);
+            let differ = if is_of_calibrator { a.latents != b.latents } else { decided(a) != decided(b) };
+            ensure!(differ, "{plain} and {other} both decide {}", a.trace.decisions(Branch::Cond));
             of_policy.insert(option.to_string());
         }
         let mut all = BTreeSet::new();
@@ -574,327 +588,4 @@ fn every_option_has_a_pair_that_decides_or_forecasts_differently() -> Result<()>
     let overrides: BTreeSet<String> = PolicyOption::all().iter().map(|option| option.name().to_owned()).collect();
     ensure!(with_pair == overrides, "overrides and policies have other options");
     Ok(())
-}
-
-/// A model of 8 blocks on 6 image tokens and 2 text tokens of 8 channels, and the step loop at its shortest: what an
-/// engine must do with a policy's answers.
-mod toy {
-    use super::*;
-
-    const BLOCKS: usize = 8;
-    /// Blocks of its two lists, where those are decided on one by one.
-    const LISTS: [usize; 2] = [3, 5];
-    const STEPS: usize = 28;
-    const TOKENS: usize = 6;
-    const TEXT_TOKENS: usize = 2;
-    const CHANNELS: usize = 8;
-
-    /// `[tokens, channels]`
-    type Stream = Vec<[f64; CHANNELS]>;
-
-    /// Image and text.
-    type Streams = [Stream; 2];
-
-    const KINDS: [StreamKind; 2] = [StreamKind::Hidden, StreamKind::Encoder];
-
-    /// What a generation gives.
-    pub struct Outcome {
-        /// Of all branches.
-        pub decisions: String,
-        pub latents: Stream,
-    }
-
-    /// What is kept of the middle, or of a block.
-    struct Unit {
-        block: Option<usize>,
-        compared: Stream,
-        streams: [Kept; 2],
-    }
-
-    /// What is kept of one stream: with a calibrator several tensors, else one.
-    #[derive(Default)]
-    struct Kept {
-        calibrator: Option<Box<dyn Calibrator>>,
-        tensors: Vec<Stream>,
-    }
-
-    impl Unit {
-        fn new(block: Option<usize>) -> Self {
-            Self { block, compared: Stream::new(), streams: [Kept::default(), Kept::default()] }
-        }
-
-        /// After the unit ran.
-        fn keep(&mut self, config: &PolicyConfig, step: usize, before: &Streams, after: &Streams) {
-            for ((kind, kept), (before, after)) in
-                KINDS.into_iter().zip(&mut self.streams).zip(before.iter().zip(after))
-            {
-                if step == 0 {
-                    *kept = Kept { calibrator: config.calibrator(self.block, kind), tensors: Vec::new() };
-                }
-                if !config.corrects(self.block, kind) {
-                    continue;
-                }
-                let computed = match config.cache_type(self.block, kind) {
-                    CalibratorCacheType::Residual => minus(after, before),
-                    CalibratorCacheType::HiddenStates => after.clone(),
-                };
-                match &mut kept.calibrator {
-                    None => kept.tensors = vec![computed],
-                    Some(calibrator) => {
-                        let rows = calibrator.put(step);
-                        kept.tensors = sums(&rows, &kept.tensors, Some(&computed));
-                    }
-                }
-            }
-        }
-
-        /// Instead of running the unit.
-        fn reuse(&mut self, config: &PolicyConfig, step: usize, streams: &mut Streams) {
-            for ((kind, kept), stream) in KINDS.into_iter().zip(&mut self.streams).zip(streams) {
-                if !config.corrects(self.block, kind) {
-                    continue;
-                }
-                let reused = kept.forecast(step);
-                *stream = match config.cache_type(self.block, kind) {
-                    CalibratorCacheType::Residual => plus(stream, &reused),
-                    CalibratorCacheType::HiddenStates => reused,
-                };
-            }
-        }
-    }
-
-    impl Kept {
-        fn forecast(&mut self, step: usize) -> Stream {
-            let Some(calibrator) = &mut self.calibrator else { return self.tensors[0].clone() };
-            if let Some(range) = calibrator.needs_gram() {
-                let tail = &self.tensors[range];
-                let gram: Gram = tail.iter().map(|a| tail.iter().map(|b| dot(a, b)).collect()).collect();
-                calibrator.set_gram(&[gram]);
-            }
-            let forecast = sums(&calibrator.get(step), &self.tensors, None).remove(0);
-            if let Some(rows) = calibrator.after_get() {
-                self.tensors = sums(&rows, &self.tensors, Some(&forecast));
-            }
-            forecast
-        }
-    }
-
-    /// One list of blocks in one branch.
-    struct State {
-        branch: Branch,
-        /// Its first block in the model.
-        start: usize,
-        n_blocks: usize,
-        policy: Box<dyn CachePolicy>,
-        middle: Unit,
-        blocks: Vec<Unit>,
-        diff: Option<f32>,
-        decisions: String,
-    }
-
-    pub fn generate(config: &PolicyConfig) -> Result<Outcome> {
-        let lists = if config.separates_lists() { LISTS.to_vec() } else { vec![BLOCKS] };
-        let mut branches: Vec<(Branch, Vec<State>)> = Vec::new();
-        let mut start = 0;
-        for (config, n_blocks) in config.of_lists(lists.len())?.into_iter().zip(lists) {
-            for (branch, policy) in config.policies(RunShape { n_blocks, steps: STEPS, branches: 2 })? {
-                let state = State {
-                    branch,
-                    start,
-                    n_blocks,
-                    policy,
-                    middle: Unit::new(None),
-                    blocks: (0..n_blocks).map(|block| Unit::new(Some(block))).collect(),
-                    diff: None,
-                    decisions: String::new(),
-                };
-                match branches.iter_mut().find(|(of, _)| *of == branch) {
-                    Some((_, lists)) => lists.push(state),
-                    None => branches.push((branch, vec![state])),
-                }
-            }
-            start += n_blocks;
-        }
-        let mut latents: Stream = (0..TOKENS).map(|t| std::array::from_fn(|c| wave(t as f64, c as f64))).collect();
-        for step in 0..STEPS {
-            let mut velocity = [Stream::new(), Stream::new()];
-            let mut cond_diffs = Vec::new();
-            for (branch, lists) in &mut branches {
-                let is_uncond = *branch == Branch::Uncond;
-                let mut streams = embed(*branch, &latents);
-                for (index, state) in lists.iter_mut().enumerate() {
-                    let shared = cond_diffs.get(index).copied().flatten();
-                    let shared = shared.filter(|_| is_uncond && config.shares_cond_diff());
-                    streams = state.transformer(config, step, shared, streams)?;
-                }
-                let [image, _] = streams;
-                velocity[is_uncond as usize] = image;
-                if !is_uncond {
-                    cond_diffs = lists.iter().map(|state| state.diff).collect();
-                }
-            }
-            let guided = |t: usize, c: usize| 1.5 * velocity[0][t][c] - 0.5 * velocity[1][t][c];
-            for (t, token) in latents.iter_mut().enumerate() {
-                for (c, value) in token.iter_mut().enumerate() {
-                    *value += guided(t, c) / STEPS as f64;
-                }
-            }
-        }
-        let states = branches.into_iter().flat_map(|(_, lists)| lists);
-        let decisions = states.map(|state| format!("{} {} ", state.branch, state.decisions)).collect();
-        Ok(Outcome { decisions, latents })
-    }
-
-    /// Image and text before the blocks.
-    fn embed(branch: Branch, latents: &Stream) -> Streams {
-        let prompt = if branch == Branch::Cond { 0.3 } else { -0.4 };
-        let text = (0..TEXT_TOKENS).map(|t| std::array::from_fn(|c| prompt * wave(c as f64, t as f64 + 3.0))).collect();
-        [latents.clone(), text]
-    }
-
-    impl State {
-        /// One step.
-        fn transformer(
-            &mut self,
-            config: &PolicyConfig,
-            step: usize,
-            shared: Option<f32>,
-            before: Streams,
-        ) -> Result<Streams> {
-            let split = config.blocks_split(self.n_blocks)?;
-            let at = DecisionPoint { step, steps: STEPS, branch: self.branch, block: None };
-            let mut streams = self.run_blocks(config, at, split.head.clone(), before.clone())?;
-            let compared = config.diff_options().map(|options| match options.tensor {
-                DiffTensor::HeadOutput => streams[0].clone(),
-                _ => minus(&streams[0], &before[0]),
-            });
-            self.diff = None;
-            let decision = match self.policy.gate(at) {
-                Gate::Decided(decision) => decision,
-                Gate::NeedsDiff => {
-                    let options = config.diff_options().context("nothing to compare")?;
-                    let compared = compared.as_ref().context("nothing to compare")?;
-                    let diff = shared.unwrap_or_else(|| diff(&self.middle.compared, compared, &options));
-                    self.diff = Some(diff);
-                    self.policy.judge(at, diff)
-                }
-            };
-            self.decisions.push(decision.action.letter());
-            match decision.action {
-                Action::Skip => self.middle.reuse(config, self.policy.calibrator_step(at), &mut streams),
-                Action::Compute => {
-                    let keeps = self.policy.keeps(at);
-                    let output = self.run_blocks(config, at, split.middle.clone(), streams.clone())?;
-                    if keeps {
-                        self.middle.keep(config, self.policy.calibrator_step(at), &streams, &output);
-                        self.middle.compared = compared.unwrap_or_default();
-                    }
-                    streams = output;
-                }
-            }
-            self.run_blocks(config, at, split.tail.clone(), streams)
-        }
-
-        fn run_blocks(
-            &mut self,
-            config: &PolicyConfig,
-            at: DecisionPoint,
-            blocks: std::ops::Range<usize>,
-            mut streams: Streams,
-        ) -> Result<Streams> {
-            let singles = config.single_blocks(self.n_blocks);
-            for i in blocks {
-                if !singles.contains(&i) {
-                    streams = block(self.start + i, at, &streams);
-                    continue;
-                }
-                let at = DecisionPoint { block: Some(i), ..at };
-                let decision = match self.policy.gate(at) {
-                    Gate::Decided(decision) => decision,
-                    Gate::NeedsDiff => {
-                        let options = config.block_diff_options().context("nothing to compare")?;
-                        self.policy.judge(at, diff(&self.blocks[i].compared, &joined(&streams, &options), &options))
-                    }
-                };
-                self.decisions.push(decision.action.letter().to_ascii_lowercase());
-                let step = self.policy.calibrator_step(at);
-                match decision.action {
-                    Action::Skip => self.blocks[i].reuse(config, step, &mut streams),
-                    Action::Compute => {
-                        let output = block(self.start + i, at, &streams);
-                        if self.policy.keeps(at) {
-                            self.blocks[i].keep(config, step, &streams, &output);
-                            self.blocks[i].compared = config
-                                .block_diff_options()
-                                .map(|options| joined(&streams, &options))
-                                .unwrap_or_default();
-                        }
-                        streams = output;
-                    }
-                }
-            }
-            Ok(streams)
-        }
-    }
-
-    /// What a block's diff compares: each block of this model joins its streams.
-    fn joined(streams: &Streams, options: &DiffOptions) -> Stream {
-        if options.compare_all_streams { streams.concat() } else { streams[0].clone() }
-    }
-
-    /// A table of weights times tensors: the kept ones and, last, the new one.
-    fn sums(rows: &[Sum], kept: &[Stream], new: Option<&Stream>) -> Vec<Stream> {
-        let tensors: Vec<&Stream> = kept.iter().chain(new).collect();
-        let element =
-            |row: &Sum, t: usize, c: usize| row.iter().zip(&tensors).map(|(w, tensor)| w * tensor[t][c]).sum();
-        let sum = |row: &Sum| (0..tensors[0].len()).map(|t| std::array::from_fn(|c| element(row, t, c))).collect();
-        rows.iter().map(sum).collect()
-    }
-
-    fn dot(a: &Stream, b: &Stream) -> f64 {
-        a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| a * b).sum()
-    }
-
-    fn plus(a: &Stream, b: &Stream) -> Stream {
-        a.iter().zip(b).map(|(a, b)| std::array::from_fn(|c| a[c] + b[c])).collect()
-    }
-
-    fn wave(a: f64, b: f64) -> f64 {
-        (a * 1.7 + b * 2.3 + a * b * 0.9).sin()
-    }
-
-    /// Each token mixes its channels with those of the next one; text follows image in the circle.
-    fn block(i: usize, at: DecisionPoint, streams: &Streams) -> Streams {
-        let time = at.step as f64 / STEPS as f64;
-        let prompt = if at.branch == Branch::Cond { 0.3 } else { -0.4 };
-        let all: Stream = streams.concat();
-        let n = all.len();
-        let next = |t: usize| {
-            std::array::from_fn(|c| {
-                let mixed = 0.6 * all[t][(c + i + 1) % CHANNELS] + 0.4 * all[(t + 1) % n][c];
-                let weight = wave(i as f64 + 1.0, c as f64);
-                all[t][c] + 0.3 * (weight * mixed + prompt * wave(time + t as f64, i as f64 + c as f64)).tanh()
-            })
-        };
-        [(0..TOKENS).map(next).collect(), (TOKENS..n).map(next).collect()]
-    }
-
-    fn minus(a: &Stream, b: &Stream) -> Stream {
-        a.iter().zip(b).map(|(a, b)| std::array::from_fn(|c| a[c] - b[c])).collect()
-    }
-
-    /// The formula of [`DiffOptions`].
-    fn diff(previous: &Stream, current: &Stream, options: &DiffOptions) -> f32 {
-        let sum =
-            |token: &[f64; CHANNELS]| token.iter().step_by(options.downsample_factor).map(|v| v.abs()).sum::<f64>();
-        let change = minus(previous, current);
-        let tokens: Vec<(f64, f64)> = change.iter().zip(previous).map(|(c, p)| (sum(c), sum(p))).collect();
-        let important = options.important_condition_threshold.unwrap_or(0.0);
-        let mut chosen: Vec<_> = tokens.iter().copied().filter(|(change, size)| change / size > important).collect();
-        if important == 0.0 || chosen.is_empty() {
-            chosen = tokens;
-        }
-        let (change, size) = chosen.iter().fold((0.0, 0.0), |sum, token| (sum.0 + token.0, sum.1 + token.1));
-        (change / size) as f32
-    }
 }
