@@ -8,6 +8,7 @@ pub mod family;
 /// The engine's own view of ONNX: damage needs a part of it.
 #[path = "../../src/model/onnx.rs"]
 pub mod onnx;
+pub mod oracle;
 pub mod shell;
 
 use std::fs;

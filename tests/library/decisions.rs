@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::common::{data, tiny_inputs};
+use crate::common::{data, oracle, tiny_inputs};
 use anyhow::{Context, Result, bail, ensure};
 use dbcache_trt::cache::{
     Action, Branch, CachePolicy, DecisionPoint, Gate, OptionGroup, PolicyConfig, PolicyOption, Reason, RecordedBranch,
@@ -83,29 +83,7 @@ impl Case {
         let config = &self.json["config"];
         let renews = config["refresh_between"] == true;
         ensure!(self.generations() == 1 || renews, "one cache for two generations is refused by design");
-        let mut options = Map::new();
-        options.insert("cache_type".into(), self.preset()?.into());
-        if self.json["algorithm"] == "fbcache" {
-            // The preset's limit is that of `CacheType.default_options`; the run was given its options one by one.
-            options.insert("max_cached_steps".into(), json!(-1));
-        }
-        if self.json["algorithm"] == "DBPrune" {
-            // The default of 1.5.3.
-            options.insert("Bn_compute_blocks".into(), json!(0));
-        }
-        if self.json["algorithm"] == "dbprune" && !config["given"]["enable_dynamic_prune_threshold"].is_null() {
-            options.insert("dynamic_prune_threshold_diffs".into(), json!(-1));
-        }
-        for given in [&config["given"], &config["extra"]] {
-            options.extend(given.as_object().into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
-        }
-        if let Some(calibrator) = config["calibrator"].as_object() {
-            let mut calibrator = calibrator.clone();
-            if calibrator["type"] == "dmd" {
-                calibrator.insert("dmd_fallback".into(), json!("reference"));
-            }
-            options.insert("calibrator".into(), calibrator.into());
-        }
+        let mut options = oracle::options(&self.json)?.context("nothing was cached")?;
         if renews {
             // Each generation gets a policy of its own, which is what this option is for.
             options.remove("num_inference_steps");
@@ -113,17 +91,6 @@ impl Case {
         let policy = PolicyConfig::from_json(&Value::Object(options).to_string())?;
         policy.validate(self.run()?)?;
         Ok(policy)
-    }
-
-    /// The preset with the defaults of the release that was recorded.
-    fn preset(&self) -> Result<&'static str> {
-        match self.json["algorithm"].as_str() {
-            Some("DBCache") => Ok("cache-dit"),
-            Some("dbcache") => Ok("dbcache"),
-            Some("fbcache") => Ok("fb"),
-            Some("DBPrune" | "dbprune") => Ok("dbprune"),
-            other => bail!("unknown algorithm {other:?}"),
-        }
     }
 
     fn recorded(&self, branch: Branch, step: usize) -> Result<Recorded<'_>> {

@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::common::{data, emoji, json, relative_l1};
+use crate::common::{data, emoji, json, oracle, relative_l1};
 use dbcache_trt::cache::{Action, Branch, PolicyConfig, Reason};
 use dbcache_trt::trace::StepRecord;
 use dbcache_trt::{ArithmeticChoice, Engine, EngineOptions, Inputs, Output, RequestOptions, read_tensors};
 use ndarray::ArrayD;
-use serde_json::{Map, Value, json as value};
+use serde_json::{Value, json as value};
 
 /// The reference and this engine sum in other orders; noise of 3e-6 on every block moves diffs by 3e-7 (absolute).
 const DIFF_RELATIVE: f64 = 1e-4;
@@ -73,36 +73,10 @@ fn the_shipped_model_decides_as_in_the_reference() {
     assert_eq!(oracle.replay("index.json"), 20);
 }
 
-/// The options of a case as a policy: the defaults of the release that was recorded, then what was given.
+/// The policy of a case, with what only the reference does said in words that there are here.
 fn policy(case: &Value) -> Result<PolicyConfig, String> {
-    let config = &case["config"];
-    let defaults = match case["algorithm"].as_str().unwrap() {
-        "none" => return Ok(PolicyConfig::None),
-        "DBCache" => value!({"cache_type": "cache-dit"}),
-        "DBPrune" => value!({"cache_type": "dbprune", "Bn_compute_blocks": 0}),
-        "dbcache" => value!({"cache_type": "dbcache"}),
-        // The preset has the limit of `default_options`; the run was given its options one by one.
-        "fbcache" => value!({"cache_type": "fb", "max_cached_steps": -1}),
-        // 0.1.0 compares the joined streams of single blocks, and all diffs of a step count for the dynamic threshold.
-        "dbprune" if config["given"]["enable_dynamic_prune_threshold"].is_null() => {
-            value!({"cache_type": "dbprune", "compare_all_streams": true})
-        }
-        "dbprune" => {
-            value!({"cache_type": "dbprune", "compare_all_streams": true, "dynamic_prune_threshold_diffs": -1})
-        }
-        other => return Err(format!("algorithm {other}")),
-    };
-    let mut options: Map<String, Value> = defaults.as_object().unwrap().clone();
-    for part in ["given", "extra"] {
-        options.extend(config[part].as_object().into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
-    }
-    if let Some(calibrator) = config["calibrator"].as_object() {
-        let mut calibrator = calibrator.clone();
-        if calibrator["type"] == "dmd" {
-            calibrator.insert("dmd_fallback".into(), value!("reference"));
-        }
-        options.insert("calibrator".into(), Value::Object(calibrator));
-    }
+    let options = oracle::options(case).map_err(|error| error.to_string())?;
+    let Some(mut options) = options else { return Ok(PolicyConfig::None) };
     if case["algorithm"] == "DBPrune" || case["algorithm"] == "dbprune" {
         // The reference ignores these; here they are refused (0.1.0: l1 is the threshold under another name).
         options.remove("max_accumulated_residual_diff_threshold");
