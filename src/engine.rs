@@ -236,7 +236,9 @@ pub(crate) fn check_provider(options: &EngineOptions, directory: &EngineDirector
     options.provider.iter().try_for_each(|spec| spec.kind().check_dtype(computes, computes != exported))?;
     let is_cpu = |spec: &ProviderSpec| spec.kind() == ProviderKind::Cpu;
     if options.allow_fallback && options.provider.iter().all(is_cpu) {
-        return Err(Error::usage("--allow-fallback has no effect: the provider `cpu` runs everything; leave it out"));
+        return Err(Error::usage(
+            "the option `allow-fallback` has no effect: the provider `cpu` runs everything; leave it out",
+        ));
     }
     let compiles = options.provider.iter().any(|spec| spec.kind().compiles());
     let captures = options.provider.iter().any(|spec| spec.captures().is_some());
@@ -259,12 +261,11 @@ pub(crate) fn check_provider(options: &EngineOptions, directory: &EngineDirector
     if options.require_built && options.engine_cache == EngineCache::None {
         return Err(Error::option(
             "require-built",
-            "and --engine-cache none exclude each other: nothing could be built before",
+            "and the option `engine-cache=none` exclude each other: nothing could be built before",
         ));
     }
     if options.weights == WeightsChoice::Mapped && !options.provider.iter().all(is_cpu) {
-        let message =
-            "--weights-mode mapped has no effect: only the provider `cpu` runs from mapped weights; leave it out";
+        let message = "the option `weights-mode=mapped` has no effect: only the provider `cpu` runs from mapped weights; leave it out";
         return Err(Error::usage(message));
     }
     Ok(())
@@ -277,7 +278,7 @@ fn verify(directory: &EngineDirectory) -> Result<()> {
         return Ok(());
     }
     Err(Error::directory(format!(
-        "cannot verify {}: the manifest has no content hash; export again without --no-content-hash",
+        "cannot verify {}: the manifest has no content hash; export again, and keep the content hash",
         unknown.join(", ")
     )))
 }

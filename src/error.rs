@@ -94,10 +94,11 @@ impl Error {
         Self::new(ErrorKind::Usage, message)
     }
 
-    /// An error about one option, named as the command's long flag: `problem` goes on after `--name`, such as `is 0;
-    /// expected 1 to 8`.
+    /// An error about one option of [`Options`](crate::options::Options): `problem` goes on after the option's name, such as
+    /// `is 0; expected 1 to 8`. Texts of this library name an option as "the option `steps`", or with a value as "the option
+    /// `cache=none`"; the command spells that as its flag.
     pub(crate) fn option(name: &str, problem: impl fmt::Display) -> Self {
-        Self::usage(format!("--{name} {problem}")).about(name)
+        Self::usage(format!("the option `{name}` {problem}")).about(name)
     }
 
     pub(crate) fn directory(message: impl Into<String>) -> Self {

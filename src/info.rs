@@ -311,8 +311,8 @@ impl fmt::Display for EngineInfo {
         let ranges: Vec<String> = self.dimensions.iter().map(|(name, range)| format!("{name} {range}")).collect();
         writeln!(f, "dimensions  {}", ranges.join(", "))?;
         let no = |has: bool, without: &'static str| if has { "yes" } else { without };
-        writeln!(f, "prompt      {}", no(self.takes_prompt, "no: text tensors come from --inputs"))?;
-        writeln!(f, "decode      {}", no(self.makes_pictures, "no: results are latents (--save-latents)"))?;
+        writeln!(f, "prompt      {}", no(self.takes_prompt, "no: it takes text tensors"))?;
+        writeln!(f, "decode      {}", no(self.makes_pictures, "no: results are latents"))?;
         writeln!(f, "license     {}; {}", self.license, self.attribution)?;
         write!(f, "hash        {}", self.hash)
     }

@@ -124,9 +124,9 @@ impl Options {
     pub fn set(&mut self, name: &str, text: &str) -> Result<()> {
         let mut changed = self.clone();
         match TABLE.iter().find(|entry| entry.name == name) {
-            Some(entry) => {
-                (entry.set)(&mut changed, text).map_err(|error| error.about(name)).at(format_args!("--{name}"))?
-            }
+            Some(entry) => (entry.set)(&mut changed, text)
+                .map_err(|error| error.about(name))
+                .at(format_args!("the option `{name}`"))?,
             None if changed.policy.set(name, text)? => {}
             None => return Err(unknown(name)),
         }
@@ -151,7 +151,7 @@ impl Options {
         if is_replay && let Some(other) = self.given.keys().find(|name| *name == "cache" || is_of_policy(name)) {
             return Err(Error::option(
                 other,
-                "has no effect with --replay, which repeats what was recorded; leave one out",
+                "has no effect with the option `replay`, which repeats what was recorded; leave one out",
             ));
         }
         let cache = self.request.cache.clone().with(&self.policy).map_err(|error| error.about("cache"))?;
@@ -269,18 +269,18 @@ mod tests {
             (
                 "precision",
                 "fp16",
-                "there is no option `precision`: the dtype in which graphs compute is chosen by --compute",
+                "there is no option `precision`: the dtype in which graphs compute is chosen by the option `compute`",
             ),
-            ("compute", "int8", "--compute: `int8`: unknown compute dtype"),
+            ("compute", "int8", "the option `compute`: `int8`: unknown compute dtype"),
             ("max-warmup-step", "4", "the nearest known one is `max-warmup-steps`"),
-            ("steps", "four", "--steps: `four`: expected a whole number of at least 0"),
-            ("fps", "x", "--fps: `x`: expected a number"),
+            ("steps", "four", "the option `steps`: `four`: expected a whole number of at least 0"),
+            ("fps", "x", "the option `fps`: `x`: expected a number"),
             ("max-cached-steps", "x", "expected a whole number of at least 0, or `none`"),
             ("size", "64", "expected WIDTHxHEIGHT"),
-            ("spin", "maybe", "--spin: `maybe`"),
-            ("cache", "f8z", "--cache: "),
-            ("max-warmup-steps", "x", "--max-warmup-steps is `x`"),
-            ("stages", "some", "--stages: "),
+            ("spin", "maybe", "the option `spin`: `maybe`"),
+            ("cache", "f8z", "the option `cache`: "),
+            ("max-warmup-steps", "x", "the option `max-warmup-steps` is `x`"),
+            ("stages", "some", "the option `stages`: "),
             ("other-plan", "none", "expected `load`, `add` or `refuse`"),
         ] {
             let mut options = Options::default();

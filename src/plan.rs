@@ -144,14 +144,15 @@ impl Limits {
             && !(1..=count).contains(&asked)
         {
             return Err(Error::usage(format!(
-                "--stages is {asked}; this model has 1 to {count} blocks a stage (`fused` takes as many as possible)"
+                "the option `stages` is {asked}; this model has 1 to {count} blocks a stage (`fused` takes as many as possible)"
             ))
             .about("stages"));
         }
         if choice == StagesChoice::PerBlock && bytes.is_some() {
-            return Err(
-                Error::usage("--stage-bytes has no effect on --stages per-block; leave one out").about("stage-bytes")
-            );
+            return Err(Error::usage(
+                "the option `stage-bytes` has no effect with the option `stages=per-block`; leave one out",
+            )
+            .about("stage-bytes"));
         }
         let limits = Self { choice, bytes };
         let ends = [("embed".to_owned(), sizes.embed), ("the final graph".to_owned(), sizes.last)];
@@ -159,7 +160,7 @@ impl Limits {
             sizes.blocks.iter().enumerate().map(|(index, size)| (format!("block {index}"), *size)).chain(ends);
         match (graphs.find(|(_, size)| !limits.allows_bytes(&[*size])), bytes) {
             (Some((name, size)), Some(limit)) => Err(Error::usage(format!(
-                "{name} alone has {} bytes of weights and graph, --stage-bytes allows {limit}; allow more, or export the \
+                "{name} alone has {} bytes of weights and graph, the option `stage-bytes` allows {limit}; allow more, or export the \
                  model with smaller weights",
                 size.bytes
             ))
@@ -469,8 +470,8 @@ mod tests {
         let mut sizes = sizes(4);
         sizes.blocks[2].bytes = 101;
         for (choice, bytes, words) in [
-            (StagesChoice::Blocks(0), None, "--stages is 0; this model has 1 to 4 blocks"),
-            (StagesChoice::Blocks(5), None, "--stages is 5"),
+            (StagesChoice::Blocks(0), None, "the option `stages` is 0; this model has 1 to 4 blocks"),
+            (StagesChoice::Blocks(5), None, "the option `stages` is 5"),
             (StagesChoice::Auto, Some(100), "block 2 alone has 101 bytes of weights and graph"),
         ] {
             let error = Limits::new(choice, bytes, &sizes).unwrap_err();

@@ -73,8 +73,8 @@ impl Asked {
         if options.per_sample && guidance.is_fused() {
             return Err(Error::option(
                 "per-sample",
-                "does not go with this model's guidance, whose two branches are one batch; leave it out, or give a \
-                 --guidance of 0",
+                "does not go with this model's guidance, whose two branches are one batch; leave it out, or give the \
+                 option `guidance` of 0",
             ));
         }
         Ok(Self { guidance, given, batch, rows, grid, fps, schedule, shares, n_branches })
@@ -116,7 +116,7 @@ pub(crate) fn grid(manifest: &Manifest, options: &RequestOptions) -> Result<Grid
     for side in [width, height] {
         if !(size.min..=size.max).contains(&side) || side % size.multiple_of != 0 {
             return Err(Error::input(format!(
-                "--size is {width}x{height}; this model makes sides of {} to {} pixels that are multiples of {}",
+                "the option `size` is {width}x{height}; this model makes sides of {} to {} pixels that are multiples of {}",
                 size.min, size.max, size.multiple_of
             ))
             .about("size"));
@@ -134,7 +134,7 @@ pub(crate) fn grid(manifest: &Manifest, options: &RequestOptions) -> Result<Grid
     let frames = options.frames.unwrap_or(range.default);
     if !(range.min..=range.max).contains(&frames) || !(frames - 1).is_multiple_of(step) {
         return Err(Error::input(format!(
-            "--frames is {frames}; this model makes {} to {} frames, a multiple of {step} and one more",
+            "the option `frames` is {frames}; this model makes {} to {} frames, a multiple of {step} and one more",
             range.min, range.max
         ))
         .about("frames"));
@@ -163,7 +163,7 @@ pub(crate) fn schedule(manifest: &Manifest, inputs: &Inputs, asked: Option<usize
     };
     if inverted || !matches!(manifest.scheduler, SchedulerSpec::FlowMatchEuler { .. }) {
         return Err(Error::input(format!(
-            "input `{SIGMAS}` does not fit this model's scheduler, which has its own; leave it out and give --steps"
+            "input `{SIGMAS}` does not fit this model's scheduler, which has its own; leave it out, and say the number of steps"
         )));
     }
     let sigmas = inputs::numbers(tensor);

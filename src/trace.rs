@@ -197,7 +197,7 @@ impl fmt::Display for Warning {
         match self {
             Self::NeverHit { smallest: Some(smallest), .. } if !smallest.is_finite() => f.write_str(
                 "the cache skipped nothing: no diff was a number, since the first blocks changed nothing and 0 / 0 is none; \
-                 let more blocks run first (a larger Fn), or --cache none to save its memory",
+                 let more blocks run first (a larger Fn), or the option `cache=none` to save its memory",
             ),
             Self::NeverHit { smallest: Some(smallest), threshold: Some(threshold) } => {
                 // Rounded up: what is below the diff would skip nothing again.
@@ -205,7 +205,7 @@ impl fmt::Display for Warning {
                 write!(
                     f,
                     "the cache skipped nothing: the smallest diff was {smallest:.4}, the threshold is {threshold}; \
-                     try a threshold above {above:.3}, or --cache none to save its memory"
+                     try a threshold above {above:.3}, or the option `cache=none` to save its memory"
                 )
             }
             Self::NeverHit { .. } => write!(

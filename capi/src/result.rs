@@ -102,7 +102,7 @@ impl dbcache_result {
 fn about_path(error: Error) -> Failure {
     let failure = Failure::from(error);
     let is_option = failure.field.as_deref() == Some("output");
-    let message = failure.message.replacen("--output ", "argument `path` ", 1);
+    let message = failure.message.replacen("the option `output` ", "argument `path` ", 1);
     if is_option { Failure { field: Some("path".to_owned()), message, ..failure } } else { failure }
 }
 

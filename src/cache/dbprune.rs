@@ -213,7 +213,7 @@ impl DbPruneConfig {
         if self.prunable(run.n_blocks).is_empty() {
             return Err(Error::usage(format!(
                 "no block could ever be pruned: Fn_compute_blocks {}, Bn_compute_blocks {} and non_prune_block_ids keep \
-                 all {} blocks; lower them, or use --cache none",
+                 all {} blocks; lower them, or use the option `cache=none`",
                 self.fn_compute_blocks, self.bn_compute_blocks, run.n_blocks
             )));
         }

@@ -159,7 +159,7 @@ impl Needs {
         Error::usage(if steps < enough {
             format!(
                 "the calibrator never forecasts: {name} needs {enough} steps or more (between two refreshes), of which it \
-                 skips the last, and this run has {steps}; raise --steps, or leave the calibrator out"
+                 skips the last, and this run has {steps}; raise the option `steps`, or leave the calibrator out"
             )
         } else if !is_ever_skipped {
             "the calibrator never forecasts: no step of this run may be skipped; lower max_warmup_steps, raise the \

@@ -14,6 +14,7 @@ use super::args::GenerateArgs;
 use super::output::{Expected, join, picture_path};
 use super::print::{line, note};
 use super::progress::Progress;
+use super::remedy::with_build_command;
 use super::signals::cancel_token;
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
@@ -39,7 +40,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let model = Model::open(directory, &load)?;
     check_outputs(args, &model.info(), &cancel)?;
     model.check(&inputs, &options_of(0, args.batch))?;
-    let engine = model.load()?;
+    let engine = model.load().map_err(|error| with_build_command(error, directory, &load))?;
 
     let mut kept = Kept::default();
     // A reader of the report that goes away must not hide that outputs differ.
@@ -48,7 +49,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     while first < args.count {
         let batch = args.batch.min(args.count - first);
         let options = options_of(first, batch);
-        let request = engine.request(&inputs, &options)?;
+        let request = engine.request(&inputs, &options);
+        let request = request.map_err(|error| with_build_command(error, directory, &load))?;
         let mut progress = Progress::new(request.records(), args.quiet || args.json);
         let output = request.run(&mut progress);
         progress.clear();

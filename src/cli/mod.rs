@@ -10,6 +10,7 @@ mod output;
 pub mod print;
 mod progress;
 pub mod providers;
+mod remedy;
 pub mod setup;
 mod signals;
 pub mod stages;

@@ -5,6 +5,8 @@ use std::io::Write;
 
 use anyhow::Context;
 
+use super::remedy::spelled;
+
 /// Prints a text and a line break.
 pub fn line(text: impl std::fmt::Display) -> anyhow::Result<()> {
     let written = writeln!(std::io::stdout().lock(), "{}", harmless(&text.to_string()));
@@ -14,7 +16,7 @@ pub fn line(text: impl std::fmt::Display) -> anyhow::Result<()> {
 /// Prints a text and a line break to standard error. That it cannot be written (`2>&1 | head -1`, a full disk) is no reason to
 /// end otherwise than without it.
 pub fn note(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr().lock(), "{}", harmless(&text.to_string()));
+    let _ = writeln!(std::io::stderr().lock(), "{}", harmless(&spelled(&text.to_string())));
 }
 
 /// The text with control characters spelled out: prompts, pictures and manifests may hold what moves a terminal's cursor, or

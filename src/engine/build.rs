@@ -5,16 +5,14 @@ use std::sync::Arc;
 
 use super::loader::Loader;
 use super::stages::{Stages, sizes};
-use super::{StagesChoice, check_provider, choose_weights, open, verify, work};
-use crate::cache::PolicyConfig;
+use super::{check_provider, choose_weights, open, verify, work};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exit::enter;
 use crate::model::cache_dtype::CacheDType;
-use crate::model::compute_choice::ComputeChoice;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::plan::Limits;
-use crate::request::engine_options::{ArithmeticChoice, EngineCache, EngineOptions};
+use crate::request::engine_options::{ArithmeticChoice, EngineOptions};
 use crate::request::lists;
 use crate::runtime::compiler::{Compiler, EngineCounts};
 use crate::runtime::device::Device;
@@ -81,12 +79,12 @@ impl EngineBuild {
             return Err(Error::option(
                 "arithmetic",
                 format!(
-                    "is `stages`, which refuses requests with the policy `{cache}`; give another --cache, or leave it out"
+                    "is `stages`, which refuses requests with the policy `{cache}`; give another cache, or leave it out"
                 ),
             ));
         }
         if options.cache_dtype != CacheDType::Stream && !holds_arithmetic {
-            let message = "has no effect on a build without --arithmetic stages: no stage holds what the cache keeps; leave it out";
+            let message = "has no effect on a build without the option `arithmetic=stages`: no stage holds what the cache keeps; leave it out";
             return Err(Error::option("cache-dtype", message));
         }
         let library = library::environment_for(&options.library, work(&directory))?;
@@ -95,7 +93,8 @@ impl EngineBuild {
         let (device, loader, refused) = Device::first(&library, &options.provider, options.allow_fallback, open)?;
         if loader.compiler().is_none() {
             let kind = device.spec().kind();
-            let nothing = format!("--provider is `{kind}`, which compiles no engines: there is nothing to build");
+            let nothing =
+                format!("the option `provider` is `{kind}`, which compiles no engines: there is nothing to build");
             // Why those of the list that could have compiled were passed over.
             if options.provider.iter().any(|spec| spec.kind().compiles()) && !refused.is_empty() {
                 return Ok(Err(Error::new(
@@ -190,89 +189,5 @@ impl EngineBuild {
             Ok(PlannedEngine { name: job.name().to_owned(), key, is_built: !missing.contains(&job.name()) })
         };
         jobs.iter().map(planned).collect()
-    }
-}
-
-/// The command that compiles what an engine with these options needs.
-pub(super) fn command(directory: &Path, options: &EngineOptions) -> String {
-    // A replay needs the plan of the policy that it repeats.
-    let cache = match &options.cache {
-        PolicyConfig::Replay { config, .. } => config,
-        cache => cache,
-    };
-    let mut words = vec!["dbcache-trt".to_owned(), "build".to_owned()];
-    let mut add = |flag: &str, value: String| {
-        words.push(format!("--{flag}"));
-        words.push(quoted(value));
-    };
-    add("engine", directory.display().to_string());
-    add("provider", options.provider.to_string());
-    if *cache != PolicyConfig::None {
-        add("cache", cache.to_string());
-    }
-    if options.stages != StagesChoice::default() {
-        add("stages", options.stages.to_string());
-    }
-    if options.arithmetic == ArithmeticChoice::Stages {
-        add("arithmetic", "stages".to_owned());
-        if options.cache_dtype != CacheDType::Stream {
-            add("cache-dtype", options.cache_dtype.as_str().to_owned());
-        }
-    }
-    if options.compute != ComputeChoice::default() {
-        add("compute", options.compute.to_string());
-    }
-    if let Some(bytes) = options.stage_bytes {
-        add("stage-bytes", bytes.to_string());
-    }
-    if let Some(profile) = &options.profile {
-        add("profile", profile.to_string());
-    }
-    if let EngineCache::Folder(folder) = &options.engine_cache {
-        add("engine-cache", folder.display().to_string());
-    }
-    if let Some(folder) = &options.weights_folder {
-        add("weights", folder.display().to_string());
-    }
-    if let Some(library) = &options.library.path {
-        add("ort-library", library.display().to_string());
-    }
-    if options.allow_fallback {
-        words.push("--allow-fallback".to_owned());
-    }
-    words.join(" ")
-}
-
-/// For a shell, where it needs that.
-fn quoted(text: String) -> String {
-    let is_plain = |c: char| c.is_alphanumeric() || "/._-=:,+@%".contains(c);
-    if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{EngineCache, OtherPlan};
-
-    #[test]
-    fn the_command_says_all_that_the_keys_depend_on() {
-        let mut options = EngineOptions { provider: "openvino".parse().unwrap(), ..EngineOptions::default() };
-        assert_eq!(command(Path::new("m"), &options), "dbcache-trt build --engine m --provider openvino");
-        options.cache = "f1b0w2i1r0.1".parse().unwrap();
-        options.stages = StagesChoice::Blocks(3);
-        options.compute = ComputeChoice::Bf16;
-        options.stage_bytes = Some(5);
-        // Of no effect without arithmetic in the stages.
-        options.cache_dtype = CacheDType::F16;
-        options.profile = Some("8..16,batch=1..2".parse().unwrap());
-        options.engine_cache = EngineCache::Folder("my engines".into());
-        options.weights_folder = Some("it's".into());
-        options.allow_fallback = true;
-        options.other_plan = OtherPlan::Refuse;
-        assert_eq!(
-            command(Path::new("m"), &options),
-            "dbcache-trt build --engine m --provider openvino --cache f1b0w2i1r0.1 --stages 3 --compute bf16 --stage-bytes 5 --profile \
-             8x8..16x16,batch=1..2 --engine-cache 'my engines' --weights 'it'\\''s' --allow-fallback"
-        );
     }
 }

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::dispatcher::{self, Dispatch};
 
-use super::build;
 use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::directory::EngineDirectory;
@@ -33,10 +32,6 @@ pub(crate) struct Loader {
     fixed: Vec<(String, u64)>,
     /// The engine directory, and the SHA-256 of its manifest.
     directory: (PathBuf, String),
-    /// The command that compiles what is missing.
-    remedy: String,
-    /// The command that compiles for every shape that the provider takes, without a profile.
-    remedy_for_others: String,
 }
 
 impl Loader {
@@ -62,11 +57,8 @@ impl Loader {
         }
         let is_fixed = |(name, [least, _, most]): (&String, &[u64; 3])| (least == most).then(|| (name.clone(), *least));
         let fixed = extremes.iter().filter(|_| compiler.is_none()).flatten().filter_map(is_fixed).collect();
-        let remedy = build::command(&directory.path, options);
-        let others = EngineOptions { profile: None, ..options.clone() };
-        let remedy_for_others = build::command(&directory.path, &others);
         let directory = (directory.path.clone(), directory.hash.clone());
-        Ok(Self { weights, compiler, extremes, fixed, directory, remedy, remedy_for_others })
+        Ok(Self { weights, compiler, extremes, fixed, directory })
     }
 
     /// What became of the engines; none where the provider does not compile.
@@ -82,17 +74,14 @@ impl Loader {
     /// Refuses extents for which the engines were not compiled.
     ///
     /// # Errors
-    /// `Input` with the command that compiles others.
+    /// `Input` with what to do.
     pub(crate) fn check_extents(&self, extents: &Extents) -> Result<()> {
         let Some(extremes) = &self.extremes else { return Ok(()) };
         let remedy = match self.compiler {
-            Some(_) => format!(
-                "compile others with `{}` and a --profile that holds it, and give the same --profile here",
-                self.remedy_for_others
-            ),
-            None => "load the engine with a --profile that holds it, or without one".to_owned(),
+            Some(_) => "compile others with a profile that holds it, and give the same profile here",
+            None => "load the engine with a profile that holds it, or without one",
         };
-        check(extremes, extents, &remedy)
+        check(extremes, extents, remedy)
     }
 
     /// What is to be compiled for these graphs; nothing where the provider does not compile.
@@ -136,11 +125,7 @@ impl Loader {
         self.check_built(device, graphs)?;
         let jobs = self.jobs(device, graphs)?;
         let sessions = in_parallel(jobs.len(), cancel, |index| compiler.session(device, &jobs[index]));
-        let sessions = sessions.map_err(|error| match error.kind() {
-            // Found, but damaged.
-            ErrorKind::NotBuilt => error.at(format!("compile it with `{}`", self.remedy)),
-            _ => error,
-        })?;
+        let sessions = sessions?;
         self.refer(&jobs)?;
         Ok(sessions)
     }
@@ -148,7 +133,7 @@ impl Loader {
     /// Refuses graphs without engines where none may be compiled.
     ///
     /// # Errors
-    /// `NotBuilt` with the command that compiles them.
+    /// `NotBuilt` with their names.
     pub(super) fn check_built(&self, device: &Device, graphs: &[&Graph]) -> Result<()> {
         let Some(compiler) = self.compiler.as_ref().filter(|compiler| !compiler.may_build()) else { return Ok(()) };
         let jobs = self.jobs(device, graphs)?;
@@ -160,11 +145,10 @@ impl Loader {
         Err(Error::new(
             ErrorKind::NotBuilt,
             format!(
-                "{} of {} engines are not compiled ({}); compile them with `{}`, or leave out --require-built",
+                "{} of {} engines are not compiled ({}); compile them first, or leave out the option `require-built`",
                 names.len(),
                 jobs.len(),
-                names.join(", "),
-                self.remedy
+                names.join(", ")
             ),
         ))
     }

@@ -171,7 +171,7 @@ impl Stages {
         let loaded: Vec<String> = plan.stages().iter().map(Stage::name).collect();
         Err(Error::usage(format!(
             "the cache asks for the blocks {}, but the stages of this engine ({}) do not begin and end there, and it may \
-             load no others; load the engine for this cache, or with one block a stage (--stages per-block)",
+             load no others; load the engine for this cache, or with one block a stage (the option `stages=per-block`)",
             asked.join(", "),
             loaded.join("; ")
         ))

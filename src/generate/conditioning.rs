@@ -111,7 +111,7 @@ impl Texts<'_> {
                 named.insert(name.clone(), id);
             }
             if !named.contains_key(name) {
-                return Err(Error::input(format!("no `{key}`; give it with --inputs")).about(key));
+                return Err(Error::input(format!("no `{key}`; give it")).about(key));
             }
         }
         Ok(named)
@@ -153,7 +153,7 @@ pub(super) fn extents(
         match extents.get(dim) {
             Some(known) if known != extent => {
                 return Err(Error::input(format!(
-                    "input `{by}` has {extent} along `{dim}`, but the picture's size makes it {known}; give the --size that fits"
+                    "input `{by}` has {extent} along `{dim}`, but the picture's size makes it {known}; give the size that fits"
                 )));
             }
             _ => extents.insert(dim.clone(), *extent),

@@ -6,7 +6,8 @@ use super::request::Request;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What makes numbers overflow, and what to do.
-const REMEDY: &str = "the weights are damaged (--verify compares their content), or numbers overflow the compute dtype";
+const REMEDY: &str =
+    "the weights are damaged (the option `verify` compares their content), or numbers overflow the compute dtype";
 
 /// A prediction that is not finite.
 pub(super) fn prediction(number: f32) -> Error {
@@ -52,7 +53,7 @@ impl Request {
                 match stage.filter(|stage| !stage.blocks.is_empty()) {
                     None => format!("it comes from the final graph: all blocks give finite numbers; {REMEDY}"),
                     Some(stage) => format!(
-                        "it comes from {} (one stage), whose prediction is not finite; --stages per-block tells which; \
+                        "it comes from {} (one stage), whose prediction is not finite; the option `stages=per-block` tells which; \
                          {REMEDY}",
                         stage.name()
                     ),

@@ -229,5 +229,7 @@ fn batch_axis(manifest: &Manifest, tensor: &str, whole: &Extents, part: &Extents
 }
 
 fn indivisible(tensor: &str) -> Error {
-    Error::usage(format!("--per-sample does not go with this model: `{tensor}` cannot be divided into samples"))
+    Error::usage(format!(
+        "the option `per-sample` does not go with this model: `{tensor}` cannot be divided into samples"
+    ))
 }

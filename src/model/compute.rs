@@ -47,7 +47,7 @@ impl EngineDirectory {
         let (asked, had) = (flag(dtype), flag(exported));
         let remedy = format!("leave it out, or export the model with `dbcache-export --compute {asked}`");
         if exported != DType::F32 {
-            let problem = format!("is `{asked}`, but this engine was exported with --compute {had}; {remedy}");
+            let problem = format!("is `{asked}`, but this engine was exported with `{had}`; {remedy}");
             return Err(Error::option("compute", problem));
         }
         for graph in self.experts.iter_mut().flat_map(ExpertGraphs::all_mut) {

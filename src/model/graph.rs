@@ -190,7 +190,7 @@ impl Graph {
 fn two_folders(first: &Path, second: &Path) -> Error {
     Error::directory(format!(
         "refers to weights in two folders, {} and {}; put the files themselves or hard links into one folder, \
-         or export again with --pack",
+         or export again with `dbcache-export --pack`",
         first.display(),
         second.display()
     ))

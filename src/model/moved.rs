@@ -119,7 +119,7 @@ impl<'a> Search<'a> {
         let search = Self { folder, roots: Vec::new(), below: OnceCell::new() };
         if !search.real()?.is_dir() {
             return Err(Error::directory(format!(
-                "{} is not a folder; --weights takes that of the model",
+                "{} is not a folder; the option `weights` takes that of the model",
                 folder.display()
             )));
         }
@@ -132,7 +132,7 @@ impl<'a> Search<'a> {
 
     fn real(&self) -> Result<PathBuf> {
         self.folder.canonicalize().map_err(|error| {
-            let problem = "cannot be opened; name the folder that holds the weights with --weights";
+            let problem = "cannot be opened; name the folder that holds the weights with the option `weights`";
             Error::directory(format!("folder {} {problem}", self.folder.display())).with_source(error)
         })
     }

@@ -42,7 +42,7 @@ impl WeightsFile {
     /// `EngineDirectory`: missing, a link, of another size, or with another header than at export.
     pub(crate) fn recorded(directory: &Path, spec: &WeightsSpec) -> Result<Self> {
         let folder = spec.folder.as_ref().map_or_else(|| directory.to_path_buf(), |folder| directory.join(folder));
-        let remedy = "name the folder to which the model moved with --weights, or export again with --pack";
+        let remedy = "name the folder to which the model moved with the option `weights`, or export again with `dbcache-export --pack`";
         let folder = folder.canonicalize().map_err(|error| {
             Error::directory(format!("folder {} cannot be opened; {remedy}", folder.display())).with_source(error)
         })?;
@@ -52,7 +52,7 @@ impl WeightsFile {
         })?;
         if !metadata.is_file() {
             return Err(Error::directory(format!(
-                "{} is not a regular file (links are refused here, and followed with --weights); {remedy}",
+                "{} is not a regular file (links are refused here, and followed with the option `weights`); {remedy}",
                 path.display()
             )));
         }

@@ -44,7 +44,7 @@ pub fn read_replay(path: &Path) -> Result<PolicyConfig> {
 /// `Input` for a file that is too long or no JSON; `Io` for one that cannot be read.
 pub fn read_trace(path: &Path) -> Result<Value> {
     serde_json::from_slice(&read("trace", path, MAX_TRACE)?).map_err(|error| {
-        Error::input(format!("{} does not parse as JSON: {error}; --trace writes one", path.display()))
+        Error::input(format!("{} does not parse as JSON: {error}; it is no trace", path.display()))
             .about(path.display())
     })
 }

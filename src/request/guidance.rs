@@ -80,7 +80,7 @@ impl Guidance {
                 if options.true_cfg.is_some() {
                     return Err(Error::option(
                         "true-cfg",
-                        "has no effect: the guidance of this model is classifier-free; use --guidance",
+                        "has no effect: the guidance of this model is classifier-free; use the option `guidance`",
                     ));
                 }
                 let cond_first = order[0] == CfgBranch::Cond;
@@ -150,7 +150,7 @@ fn runs_both(
     if scale <= above {
         // 0 and 1 are how one says it.
         warnings.extend(asked.filter(|(_, scale)| ![0.0, 1.0].contains(scale)).map(|(name, scale)| {
-            format!("--{name} {scale} is not above {above}, so there is no guidance: the prompt alone decides, as with {above}")
+            format!("the option `{name}={scale}` is not above {above}, so there is no guidance: the prompt alone decides, as with {above}")
         }));
         return Ok(false);
     }
@@ -166,7 +166,7 @@ fn runs_both(
     }
     if options.guidance_2.is_some() && second < above {
         warnings.push(format!(
-            "--guidance-2 {second} is below {above}: the second transformer draws towards the negative prompt; {above} \
+            "the option `guidance-2={second}` is below {above}: the second transformer draws towards the negative prompt; {above} \
              takes the prompt alone"
         ));
     }
@@ -191,8 +191,8 @@ fn true_cfg(asked: Option<f32>, has_negative: bool) -> Result<Option<Cfg>> {
 }
 
 fn no_negative(name: &str) -> Error {
-    let problem = "has no effect without a negative prompt, away from which this model is guided; give --negative-prompt (an \
-                   empty one counts) or its tensors in --inputs, or leave it out";
+    let problem = "has no effect without a negative prompt, away from which this model is guided; give one (an empty one counts) or its \
+                   tensors, or leave it out";
     Error::option(name, problem)
 }
 
@@ -209,7 +209,7 @@ fn second(manifest: &Manifest, options: &RequestOptions, scale: f32) -> Result<f
         (Some(_), Some(second)) if scale <= above && second > above => Err(Error::option(
             "guidance-2",
             format_args!(
-                "has no effect: the first scale decides for both transformers, and it is {scale}; give a --guidance above \
+                "has no effect: the first scale decides for both transformers, and it is {scale}; give the option `guidance` above \
                  {above}, or leave it out"
             ),
         )),
@@ -229,11 +229,11 @@ fn rescaled(spec: &GuidanceSpec, cfg: Option<Cfg>, asked: Option<f32>) -> Result
     match cfg {
         Some(cfg) => Ok(Some(Cfg { rescale, ..cfg })),
         None => {
-            let and = if spec.needs_negative() { " with a --negative-prompt" } else { "" };
+            let and = if spec.needs_negative() { " and a negative prompt" } else { "" };
             let asked = spec.asked_by();
             Err(Error::option(
                 "guidance-rescale",
-                format_args!("has no effect without classifier-free guidance; give a {asked}{and}, or leave it out"),
+                format_args!("has no effect without classifier-free guidance; give {asked}{and}, or leave it out"),
             ))
         }
     }

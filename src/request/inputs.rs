@@ -80,7 +80,7 @@ impl Inputs {
             }
             if plain != name && !is_guided {
                 return Err(Error::usage(format!(
-                    "input `{name}` has no effect: this generation has no uncond branch; give a {}, or leave it out",
+                    "input `{name}` has no effect: this generation has no uncond branch; give {}, or leave it out",
                     manifest.guidance.asked_by()
                 )));
             }
@@ -95,14 +95,14 @@ impl Inputs {
         if self.prompt.is_some() && manifest.text.is_none() {
             return Err(Error::option(
                 "prompt",
-                "has no effect: this engine has no text graphs; give the text tensors with --inputs",
+                "has no effect: this engine has no text graphs; give the text tensors",
             ));
         }
         if self.negative_prompt.is_some() && !is_guided {
             return Err(Error::option(
                 "negative-prompt",
                 format_args!(
-                    "has no effect without classifier-free guidance; give a {}, or leave the negative prompt out",
+                    "has no effect without classifier-free guidance; give {}, or leave the negative prompt out",
                     manifest.guidance.asked_by()
                 ),
             ));
@@ -110,19 +110,19 @@ impl Inputs {
         if self.prompt.is_some() && !text.is_empty() && has_tensors("") {
             return Err(Error::option(
                 "prompt",
-                "has no effect: the --inputs hold all text tensors; leave one of them out",
+                "has no effect: the inputs hold all text tensors; leave one of them out",
             ));
         }
         if self.negative_prompt.is_some() && has_tensors(NEGATIVE) {
-            return Err(Error::option("negative-prompt", "has no effect: the --inputs hold all negative text tensors"));
+            return Err(Error::option("negative-prompt", "has no effect: the inputs hold all negative text tensors"));
         }
         if self.prompt.is_some() || has_tensors("") {
             return Ok(());
         }
         Err(match manifest.text {
-            Some(_) => Error::usage("no prompt; give one with --prompt").about("prompt"),
+            Some(_) => Error::usage("no prompt; give the option `prompt`").about("prompt"),
             None => {
-                let message = format!("this engine has no text graphs; give {} with --inputs", text.join(" and "));
+                let message = format!("this engine has no text graphs; give the tensors {}", text.join(" and "));
                 Error::usage(message).about("inputs")
             }
         })
@@ -238,7 +238,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn no_tensors(path: &Path) -> Error {
-    let message = format!("{} is not a safetensors file; --save-latents writes one", path.display());
+    let message = format!("{} is not a safetensors file", path.display());
     Error::input(message).about(path.display())
 }
 

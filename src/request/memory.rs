@@ -70,15 +70,15 @@ pub(crate) struct Footprint<'a> {
 fn within_limit(options: &RequestOptions, bytes: CacheBytes) -> Result<()> {
     let RequestOptions { cache, cache_memory: Some(limit), .. } = options else { return Ok(()) };
     if bytes.total() == 0 {
-        let problem = format!("has no effect: the cache `{cache}` keeps nothing; leave it out, or choose a --cache");
+        let problem = format!("has no effect: the cache `{cache}` keeps nothing; leave it out, or choose a cache");
         return Err(Error::option("cache-memory", problem));
     }
     if bytes.total() <= *limit {
         return Ok(());
     }
     Err(Error::usage(format!(
-        "the cache `{cache}` would keep {} bytes ({bytes}), --cache-memory allows {limit}; allow more, or keep less: a \
-         smaller --size or --batch, no calibrator or one of lower order, one guidance branch, or --cache none",
+        "the cache `{cache}` would keep {} bytes ({bytes}), the option `cache-memory` allows {limit}; allow more, or keep less: a \
+         smaller size or batch, no calibrator or one of lower order, one guidance branch, or no cache",
         bytes.total()
     ))
     .about("cache-memory"))

@@ -13,10 +13,12 @@ pub(crate) fn check(options: &RequestOptions, manifest: &Manifest, batch: usize)
     let cache = &options.cache;
     let refuse = |why: String| Err(Error::option("per-sample", why));
     if batch == 1 {
-        return refuse("has no effect on one picture; make --batch 2 or more, or leave it out".into());
+        return refuse("has no effect on one picture; make a batch of 2 or more, or leave it out".into());
     }
     match cache {
-        PolicyConfig::None => refuse("has no effect with --cache none, which decides nothing; leave it out".into()),
+        PolicyConfig::None => {
+            refuse("has no effect with the option `cache=none`, which decides nothing; leave it out".into())
+        }
         PolicyConfig::Replay { .. } => {
             refuse("does not go with a replay, which repeats the decisions of a whole batch; leave one out".into())
         }

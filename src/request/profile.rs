@@ -302,13 +302,13 @@ mod tests {
         let plain = Profile::default().resolve(&directory.manifest).unwrap();
         assert_eq!(plain["image"], [64; 3]);
         for (text, words) in [
-            ("7", "--size is 7x7; this model makes sides of 4 to 32 pixels that are multiples of 2"),
-            ("16..64", "--size is 64x64"),
+            ("7", "the option `size` is 7x7; this model makes sides of 4 to 32 pixels that are multiples of 2"),
+            ("16..64", "the option `size` is 64x64"),
             ("batch=17", "dimension `batch` would be 17; the model takes 1 to 16"),
             ("tokens=4", "names the dimension `tokens`; this model has batch, image, text, total"),
             ("total=4", "names `total`, which is text + image; name those"),
             ("image=4", "names `image`, which follows from the size; give the size"),
-            ("frames=5", "--frames has no effect: this model makes pictures, not video"),
+            ("frames=5", "the option `frames` has no effect: this model makes pictures, not video"),
             ("text=600", "dimension `text` would be 600"),
         ] {
             let error = text.parse::<Profile>().unwrap().resolve(&directory.manifest).unwrap_err();

@@ -169,8 +169,8 @@ impl Compiler {
         let session = Session::load_engine(device, &job.source, &found.model()).map_err(|error| {
             let key = &found.record.key;
             error.at(format!(
-                "the engine {key} is whole, but the provider refuses it (if that does not pass, remove it with \
-                 `dbcache-trt engines gc --key {key}`)"
+                "the engine {key} is whole, but the provider refuses it (if that does not pass, remove it from the \
+                 cache)"
             ))
         })?;
         self.count(job, &outcome);

@@ -102,8 +102,8 @@ impl Device {
         let refuses = self.captures(source.role).is_some() && text.contains("graph capture");
         if refuses {
             let remedy = match source.fixed {
-                [] => "; with a --profile that gives each dimension one extent such nodes fold away",
-                _ => "; they do not depend on dimensions that the --profile fixes",
+                [] => "; with an option `profile` that gives each dimension one extent such nodes fold away",
+                _ => "; they do not depend on dimensions that the option `profile` fixes",
             };
             let told = format!("{}: ONNX Runtime would run some of its nodes on the host{remedy}", source.name);
             self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).insert(told);
@@ -193,7 +193,7 @@ impl Device {
         Err(Error::new(
             ErrorKind::Provider,
             format!(
-                "the provider `{kind}` would not run all of {told}; pass --allow-fallback to permit it, or use another \
+                "the provider `{kind}` would not run all of {told}; pass the option `allow-fallback` to permit it, or use another \
                  provider"
             ),
         ))

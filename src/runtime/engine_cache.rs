@@ -254,7 +254,7 @@ impl EngineStore {
 
 fn not_a_store(folder: &Path, reason: &str) -> Error {
     Error::usage(format!(
-        "{} is not an engine cache ({reason}); name a new or empty folder with --engine-cache",
+        "{} is not an engine cache ({reason}); name a new or empty folder with the option `engine-cache`",
         folder.display()
     ))
 }

@@ -182,12 +182,15 @@ pub(crate) enum Work {
 pub(crate) fn environment_for(options: &LibraryOptions, work: Work) -> Result<Arc<Loaded>> {
     let _inside = enter()?;
     if let Some(threads) = options.threads.filter(|threads| !(1..=MAX_THREADS).contains(threads)) {
-        return Err(Error::usage(format!("--threads is {threads}; expected 1 to {MAX_THREADS}")).about("threads"));
+        return Err(
+            Error::usage(format!("the option `threads` is {threads}; expected 1 to {MAX_THREADS}")).about("threads")
+        );
     }
     if options.spin && options.threads == Some(1) {
-        return Err(
-            Error::usage("--spin has no effect on one thread, which nothing waits for; leave it out").about("spin")
-        );
+        return Err(Error::usage(
+            "the option `spin` has no effect on one thread, which nothing waits for; leave it out",
+        )
+        .about("spin"));
     }
     let mut process = lock(&PROCESS);
     if let Some(library) = &process.library {
@@ -410,9 +413,9 @@ mod tests {
         let text = in_own_process("once", &[]);
         for part in [
             "threads 1",
-            "--threads is 2, but this process already computes with 1 thread(s) without spinning",
-            "--spin asks for threads that spin, but this process already computes with 1 thread(s) without spinning",
-            "--spin has no effect on one thread",
+            "the option `threads` is 2, but this process already computes with 1 thread(s) without spinning",
+            "the option `spin` asks for threads that spin, but this process already computes with 1 thread(s) without spinning",
+            "the option `spin` has no effect on one thread",
             "cannot load other.so as well",
         ] {
             assert!(text.contains(part), "{part:?} in {text}");

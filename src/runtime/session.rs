@@ -424,8 +424,8 @@ fn told(text: &str) -> Error {
         return Error::new(ErrorKind::Resources, format!("{text}; raise the limit of open files (ulimit -n)"));
     }
     let message = format!(
-        "the memory is full: make less at once (--batch, --size, --frames), decode in parts (--decode-tile, \
-         --decode-slices), map the weights (--weights-mode mapped), or keep less of the cache (--cache-dtype f16); ONNX \
+        "the memory is full: make less at once (a smaller batch, size or number of frames), decode in parts (the option \
+         `decode-tile` or the option `decode-slices`), map the weights (the option `weights-mode=mapped`), or keep less of the cache (the option `cache-dtype=f16`); ONNX \
          Runtime says: {text}"
     );
     Error::new(ErrorKind::Resources, message)
@@ -451,7 +451,7 @@ mod text_tests {
         ] {
             let error = told(text).to_string();
             assert!(error.contains(text), "{error}");
-            for words in ["memory is full", "--batch", "--size", "--decode-tile", "--weights-mode mapped"] {
+            for words in ["memory is full", "smaller batch, size", "`decode-tile`", "`weights-mode=mapped`"] {
                 assert_eq!(error.contains(words), is_full, "{words}: {error}");
             }
         }

@@ -123,7 +123,7 @@ pub fn recording(json: &Value) -> Result<(PolicyConfig, Recording)> {
     let (Some(trace), true) = (traces.pop(), traces.is_empty()) else {
         let count = json.as_array().map_or(0, Vec::len);
         return Err(Error::input(format!(
-            "holds {count} traces, of which a replay needs exactly one; record a run of one request (--count 1)"
+            "holds {count} traces, of which a replay needs exactly one; record a run of one request"
         )));
     };
     let recording = recorded(&trace.lists, &trace.records)?;
@@ -256,8 +256,8 @@ fn lists(fields: &Fields<'_>) -> Result<(usize, Vec<usize>)> {
 fn recorded(lists: &[usize], records: &[StepRecord]) -> Result<Recording> {
     if records.iter().any(|record| record.sample.is_some()) {
         return Err(Error::input(
-            "holds a run with --per-sample, whose pictures decided each for itself: a replay repeats the decisions of a \
-             whole batch; record a run without --per-sample",
+            "holds a run with the option `per-sample`, whose samples decided each for itself: a replay repeats the decisions of a \
+             whole batch; record a run without the option `per-sample`",
         ));
     }
     let mut of_branch: HashMap<(usize, Branch), Vec<&StepRecord>> = HashMap::new();

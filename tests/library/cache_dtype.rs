@@ -87,7 +87,7 @@ fn it_is_refused_where_it_has_no_effect() {
         let options = RequestOptions { cache: PolicyConfig::None, cache_dtype, ..RequestOptions::default() };
         let error = engine.request(&inputs, &options).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Usage);
-        assert!(error.to_string().contains("--cache-dtype"), "{error}");
+        assert!(error.to_string().contains("`cache-dtype`"), "{error}");
         assert_eq!(cache_dtype.to_string().parse::<CacheDType>().unwrap(), cache_dtype);
     }
     assert!("f32".parse::<CacheDType>().unwrap_err().to_string().contains("`f16`"));

@@ -258,7 +258,7 @@ fn what_cannot_be_cast_is_refused_with_the_remedy() {
         let other = if flag == "fp16" { ComputeChoice::Bf16 } else { ComputeChoice::Fp16 };
         for (compute, asked) in [(ComputeChoice::Fp32, "fp32"), (other, if flag == "fp16" { "bf16" } else { "fp16" })] {
             let words = [
-                &format!("--compute is `{asked}`, but this engine was exported with --compute {flag}"),
+                &format!("the option `compute` is `{asked}`, but this engine was exported with `{flag}`"),
                 &format!("or export the model with `dbcache-export --compute {asked}`"),
             ];
             refused("compute", copy.folder.path(), compute, "cuda", &words.map(String::as_str));
@@ -276,7 +276,7 @@ fn what_cannot_be_cast_is_refused_with_the_remedy() {
             graph.node.push(onnx::build::node(operator, &[&input], "unread"));
         });
         let (reason, named) = (format!("block_003.onnx {reason}"), format!("(`{operator}`)"));
-        let words = ["--compute is `fp16`, but", &reason, &named, "dbcache-export --compute fp16"];
+        let words = ["the option `compute` is `fp16`, but", &reason, &named, "dbcache-export --compute fp16"];
         refused("compute", copy.folder.path(), ComputeChoice::Fp16, "cpu", &words);
     }
     use ComputeChoice::{Bf16, Fp16};
@@ -285,13 +285,17 @@ fn what_cannot_be_cast_is_refused_with_the_remedy() {
             Bf16,
             "cpu",
             [
-                "--compute bf16 cannot run on the provider `cpu`",
-                "leave it out, or take --compute fp16 or another provider",
+                "the option `compute` bf16 cannot run on the provider `cpu`",
+                "leave it out, or take the option `compute=fp16` or another provider",
             ],
         ),
-        (Bf16, "cuda,cpu", ["--compute bf16 cannot run on the provider `cpu`", "in it; leave it out"]),
-        (Bf16, "webgpu", ["--compute bf16 cannot run on the provider `webgpu`", "--compute fp16"]),
-        (Fp16, "openvino", ["--compute fp16 does not decide on the provider `openvino`", "openvino:precision=fp16"]),
+        (Bf16, "cuda,cpu", ["the option `compute` bf16 cannot run on the provider `cpu`", "in it; leave it out"]),
+        (Bf16, "webgpu", ["the option `compute` bf16 cannot run on the provider `webgpu`", "`compute=fp16`"]),
+        (
+            Fp16,
+            "openvino",
+            ["the option `compute` fp16 does not decide on the provider `openvino`", "openvino:precision=fp16"],
+        ),
     ] {
         refused("compute", &data("tiny-flux"), compute, provider, &words);
         let load = EngineOptions { compute, provider: provider.parse().unwrap(), ..EngineOptions::default() };
@@ -305,7 +309,7 @@ fn what_cannot_be_cast_is_refused_with_the_remedy() {
         .and_then(|model| model.dry_run(&RequestOptions::default(), None))
         .unwrap();
     assert_eq!((planned.compute_dtype.as_str(), &planned.to_json()["compute_dtype"]), ("f16", &json!("f16")));
-    let words = ["--provider tensorrt: `fp16` has no effect: this engine's graphs compute in f16"];
+    let words = ["the option `provider` tensorrt: `fp16` has no effect: this engine's graphs compute in f16"];
     refused("provider", &data("tiny-flux"), ComputeChoice::Fp16, "tensorrt:fp16", &words);
 }
 

@@ -226,7 +226,7 @@ fn weights() {
     let mut check = |name: &str, damage: fn(&Copy), words: &[&str]| {
         cases.check(name, damage, EngineDirectory, &[&["weights `transformer.safetensors`"], words].concat());
     };
-    check("missing", |e| fs::remove_file(e.path(WEIGHTS)).unwrap(), &["cannot be opened", "--weights", "--pack"]);
+    check("missing", |e| fs::remove_file(e.path(WEIGHTS)).unwrap(), &["cannot be opened", "`weights`", "--pack"]);
     check("cut", |e| e.bytes(WEIGHTS, |b| b.truncate(b.len() - 4)), &["has 2337276 bytes, the manifest says 2337280"]);
     check("longer", |e| e.bytes(WEIGHTS, |b| b.push(0)), &["has 2337281 bytes"]);
     check(
@@ -244,8 +244,8 @@ fn weights() {
     check("header of unknown dtype", |e| e.header(|h| h.replace("F16", "F17")), &["does not parse", "F17"]);
     check("header that overflows", |e| e.header(overflow), &["does not parse"]);
     check("header past the end", |e| e.lie(WEIGHTS, |b| b.truncate(b.len() - 4)), &["runs past the end of the file"]);
-    check("no folder", |e| weights_in(e, "nowhere"), &["nowhere", "--weights", "--pack"]);
-    check("a file as folder", |e| weights_in(e, "final.onnx"), &["final.onnx", "--weights"]);
+    check("no folder", |e| weights_in(e, "nowhere"), &["nowhere", "`weights`", "--pack"]);
+    check("a file as folder", |e| weights_in(e, "final.onnx"), &["final.onnx", "`weights`"]);
     let unhashed = |e: &Copy| e.set("/weights/0/header_sha256", json!("315B"));
     cases.check("no hash", unhashed, EngineDirectory, &["hash of `transformer.safetensors`", "lower-case"]);
     let unnamed = |e: &Copy| e.set("/weights", json!([]));
@@ -263,10 +263,10 @@ fn weights() {
     let copy = Copy::tiny();
     copy.set("/weights/0/sha256", Value::Null);
     load(copy.folder.path(), &EngineOptions::default()).unwrap();
-    let words = ["cannot verify transformer.safetensors", "--no-content-hash"];
+    let words = ["cannot verify transformer.safetensors", "keep the content hash"];
     cases.judge("no content hash", load(copy.folder.path(), &verify), EngineDirectory, &words);
     let elsewhere = EngineOptions { weights_folder: Some("nowhere".into()), ..Default::default() };
-    let words = ["folder nowhere cannot be opened", "--weights"];
+    let words = ["folder nowhere cannot be opened", "`weights`"];
     cases.judge("other folder", load(copy.folder.path(), &elsewhere), EngineDirectory, &words);
 }
 
@@ -544,7 +544,7 @@ fn folders_elsewhere() {
         "file:///tmp",
         "nfs:/tmp",
     ] {
-        let words = ["manifest.json", "on another machine or device", "with --weights"];
+        let words = ["manifest.json", "on another machine or device", "with the option `weights`"];
         cases.check(folder, |e| e.set("/weights/0/folder", json!(folder)), EngineDirectory, &words);
     }
 }

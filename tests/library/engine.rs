@@ -176,7 +176,7 @@ fn one_process_has_one_pool() {
     let other = EngineOptions { library, ..Default::default() };
     let error = Engine::load(data("tiny-flux"), &other).err().unwrap();
     assert_eq!((error.kind(), error.field()), (ErrorKind::Usage, Some("threads")), "{error}");
-    for words in [format!("{threads} thread(s)"), format!("--threads is {}", threads + 1)] {
+    for words in [format!("{threads} thread(s)"), format!("the option `threads` is {}", threads + 1)] {
         assert!(error.to_string().contains(&words), "{error}");
     }
     let library = LibraryOptions { threads: Some(threads), ..Default::default() };
@@ -198,7 +198,7 @@ fn numbers_that_are_none_are_refused_by_name() {
         refused(&TINY, &inputs, &RequestOptions::default(), ErrorKind::Input, "input `sigmas` must be one row");
     }
     let options = RequestOptions { guidance: Some(f32::NAN), ..Default::default() };
-    refused(&TINY, &tiny_inputs(false), &options, ErrorKind::Usage, "--guidance is NaN");
+    refused(&TINY, &tiny_inputs(false), &options, ErrorKind::Usage, "the option `guidance` is NaN");
 }
 
 fn refused(engine: &Engine, inputs: &Inputs, options: &RequestOptions, kind: ErrorKind, words: &str) {
@@ -234,11 +234,11 @@ fn impossible_options_are_refused_before_anything_runs() {
         options
     };
     for (options, kind, words) in [
-        (with(|o| o.steps = Some(1_000_000)), ErrorKind::Usage, "--steps is 1000000"),
+        (with(|o| o.steps = Some(1_000_000)), ErrorKind::Usage, "the option `steps` is 1000000"),
         (with(|o| o.batch = Some(0)), ErrorKind::Usage, "the batch is 0, but input"),
         (with(|o| o.batch = Some(1_000_000)), ErrorKind::Usage, "the batch is 1000000"),
-        (with(|o| o.size = Some((u64::MAX, 16))), ErrorKind::Input, "--size is 18446744073709551615x16"),
-        (with(|o| o.size = Some((8, 8))), ErrorKind::Input, "give the --size that fits"),
+        (with(|o| o.size = Some((u64::MAX, 16))), ErrorKind::Input, "the option `size` is 18446744073709551615x16"),
+        (with(|o| o.size = Some((8, 8))), ErrorKind::Input, "give the size that fits"),
         (
             with(|o| o.cache = PolicyConfig::from_tag("f13b0").unwrap()),
             ErrorKind::Usage,

@@ -189,9 +189,9 @@ fn refusals() {
     let one = Engine::load(data("families/wan/engine"), &EngineOptions::default()).unwrap();
     let with_second = RequestOptions { guidance_2: Some(2.0), ..options("none") };
     let error = one.request(&inputs(), &with_second).map(drop).unwrap_err();
-    assert!(error.to_string().contains("--guidance-2 has no effect: this model has no second"), "{error}");
+    assert!(error.to_string().contains("the option `guidance-2` has no effect: this model has no second"), "{error}");
     let error = engine.denoiser(&inputs(), &with_second, GuidanceBy::Host).map(drop).unwrap_err();
-    assert!(error.to_string().contains("--guidance-2 has no effect: the host"), "{error}");
+    assert!(error.to_string().contains("the option `guidance-2` has no effect: the host"), "{error}");
     let mut request = engine.request(&inputs(), &options("none")).unwrap();
     let latents = request.latents().unwrap();
     let error = request.velocity(&latents, 1.0).map(drop).unwrap_err();

@@ -217,14 +217,14 @@ fn scales_that_do_not_guide_take_the_prompt_alone() {
             let told = settings(&trace);
             let is_odd = !is_guided && scale != 0.0 && scale != 1.0;
             assert_eq!(told.len(), usize::from(is_odd), "{at}: {told:?}");
-            let words = format!("--guidance {scale} is not above {above}, so there is no guidance");
+            let words = format!("the option `guidance={scale}` is not above {above}, so there is no guidance");
             assert!(told.iter().all(|told| told.contains(&words)), "{at}: {told:?}");
             let json: serde_json::Value = serde_json::from_str(&trace.to_json().to_string()).unwrap();
             assert_eq!(Trace::from_json(&json).unwrap().cfg, trace.cfg, "{at}");
             // What is not used is refused.
             if !is_guided && family != "dit" {
                 let error = run(&engine, family, true, [Some(scale), None]).unwrap_err();
-                let words = format!("no uncond branch; give a --guidance above {above}, or");
+                let words = format!("no uncond branch; give the option `guidance` above {above}, or");
                 assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(&words), "{at}: {error}");
             }
         }
@@ -253,7 +253,7 @@ fn a_model_that_needs_a_negative_prompt_is_not_guided_without_one() {
     let told = settings(&missing.trace);
     assert!(told.len() == 1 && told[0].contains("for its guidance of 4, give one (an empty one counts)"), "{told:?}");
     let error = run(&engine, family, false, [Some(4.0), None]).unwrap_err();
-    let words = "--guidance has no effect without a negative prompt";
+    let words = "the option `guidance` has no effect without a negative prompt";
     assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(words), "{error}");
     // A host combines by itself, and gets both branches or says what is missing.
     let options = RequestOptions { size: size(family), ..RequestOptions::default() };
@@ -276,7 +276,7 @@ fn the_first_of_two_scales_decides_for_both_transformers() {
         assert_eq!(settings(&same.trace).len(), if first < 0.0 { 2 } else { 0 }, "{first} {second}");
     }
     let error = run(&usual, family, true, [Some(1.0), Some(3.0)]).unwrap_err();
-    let words = "--guidance-2 has no effect: the first scale decides for both transformers, and it is 1";
+    let words = "the option `guidance-2` has no effect: the first scale decides for both transformers, and it is 1";
     assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(words), "{error}");
 
     // All steps are the second's, which at 0 takes the uncond branch: as if its text were the prompt.
@@ -284,7 +284,7 @@ fn the_first_of_two_scales_decides_for_both_transformers() {
     let negative = run(&second, family, true, [Some(5.0), Some(0.0)]).unwrap();
     assert_eq!((negative.trace.cfg, negative.trace.cfg_2), (Some(5.0), Some(0.0)));
     assert_eq!(negative.trace.decisions(Branch::Uncond), "CC");
-    assert!(settings(&negative.trace)[0].contains("--guidance-2 0 is below 1"));
+    assert!(settings(&negative.trace)[0].contains("the option `guidance-2=0` is below 1"));
     let mut swapped = Inputs::default();
     for (name, tensor) in inputs(family).tensors {
         if let Some(name) = name.strip_prefix("negative_") {
@@ -315,15 +315,15 @@ fn true_cfg_guides_above_one_and_away_from_something() {
         for scale in [-1.0, 0.0, 0.5, 1.0] {
             for tensors in [&plain, &with_negative] {
                 let error = run(Some(scale), tensors).unwrap_err();
-                let words = format!("--true-cfg is {scale}, which has no effect: it guides above 1 only");
+                let words = format!("the option `true-cfg` is {scale}, which has no effect: it guides above 1 only");
                 assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(&words), "{error}");
             }
         }
         let error = run(Some(1.0001), &plain).unwrap_err();
-        let words = "--true-cfg has no effect without a negative prompt";
+        let words = "the option `true-cfg` has no effect without a negative prompt";
         assert!(error.kind() == ErrorKind::Usage && error.to_string().contains(words), "{error}");
         let error = run(None, &with_negative).unwrap_err();
-        assert!(error.to_string().contains("give a --true-cfg above 1, or leave it out"), "{error}");
+        assert!(error.to_string().contains("give the option `true-cfg` above 1, or leave it out"), "{error}");
         let guided = run(Some(1.0001), &with_negative).unwrap();
         assert_eq!(guided.trace.decisions(Branch::Uncond), "CC");
         assert!(guided.latents != alone.latents);
@@ -363,20 +363,25 @@ fn options_change_something_or_are_refused() {
     // Positions in time depend on it.
     assert!(relative_l1(&run("ltx", with(|o| o.fps = Some(50.0))).unwrap(), &usual) > 1e-4);
     for (family, options, kind, words) in [
-        ("ltx", with(|o| o.frames = Some(10)), ErrorKind::Input, "--frames is 10; this model makes"),
-        ("ltx", with(|o| o.frames = Some(0)), ErrorKind::Input, "--frames is 0"),
-        ("ltx", with(|o| o.fps = Some(0.0)), ErrorKind::Usage, "--fps is 0"),
-        ("ltx", with(|o| o.fps = Some(f64::NAN)), ErrorKind::Usage, "--fps is NaN"),
-        ("sd3", with(|o| o.frames = Some(1)), ErrorKind::Usage, "--frames has no effect: this model makes pictures"),
-        ("sd3", with(|o| o.fps = Some(8.0)), ErrorKind::Usage, "--fps has no effect"),
-        ("sd3", with(|o| o.guidance_rescale = Some(1.5)), ErrorKind::Usage, "--guidance-rescale is 1.5"),
+        ("ltx", with(|o| o.frames = Some(10)), ErrorKind::Input, "the option `frames` is 10; this model makes"),
+        ("ltx", with(|o| o.frames = Some(0)), ErrorKind::Input, "the option `frames` is 0"),
+        ("ltx", with(|o| o.fps = Some(0.0)), ErrorKind::Usage, "the option `fps` is 0"),
+        ("ltx", with(|o| o.fps = Some(f64::NAN)), ErrorKind::Usage, "the option `fps` is NaN"),
+        (
+            "sd3",
+            with(|o| o.frames = Some(1)),
+            ErrorKind::Usage,
+            "the option `frames` has no effect: this model makes pictures",
+        ),
+        ("sd3", with(|o| o.fps = Some(8.0)), ErrorKind::Usage, "the option `fps` has no effect"),
+        ("sd3", with(|o| o.guidance_rescale = Some(1.5)), ErrorKind::Usage, "the option `guidance-rescale` is 1.5"),
         (
             "hunyuan_video",
             with(|o| o.guidance_rescale = Some(0.5)),
             ErrorKind::Usage,
-            "--guidance-rescale has no effect without",
+            "the option `guidance-rescale` has no effect without",
         ),
-        ("sd3", with(|o| o.per_sample = true), ErrorKind::Usage, "--per-sample"),
+        ("sd3", with(|o| o.per_sample = true), ErrorKind::Usage, "`per-sample`"),
     ] {
         let error = run(family, options).unwrap_err();
         assert!(error.kind() == kind && error.to_string().contains(words), "{family}: {error}");

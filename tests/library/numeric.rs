@@ -48,7 +48,7 @@ fn the_first_block_that_is_not_finite_is_named() {
         for cache in ["none", "f1b0w2r0.9", "prune_f1b0w2r0.3"] {
             let message = fail(&copy, per_block, cache, true);
             assert!(message.starts_with("step 0: cond: the prediction holds "), "{parameter} {cache}: {message}");
-            assert!(message.contains(words) && message.contains("--verify"), "{parameter} {cache}: {message}");
+            assert!(message.contains(words) && message.contains("`verify`"), "{parameter} {cache}: {message}");
         }
     }
 }

@@ -150,7 +150,7 @@ fn it_is_refused_with_the_reason() {
     let batch = joined(&singles);
     for (tag, inputs, reason) in [
         ("f1b0w4r0.3", &singles[0], "has no effect on one picture"),
-        ("none", &batch, "has no effect with --cache none"),
+        ("none", &batch, "has no effect with the option `cache=none`"),
         ("prune_f1b0w4r0.3", &batch, "decides on each block alone"),
         ("f1b0w4r0.3_t1", &batch, "calibrator"),
         ("f1b0w4r0.3er0", &batch, "keeps nothing of the text"),
@@ -164,7 +164,7 @@ fn it_is_refused_with_the_reason() {
         let error = engine.request(inputs, &options).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Usage, "{tag}");
         let text = error.to_string();
-        assert!(text.contains("--per-sample") && text.contains(reason), "{tag}: {text}");
+        assert!(text.contains("`per-sample`") && text.contains(reason), "{tag}: {text}");
     }
 }
 
@@ -188,10 +188,7 @@ fn traces_are_read_back_and_compared_by_picture() {
     let first = comparison.first.as_ref().unwrap();
     assert_eq!((first.step, first.branch, first.sample), (skipped.step, skipped.branch, skipped.sample));
     assert_eq!((comparison.steps, comparison.differing_steps), (loose.records.len(), loose.skipped()));
-    assert!(
-        comparison.to_string().contains(&format!(", picture {}: skipped", skipped.sample.unwrap())),
-        "{comparison}"
-    );
+    assert!(comparison.to_string().contains(&format!(", sample {}: skipped", skipped.sample.unwrap())), "{comparison}");
     assert_eq!(comparison.to_json()["first"]["sample"], json!(skipped.sample));
     let settings = compare(&loose, &trace("f1b0w4r0.15", false)).settings;
     assert_eq!(settings.iter().map(|setting| setting.name).collect::<Vec<_>>(), ["per_sample"]);
@@ -211,7 +208,7 @@ fn traces_are_read_back_and_compared_by_picture() {
         assert!(error.kind() == ErrorKind::Input && error.to_string().contains(words), "{pointer}: {error}");
     }
     let refused = recording(&good).unwrap_err();
-    assert!(refused.kind() == ErrorKind::Input && refused.to_string().contains("--per-sample"), "{refused}");
+    assert!(refused.kind() == ErrorKind::Input && refused.to_string().contains("`per-sample`"), "{refused}");
 }
 
 #[test]
@@ -241,12 +238,12 @@ fn sums_that_overflow_name_the_picture() {
     let error = engine.request(&joined(&singles(true)), &options).unwrap().run(&mut ()).expect_err("it runs");
     assert_eq!(error.kind(), ErrorKind::Numeric);
     let message = error.to_string();
-    let words = "step 1: cond: picture 0, before blocks 1..12: what is compared is not finite";
+    let words = "step 1: cond: sample 0, before blocks 1..12: what is compared is not finite";
     assert!(message.starts_with(words) && message.contains("it comes from what the cache compares"), "{message}");
 }
 
 #[test]
-fn the_command_decides_by_picture() {
+fn the_command_decides_by_sample() {
     let shell = Shell::new();
     write_tensors(&shell.path("three.safetensors"), &joined(&singles(false)).tensors).unwrap();
     let make = |options: &str| shell.tiny(&format!("--inputs three.safetensors --cache f1b0w4r0.15 {options}"));

@@ -181,7 +181,7 @@ fn an_engine_that_may_load_nothing_refuses_other_cuts() {
             (Err(error), Some(words)) => {
                 assert_eq!(error.kind(), ErrorKind::Usage);
                 assert!(error.to_string().contains(words), "{cache}: {error}");
-                assert!(error.to_string().contains("--stages per-block"), "{cache}: {error}");
+                assert!(error.to_string().contains("`stages=per-block`"), "{cache}: {error}");
             }
             (request, _) => panic!("{cache}: {:?}", request.err()),
         }
@@ -299,11 +299,15 @@ fn a_limit_on_bytes_divides_or_refuses() {
         let fewer = plan(&with(stages, Some(bytes(1..4) - 1))).unwrap();
         assert!(sessions(&fewer)[0].contains("blocks 0..2") || sessions(&fewer)[1] == "blocks 0..2", "{stages}");
         let tight = plan(&with(stages, Some(largest - 1))).unwrap_err();
-        let words = format!("alone has {largest} bytes of weights and graph, --stage-bytes allows {}", largest - 1);
+        let words =
+            format!("alone has {largest} bytes of weights and graph, the option `stage-bytes` allows {}", largest - 1);
         assert!(tight.kind() == ErrorKind::Usage && tight.to_string().contains(&words), "{tight}");
     }
     let useless = plan(&with(StagesChoice::PerBlock, Some(largest))).unwrap_err();
-    assert!(useless.to_string().contains("--stage-bytes has no effect on --stages per-block"), "{useless}");
+    assert!(
+        useless.to_string().contains("the option `stage-bytes` has no effect with the option `stages=per-block`"),
+        "{useless}"
+    );
 }
 
 #[test]

@@ -267,7 +267,7 @@ fn f16_decides_as_f32_on_the_cpu() {
     let load_f16 = EngineOptions { compute: ComputeChoice::Fp16, ..on_tested(ArithmeticChoice::Auto) };
     if provider().is_some_and(|list| list.iter().any(|spec| spec.kind() == ProviderKind::OpenVino)) {
         let error = load(load_f16).err().unwrap();
-        assert!(error.to_string().contains("ask for it by --provider openvino:precision=fp16"), "{error}");
+        assert!(error.to_string().contains("ask for it by the option `provider=openvino:precision=fp16`"), "{error}");
         return;
     }
     let (f32, f16) = (load(EngineOptions::default()).unwrap(), load(load_f16).unwrap());
@@ -347,7 +347,7 @@ fn no_fallback_is_silent() {
     let error = load(EngineOptions { provider, ..EngineOptions::default() }).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Provider, "{error}");
     let text = error.to_string();
-    for words in [graph.as_str(), "nodes on CPUExecutionProvider (", "pass --allow-fallback"] {
+    for words in [graph.as_str(), "nodes on CPUExecutionProvider (", "pass the option `allow-fallback`"] {
         assert!(text.contains(words), "`{words}` is missing: {text}");
     }
 }

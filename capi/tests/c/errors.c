@@ -142,7 +142,7 @@ static dbcache_engine *test_engines(const char *directory) {
     NULLS(dbcache_engine_load(NULL, NULL, &engine), "directory");
     NULLS(dbcache_engine_load(directory, NULL, NULL), "out");
     FAILS(dbcache_engine_load("no/such", NULL, &engine), DBCACHE_ERROR_ENGINE_DIRECTORY, "no/such", "no/such");
-    FAILS(dbcache_engine_load(directory, options, &engine), DBCACHE_ERROR_USAGE, "threads", "threads is 100000");
+    FAILS(dbcache_engine_load(directory, options, &engine), DBCACHE_ERROR_USAGE, "threads", "`threads` is 100000");
     dbcache_options_free(options);
     options = OPTIONS("ort-library", "other.so");
     FAILS(dbcache_engine_load(directory, options, &engine), DBCACHE_ERROR_LIBRARY, NULL, "has already loaded");

@@ -52,8 +52,8 @@ impl GuidanceSpec {
 
     /// The option that asks for both branches, and from where on, for messages.
     pub(crate) fn asked_by(&self) -> String {
-        let option = if matches!(self, Self::ClassifierFree { .. }) { "--guidance" } else { "--true-cfg" };
-        format!("{option} above {}", self.above())
+        let option = if matches!(self, Self::ClassifierFree { .. }) { "guidance" } else { "true-cfg" };
+        format!("the option `{option}` above {}", self.above())
     }
 }
 

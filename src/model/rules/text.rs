@@ -133,7 +133,7 @@ impl Manifest {
             if let Some(folder) = weights.folder.as_deref().filter(|folder| is_elsewhere(folder)) {
                 return fail(format!(
                     "weights `{}` lie in {folder:?}, on another machine or device; copy them here and name their folder \
-                     with --weights",
+                     with the option `weights`",
                     weights.name
                 ));
             }

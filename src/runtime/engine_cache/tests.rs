@@ -539,7 +539,9 @@ fn gc_removes_what_it_is_told() {
         "{report:?}"
     );
     assert_eq!(place.store.list().unwrap().len(), 1, "a folder that is not ours stays");
-    for (key, words) in [("abc", "holds no engine abc"), ("", "--key is empty, and every key begins like that")] {
+    for (key, words) in
+        [("abc", "holds no engine abc"), ("", "the option `key` is empty, and every key begins like that")]
+    {
         let error = place.store.gc(&GcOptions { keys: vec![key.into()], ..GcOptions::default() }).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().contains(words), "{error}");

@@ -50,16 +50,18 @@ pub(super) fn build_environment(library: Place, options: &LibraryOptions, work: 
         .and_then(|pool| pool.with_spin_control(options.spin))
         .map_err(failed)?;
     reports::forbid();
-    let failed = |error: ort::Error| match error.to_string() {
+    let failed = |error: ort::Error| {
+        match error.to_string() {
         text if wants_more(&text) => Error::new(
             ErrorKind::Resources,
             format!(
-                "ONNX Runtime's {threads} thread(s) are not to be had; ask for fewer with --threads, or raise the limit"
+                "ONNX Runtime's {threads} thread(s) are not to be had; ask for fewer with the option `threads`, or raise the limit"
             ),
         )
         .about("threads")
         .with_source(error),
         _ => failed(error),
+    }
     };
     let environment =
         builder.with_name("dbcache-trt").with_telemetry(false).with_global_thread_pool(pool).build().map_err(failed)?;

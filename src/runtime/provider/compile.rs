@@ -122,7 +122,7 @@ pub(crate) fn check_places(spec: &ProviderSpec) -> Result<()> {
         Some(option) => Err(Error::option(
             "provider",
             format!(
-                "{kind}: `{option}` has no effect beside the engine cache; leave it out, or give --engine-cache none"
+                "{kind}: `{option}` has no effect beside the engine cache; leave it out, or give the option `engine-cache=none`"
             ),
         )),
     }

@@ -39,7 +39,7 @@ fn reason(kind: ProviderKind, onnx_runtime: &Path, text: &str) -> String {
         let path = onnx_runtime.display();
         return format!(
             "the ONNX Runtime at {path} is built without it; install the build for NVIDIA GPUs (pip install \
-             onnxruntime-gpu) and name its library with --ort-library or ORT_DYLIB_PATH"
+             onnxruntime-gpu) and name its library with the option `ort-library` or ORT_DYLIB_PATH"
         );
     }
     if let Some((needing, missing)) = missing_library(text) {

@@ -74,7 +74,7 @@ impl OptionDef {
                 Some(text) => format!("is `{text}`"),
                 None => "has no value".to_owned(),
             };
-            Error::usage(format!("--provider {provider}: `{}` {given}; expected {}", self.name, self.form))
+            Error::usage(format!("the option `provider={provider}`: `{}` {given}; expected {}", self.name, self.form))
         })
     }
 
@@ -146,13 +146,15 @@ pub(super) fn find(provider: &str, options: &'static [OptionDef], name: &str) ->
     let remedy = if is_precision(name) { format!("; {BY_COMPUTE}") } else { capture::remedy(provider, name) };
     if options.is_empty() {
         return Err(Error::usage(format!(
-            "--provider {provider}: there is no option `{name}`; this provider has none{remedy}"
+            "the option `provider={provider}`: there is no option `{name}`; this provider has none{remedy}"
         )));
     }
     let near = did_you_mean(name, options.iter().map(|option| option.name));
     let all: Vec<&str> = options.iter().map(|option| option.name).collect();
     let all = all.join(", ");
-    Err(Error::usage(format!("--provider {provider}: there is no option `{name}`{near}; it has {all}{remedy}")))
+    Err(Error::usage(format!(
+        "the option `provider={provider}`: there is no option `{name}`{near}; it has {all}{remedy}"
+    )))
 }
 
 #[cfg(test)]

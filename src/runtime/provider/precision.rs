@@ -9,7 +9,7 @@ const OF_F32: [&str; 2] = ["fp16", "bf16"];
 const INT8: &str = "int8";
 
 /// Where a precision is asked for by a name that there is not.
-pub(crate) const BY_COMPUTE: &str = "the dtype in which graphs compute is chosen by --compute fp32, fp16 or bf16: of this \
+pub(crate) const BY_COMPUTE: &str = "the dtype in which graphs compute is chosen by the option `compute` (fp32, fp16 or bf16): of this \
                                      engine's options for models exported in fp32, else of dbcache-export";
 
 /// Whether a word asks for a precision.
@@ -38,7 +38,7 @@ impl ProviderKind {
             // No product in it: `NOT_IMPLEMENTED`, from the first graph that is loaded.
             (Self::Cpu | Self::WebGpu, DType::Bf16) => {
                 let remedy = if is_cast {
-                    "leave it out, or take --compute fp16 or another provider"
+                    "leave it out, or take the option `compute=fp16` or another provider"
                 } else {
                     "this model was exported in it: take another provider, or export it with `dbcache-export --compute fp32`"
                 };
@@ -49,7 +49,7 @@ impl ProviderKind {
                 let name = if dtype == DType::F16 { "fp16" } else { "bf16" };
                 format!(
                     "{name} does not decide on the provider `{self}`, which computes in a precision of its own whatever its \
-                     graphs say; leave it out, and ask for it by --provider {self}:precision={name}"
+                     graphs say; leave it out, and ask for it by the option `provider={self}:precision={name}`"
                 )
             }
             _ => return Ok(()),
@@ -76,14 +76,14 @@ impl ProviderSpec {
             let other = if is_met {
                 String::new()
             } else {
-                format!(", or choose --compute {option}, of a model exported in fp32 or of dbcache-export")
+                format!(", or choose the option `compute={option}`, of a model exported in fp32 or of dbcache-export")
             };
             let reason =
                 format!("this engine's graphs compute in {computes}, and carry their types; leave it out{other}");
             return refuse(option, reason);
         }
         if self.is_on(INT8) && !is_quantised() {
-            let reason = "no graph of this engine quantises, and the exporter writes none that does (--compute fp32, fp16, bf16); leave it out";
+            let reason = "no graph of this engine quantises, and the exporter writes none that does; leave it out";
             return refuse(INT8, reason.to_owned());
         }
         Ok(())
@@ -114,15 +114,15 @@ mod tests {
                 "tensorrt:fp16",
                 DType::Bf16,
                 false,
-                Some("--compute fp16, of a model exported in fp32 or of dbcache-export"),
+                Some("the option `compute=fp16`, of a model exported in fp32 or of dbcache-export"),
             ),
             (
                 "tensorrt:bf16",
                 DType::F16,
                 false,
-                Some("--compute bf16, of a model exported in fp32 or of dbcache-export"),
+                Some("the option `compute=bf16`, of a model exported in fp32 or of dbcache-export"),
             ),
-            ("tensorrt:int8", DType::F32, false, Some("none that does (--compute fp32, fp16, bf16); leave it out")),
+            ("tensorrt:int8", DType::F32, false, Some("none that does; leave it out")),
         ] {
             let spec: ProviderSpec = spec.parse().unwrap();
             match (spec.check_precision(dtype, || is_quantised), words) {
@@ -140,15 +140,19 @@ mod tests {
             for (dtype, is_cast) in [(F32, false), (F16, false), (F16, true), (Bf16, false), (Bf16, true)] {
                 let words = match (kind, dtype, is_cast) {
                     (ProviderKind::Cpu, Bf16, true) => {
-                        "`cpu`, which has no products in it; leave it out, or take --compute fp16"
+                        "`cpu`, which has no products in it; leave it out, or take the option `compute=fp16`"
                     }
                     (ProviderKind::Cpu, Bf16, false) => {
                         "`cpu`, which has no products in it; this model was exported in it"
                     }
                     (ProviderKind::WebGpu, Bf16, true) => "`webgpu`, which has no products in it; leave it out",
                     (ProviderKind::WebGpu, Bf16, false) => "or export it with `dbcache-export --compute fp32`",
-                    (ProviderKind::OpenVino, F16, true) => "ask for it by --provider openvino:precision=fp16",
-                    (ProviderKind::OpenVino, Bf16, true) => "ask for it by --provider openvino:precision=bf16",
+                    (ProviderKind::OpenVino, F16, true) => {
+                        "ask for it by the option `provider=openvino:precision=fp16`"
+                    }
+                    (ProviderKind::OpenVino, Bf16, true) => {
+                        "ask for it by the option `provider=openvino:precision=bf16`"
+                    }
                     _ => "",
                 };
                 match kind.check_dtype(dtype, is_cast) {
@@ -166,9 +170,9 @@ mod tests {
     fn a_precision_that_a_provider_does_not_know_names_the_option() {
         for spec in ["cuda:fp16", "cpu:bf16", "webgpu:precision=fp16", "openvino:fp16", "tensorrt:precision=bf16"] {
             let error = spec.parse::<ProviderSpec>().unwrap_err().to_string();
-            assert!(error.contains("is chosen by --compute fp32, fp16 or bf16"), "{error}");
+            assert!(error.contains("is chosen by the option `compute` (fp32, fp16 or bf16)"), "{error}");
         }
         let error = "cuda:streem=own".parse::<ProviderSpec>().unwrap_err().to_string();
-        assert!(!error.contains("--compute"), "{error}");
+        assert!(!error.contains("`compute`"), "{error}");
     }
 }

@@ -95,7 +95,9 @@ impl ProviderSpec {
         let index = find(name, defs, option)?;
         let value = defs[index].parse(name, value)?;
         if self.values.insert(index, value).is_some() {
-            return Err(Error::usage(format!("--provider {name}: `{option}` is given twice; leave one out")));
+            return Err(Error::usage(format!(
+                "the option `provider={name}`: `{option}` is given twice; leave one out"
+            )));
         }
         Ok(self)
     }
@@ -203,7 +205,10 @@ impl Providers {
         }
         for (place, spec) in list.iter().enumerate() {
             if list[..place].iter().any(|other| other.kind == spec.kind) {
-                return Err(Error::usage(format!("--provider: `{}` is named twice; leave one out", spec.kind)));
+                return Err(Error::usage(format!(
+                    "the option `provider`: `{}` is named twice; leave one out",
+                    spec.kind
+                )));
             }
             if spec.is_async() && !spec.shares_stream() {
                 return Err(Error::option(
@@ -215,7 +220,9 @@ impl Providers {
                 ));
             }
             if spec.kind == ProviderKind::Cpu && place + 1 < list.len() {
-                return Err(Error::usage("--provider: what follows `cpu` has no effect, since `cpu` never fails"));
+                return Err(Error::usage(
+                    "the option `provider`: what follows `cpu` has no effect, since `cpu` never fails",
+                ));
             }
         }
         Ok(Self(list))
