@@ -41,10 +41,10 @@ use crate::text::TextEncoder;
 
 /// A loaded model. Cloning gives another handle to the same engine; requests may run on several threads at once.
 #[derive(Clone)]
-pub struct Engine(Arc<Loaded>);
+pub struct Engine(Arc<LoadedEngine>);
 
 /// Everything that requests share.
-pub(crate) struct Loaded {
+pub(crate) struct LoadedEngine {
     pub directory: EngineDirectory,
     pub loader: Loader,
     /// Of each transformer.
@@ -112,7 +112,7 @@ impl Engine {
         let kernels = Kernels::new(Arc::clone(&device));
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
         tracing::info!(load_ms, ?weights, "engine loaded");
-        Ok(Self(Arc::new(Loaded {
+        Ok(Self(Arc::new(LoadedEngine {
             directory,
             loader,
             stages,
@@ -137,7 +137,7 @@ impl Engine {
     }
 
     /// What its requests share.
-    pub(crate) fn loaded(&self) -> Arc<Loaded> {
+    pub(crate) fn loaded(&self) -> Arc<LoadedEngine> {
         Arc::clone(&self.0)
     }
 
@@ -167,7 +167,7 @@ impl Engine {
     }
 }
 
-impl Loaded {
+impl LoadedEngine {
     /// The stages of each transformer for a policy that wants to see these cuts. All are divided at once, also where a
     /// request runs one alone, so that they stay alike.
     ///

@@ -66,12 +66,12 @@ pub(crate) struct Stage {
     pub blocks: Range<usize>,
     /// Ends with the final graph.
     pub last: bool,
-    pub arithmetic: Vec<Arithmetic>,
+    pub arithmetic: Vec<InStageArithmetic>,
 }
 
 /// Arithmetic of the cache that is part of a stage. Streams are meant by their index.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Arithmetic {
+pub(crate) enum InStageArithmetic {
     /// Before the blocks: adds what was kept, or zeros.
     Add { streams: Vec<usize>, kept: CacheDType },
     /// After the blocks: the sums of the diff, against the streams at the cut `since`, and what later diffs compare with.
@@ -198,18 +198,18 @@ impl Cuts {
 
 impl InStages {
     /// What belongs to a stage.
-    fn of(&self, stage: &Stage) -> Vec<Arithmetic> {
+    fn of(&self, stage: &Stage) -> Vec<InStageArithmetic> {
         let Self { head, middle, diff, streams, kept } = self.clone();
         let has_blocks = !stage.blocks.is_empty();
         let mut parts = Vec::new();
         if stage.blocks.start == middle.end && (has_blocks || stage.last) {
-            parts.push(Arithmetic::Add { streams: streams.clone(), kept });
+            parts.push(InStageArithmetic::Add { streams: streams.clone(), kept });
         }
         if let Some(options) = diff.filter(|_| has_blocks && stage.blocks.end == head.end) {
-            parts.push(Arithmetic::Diff { since: head.start, options, kept });
+            parts.push(InStageArithmetic::Diff { since: head.start, options, kept });
         }
         if has_blocks && stage.blocks.end == middle.end {
-            parts.push(Arithmetic::Residual { since: middle.start, streams, kept });
+            parts.push(InStageArithmetic::Residual { since: middle.start, streams, kept });
         }
         parts
     }
@@ -234,7 +234,7 @@ impl Stage {
     }
 
     fn is_added_to(&self) -> bool {
-        self.arithmetic.iter().any(|part| matches!(part, Arithmetic::Add { .. }))
+        self.arithmetic.iter().any(|part| matches!(part, InStageArithmetic::Add { .. }))
     }
 
     /// Such as `embed and blocks 0..4`.
@@ -245,10 +245,10 @@ impl Stage {
             _ => Some(format!("blocks {:?}", self.blocks)),
         };
         let text = |is_there: bool, text: &str| is_there.then(|| text.to_owned());
-        let ends = |part: &Arithmetic| match part {
-            Arithmetic::Add { .. } => None,
-            Arithmetic::Diff { .. } => Some("diff".to_owned()),
-            Arithmetic::Residual { .. } => Some("residual".to_owned()),
+        let ends = |part: &InStageArithmetic| match part {
+            InStageArithmetic::Add { .. } => None,
+            InStageArithmetic::Diff { .. } => Some("diff".to_owned()),
+            InStageArithmetic::Residual { .. } => Some("residual".to_owned()),
         };
         let start = [text(self.is_added_to(), "add"), text(self.embed, "embed"), blocks];
         let parts = start.into_iter().chain(self.arithmetic.iter().map(ends)).chain([text(self.last, "final")]);

@@ -16,7 +16,7 @@ use crate::model::manifest::{
 };
 use crate::nearest::edit_distance;
 use crate::runtime::session::Session;
-use crate::runtime::tensor::{BufferId, Buffers, Place};
+use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 
 /// Longest prompt in bytes: far more than any model reads.
 const MAX_PROMPT: usize = 1 << 16;
@@ -181,7 +181,8 @@ impl TextEncoder {
                         let rows = tokens.get(tokenizer.as_str()).map(Vec::as_slice).unwrap_or_default();
                         let field = |row: &Tokens| if *field == TokenField::Ids { &row.ids } else { &row.mask }.clone();
                         let numbers: Vec<i64> = rows.iter().flat_map(field).collect();
-                        let id = buffers.add_at(Place::Host, DType::I64, &[batch, numbers.len() as i64 / batch])?;
+                        let id =
+                            buffers.add_at(TensorPlace::Host, DType::I64, &[batch, numbers.len() as i64 / batch])?;
                         buffers.write_ids(id, &numbers)?;
                         id
                     }

@@ -16,8 +16,8 @@ mod state;
 pub(super) use self::state::DbCache;
 use super::calibrator::CalibratorConfig;
 use super::mask::{StepsMask, StepsPolicy};
-use super::prospect::{self, Limits, MostSkips};
-use super::schedule::{KeepRule, Schedule, ScheduleOptions};
+use super::prospect::{self, MostSkips, SkipLimits};
+use super::schedule::{CacheSchedule, KeepRule, ScheduleOptions};
 use super::shape::RunShape;
 use crate::error::{Error, Result};
 use crate::words::words;
@@ -324,12 +324,12 @@ impl DbCacheConfig {
     /// Refuses what does not fit the steps and branches of a run.
     pub(super) fn check_run(&self, run: RunShape) -> Result<()> {
         self.schedule().check_run(run)?;
-        let limits = Limits {
+        let limits = SkipLimits {
             threshold: self.threshold(),
             max_steps: self.max_cached_steps,
             max_continuous_steps: self.max_continuous_cached_steps,
         };
-        prospect::check(self.calibrator.as_ref(), &Schedule::new(self.schedule(), run)?, run.steps, limits)
+        prospect::check(self.calibrator.as_ref(), &CacheSchedule::new(self.schedule(), run)?, run.steps, limits)
     }
 
     /// Options that are set but outranked by others, so that changing them would change nothing. The reference accepts
@@ -355,7 +355,7 @@ impl DbCacheConfig {
             note(is_threshold_set, "residual_diff_threshold", by);
         }
         if !self.schedule().has_static_mask()
-            && let Ok(schedule) = Schedule::new(self.schedule(), run)
+            && let Ok(schedule) = CacheSchedule::new(self.schedule(), run)
         {
             let most = MostSkips::of(&schedule, run.steps);
             let max_cached_steps =

@@ -13,8 +13,8 @@ use super::calibrator::{CalibratorCacheType, CalibratorConfig};
 use super::dbcache::{DiffOptions, DiffTensor, RefreshPolicy, check_positive, check_threshold};
 use super::mask::{StepsMask, StepsPolicy};
 use super::policy::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, Reason};
-use super::prospect::{self, Limits, MostSkips};
-use super::schedule::{KeepRule, Schedule, ScheduleOptions};
+use super::prospect::{self, MostSkips, SkipLimits};
+use super::schedule::{CacheSchedule, KeepRule, ScheduleOptions};
 use super::shape::RunShape;
 use crate::error::{Error, Result};
 
@@ -219,12 +219,12 @@ impl DbPruneConfig {
         }
         self.schedule().check_run(run)?;
         let (cached, pruned) = (self.max_cached_steps, self.max_pruned_steps);
-        let limits = Limits {
+        let limits = SkipLimits {
             threshold: self.residual_diff_threshold,
             max_steps: cached.into_iter().chain(pruned).min(),
             max_continuous_steps: self.max_continuous_cached_steps,
         };
-        prospect::check(self.calibrator.as_ref(), &Schedule::new(self.schedule(), run)?, run.steps, limits)
+        prospect::check(self.calibrator.as_ref(), &CacheSchedule::new(self.schedule(), run)?, run.steps, limits)
     }
 
     /// Options that are set but outranked by others.
@@ -236,7 +236,7 @@ impl DbPruneConfig {
             }
         };
         if !self.schedule().has_static_mask()
-            && let Ok(schedule) = Schedule::new(self.schedule(), run)
+            && let Ok(schedule) = CacheSchedule::new(self.schedule(), run)
         {
             let limits =
                 [("max_cached_steps", self.max_cached_steps, 1), ("max_pruned_steps", self.max_pruned_steps, 0)];
@@ -299,7 +299,7 @@ impl CondDiffs {
 /// The state of DBPrune in one generation and branch.
 pub(super) struct DbPrune {
     config: DbPruneConfig,
-    schedule: Schedule,
+    schedule: CacheSchedule,
     cond_diffs: CondDiffs,
     /// The step that is being decided, once one was.
     step: Option<usize>,
@@ -317,7 +317,7 @@ impl DbPrune {
     pub(super) fn new(config: &DbPruneConfig, run: RunShape, cond_diffs: CondDiffs) -> Result<Self> {
         Ok(Self {
             config: config.clone(),
-            schedule: Schedule::new(config.schedule(), run)?,
+            schedule: CacheSchedule::new(config.schedule(), run)?,
             cond_diffs,
             step: None,
             finished: 0,

@@ -88,7 +88,7 @@ pub(super) fn parse(text: &str) -> Result<PolicyConfig> {
         Some(other) => return Err(Error::usage(format!("cache_type is {other}, but must be text"))),
     };
     let mut set = PolicyOverrides::default();
-    let mut limits = Limits::default();
+    let mut limits = JsonLimits::default();
     if object.get("cache_type").and_then(Json::as_str).is_some_and(tag::is_fbcache) {
         calibrator::of_fbcache(&object, &mut set);
     }
@@ -108,13 +108,13 @@ pub(super) fn parse(text: &str) -> Result<PolicyConfig> {
 
 /// Options of the reference that only limit others.
 #[derive(Default)]
-struct Limits {
+struct JsonLimits {
     reduces_calibrator_vram: bool,
     max_fn: Option<usize>,
     max_bn: Option<usize>,
 }
 
-impl Limits {
+impl JsonLimits {
     fn check(&self, config: &PolicyConfig) -> Result<()> {
         let (f, b) = match config {
             PolicyConfig::None | PolicyConfig::Replay { .. } => return Ok(()),
@@ -134,7 +134,7 @@ impl Limits {
 }
 
 /// Sets the option `key`; `value` is not null.
-fn option(key: &str, value: &Json, set: &mut PolicyOverrides, limits: &mut Limits) -> Result<()> {
+fn option(key: &str, value: &Json, set: &mut PolicyOverrides, limits: &mut JsonLimits) -> Result<()> {
     match key {
         "version" | "cache_type" => {}
         "max_Fn_compute_blocks" => limits.max_fn = limit(key, value)?,

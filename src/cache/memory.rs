@@ -32,24 +32,24 @@ impl StreamLayout {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct KeptTensors {
     /// One for each unit and stream that it writes, without a calibrator. A unit is the middle, or a block that is decided on alone.
-    pub residuals: Tensors,
+    pub residuals: TensorCount,
     /// For each unit and stream with a calibrator: its [`capacity`](super::Calibrator::capacity), and one in which the
     /// next is formed.
-    pub calibrators: Tensors,
+    pub calibrators: TensorCount,
     /// For each unit that diffs are asked of: the tensors of the last computed step.
-    pub compare: Tensors,
+    pub compare: TensorCount,
 }
 
 /// So many tensors, of so many bytes together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tensors {
+pub(crate) struct TensorCount {
     /// How many.
     pub count: usize,
     /// Bytes of all of them.
     pub bytes: u64,
 }
 
-impl Tensors {
+impl TensorCount {
     fn add(&mut self, count: usize, bytes_each: u64) {
         self.count += count;
         self.bytes = self.bytes.saturating_add(bytes_each.saturating_mul(count as u64));
@@ -153,10 +153,10 @@ mod tests {
     fn one_stream_and_replays_keep_less() -> Result<()> {
         let config = PolicyConfig::from_tag("f1b0")?;
         let alone = config.kept_tensors(RUN, &streams()[..1]);
-        assert_eq!(alone.residuals, Tensors { count: 1, bytes: 1000 });
+        assert_eq!(alone.residuals, TensorCount { count: 1, bytes: 1000 });
         let branches = vec![RecordedBranch::new(Branch::Cond, "C", &[])?];
         let replay = PolicyConfig::replay(config, Recording::joined(12, branches));
-        assert_eq!(replay.kept_tensors(RUN, &streams()).compare, Tensors::default());
+        assert_eq!(replay.kept_tensors(RUN, &streams()).compare, TensorCount::default());
         assert_eq!(replay.kept_tensors(RUN, &streams()).residuals.count, 2);
         Ok(())
     }

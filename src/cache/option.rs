@@ -9,8 +9,8 @@ mod form;
 mod table;
 
 use self::field::Lens;
-pub(super) use self::field::Value;
-pub(super) use self::form::{Absent, Form};
+pub(super) use self::field::OptionValue;
+pub(super) use self::form::{Absent, OptionForm};
 use super::PolicyConfig;
 use super::calibrator::{CalibratorConfig, CalibratorType};
 use super::dbcache::DbCacheConfig;
@@ -21,7 +21,7 @@ use super::dbprune::DbPruneConfig;
 pub struct PolicyOption {
     name: &'static str,
     token: Token,
-    pub(super) form: Form,
+    pub(super) form: OptionForm,
     example: &'static str,
     about: &'static str,
     is_common: bool,
@@ -77,7 +77,7 @@ impl PolicyOption {
     /// How a tag writes it: the name of its token (`w`), or the words that follow another token (`:static`).
     pub fn tokens(&self) -> Vec<String> {
         match self.token {
-            Token::Named(name) if matches!(self.form, Form::Mask) => vec![format!("{name}:")],
+            Token::Named(name) if matches!(self.form, OptionForm::Mask) => vec![format!("{name}:")],
             Token::Always(name) | Token::Named(name) | Token::Chooses(name, _) => vec![name.to_owned()],
             Token::Follows(_) => self.form.words().iter().skip(1).map(|word| format!(":{word}")).collect(),
             Token::Word(word) => {
@@ -157,8 +157,8 @@ impl PolicyOption {
         };
         match value {
             // The shortest form: 1e-8.
-            Some(Value::Number(number)) => format!("{number:?}").trim_end_matches(".0").to_owned(),
-            other => other.unwrap_or(Value::None).to_string(),
+            Some(OptionValue::Number(number)) => format!("{number:?}").trim_end_matches(".0").to_owned(),
+            other => other.unwrap_or(OptionValue::None).to_string(),
         }
     }
 
@@ -185,7 +185,7 @@ impl PolicyOption {
     }
 
     /// Its value in a policy; none where the policy lacks it.
-    pub(super) fn value_in(&self, policy: &PolicyConfig) -> Option<Value> {
+    pub(super) fn value_in(&self, policy: &PolicyConfig) -> Option<OptionValue> {
         let (own, calibrator) = match policy {
             PolicyConfig::DbCache(config) => {
                 (self.cache.as_ref().and_then(|lens| lens.get(config)), &config.calibrator)

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::calibrator::{CalibratorConfig, CalibratorType};
-use super::option::{PolicyOption, Value};
+use super::option::{OptionValue, PolicyOption};
 use super::{PolicyConfig, tag};
 use crate::error::{Error, Result};
 
 /// Options to set on top of a [`PolicyConfig`]. What is not given stays as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PolicyOverrides {
-    values: BTreeMap<&'static str, Value>,
+    values: BTreeMap<&'static str, OptionValue>,
 }
 
 impl PolicyOverrides {
@@ -33,19 +33,19 @@ impl PolicyOverrides {
     }
 
     /// Sets the option of this name, and returns what it was set to before.
-    pub(super) fn put(&mut self, name: &'static str, value: Value) -> Option<Value> {
+    pub(super) fn put(&mut self, name: &'static str, value: OptionValue) -> Option<OptionValue> {
         debug_assert!(PolicyOption::of_name(name).is_some(), "there is no option {name}");
         self.values.insert(name, value)
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+    pub(super) fn get(&self, name: &str) -> Option<&OptionValue> {
         self.values.get(name)
     }
 
     /// The calibrator that is asked for; the outer none if none is given.
     fn calibrator_type(&self) -> Option<Option<CalibratorType>> {
         match self.get("calibrator_type")? {
-            Value::Word(word) => Some(word.parse().ok()),
+            OptionValue::Word(word) => Some(word.parse().ok()),
             _ => Some(None),
         }
     }
@@ -60,7 +60,7 @@ impl PolicyOverrides {
         for option in self.given() {
             let (Some(lens), Some(value)) = (&option.calibrator, self.get(option.name())) else { continue };
             let is_set = calibrator.as_mut().is_some_and(|config| lens.set(config, value));
-            if !is_set && *value != Value::None {
+            if !is_set && *value != OptionValue::None {
                 return Err(idle(option, calibrator.as_ref()));
             }
         }

@@ -3,11 +3,11 @@
 
 use super::calibrator::{CalibratorConfig, CalibratorKind, DmdFallback};
 use super::policy::Action;
-use super::schedule::Schedule;
+use super::schedule::CacheSchedule;
 use crate::error::{Error, Result};
 
 /// What bounds the skipped steps, besides the schedule.
-pub(super) struct Limits {
+pub(super) struct SkipLimits {
     pub threshold: f64,
     pub max_steps: Option<usize>,
     pub max_continuous_steps: Option<usize>,
@@ -24,7 +24,7 @@ pub(super) struct MostSkips {
 }
 
 impl MostSkips {
-    pub(super) fn of(schedule: &Schedule, steps: usize) -> Self {
+    pub(super) fn of(schedule: &CacheSchedule, steps: usize) -> Self {
         let mut most = Self { steps: schedule.longest_stretch(steps), total: 0, in_a_row: 0 };
         let (mut is_kept, mut run) = (false, 0);
         for step in 0..most.steps {
@@ -62,9 +62,9 @@ impl MostSkips {
 /// Refuses a calibrator that could never differ from repeating what was kept last.
 pub(super) fn check(
     calibrator: Option<&CalibratorConfig>,
-    schedule: &Schedule,
+    schedule: &CacheSchedule,
     steps: usize,
-    limits: Limits,
+    limits: SkipLimits,
 ) -> Result<()> {
     let Some(calibrator) = calibrator else { return Ok(()) };
     let needs = Needs::of(&calibrator.kind);
@@ -95,7 +95,7 @@ struct Prospect {
 }
 
 impl Prospect {
-    fn of(needs: &Needs, schedule: &Schedule, steps: usize, limits: &Limits) -> Self {
+    fn of(needs: &Needs, schedule: &CacheSchedule, steps: usize, limits: &SkipLimits) -> Self {
         let never_skips =
             limits.threshold <= 0.0 || limits.max_steps == Some(0) || limits.max_continuous_steps == Some(0);
         // Then nothing stops the run of skipped steps; what a limit on their number makes computed comes after them all.
@@ -129,12 +129,12 @@ struct Needs {
     kept: usize,
     /// the last of them on this step or later.
     first_step: usize,
-    depth: Option<Depth>,
+    depth: Option<AskedDepth>,
 }
 
 /// An option that says how much of the past is used: more than there is would change nothing.
 #[derive(Clone, Copy)]
-struct Depth {
+struct AskedDepth {
     option: &'static str,
     what: &'static str,
     asked: usize,
@@ -144,7 +144,7 @@ struct Depth {
     needs_earlier: bool,
 }
 
-impl Depth {
+impl AskedDepth {
     /// Whether the `kept`-th kept step is one more to use.
     fn deepens(&self, kept: usize, step: usize) -> bool {
         step >= self.first_step && (kept > 1 || !self.needs_earlier)
@@ -180,14 +180,20 @@ impl Needs {
             CalibratorKind::TaylorSeer { taylorseer_order, taylorseer_first_step } => {
                 let (option, what) = ("taylorseer_order", "the highest derivative");
                 let (asked, first_step) = (*taylorseer_order, *taylorseer_first_step);
-                let depth = Some(Depth { option, what, asked, least: 1, first_step, needs_earlier: true });
+                let depth = Some(AskedDepth { option, what, asked, least: 1, first_step, needs_earlier: true });
                 Self { name: "TaylorSeer", kept: 2, first_step, depth }
             }
             CalibratorKind::FoCa => Self { name: "FoCa", kept: 2, first_step: 1, depth: None },
             CalibratorKind::Dmd { dmd_history, dmd_fallback, .. } => {
                 let (option, what) = ("dmd_history", "the number of kept steps");
-                let depth =
-                    Some(Depth { option, what, asked: *dmd_history, least: 4, first_step: 0, needs_earlier: false });
+                let depth = Some(AskedDepth {
+                    option,
+                    what,
+                    asked: *dmd_history,
+                    least: 4,
+                    first_step: 0,
+                    needs_earlier: false,
+                });
                 let kept = match dmd_fallback {
                     DmdFallback::Corrected => 2,
                     DmdFallback::Reference => 3,

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::policy::{Action, Branch, CachePolicy, Decision, DecisionPoint, Gate, Reason};
-use super::schedule::Schedule;
+use super::schedule::CacheSchedule;
 use super::{PolicyConfig, RunShape};
 use crate::error::{Error, Result};
 
@@ -182,7 +182,7 @@ impl RecordedBranch {
 pub(super) struct Replay {
     steps: Vec<RecordedStep>,
     /// What of the recorded policy does not hang on diffs: when it starts again, and on which steps it keeps something.
-    schedule: Schedule,
+    schedule: CacheSchedule,
     is_per_block: bool,
 }
 
@@ -195,7 +195,7 @@ impl Replay {
                 return Err(Error::usage(format!("the policy `{config}` decides nothing that could be replayed")));
             }
         };
-        let schedule = Schedule::new(options, run)?;
+        let schedule = CacheSchedule::new(options, run)?;
         Ok(Self { steps: recorded.steps.clone(), schedule, is_per_block: !config.reuses_middle() })
     }
 

@@ -87,7 +87,7 @@ fn refuse(message: &str) -> Result<()> {
 }
 
 /// The rules, ready for one run.
-pub(super) struct Schedule {
+pub(super) struct CacheSchedule {
     warmup_steps: usize,
     warmup_interval: usize,
     mask: Option<Vec<bool>>,
@@ -100,7 +100,7 @@ pub(super) struct Schedule {
     start: usize,
 }
 
-impl Schedule {
+impl CacheSchedule {
     pub(super) fn new(options: ScheduleOptions<'_>, run: RunShape) -> Result<Self> {
         let mask = options.mask.map(|mask| mask.resolve(run.steps)).transpose()?;
         let leading_ones = mask.as_ref().map(|mask| mask.iter().take_while(|&&compute| compute).count());

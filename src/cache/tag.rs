@@ -18,7 +18,7 @@ mod tokens;
 use std::str::FromStr;
 
 pub(super) use self::tokens::LOW_PRECISION;
-use self::tokens::Tokens;
+use self::tokens::TagTokens;
 use super::dbcache::DbCacheConfig;
 use super::dbprune::DbPruneConfig;
 use super::{PolicyConfig, json};
@@ -119,7 +119,7 @@ fn parse(tag: &str) -> Result<PolicyConfig> {
     }
     // The reference always prints its name in front; our own tags never do.
     let is_of_reference = found.is_some() && ["dbcache", "dbprune"].contains(&name) && !tokens.is_empty();
-    base.with(&Tokens::new(tokens, is_of_reference).overrides()?)
+    base.with(&TagTokens::new(tokens, is_of_reference).overrides()?)
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
     let mut queue = VecDeque::new();
     for (index, engine) in build.engines().iter().enumerate() {
         if engine.is_built && build.is_whole(index)? {
-            report.add(&engine.name, Outcome::Found)?
+            report.add(&engine.name, BuildOutcome::Found)?
         } else {
             queue.push_back(index)
         }
@@ -87,7 +87,7 @@ pub fn one(args: &BuildOneArgs) -> anyhow::Result<()> {
 }
 
 /// What became of one engine.
-enum Outcome {
+enum BuildOutcome {
     /// It was there.
     Found,
     /// By a process that said this.
@@ -114,7 +114,7 @@ fn work(
 }
 
 /// Compiles one engine in a process of its own; `None` if that was cancelled.
-fn compile(index: usize, key: &str, cancel: &CancelToken) -> anyhow::Result<Option<Outcome>> {
+fn compile(index: usize, key: &str, cancel: &CancelToken) -> anyhow::Result<Option<BuildOutcome>> {
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     let mut command = Command::new(program);
     command.args(["build-one", "--index", &index.to_string(), "--key", key]).args(own_arguments());
@@ -135,12 +135,12 @@ fn compile(index: usize, key: &str, cancel: &CancelToken) -> anyhow::Result<Opti
     let text = |listener: thread::JoinHandle<String>| listener.join().unwrap_or_default();
     let (out, err) = (text(out), text(err));
     if !status.success() {
-        return Ok(Some(Outcome::Failed(status.code(), err)));
+        return Ok(Some(BuildOutcome::Failed(status.code(), err)));
     }
     let last = out.lines().last().unwrap_or_default();
     Ok(Some(match serde_json::from_str(last) {
-        Ok(said) => Outcome::Built(said),
-        Err(_) => Outcome::Failed(status.code(), format!("the process said nothing of its result\n{out}{err}")),
+        Ok(said) => BuildOutcome::Built(said),
+        Err(_) => BuildOutcome::Failed(status.code(), format!("the process said nothing of its result\n{out}{err}")),
     }))
 }
 
@@ -180,22 +180,24 @@ fn listen(pipe: Option<impl Read + Send + 'static>) -> std::io::Result<thread::J
 struct Report {
     total: usize,
     is_quiet: bool,
-    done: Mutex<Vec<(String, Outcome)>>,
+    done: Mutex<Vec<(String, BuildOutcome)>>,
 }
 
 impl Report {
-    fn add(&self, name: &str, outcome: Outcome) -> anyhow::Result<()> {
+    fn add(&self, name: &str, outcome: BuildOutcome) -> anyhow::Result<()> {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         let text = match &outcome {
-            Outcome::Found => "is there".to_owned(),
-            Outcome::Built(said) if said["built"] == 1 => {
+            BuildOutcome::Found => "is there".to_owned(),
+            BuildOutcome::Built(said) if said["built"] == 1 => {
                 format!("compiled in {:.1} s", said["build_seconds"].as_f64().unwrap_or_default())
             }
-            Outcome::Built(_) => "was compiled by another process".to_owned(),
-            Outcome::Failed(_, words) => format!("FAILED: {}", words.trim().lines().last().unwrap_or("without a word")),
+            BuildOutcome::Built(_) => "was compiled by another process".to_owned(),
+            BuildOutcome::Failed(_, words) => {
+                format!("FAILED: {}", words.trim().lines().last().unwrap_or("without a word"))
+            }
         };
         let is_damage = |said: &Value| said["damaged"].as_array().is_some_and(|damaged| !damaged.is_empty());
-        if let Outcome::Built(said) = &outcome
+        if let BuildOutcome::Built(said) = &outcome
             && is_damage(said)
         {
             note(format_args!("warning: an engine was damaged, and was compiled again: {}", said["damaged"][0]));
@@ -206,12 +208,12 @@ impl Report {
 
     fn finish(self, args: &BuildArgs, build: &EngineBuild, elapsed: Duration) -> anyhow::Result<()> {
         let done = self.done.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let is_built = |outcome: &Outcome| matches!(outcome, Outcome::Built(said) if said["built"] == 1);
+        let is_built = |outcome: &BuildOutcome| matches!(outcome, BuildOutcome::Built(said) if said["built"] == 1);
         let built = done.iter().filter(|(_, outcome)| is_built(outcome)).count();
         let failed: Vec<(&str, Option<i32>, &str)> = done
             .iter()
             .filter_map(|(name, outcome)| match outcome {
-                Outcome::Failed(code, words) => Some((name.as_str(), *code, words.as_str())),
+                BuildOutcome::Failed(code, words) => Some((name.as_str(), *code, words.as_str())),
                 _ => None,
             })
             .collect();

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::args::GenerateArgs;
 use super::output::{Expected, join, picture_path};
 use super::print::{line, note};
-use super::progress::Progress;
+use super::progress::StepBar;
 use super::remedy::with_build_command;
 use super::signals::cancel_token;
 
@@ -42,7 +42,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     model.check(&inputs, &options_of(0, args.batch))?;
     let engine = model.load().map_err(|error| with_build_command(error, directory, &load))?;
 
-    let mut kept = Kept::default();
+    let mut kept = KeptOutputs::default();
     // A reader of the report that goes away must not hide that outputs differ.
     let mut reported = Ok(());
     let mut first = 0;
@@ -51,7 +51,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         let options = options_of(first, batch);
         let request = engine.request(&inputs, &options);
         let request = request.map_err(|error| with_build_command(error, directory, &load))?;
-        let mut progress = Progress::new(request.records(), args.quiet || args.json);
+        let mut progress = StepBar::new(request.records(), args.quiet || args.json);
         let output = request.run(&mut progress);
         progress.clear();
         let done = write_pictures(args, &inputs, output?, &cancel)?;
@@ -86,13 +86,13 @@ struct Done {
 
 /// What somebody asked for of all requests. Of thousands of pictures, the rest would fill the memory.
 #[derive(Default)]
-struct Kept {
+struct KeptOutputs {
     files: Vec<PathBuf>,
     latents: Vec<ArrayD<f32>>,
     traces: Vec<Trace>,
 }
 
-impl Kept {
+impl KeptOutputs {
     fn keep(&mut self, args: &GenerateArgs, done: Done) {
         if args.save_latents.is_some() || args.check_outputs.is_some() {
             self.latents.push(done.latents);
@@ -140,7 +140,7 @@ fn report_one(args: &GenerateArgs, done: &Done) -> anyhow::Result<()> {
 }
 
 /// What is told of all requests together.
-fn report_all(args: &GenerateArgs, engine: &Engine, kept: &Kept) -> anyhow::Result<()> {
+fn report_all(args: &GenerateArgs, engine: &Engine, kept: &KeptOutputs) -> anyhow::Result<()> {
     let mode = if engine.is_mapped() { "mapped" } else { "packed" };
     let library = engine.library();
     if args.json {

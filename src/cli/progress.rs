@@ -6,12 +6,12 @@ use dbcache_trt::Observer;
 use dbcache_trt::trace::StepRecord;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-pub struct Progress {
+pub struct StepBar {
     bar: ProgressBar,
     decisions: String,
 }
 
-impl Progress {
+impl StepBar {
     pub fn new(records: usize, is_hidden: bool) -> Self {
         let target = if is_hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(records as u64), target);
@@ -26,7 +26,7 @@ impl Progress {
     }
 }
 
-impl Observer for Progress {
+impl Observer for StepBar {
     fn on_step(&mut self, record: &StepRecord) -> ControlFlow<()> {
         self.decisions.push(record.letter());
         let diff = record.diff.map_or(String::new(), |diff| format!(" diff {diff:.4}"));

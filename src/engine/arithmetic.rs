@@ -14,7 +14,7 @@ use crate::model::graph::Graph;
 use crate::model::join::{Part, Piece};
 use crate::model::manifest::{Axis, Manifest};
 use crate::model::onnx::{self, build};
-use crate::plan::{Arithmetic, Stage};
+use crate::plan::{InStageArithmetic, Stage};
 use crate::runtime::measure::{self, StreamType};
 use crate::runtime::ops;
 
@@ -32,20 +32,20 @@ impl Small {
 }
 
 /// What comes before and after the blocks of a stage.
-pub(super) struct Around {
+pub(super) struct ArithmeticGraphs {
     before: Vec<Small>,
     at_start: Vec<(String, String)>,
     at_end: Vec<(String, String)>,
     after: Vec<Small>,
 }
 
-impl Around {
+impl ArithmeticGraphs {
     pub(super) fn new(manifest: &Manifest, stage: &Stage) -> Result<Self> {
         let mut around = Self { before: Vec::new(), at_start: Vec::new(), at_end: Vec::new(), after: Vec::new() };
         for part in &stage.arithmetic {
             match part {
-                Arithmetic::Add { streams, kept } => around.before.push(add(manifest, streams, *kept)?),
-                Arithmetic::Diff { since, options, kept } => {
+                InStageArithmetic::Add { streams, kept } => around.before.push(add(manifest, streams, *kept)?),
+                InStageArithmetic::Diff { since, options, kept } => {
                     let stream = manifest.streams[0].clone();
                     if options.tensor == DiffTensor::HeadResidual && *since == stage.blocks.start {
                         around.at_start.push(("before0".to_owned(), stream.clone()));
@@ -53,7 +53,7 @@ impl Around {
                     around.at_end.push(("after0".to_owned(), stream));
                     around.after.extend(diff(manifest, *options, *kept)?);
                 }
-                Arithmetic::Residual { since, streams, kept } => {
+                InStageArithmetic::Residual { since, streams, kept } => {
                     for (j, stream) in streams.iter().enumerate() {
                         let name = &manifest.streams[*stream];
                         if *since == stage.blocks.start {

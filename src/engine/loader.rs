@@ -18,7 +18,7 @@ use crate::runtime::compiler::{Compiler, EngineCounts, Job};
 use crate::runtime::device::Device;
 use crate::runtime::engine_cache::EngineStore;
 use crate::runtime::provider::Role;
-use crate::runtime::session::{Session, Source, WeightsMode};
+use crate::runtime::session::{Session, SessionSource, WeightsMode};
 use crate::threads::on_threads;
 
 /// Makes sessions of graphs.
@@ -95,8 +95,8 @@ impl Loader {
         compiler.jobs(device, &with_shapes)
     }
 
-    fn source<'g>(&'g self, role: Role, graph: &'g Graph) -> Source<'g> {
-        Source {
+    fn source<'g>(&'g self, role: Role, graph: &'g Graph) -> SessionSource<'g> {
+        SessionSource {
             name: &graph.file,
             model: &graph.bytes,
             folder: graph.weights_folder.as_deref(),

@@ -16,7 +16,7 @@ use crate::plan::Stage;
 use crate::request::inputs;
 use crate::runtime::ops::Op;
 use crate::runtime::provider::Role;
-use crate::runtime::tensor::{BufferId, Buffers, Place};
+use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 
 /// A part of the transformer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Engine {
             loaded.loader.sessions(&loaded.device, Role::Model, &[graph.as_ref()], &CancelToken::default())?;
         let session = sessions.first().ok_or_else(|| Error::internal("a stage without a session"))?;
 
-        let mut buffers = Buffers::new(&loaded.device, Place::Device)?;
+        let mut buffers = Buffers::new(&loaded.device, TensorPlace::Device)?;
         let mut extents = Extents::new();
         let mut bound: Vec<(String, BufferId)> = Vec::new();
         for name in &inputs {

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::arithmetic::Around;
+use super::arithmetic::ArithmeticGraphs;
 use super::loader::Loader;
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
@@ -242,7 +242,7 @@ impl<'d> StageGraph<'d> {
             let kind = &manifest.block_kinds[&manifest.blocks[block].kind]; // Manifest::parse has checked the kind.
             Part { graph: &graphs.blocks[block], inputs: &kind.inputs, outputs: &kind.outputs }
         };
-        let around = Around::new(manifest, stage)?;
+        let around = ArithmeticGraphs::new(manifest, stage)?;
         let pieces = around.pieces(first, stage.blocks.clone().map(block).collect(), last);
         let (inputs, mut outputs) = boundary(&pieces);
         let graph = match (pieces.as_slice(), first.or(last)) {

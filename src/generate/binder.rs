@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::chain::Named;
-use crate::engine::Loaded;
+use crate::engine::LoadedEngine;
 use crate::error::Result;
 use crate::model::manifest::{Extents, Manifest};
 use crate::runtime::tensor::{BufferId, Buffers};
 
 /// The engine, the sizes, and the tensors of one request, while it is made.
 pub(super) struct Binder<'a> {
-    pub engine: &'a Arc<Loaded>,
+    pub engine: &'a Arc<LoadedEngine>,
     pub extents: &'a Extents,
     /// The tensors that all branches share and that are no streams.
     pub named: &'a Named,

@@ -4,13 +4,13 @@
 use std::collections::HashMap;
 
 use crate::cache::Branch;
-use crate::engine::Loaded;
+use crate::engine::LoadedEngine;
 use crate::error::{Error, Result};
 use crate::model::manifest::{CfgMode, DType};
 use crate::request::guidance::Cfg;
 use crate::runtime::guidance::{GuideInputs, GuideSpec};
 use crate::runtime::ops::Op;
-use crate::runtime::tensor::{BufferId, Buffers, Place};
+use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 
 /// The guidance of a request, bound.
 pub(super) struct Combine {
@@ -36,7 +36,7 @@ pub(super) struct CombineSpec<'a> {
 }
 
 impl Combine {
-    pub(super) fn bind(engine: &Loaded, spec: CombineSpec<'_>, buffers: &mut Buffers) -> Result<Self> {
+    pub(super) fn bind(engine: &LoadedEngine, spec: CombineSpec<'_>, buffers: &mut Buffers) -> Result<Self> {
         let CombineSpec { cfg, predictions, model_latents, shape } = spec;
         let missing = || Error::internal("a branch without a prediction");
         let cond = *predictions.get(&Branch::Cond).ok_or_else(missing)?;
@@ -52,9 +52,9 @@ impl Combine {
         } else {
             None
         };
-        let scale = buffers.add_at(Place::Host, DType::F32, &[1])?;
+        let scale = buffers.add_at(TensorPlace::Host, DType::F32, &[1])?;
         let rescale = if cfg.rescale > 0.0 {
-            let id = buffers.add_at(Place::Host, DType::F32, &[1])?;
+            let id = buffers.add_at(TensorPlace::Host, DType::F32, &[1])?;
             buffers.write(id, &[cfg.rescale])?;
             Some(id)
         } else {

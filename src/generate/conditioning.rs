@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::chain::Named;
 use crate::cache::Branch;
-use crate::engine::Loaded;
+use crate::engine::LoadedEngine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::graph::ports;
 use crate::model::manifest::{Axis, DType, Extents, Manifest, Source};
@@ -14,7 +14,7 @@ use crate::request::latents::Grid;
 use crate::runtime::tensor::{BufferId, Buffers};
 
 /// What the text graphs read for one branch.
-pub(super) fn prompt<'a>(engine: &'a Loaded, inputs: &'a Inputs, branch: Branch) -> Option<&'a str> {
+pub(super) fn prompt<'a>(engine: &'a LoadedEngine, inputs: &'a Inputs, branch: Branch) -> Option<&'a str> {
     match branch {
         Branch::Cond => inputs.prompt.as_deref(),
         Branch::Uncond => {
@@ -42,7 +42,7 @@ fn about_prompt(branch: Branch, error: Error) -> Error {
 
 /// The inputs of every branch that differ from branch to branch, by branch: those of a fused batch are one.
 pub(super) fn texts(
-    engine: &Loaded,
+    engine: &LoadedEngine,
     inputs: &Inputs,
     guidance: &Guidance,
     batch: usize,
@@ -57,7 +57,7 @@ pub(super) fn texts(
         let failed = || branches.iter().find(fails).copied().unwrap_or(Branch::Cond);
         lengths = encoder.lengths(&prompts).map_err(|error| about_prompt(failed(), error))?;
     }
-    let of_batch = Texts { engine, inputs, lengths, batch };
+    let of_batch = BranchTexts { engine, inputs, lengths, batch };
     let mut texts: HashMap<Branch, Named> = HashMap::new();
     for branch in branches {
         let named = of_batch.encode(branch, texts.get(&Branch::Cond), buffers)?;
@@ -73,15 +73,15 @@ pub(super) fn texts(
 }
 
 /// What the texts of a batch are made of.
-struct Texts<'a> {
-    engine: &'a Loaded,
+struct BranchTexts<'a> {
+    engine: &'a LoadedEngine,
     inputs: &'a Inputs,
     /// Tokens along each dimension of text.
     lengths: BTreeMap<String, usize>,
     batch: usize,
 }
 
-impl Texts<'_> {
+impl BranchTexts<'_> {
     /// The text inputs of one branch: tensors that were given, else what the text graphs make of the prompt. `cond` are those
     /// of the cond branch, where that comes first.
     fn encode(&self, branch: Branch, cond: Option<&Named>, buffers: &mut Buffers) -> Result<Named> {
@@ -119,7 +119,7 @@ impl Texts<'_> {
 }
 
 /// The texts of both branches, one above the other: all have a batch (the rules of manifests).
-fn stacked(engine: &Loaded, texts: &HashMap<Branch, Named>, cfg: Cfg, buffers: &mut Buffers) -> Result<Named> {
+fn stacked(engine: &LoadedEngine, texts: &HashMap<Branch, Named>, cfg: Cfg, buffers: &mut Buffers) -> Result<Named> {
     let (cond, uncond) = (&texts[&Branch::Cond], &texts[&Branch::Uncond]); // Guidance::texts gives both.
     let mut named = Named::new();
     for (name, cond) in cond {

@@ -8,7 +8,7 @@ use super::branch::bind_graph;
 use super::chain::Named;
 use super::observer::Observer;
 use super::request::Request;
-use crate::engine::Loaded;
+use crate::engine::LoadedEngine;
 use crate::error::{At, Error, Result};
 use crate::model::manifest::{Extents, Manifest};
 use crate::pixels::tiles::{Cut, in_runs, in_tiles};
@@ -40,7 +40,7 @@ pub(super) enum Decoded {
 ///
 /// # Errors
 /// `Input` where it was not.
-pub(super) fn check_tiles(engine: &Loaded, options: &RequestOptions, grid: &Grid) -> Result<()> {
+pub(super) fn check_tiles(engine: &LoadedEngine, options: &RequestOptions, grid: &Grid) -> Result<()> {
     let whole = grid.latents_shape(1);
     let Some(cut) = tile(&engine.directory.manifest, options, &whole) else { return Ok(()) };
     let [height, width] = [whole[whole.len() - 2], whole[whole.len() - 1]];

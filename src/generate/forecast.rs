@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::model::manifest::DType;
 use crate::runtime::ops::{Arithmetic, Op};
 use crate::runtime::sums::Sums;
-use crate::runtime::tensor::{BufferId, Buffers, Place};
+use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 
 /// Forecasts what a stream gains in one unit of blocks (or what it becomes there); or several streams that are one tensor
 /// to the calibrator.
@@ -77,7 +77,7 @@ impl Forecast {
         let parts = match self.dot {
             Some(parts) => parts,
             None => {
-                let mut part = || buffers.add_at(Place::Host, DType::F32, &[batch]);
+                let mut part = || buffers.add_at(TensorPlace::Host, DType::F32, &[batch]);
                 *self.dot.insert([part()?, part()?])
             }
         };
@@ -201,7 +201,7 @@ impl Lane {
         let used: Vec<usize> = (0..tensors.len()).filter(|k| rows.iter().any(|row| row[*k] != 0.0)).collect();
         let list = &mut self.weights[usize::from(rows.len() > 1)];
         while list.len() < used.len() {
-            list.push(buffers.add_at(Place::Host, DType::F32, &[rows.len() as i64])?);
+            list.push(buffers.add_at(TensorPlace::Host, DType::F32, &[rows.len() as i64])?);
         }
         let weights = list[..used.len()].to_vec();
         for (weight, k) in weights.iter().zip(&used) {

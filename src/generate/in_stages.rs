@@ -11,18 +11,18 @@ use super::chain::{Chain, Named, Streams};
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
 use crate::plan::{InStages, Stage};
-use crate::runtime::tensor::{BufferId, Buffers, Place};
+use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 use crate::trace::CacheBytes;
 
 /// What one branch keeps, and which bindings take turns.
 pub(crate) struct StageArithmetic {
-    compared: Option<Compared>,
+    compared: Option<HeadDiff>,
     residuals: Vec<BufferId>,
     /// The stage that begins with a sum.
     tail: usize,
 }
 
-struct Compared {
+struct HeadDiff {
     /// The stage that gives the sums.
     head: usize,
     /// What the diff compares with, and what later ones will compare with: they take turns.
@@ -39,7 +39,7 @@ const SKIPPED: usize = 1;
 
 /// What is allocated before the stages are bound.
 #[derive(Default)]
-pub(super) struct Tensors {
+pub(super) struct StageTensors {
     /// What is compared, and the two sums.
     compared: Option<([BufferId; 2], [BufferId; 2])>,
     residuals: Vec<BufferId>,
@@ -53,12 +53,12 @@ impl StageArithmetic {
         streams_at: &Streams,
         zeros: &mut Vec<BufferId>,
         named: &mut Named,
-    ) -> Result<Tensors> {
+    ) -> Result<StageTensors> {
         let manifest = binder.manifest();
         let Binder { extents, buffers, .. } = binder;
         let InStages { head, middle, diff, streams, kept } = shape;
         let mut name = |name: String, id: BufferId| named.insert(name, id);
-        let mut tensors = Tensors::default();
+        let mut tensors = StageTensors::default();
         if let Some(diff) = diff {
             let tensor = manifest.tensor(&manifest.streams[0])?;
             let mut extents = manifest.shape(&manifest.streams[0], extents)?;
@@ -68,7 +68,7 @@ impl StageArithmetic {
             let mut add = || buffers.add_kept(kept.of(tensor.dtype), &extents);
             let pair = [add()?, add()?];
             // A run that gives something to the host cannot be recorded.
-            let place = if buffers.records_runs() { Place::Device } else { Place::Host };
+            let place = if buffers.records_runs() { TensorPlace::Device } else { TensorPlace::Host };
             let mut sum = || buffers.add_at(place, DType::F32, &[1]);
             let sums = [sum()?, sum()?];
             name("kept0".into(), pair[0]);
@@ -100,7 +100,7 @@ impl StageArithmetic {
     pub(super) fn bind(
         binder: &mut Binder<'_>,
         shape: &InStages,
-        tensors: Tensors,
+        tensors: StageTensors,
         chain: &mut Chain,
         named: &Named,
     ) -> Result<Self> {
@@ -121,7 +121,7 @@ impl StageArithmetic {
         let mut compared = None;
         if let Some((tensors, [change, size])) = tensors.compared {
             with(head, vec![("kept0".to_owned(), tensors[1]), ("out0".to_owned(), tensors[0])])?;
-            compared = Some(Compared { head, tensors, turn: 0, change, size });
+            compared = Some(HeadDiff { head, tensors, turn: 0, change, size });
         }
         let skipped = shape.streams.iter().enumerate().flat_map(|(j, stream)| {
             [(format!("base{j}"), start[*stream]), (format!("addend{j}"), tensors.residuals[j])]
@@ -139,7 +139,7 @@ impl StageArithmetic {
 
     /// The middle runs, and replaces what is kept; later diffs compare with this step.
     pub(super) fn computes(&mut self, chain: &Chain) {
-        if let Some(Compared { head, turn, .. }) = &mut self.compared {
+        if let Some(HeadDiff { head, turn, .. }) = &mut self.compared {
             *turn = 1 - *turn;
             chain.use_binding(*head, *turn);
         }

@@ -8,7 +8,7 @@ use super::unit::{Unit, relative};
 use crate::cache::{Action, CachePolicy, Decision, DecisionPoint, Gate, Reason};
 use crate::cancel::CancelToken;
 use crate::error::{At, Error, Result};
-use crate::request::lists::{List, Part};
+use crate::request::lists::{List, ListPart};
 use crate::runtime::tensor::Buffers;
 use crate::trace::{BlockRecord, StepRecord};
 
@@ -79,7 +79,7 @@ pub(super) fn run_list(
     let mut records: Vec<StepRecord> =
         (0..own.policies.len()).map(|sample| pass.record(list, samples.is_some().then_some(sample))).collect();
     // Without a middle the step as a whole decides nothing, but is still asked once.
-    if !list.parts.iter().any(|part| matches!(part, Part::Unit { block: None, .. })) {
+    if !list.parts.iter().any(|part| matches!(part, ListPart::Unit { block: None, .. })) {
         for (policy, record) in own.policies.iter_mut().zip(&mut records) {
             if let Gate::Decided(decision) = policy.gate(pass.at) {
                 record.decision = decision;
@@ -88,7 +88,7 @@ pub(super) fn run_list(
     }
     let mut next_unit = 0;
     for part in &list.parts {
-        let Part::Unit { blocks, block } = part else {
+        let ListPart::Unit { blocks, block } = part else {
             pass.run(part.blocks())?;
             records.iter_mut().for_each(|record| record.add_run(part.blocks().clone()));
             continue;
@@ -97,7 +97,7 @@ pub(super) fn run_list(
         let at = DecisionPoint { block: *block, ..pass.at };
         let unit = own.units.get(next_unit).ok_or_else(|| Error::internal("a branch lacks a unit"))?;
         let decided = decide(&mut own.policies, at, unit, shared, pass.buffers)?;
-        run_unit(pass, list, own, samples.as_deref_mut(), Turn { unit: next_unit, at, decided: &decided })?;
+        run_unit(pass, list, own, samples.as_deref_mut(), UnitTurn { unit: next_unit, at, decided: &decided })?;
         next_unit += 1;
         for (record, Decided { decision, diff, threshold }) in records.iter_mut().zip(decided) {
             if decision.action == Action::Compute {
@@ -113,7 +113,7 @@ pub(super) fn run_list(
 }
 
 /// A unit, by its place in the list, and what was decided about it, by each policy.
-struct Turn<'a> {
+struct UnitTurn<'a> {
     unit: usize,
     at: DecisionPoint,
     decided: &'a [Decided],
@@ -125,9 +125,9 @@ fn run_unit(
     list: &List,
     own: &mut ListState,
     mut samples: Option<&mut Samples>,
-    turn: Turn<'_>,
+    turn: UnitTurn<'_>,
 ) -> Result<()> {
-    let Turn { unit, at, decided } = turn;
+    let UnitTurn { unit, at, decided } = turn;
     let ListState { policies, units, samples: of_branch } = own;
     let unit = &mut units[unit];
     let step = policies.first().map_or(at.step, |policy| policy.calibrator_step(at));

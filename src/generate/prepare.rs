@@ -18,7 +18,7 @@ use super::sampler::{NoiseSource, Sampler, SamplerSpec};
 use super::samples::{BranchSamples, Samples};
 use super::unit::{DiffSpec, Unit, UnitSpec};
 use crate::cache::{Branch, CachePolicy, PolicyConfig, RunShape, StreamKind};
-use crate::engine::{Loaded, LoadedPlan};
+use crate::engine::{LoadedEngine, LoadedPlan};
 use crate::error::{Error, Result};
 use crate::exit::enter;
 use crate::model::manifest::{Extents, Source};
@@ -28,7 +28,7 @@ use crate::request::Asked;
 use crate::request::engine_options::ArithmeticChoice;
 use crate::request::guidance::{Cfg, Guidance};
 use crate::request::inputs::{Inputs, LATENTS, NOISE, numbers};
-use crate::request::lists::{self, List, Part};
+use crate::request::lists::{self, List, ListPart};
 use crate::request::memory::{self, Footprint};
 use crate::request::noise::Generator;
 use crate::request::options::{GuidanceBy, RequestOptions};
@@ -38,7 +38,7 @@ use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{Timings, Warning};
 
 pub(super) fn request(
-    engine: Arc<Loaded>,
+    engine: Arc<LoadedEngine>,
     inputs: &Inputs,
     options: &RequestOptions,
     by: GuidanceBy,
@@ -116,7 +116,7 @@ struct Ends {
 
 /// What a request is made of.
 struct Preparation<'a> {
-    engine: &'a Arc<Loaded>,
+    engine: &'a Arc<LoadedEngine>,
     inputs: &'a Inputs,
     options: &'a RequestOptions,
 }
@@ -124,7 +124,7 @@ struct Preparation<'a> {
 impl Preparation<'_> {
     /// Loads the stages. Refuses what the loaded engine shows to be impossible: extents that it was not compiled for, too little memory, or stages
     /// that cannot hold the policy's arithmetic.
-    fn cut(&self, asked: &Asked) -> Result<Cut> {
+    fn cut(&self, asked: &Asked) -> Result<LoadedPlans> {
         let Self { engine, options, .. } = *self;
         let manifest = &engine.directory.manifest;
         let Asked { given, batch, rows, grid, shares, n_branches, .. } = asked;
@@ -157,7 +157,7 @@ impl Preparation<'_> {
             footprint.check()?;
         }
         let plans = engine.load_plans(&cuts, &options.cancel)?;
-        Ok(Cut { plans, arithmetic: cuts.arithmetic, plain })
+        Ok(LoadedPlans { plans, arithmetic: cuts.arithmetic, plain })
     }
 
     /// What the user should know before the first step.
@@ -194,7 +194,7 @@ impl Preparation<'_> {
         &self,
         asked: &Asked,
         shares: Vec<Share>,
-        cut: &Cut,
+        cut: &LoadedPlans,
         texts: HashMap<Branch, Named>,
         buffers: &mut Buffers,
     ) -> Result<BoundBlocks> {
@@ -215,7 +215,7 @@ impl Preparation<'_> {
         let Branches { named: of_branches, predictions } = branches(&mut binder, guidance, texts)?;
         let mut blocks = Blocks {
             binder,
-            run: Run { options, n_branches: *n_branches, batch: *batch },
+            run: RequestShape { options, n_branches: *n_branches, batch: *batch },
             arithmetic: cut.arithmetic.as_ref(),
             of_branches: &of_branches,
             zeros: Vec::new(),
@@ -261,7 +261,7 @@ impl Preparation<'_> {
 }
 
 /// The stages that the policy asks for.
-struct Cut {
+struct LoadedPlans {
     /// Of each transformer.
     plans: Vec<Arc<LoadedPlan>>,
     /// The part of the policy's arithmetic that stages hold.
@@ -272,8 +272,8 @@ struct Cut {
 
 /// The streams between the stages of each transformer. They are divided alike, and then shared, unless another request divided
 /// the stages of one in the meantime.
-fn streams(binder: &mut Binder<'_>, cut: &Cut, lists: &[List]) -> Result<Vec<Arc<Streams>>> {
-    let Cut { plans, plain, .. } = cut;
+fn streams(binder: &mut Binder<'_>, cut: &LoadedPlans, lists: &[List]) -> Result<Vec<Arc<Streams>>> {
+    let LoadedPlans { plans, plain, .. } = cut;
     let pinned: Vec<usize> = lists.iter().flat_map(List::pinned).collect();
     let mut streams: Vec<Arc<Streams>> = Vec::new();
     for (index, plan) in plans.iter().enumerate() {
@@ -313,7 +313,7 @@ fn branches(binder: &mut Binder<'_>, guidance: &Guidance, mut texts: HashMap<Bra
 }
 
 /// What all transformers of a request run with.
-struct Run<'a> {
+struct RequestShape<'a> {
     options: &'a RequestOptions,
     n_branches: usize,
     batch: usize,
@@ -322,7 +322,7 @@ struct Run<'a> {
 /// Binds the blocks of a request to its tensors.
 struct Blocks<'a> {
     binder: Binder<'a>,
-    run: Run<'a>,
+    run: RequestShape<'a>,
     /// The part of the policy's arithmetic that stages hold.
     arithmetic: Option<&'a InStages>,
     /// The tensors of each branch that are no streams.
@@ -334,7 +334,7 @@ struct Blocks<'a> {
 impl Blocks<'_> {
     /// One transformer: its blocks in each branch, bound, and what is decided on.
     fn expert(&mut self, share: Share, plan: &Arc<LoadedPlan>, streams: &Arc<Streams>) -> Result<Expert> {
-        let Run { options, n_branches, batch } = self.run;
+        let RequestShape { options, n_branches, batch } = self.run;
         let mut samples = Vec::new();
         for list in share.lists.iter().filter(|_| options.per_sample) {
             samples.push(Samples::new(&mut self.binder, plan, &list.split.middle)?);
@@ -405,7 +405,7 @@ impl Blocks<'_> {
     fn units(&mut self, chain: &Chain, list: &List, samples: Option<&Samples>) -> Result<Vec<Unit>> {
         let mut units = Vec::new();
         for part in &list.parts {
-            let Part::Unit { blocks, block } = part else { continue };
+            let ListPart::Unit { blocks, block } = part else { continue };
             let diff = match block {
                 Some(_) => list.cache.block_diff_options().map(|options| DiffSpec { options, around: blocks.clone() }),
                 None => list.cache.diff_options().map(|options| DiffSpec { options, around: list.split.head.clone() }),

@@ -30,7 +30,7 @@ use super::pass::{Pass, run_list};
 use super::prepare;
 use super::sampler::Sampler;
 use crate::cache::{Branch, DecisionPoint, PolicyConfig};
-use crate::engine::{Engine, Loaded};
+use crate::engine::{Engine, LoadedEngine};
 use crate::error::{At, Error, Result};
 use crate::exit::enter;
 use crate::model::compute_choice::ComputeChoice;
@@ -62,7 +62,7 @@ pub struct Output {
 
 /// One generation, prepared: it owns every tensor that changes, so requests on one engine do not meet.
 pub struct Request {
-    pub(super) engine: Arc<Loaded>,
+    pub(super) engine: Arc<LoadedEngine>,
     pub(super) options: RequestOptions,
     pub(super) buffers: Buffers,
     pub(super) grid: Grid,
@@ -125,7 +125,7 @@ impl Engine {
 }
 
 impl Request {
-    pub(crate) fn new(engine: Arc<Loaded>, inputs: &Inputs, options: &RequestOptions) -> Result<Self> {
+    pub(crate) fn new(engine: Arc<LoadedEngine>, inputs: &Inputs, options: &RequestOptions) -> Result<Self> {
         prepare::request(engine, inputs, options, GuidanceBy::Library)
     }
 

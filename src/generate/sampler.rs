@@ -1,12 +1,12 @@
 //! Moves the latents on the device: one weighted sum for them, and one for each tensor that the scheduler keeps.
 
-use crate::engine::Loaded;
+use crate::engine::LoadedEngine;
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
 use crate::request::noise::Generator;
 use crate::request::scheduler::{Schedule, Terms, Update};
 use crate::runtime::ops::Op;
-use crate::runtime::tensor::{BufferId, Buffers, Place};
+use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 
 /// Where the noise of stochastic schedulers comes from.
 pub(super) enum NoiseSource {
@@ -20,13 +20,13 @@ pub(super) enum NoiseSource {
 pub(super) struct Sampler {
     /// For even and for odd steps, which read what the other ones kept: each kept tensor, then the latents, which are
     /// written in place.
-    targets: [Vec<Target>; 2],
+    targets: [Vec<UpdateTarget>; 2],
     kept: usize,
     noise: Option<(BufferId, NoiseSource)>,
 }
 
 /// One weighted sum.
-struct Target {
+struct UpdateTarget {
     sum: Op,
     /// Of latents, prediction, kept tensors and noise, each f32 `[1]`.
     weights: Vec<BufferId>,
@@ -41,22 +41,25 @@ pub(super) struct SamplerSpec<'a> {
 }
 
 impl Sampler {
-    pub(super) fn bind(engine: &Loaded, spec: SamplerSpec<'_>, buffers: &mut Buffers) -> Result<Self> {
+    pub(super) fn bind(engine: &LoadedEngine, spec: SamplerSpec<'_>, buffers: &mut Buffers) -> Result<Self> {
         let SamplerSpec { schedule, latents, prediction, noise: source } = spec;
         let shape = buffers.shape(latents).to_vec();
         let sums = engine.kernels.sums(shape.len())?;
         let mut tensors =
             |count: usize| -> Result<Vec<BufferId>> { (0..count).map(|_| buffers.add(DType::F32, &shape)).collect() };
         let kept = [tensors(schedule.kept)?, tensors(schedule.kept)?];
-        let noise = schedule.is_stochastic().then(|| buffers.add_at(Place::Host, DType::F32, &shape)).transpose()?;
+        let noise =
+            schedule.is_stochastic().then(|| buffers.add_at(TensorPlace::Host, DType::F32, &shape)).transpose()?;
         let mut targets = [Vec::new(), Vec::new()];
         for (parity, targets) in targets.iter_mut().enumerate() {
             let inputs: Vec<BufferId> =
                 [latents, prediction].into_iter().chain(kept[parity].iter().copied()).chain(noise).collect();
             for out in kept[1 - parity].iter().copied().chain([latents]) {
-                let weights =
-                    inputs.iter().map(|_| buffers.add_at(Place::Host, DType::F32, &[1])).collect::<Result<Vec<_>>>()?;
-                targets.push(Target { sum: sums.bind(buffers, &inputs, &weights, out)?, weights });
+                let weights = inputs
+                    .iter()
+                    .map(|_| buffers.add_at(TensorPlace::Host, DType::F32, &[1]))
+                    .collect::<Result<Vec<_>>>()?;
+                targets.push(UpdateTarget { sum: sums.bind(buffers, &inputs, &weights, out)?, weights });
             }
         }
         Ok(Self { targets, kept: schedule.kept, noise: noise.map(|id| (id, source)) })

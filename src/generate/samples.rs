@@ -18,16 +18,16 @@ use super::binder::Binder;
 use super::chain::{Chain, Named, Streams, StreamsSpec, Wiring};
 use super::pass::Pass;
 use super::unit::Unit;
-use crate::engine::{Loaded, LoadedPlan};
+use crate::engine::{LoadedEngine, LoadedPlan};
 use crate::error::{Error, Result};
 use crate::model::manifest::{DType, Extents, Manifest};
 use crate::runtime::items::{Items, JoinItems, Joined};
 use crate::runtime::ops::Op;
-use crate::runtime::tensor::{BufferId, Buffers, Place};
+use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 
 /// What all branches share.
 pub(super) struct Samples {
-    engine: Arc<Loaded>,
+    engine: Arc<LoadedEngine>,
     batch: usize,
     extents: Extents,
     /// Tensors between embed and the blocks that are no streams.
@@ -73,7 +73,7 @@ impl Samples {
         for tensor in inputs(engine, plan, middle)? {
             batch_axis(manifest, &tensor, extents, &one)?;
         }
-        let mut flags = || buffers.add_at(Place::Host, DType::I64, &[batch as i64]);
+        let mut flags = || buffers.add_at(TensorPlace::Host, DType::I64, &[batch as i64]);
         Ok(Self {
             computes: flags()?,
             places: flags()?,
@@ -146,7 +146,7 @@ impl PartOfBatch {
         let Samples { engine, .. } = samples;
         let manifest = &engine.directory.manifest;
         let extents = part_extents(manifest, &samples.extents, count)?;
-        let items = buffers.add_at(Place::Host, DType::I64, &[count as i64])?;
+        let items = buffers.add_at(TensorPlace::Host, DType::I64, &[count as i64])?;
         let mut pairs: Vec<(BufferId, BufferId, usize)> = Vec::new();
         let mut named = Named::new();
         for tensor in inputs(engine, whole.plan(), middle)? {
@@ -194,12 +194,12 @@ impl BranchSamples {
 }
 
 /// The graphs for one stream.
-fn items_of(engine: &Loaded, stream: Joined, buffers: &Buffers) -> Result<Arc<Items>> {
+fn items_of(engine: &LoadedEngine, stream: Joined, buffers: &Buffers) -> Result<Arc<Items>> {
     engine.kernels.items(buffers.dtype(stream.before), buffers.dtype(stream.kept), buffers.shape(stream.before).len())
 }
 
 /// The tensors that these blocks take beside the streams.
-fn inputs(engine: &Loaded, plan: &LoadedPlan, blocks: &Range<usize>) -> Result<Vec<String>> {
+fn inputs(engine: &LoadedEngine, plan: &LoadedPlan, blocks: &Range<usize>) -> Result<Vec<String>> {
     let streams = &engine.directory.manifest.streams;
     let stages = &plan.stages[plan.cover(blocks)?];
     let mut names: Vec<String> =

@@ -8,7 +8,7 @@ use super::chain::Chain;
 use super::forecast::{Forecast, Lane};
 use super::in_stages::StageArithmetic;
 use crate::cache::{CalibratorCacheType, DiffOptions, DiffTensor, PolicyConfig, StreamKind};
-use crate::engine::Loaded;
+use crate::engine::LoadedEngine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::cache_dtype::CacheDType;
 use crate::model::manifest::DType;
@@ -17,7 +17,7 @@ use crate::runtime::host;
 use crate::runtime::items::Joined;
 use crate::runtime::measure::{Compared, Measure, Over, StreamType};
 use crate::runtime::ops::Op;
-use crate::runtime::tensor::{BufferId, Buffers, Place};
+use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 use crate::trace::CacheBytes;
 
 /// One decision's worth of blocks: the middle of a step, or a single block.
@@ -87,7 +87,7 @@ pub(crate) struct DiffSpec {
 }
 
 /// A stream before and after the blocks of a unit.
-struct Stream {
+struct UnitStream {
     index: usize,
     before: BufferId,
     after: BufferId,
@@ -99,7 +99,7 @@ impl Unit {
         let mut kept: Vec<Kept> = Vec::new();
         for (index, (before, after)) in chain.at_cut(start).iter().zip(chain.at_cut(end)).enumerate() {
             if before != after {
-                let bound = Kept::bind(binder, &spec, Stream { index, before: *before, after: *after })?;
+                let bound = Kept::bind(binder, &spec, UnitStream { index, before: *before, after: *after })?;
                 match (bound, kept.last_mut()) {
                     // To the model they are one tensor, so one calibrator forecasts both.
                     (Kept::Forecast { forecast: next, kind }, Some(Kept::Forecast { forecast, kind: same }))
@@ -225,8 +225,8 @@ impl Unit {
 }
 
 impl Kept {
-    fn bind(binder: &mut Binder<'_>, spec: &UnitSpec<'_>, stream: Stream) -> Result<Self> {
-        let Stream { index, before, after } = stream;
+    fn bind(binder: &mut Binder<'_>, spec: &UnitSpec<'_>, stream: UnitStream) -> Result<Self> {
+        let UnitStream { index, before, after } = stream;
         let Binder { engine, buffers, .. } = binder;
         let (cache, block, kind) = (&spec.list.cache, spec.block, spec.list.stream_kind(index));
         let dtype = stream_dtype(engine, index)?;
@@ -298,8 +298,10 @@ impl Compare {
             None
         } else {
             let sums = keeps.map_or(1, |keeps| buffers.shape(keeps)[0]);
-            let (change, size) =
-                (buffers.add_at(Place::Host, DType::F32, &[sums])?, buffers.add_at(Place::Host, DType::F32, &[sums])?);
+            let (change, size) = (
+                buffers.add_at(TensorPlace::Host, DType::F32, &[sums])?,
+                buffers.add_at(TensorPlace::Host, DType::F32, &[sums])?,
+            );
             let keep = measure.bind_keep(buffers, &compared, keeps)?;
             Some(CompareGraphs { measure: measure.bind_measure(buffers, &compared, change, size)?, keep, change, size })
         };
@@ -322,7 +324,7 @@ pub(super) fn relative(change: f32, size: f32) -> Result<f32> {
     Ok(change / size)
 }
 
-fn stream_dtype(engine: &Loaded, stream: usize) -> Result<DType> {
+fn stream_dtype(engine: &LoadedEngine, stream: usize) -> Result<DType> {
     let manifest = &engine.directory.manifest;
     Ok(manifest.tensor(&manifest.streams[stream])?.dtype)
 }

@@ -84,7 +84,7 @@ impl Image {
     ///
     /// # Errors
     /// `Io` when it cannot be read, `Input` when it is not a PNG, or its texts are longer than 4 MiB.
-    pub fn read_png_text(path: &Path) -> Result<([u32; 2], Texts)> {
+    pub fn read_png_text(path: &Path) -> Result<([u32; 2], PngTexts)> {
         let reader = png_reader(path)?;
         let size = [reader.info().width, reader.info().height];
         Ok((size, png_text(path, reader)?))
@@ -92,7 +92,7 @@ impl Image {
 }
 
 /// Keywords with their texts.
-type Texts = Vec<(String, String)>;
+type PngTexts = Vec<(String, String)>;
 type PngReader = png::Reader<std::io::BufReader<File>>;
 
 /// A reader in front of the pixels, whose buffers are as long as a row.
@@ -117,7 +117,7 @@ fn damaged_png(path: &Path, error: png::DecodingError) -> Error {
 }
 
 /// The text chunks in front of the pixels and behind them.
-fn png_text(path: &Path, mut reader: PngReader) -> Result<Texts> {
+fn png_text(path: &Path, mut reader: PngReader) -> Result<PngTexts> {
     let damaged = |error| damaged_png(path, error);
     reader.finish().map_err(damaged)?;
     let info = reader.info();

@@ -3,7 +3,7 @@
 use crate::cache::PolicyConfig;
 use crate::error::{Error, Result};
 use crate::runtime::device::Device;
-use crate::runtime::tensor::Place;
+use crate::runtime::tensor::TensorPlace;
 use crate::words::words;
 
 /// Where the cached tensors lie.
@@ -19,10 +19,10 @@ pub enum CachePlace {
 words!(CachePlace, "cache place", { Device = "device", Host = "host" });
 
 impl CachePlace {
-    pub(crate) fn place(self) -> Place {
+    pub(crate) fn place(self) -> TensorPlace {
         match self {
-            Self::Device => Place::Device,
-            Self::Host => Place::Host,
+            Self::Device => TensorPlace::Device,
+            Self::Host => TensorPlace::Host,
         }
     }
 

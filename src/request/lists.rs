@@ -23,11 +23,11 @@ pub(crate) struct List {
     pub cache: PolicyConfig,
     pub split: BlocksSplit,
     /// All blocks of the list, in order.
-    pub parts: Vec<Part>,
+    pub parts: Vec<ListPart>,
 }
 
 /// Consecutive blocks.
-pub(crate) enum Part {
+pub(crate) enum ListPart {
     /// They run on every step.
     Run(Range<usize>),
     /// They are decided on together: the middle of a step, or a single block. `block` is the number of a single block,
@@ -35,7 +35,7 @@ pub(crate) enum Part {
     Unit { blocks: Range<usize>, block: Option<usize> },
 }
 
-impl Part {
+impl ListPart {
     fn is_unit(&self) -> bool {
         matches!(self, Self::Unit { .. })
     }
@@ -163,7 +163,7 @@ pub(crate) fn warnings(lists: &[List], steps: usize, branches: usize) -> Vec<Str
 pub(crate) fn cuts(manifest: &Manifest, options: &RequestOptions, choice: ArithmeticChoice) -> Result<Cuts> {
     let lists = lists(manifest, &options.cache).map_err(|error| error.about("cache"))?;
     let pinned: Vec<usize> = lists.iter().flat_map(List::pinned).collect();
-    let parts: Vec<&Part> = lists.iter().flat_map(|list| &list.parts).collect();
+    let parts: Vec<&ListPart> = lists.iter().flat_map(|list| &list.parts).collect();
     let in_stages = (choice == ArithmeticChoice::Stages).then(|| in_stages::of_request(manifest, options, &lists).ok());
     let arithmetic = in_stages.flatten();
     // A stage that holds the whole head has them inside.
@@ -195,7 +195,7 @@ pub(crate) fn cuts_first(manifest: &Manifest, load: &EngineOptions) -> Result<Cu
 }
 
 /// The blocks of a list in order: those that always run, and those that are decided on.
-fn parts(cache: &PolicyConfig, split: &BlocksSplit, blocks: &Range<usize>) -> Vec<Part> {
+fn parts(cache: &PolicyConfig, split: &BlocksSplit, blocks: &Range<usize>) -> Vec<ListPart> {
     let start = blocks.start;
     let singles = cache.single_blocks(blocks.len());
     let mut parts = Vec::new();
@@ -208,13 +208,13 @@ fn parts(cache: &PolicyConfig, split: &BlocksSplit, blocks: &Range<usize>) -> Ve
     units.sort_by_key(|(range, block)| (range.start, block.is_some()));
     for (range, block) in units {
         if next < range.start {
-            parts.push(Part::Run(next..range.start));
+            parts.push(ListPart::Run(next..range.start));
         }
         next = range.end;
-        parts.push(Part::Unit { blocks: range, block });
+        parts.push(ListPart::Unit { blocks: range, block });
     }
     if next < blocks.end {
-        parts.push(Part::Run(next..blocks.end));
+        parts.push(ListPart::Run(next..blocks.end));
     }
     parts
 }

@@ -64,12 +64,12 @@ impl Schedule {
         let schedule = match spec {
             SchedulerSpec::FlowMatchEuler { .. } => flow::schedule(spec, prediction, steps, image_tokens)?,
             SchedulerSpec::Ddim { betas, spacing, offset, last_alpha } => {
-                diffusion::Grid::new(betas, *spacing, *offset, *last_alpha, steps, false)?.ddim(prediction)
+                diffusion::TimestepGrid::new(betas, *spacing, *offset, *last_alpha, steps, false)?.ddim(prediction)
             }
             SchedulerSpec::DpmSde { betas, spacing, offset, last_alpha } => {
                 // The original of this sampler has f64 betas in this schedule.
                 let wide = betas.schedule == BetaSchedule::ScaledLinear;
-                diffusion::Grid::new(betas, *spacing, *offset, *last_alpha, steps, wide)?.dpm_sde(prediction)
+                diffusion::TimestepGrid::new(betas, *spacing, *offset, *last_alpha, steps, wide)?.dpm_sde(prediction)
             }
             SchedulerSpec::DpmSolver { .. } | SchedulerSpec::Unipc { .. } => {
                 multistep::schedule(spec, prediction, steps, image_tokens)?

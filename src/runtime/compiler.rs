@@ -9,12 +9,12 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::device::Device;
-use super::engine_cache::key::{Ingredients, Key, Profile, Target, ranges};
+use super::engine_cache::key::{Ingredients, Key, KeyProfile, KeyTarget, ranges};
 use super::engine_cache::parameters::digests;
 use super::engine_cache::timing::Timing;
-use super::engine_cache::{EngineStore, Outcome};
+use super::engine_cache::{EngineStore, StoreOutcome};
 use super::provider::compile::{Extra, MODEL, Shapes, check_places, shape_options, writing};
-use super::session::{Session, Source};
+use super::session::{Session, SessionSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::graph::Graph;
 
@@ -51,8 +51,8 @@ impl fmt::Display for EngineCounts {
 pub(crate) struct Compiler {
     /// None: engines are compiled for this process alone.
     store: Option<EngineStore>,
-    target: Target,
-    profiles: BTreeMap<String, Profile>,
+    target: KeyTarget,
+    profiles: BTreeMap<String, KeyProfile>,
     may_build: bool,
     counts: Mutex<EngineCounts>,
 }
@@ -60,7 +60,7 @@ pub(crate) struct Compiler {
 /// A graph with everything that its engine depends on.
 pub(crate) struct Job<'g> {
     graph: &'g Graph,
-    source: Source<'g>,
+    source: SessionSource<'g>,
     /// Options that bound its shapes.
     shapes: Vec<(String, String)>,
     /// Only where there is a store.
@@ -87,7 +87,7 @@ impl Compiler {
     pub(crate) fn new(
         device: &Device,
         store: Option<EngineStore>,
-        profiles: BTreeMap<String, Profile>,
+        profiles: BTreeMap<String, KeyProfile>,
         may_build: bool,
     ) -> Result<Self> {
         if store.is_some() {
@@ -116,12 +116,12 @@ impl Compiler {
     pub(crate) fn jobs<'g>(
         &self,
         device: &Device,
-        graphs: &[(&'g Graph, Source<'g>, Option<Box<Shapes>>)],
+        graphs: &[(&'g Graph, SessionSource<'g>, Option<Box<Shapes>>)],
     ) -> Result<Vec<Job<'g>>> {
         let kind = device.spec().kind();
         let all: Vec<&Graph> = graphs.iter().map(|(graph, ..)| *graph).collect();
         let mut ingredients = self.ingredients(&all)?.into_iter();
-        let job = |(graph, source, shapes): &(&'g Graph, Source<'g>, Option<Box<Shapes>>)| {
+        let job = |(graph, source, shapes): &(&'g Graph, SessionSource<'g>, Option<Box<Shapes>>)| {
             let shapes = shapes.as_deref().map(|shapes| shape_options(kind, shapes)).unwrap_or_default();
             Job { graph, source: *source, shapes, ingredients: ingredients.next() }
         };
@@ -161,7 +161,7 @@ impl Compiler {
             let start = Instant::now();
             let extra = Extra { provider: job.shapes.clone(), ..Extra::default() };
             let session = Session::load_with(device, &job.source, &extra)?;
-            self.count(job, &Outcome::Built { seconds: start.elapsed().as_secs_f64(), damaged: None });
+            self.count(job, &StoreOutcome::Built { seconds: start.elapsed().as_secs_f64(), damaged: None });
             return Ok(session);
         };
         let build = |folder: &Path| self.write(device, store, job, ingredients, folder);
@@ -215,11 +215,11 @@ impl Compiler {
         Ok(MODEL.to_owned())
     }
 
-    fn count(&self, job: &Job<'_>, outcome: &Outcome) {
+    fn count(&self, job: &Job<'_>, outcome: &StoreOutcome) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
-            Outcome::Loaded => counts.loaded += 1,
-            Outcome::Built { seconds, damaged } => {
+            StoreOutcome::Loaded => counts.loaded += 1,
+            StoreOutcome::Built { seconds, damaged } => {
                 counts.built += 1;
                 counts.build_seconds += seconds;
                 let name = job.name();

@@ -7,13 +7,13 @@ use ort::session::builder::SessionBuilder;
 use ort::value::DynTensor;
 
 use super::cuda_stream::Stream;
-use super::engine_cache::key::Target;
+use super::engine_cache::key::KeyTarget;
 use super::library::Loaded;
 use super::memory::{Memory, Tensors};
 use super::provider::assignment::{RECORD, strays};
 use super::provider::compile::Extra;
 use super::provider::{Provider, ProviderKind, ProviderSpec, Providers, Role};
-use super::session::{Source, runtime_error};
+use super::session::{SessionSource, runtime_error};
 use super::shelf::Shelf;
 use super::transfer::{TensorKind, Transfer};
 use crate::error::{At, Error, ErrorKind, Result};
@@ -97,7 +97,7 @@ impl Device {
     }
 
     /// Whether a session was refused because its runs cannot be recorded. Noted, since it is then loaded without.
-    pub(super) fn refuses_capture(&self, source: &Source<'_>, error: &Error) -> bool {
+    pub(super) fn refuses_capture(&self, source: &SessionSource<'_>, error: &Error) -> bool {
         let text = error.to_string();
         let refuses = self.captures(source.role).is_some() && text.contains("graph capture");
         if refuses {
@@ -117,7 +117,7 @@ impl Device {
     }
 
     /// What engines of this provider depend on, beside their graphs.
-    pub(crate) fn target(&self) -> Target {
+    pub(crate) fn target(&self) -> KeyTarget {
         self.provider.target(&self.library)
     }
 
@@ -174,8 +174,8 @@ impl Device {
     ///
     /// # Errors
     /// `Provider` with the graph, and how many nodes of which operators.
-    pub(super) fn check(&self, session: &ort::session::Session, source: &Source<'_>) -> Result<()> {
-        let Source { name, model, role, .. } = *source;
+    pub(super) fn check(&self, session: &ort::session::Session, source: &SessionSource<'_>) -> Result<()> {
+        let SessionSource { name, model, role, .. } = *source;
         if role == Role::Copy || !self.is_foreign(role) {
             return Ok(());
         }

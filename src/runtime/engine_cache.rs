@@ -59,7 +59,7 @@ const MARKER_TEXT: &str = "engines that dbcache-trt compiled; `dbcache-trt engin
 
 /// What happened to one engine that was asked for.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Outcome {
+pub(crate) enum StoreOutcome {
     Loaded,
     /// Compiled, because it was not there, or because what was there was damaged.
     Built {
@@ -74,7 +74,7 @@ pub(crate) struct Found<'s> {
     pub folder: PathBuf,
     pub record: Box<Record>,
     /// Nobody removes the files while they are loaded.
-    _held: lock::Held,
+    _held: lock::HeldLock,
     _store: &'s EngineStore,
 }
 
@@ -158,7 +158,7 @@ impl EngineStore {
         self.find_locked(key, held)
     }
 
-    fn find_locked(&self, key: &Key, held: lock::Held) -> Lookup<'_> {
+    fn find_locked(&self, key: &Key, held: lock::HeldLock) -> Lookup<'_> {
         let folder = key.folder(&self.folder);
         if folder.symlink_metadata().is_err() {
             return Lookup::Missing;
@@ -195,15 +195,15 @@ impl EngineStore {
         ingredients: &Ingredients,
         may_build: bool,
         build: impl FnOnce(&Path) -> Result<String>,
-    ) -> Result<(Found<'_>, Outcome)> {
+    ) -> Result<(Found<'_>, StoreOutcome)> {
         let key = ingredients.key()?;
         if let Lookup::Found(found) = self.find(&key) {
-            return Ok((found, Outcome::Loaded));
+            return Ok((found, StoreOutcome::Loaded));
         }
         let held = lock::exclusive(&self.folder, &key);
         // Another process may have built it while this one waited.
-        let damaged = match self.find_locked(&key, lock::Held::nothing()) {
-            Lookup::Found(found) => return Ok((Found { _held: held, ..found }, Outcome::Loaded)),
+        let damaged = match self.find_locked(&key, lock::HeldLock::nothing()) {
+            Lookup::Found(found) => return Ok((Found { _held: held, ..found }, StoreOutcome::Loaded)),
             Lookup::Damaged(reason) => Some(reason),
             Lookup::Missing => None,
         };
@@ -221,11 +221,11 @@ impl EngineStore {
         let folder = self.publish(&key, staging)?;
         tracing::info!(engine = name, key = %key, seconds, "engine compiled");
         let found = Found { folder, record: Box::new(record), _held: held, _store: self };
-        Ok((found, Outcome::Built { seconds, damaged }))
+        Ok((found, StoreOutcome::Built { seconds, damaged }))
     }
 
     /// An empty folder to build in. What a killed builder of this engine left behind goes.
-    fn stage(&self, key: &Key, held: &lock::Held) -> Result<tempfile::TempDir> {
+    fn stage(&self, key: &Key, held: &lock::HeldLock) -> Result<tempfile::TempDir> {
         let staging = self.folder.join(STAGING);
         if held.excludes_others() {
             upkeep::remove_leftovers(&staging, key);

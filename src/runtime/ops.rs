@@ -8,7 +8,7 @@ use super::capture::State;
 use super::device::Device;
 use super::measure::StreamType;
 use super::provider::Role;
-use super::session::{Binding, Session, Source, WeightsMode};
+use super::session::{Binding, Session, SessionSource, WeightsMode};
 use super::tensor::{BufferId, Buffers};
 use crate::error::Result;
 use crate::model::graph::element_type;
@@ -236,6 +236,6 @@ pub(super) fn encode(graph: GraphProto) -> Vec<u8> {
 
 pub(super) fn load(device: &Device, name: &str, model: Vec<u8>) -> Result<Arc<Session>> {
     let (weights, role) = (WeightsMode::Packed, Role::Arithmetic);
-    let source = Source { name, model: &model, folder: None, weights, casts_weights: false, fixed: &[], role };
+    let source = SessionSource { name, model: &model, folder: None, weights, casts_weights: false, fixed: &[], role };
     Session::load(device, &source).map(Arc::new)
 }

@@ -39,7 +39,7 @@ const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_p
 
 /// A graph to be loaded.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Source<'g> {
+pub(crate) struct SessionSource<'g> {
     /// For errors.
     pub name: &'g str,
     /// The ONNX file.
@@ -108,7 +108,7 @@ impl Session {
     ///
     /// # Errors
     /// `Runtime` with ONNX Runtime's text; `Provider` when a part of the graph would run elsewhere.
-    pub(crate) fn load(device: &Device, source: &Source<'_>) -> Result<Self> {
+    pub(crate) fn load(device: &Device, source: &SessionSource<'_>) -> Result<Self> {
         Self::load_with(device, source, &Extra::default())
     }
 
@@ -116,8 +116,8 @@ impl Session {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub(super) fn load_with(device: &Device, source: &Source<'_>, extra: &Extra) -> Result<Self> {
-        let load = |source: &Source<'_>| {
+    pub(super) fn load_with(device: &Device, source: &SessionSource<'_>, extra: &Extra) -> Result<Self> {
+        let load = |source: &SessionSource<'_>| {
             let builder = device.builder(source.role, extra)?;
             let mut builder = configure(builder, source, device.is_foreign(source.role)).map_err(runtime_error)?;
             commit(|| builder.commit_from_memory(source.model))
@@ -137,7 +137,7 @@ impl Session {
         Ok(Self { is_unrecorded, ..Self::new(device, &source, loaded.at(source.name)?)? })
     }
 
-    fn new(device: &Device, source: &Source<'_>, session: ort::session::Session) -> Result<Self> {
+    fn new(device: &Device, source: &SessionSource<'_>, session: ort::session::Session) -> Result<Self> {
         come_first();
         device.check(&session, source)?;
         let captures = device.captures(source.role).map(Captures::new);
@@ -157,7 +157,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub(super) fn load_engine(device: &Device, source: &Source<'_>, model: &Path) -> Result<Self> {
+    pub(super) fn load_engine(device: &Device, source: &SessionSource<'_>, model: &Path) -> Result<Self> {
         let _inside = enter()?;
         let mut builder = device.builder(source.role, &Extra::default()).map_err(|error| error.at(source.name))?;
         let session = commit(|| builder.commit_from_file(model)).map_err(|error| error.at(source.name))?;
@@ -336,7 +336,7 @@ fn wanted_memory(session: &ort::session::Session) -> ort::Result<Vec<(String, St
     Ok(wanted)
 }
 
-fn configure(builder: SessionBuilder, source: &Source<'_>, is_foreign: bool) -> ort::Result<SessionBuilder> {
+fn configure(builder: SessionBuilder, source: &SessionSource<'_>, is_foreign: bool) -> ort::Result<SessionBuilder> {
     let mut builder = builder;
     if let Some(folder) = source.folder {
         builder = builder.with_config_entry(EXTERNAL_FOLDER, folder.to_string_lossy())?;
@@ -466,18 +466,18 @@ mod tests {
     use crate::runtime::measure::StreamType;
     use crate::runtime::ops::residuals;
     use crate::runtime::provider::ProviderSpec;
-    use crate::runtime::tensor::Place;
+    use crate::runtime::tensor::TensorPlace;
 
     /// Where runs may be left unfinished, the host's tensors are read and written only after a wait.
     #[test]
     fn runs_that_touch_the_host_are_waited_for() {
         let library = library::environment(&LibraryOptions::default()).unwrap();
         let device = Device::open(&library, &ProviderSpec::default(), false).unwrap();
-        let mut buffers = Buffers::new(&device, Place::Device).unwrap();
+        let mut buffers = Buffers::new(&device, TensorPlace::Device).unwrap();
         let [a, b] = [(); 2].map(|()| buffers.add(DType::F32, &[1, 4]).unwrap());
         let name = "residual";
         let graph = residuals(&[StreamType { dtype: DType::F32, kept: DType::F32, rank: 2 }]);
-        let source = Source {
+        let source = SessionSource {
             name,
             model: &graph,
             folder: None,

@@ -24,7 +24,7 @@ pub(crate) struct BufferId(usize);
 
 /// Where a tensor lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum TensorPlace {
     /// Where the provider computes.
     Device,
     /// In host memory, also where the provider computes elsewhere: what the host writes or reads at each step. Graphs
@@ -36,7 +36,7 @@ pub(crate) enum Place {
 pub(crate) struct Buffers {
     tensors: Vec<Buffer>,
     /// Where the tensors of the cache lie.
-    kept: Place,
+    kept: TensorPlace,
     device: Arc<Device>,
     /// Allocates where the provider computes.
     of_device: Tensors,
@@ -77,7 +77,7 @@ impl Buffer {
 
 impl Buffers {
     /// `kept` is where the tensors of the cache lie.
-    pub(crate) fn new(device: &Arc<Device>, kept: Place) -> Result<Self> {
+    pub(crate) fn new(device: &Arc<Device>, kept: TensorPlace) -> Result<Self> {
         let (tensors, read_bytes, runs, is_recorded, refused) = Default::default();
         let (device, of_device) = (Arc::clone(device), device.tensors()?);
         Ok(Self { tensors, kept, device, of_device, read_bytes, runs, is_recorded, refused })
@@ -85,7 +85,7 @@ impl Buffers {
 
     /// Allocates a tensor filled with zeros, where the provider computes.
     pub(crate) fn add(&mut self, dtype: DType, shape: &[i64]) -> Result<BufferId> {
-        self.add_at(Place::Device, dtype, shape)
+        self.add_at(TensorPlace::Device, dtype, shape)
     }
 
     /// Allocates a tensor of the cache, filled with zeros, where the request keeps its cache.
@@ -94,13 +94,13 @@ impl Buffers {
     }
 
     /// Allocates a tensor filled with zeros.
-    pub(crate) fn add_at(&mut self, place: Place, dtype: DType, shape: &[i64]) -> Result<BufferId> {
-        let is_host = place == Place::Host || self.device.is_host();
+    pub(crate) fn add_at(&mut self, place: TensorPlace, dtype: DType, shape: &[i64]) -> Result<BufferId> {
+        let is_host = place == TensorPlace::Host || self.device.is_host();
         let kept = if is_host { None } else { self.device.shelf().and_then(|shelf| shelf.take(dtype, shape)) };
         let (tensor, value) = match (kept, place) {
             (Some(kept), _) => kept,
-            (None, Place::Host) => (TensorId::new(), Held::new(host_tensor(dtype, shape)?, false)),
-            (None, Place::Device) => {
+            (None, TensorPlace::Host) => (TensorId::new(), Held::new(host_tensor(dtype, shape)?, false)),
+            (None, TensorPlace::Device) => {
                 let takes_turns = self.device.takes_turns();
                 let _turn = turn(takes_turns);
                 (TensorId::new(), Held::new(self.of_device.tensor(dtype, shape)?, takes_turns))

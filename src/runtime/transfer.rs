@@ -12,7 +12,7 @@ use super::device::Device;
 use super::kernels::{Cached, cached};
 use super::ops::{cast, encode};
 use super::provider::Role;
-use super::session::{Session, Source, WeightsMode, runtime_error};
+use super::session::{Session, SessionSource, WeightsMode, runtime_error};
 use super::tensor::element;
 use crate::error::Result;
 use crate::model::graph::element_type;
@@ -102,6 +102,6 @@ fn load(device: &Device, name: &str, kind: TensorKind, nodes: Nodes, role: Role)
         ..GraphProto::default()
     });
     let weights = WeightsMode::Packed;
-    let source = Source { name, model: &model, folder: None, weights, casts_weights: false, fixed: &[], role };
+    let source = SessionSource { name, model: &model, folder: None, weights, casts_weights: false, fixed: &[], role };
     Session::load(device, &source)
 }

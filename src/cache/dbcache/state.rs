@@ -1,7 +1,7 @@
 //! DBCache at work: counts what it decided, and asks its rules in their order.
 
 use super::super::policy::{Action, CachePolicy, Decision, DecisionPoint, Gate, Reason};
-use super::super::schedule::Schedule;
+use super::super::schedule::CacheSchedule;
 use super::super::shape::RunShape;
 use super::DbCacheConfig;
 use crate::error::Result;
@@ -13,7 +13,7 @@ pub(in crate::cache) struct DbCache {
     max_cached_steps: Option<usize>,
     max_continuous_cached_steps: Option<usize>,
     max_accumulated: Option<f64>,
-    schedule: Schedule,
+    schedule: CacheSchedule,
     /// Steps skipped so far.
     cached: usize,
     /// Steps skipped since the last computed one.
@@ -34,7 +34,7 @@ impl DbCache {
             max_cached_steps: config.max_cached_steps,
             max_continuous_cached_steps: config.max_continuous_cached_steps,
             max_accumulated: config.max_accumulated_residual_diff_threshold,
-            schedule: Schedule::new(config.schedule(), run)?,
+            schedule: CacheSchedule::new(config.schedule(), run)?,
             cached: 0,
             run: 0,
             accumulated: 0.0,

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value as Json};
 
 use super::super::calibrator::CalibratorType;
-use super::super::option::{PolicyOption, Value};
+use super::super::option::{OptionValue, PolicyOption};
 use super::super::overrides::PolicyOverrides;
 use super::super::tag::LOW_PRECISION;
 use super::{OLD_NAMES, is_off, known, switch, text, wrong_type};
@@ -68,13 +68,13 @@ fn legacy(key: &str, value: &Json, set: &mut PolicyOverrides) -> Result<bool> {
     let is_on = switch(key, value)?;
     if is_encoder {
         // If the calibrator is off, this key has no meaning.
-        if is_on || set.get("calibrator_type") == Some(&Value::Word(calibrator.as_str())) {
-            set.put("enable_encoder_calibrator", Value::Switch(is_on));
+        if is_on || set.get("calibrator_type") == Some(&OptionValue::Word(calibrator.as_str())) {
+            set.put("enable_encoder_calibrator", OptionValue::Switch(is_on));
         }
     } else if is_on {
         set_type(calibrator, set)?;
         if set.get("enable_encoder_calibrator").is_none() {
-            set.put("enable_encoder_calibrator", Value::Switch(calibrator == CalibratorType::Dmd));
+            set.put("enable_encoder_calibrator", OptionValue::Switch(calibrator == CalibratorType::Dmd));
         }
     }
     Ok(true)
@@ -84,14 +84,14 @@ fn legacy(key: &str, value: &Json, set: &mut PolicyOverrides) -> Result<bool> {
 /// a text stream that a skipped step does not correct. Options that are given beside it come later and win.
 pub(super) fn of_fbcache(object: &Map<String, Json>, set: &mut PolicyOverrides) {
     if object.get("enable_taylorseer") == Some(&Json::Bool(true)) {
-        set.put("taylorseer_order", Value::Count(2));
-        set.put("taylorseer_first_step", Value::Count(2));
-        set.put("enable_encoder_residual", Value::Switch(false));
+        set.put("taylorseer_order", OptionValue::Count(2));
+        set.put("taylorseer_first_step", OptionValue::Count(2));
+        set.put("enable_encoder_residual", OptionValue::Switch(false));
     }
 }
 
 fn set_type(calibrator: CalibratorType, set: &mut PolicyOverrides) -> Result<()> {
-    match set.put("calibrator_type", Value::Word(calibrator.as_str())) {
+    match set.put("calibrator_type", OptionValue::Word(calibrator.as_str())) {
         None => Ok(()),
         Some(_) => Err(Error::usage("two calibrators are given; remove one")),
     }

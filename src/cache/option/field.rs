@@ -8,7 +8,7 @@ use crate::words::Word;
 
 /// The value of an option.
 #[derive(Clone, Debug, PartialEq)]
-pub(in crate::cache) enum Value {
+pub(in crate::cache) enum OptionValue {
     /// Switched off.
     None,
     Switch(bool),
@@ -21,7 +21,7 @@ pub(in crate::cache) enum Value {
 }
 
 /// As a flag writes it.
-impl fmt::Display for Value {
+impl fmt::Display for OptionValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("none"),
@@ -41,35 +41,35 @@ impl fmt::Display for Value {
 /// Where an option lies in a configuration `C`.
 #[derive(Debug)]
 pub(in crate::cache) struct Lens<C> {
-    get: fn(&C) -> Option<Value>,
-    set: fn(&mut C, &Value) -> bool,
+    get: fn(&C) -> Option<OptionValue>,
+    set: fn(&mut C, &OptionValue) -> bool,
 }
 
 impl<C> Lens<C> {
     /// `get` gives none, and `set` false, where this configuration lacks the option (calibrators have types).
-    pub(super) const fn new(get: fn(&C) -> Option<Value>, set: fn(&mut C, &Value) -> bool) -> Self {
+    pub(super) const fn new(get: fn(&C) -> Option<OptionValue>, set: fn(&mut C, &OptionValue) -> bool) -> Self {
         Self { get, set }
     }
 
-    pub(in crate::cache) fn get(&self, config: &C) -> Option<Value> {
+    pub(in crate::cache) fn get(&self, config: &C) -> Option<OptionValue> {
         (self.get)(config)
     }
 
     /// Whether the option is there, and was set.
-    pub(in crate::cache) fn set(&self, config: &mut C, value: &Value) -> bool {
+    pub(in crate::cache) fn set(&self, config: &mut C, value: &OptionValue) -> bool {
         (self.set)(config, value)
     }
 }
 
 /// A type of fields.
 pub(super) trait Field: Sized {
-    fn value(&self) -> Value;
+    fn value(&self) -> OptionValue;
 
     /// None for a value of another kind.
-    fn of(value: &Value) -> Option<Self>;
+    fn of(value: &OptionValue) -> Option<Self>;
 
     /// Whether the field takes a value of this kind, and has it now.
-    fn assign(&mut self, value: &Value) -> bool {
+    fn assign(&mut self, value: &OptionValue) -> bool {
         Self::of(value).is_some_and(|value| {
             *self = value;
             true
@@ -78,80 +78,80 @@ pub(super) trait Field: Sized {
 }
 
 impl Field for bool {
-    fn value(&self) -> Value {
-        Value::Switch(*self)
+    fn value(&self) -> OptionValue {
+        OptionValue::Switch(*self)
     }
 
-    fn of(value: &Value) -> Option<Self> {
-        if let Value::Switch(is_on) = value { Some(*is_on) } else { None }
+    fn of(value: &OptionValue) -> Option<Self> {
+        if let OptionValue::Switch(is_on) = value { Some(*is_on) } else { None }
     }
 }
 
 impl Field for usize {
-    fn value(&self) -> Value {
-        Value::Count(*self)
+    fn value(&self) -> OptionValue {
+        OptionValue::Count(*self)
     }
 
-    fn of(value: &Value) -> Option<Self> {
-        if let Value::Count(count) = value { Some(*count) } else { None }
+    fn of(value: &OptionValue) -> Option<Self> {
+        if let OptionValue::Count(count) = value { Some(*count) } else { None }
     }
 }
 
 impl Field for f64 {
-    fn value(&self) -> Value {
-        Value::Number(*self)
+    fn value(&self) -> OptionValue {
+        OptionValue::Number(*self)
     }
 
-    fn of(value: &Value) -> Option<Self> {
-        if let Value::Number(number) = value { Some(*number) } else { None }
+    fn of(value: &OptionValue) -> Option<Self> {
+        if let OptionValue::Number(number) = value { Some(*number) } else { None }
     }
 }
 
 impl Field for StepsMask {
-    fn value(&self) -> Value {
-        Value::Mask(self.clone())
+    fn value(&self) -> OptionValue {
+        OptionValue::Mask(self.clone())
     }
 
-    fn of(value: &Value) -> Option<Self> {
-        if let Value::Mask(mask) = value { Some(mask.clone()) } else { None }
+    fn of(value: &OptionValue) -> Option<Self> {
+        if let OptionValue::Mask(mask) = value { Some(mask.clone()) } else { None }
     }
 }
 
 /// An empty list and none are the same, as in the reference.
 impl Field for Vec<usize> {
-    fn value(&self) -> Value {
-        if self.is_empty() { Value::None } else { Value::Blocks(BlockIds::new(self.clone())) }
+    fn value(&self) -> OptionValue {
+        if self.is_empty() { OptionValue::None } else { OptionValue::Blocks(BlockIds::new(self.clone())) }
     }
 
-    fn of(value: &Value) -> Option<Self> {
+    fn of(value: &OptionValue) -> Option<Self> {
         match value {
-            Value::None => Some(Vec::new()),
-            Value::Blocks(blocks) => Some(blocks.ids().to_vec()),
+            OptionValue::None => Some(Vec::new()),
+            OptionValue::Blocks(blocks) => Some(blocks.ids().to_vec()),
             _ => None,
         }
     }
 }
 
 impl<T: Field> Field for Option<T> {
-    fn value(&self) -> Value {
-        self.as_ref().map_or(Value::None, Field::value)
+    fn value(&self) -> OptionValue {
+        self.as_ref().map_or(OptionValue::None, Field::value)
     }
 
-    fn of(value: &Value) -> Option<Self> {
-        if *value == Value::None {
+    fn of(value: &OptionValue) -> Option<Self> {
+        if *value == OptionValue::None {
             return Some(None);
         }
-        T::of(value).map(|inner| Some(inner).filter(|inner| inner.value() != Value::None))
+        T::of(value).map(|inner| Some(inner).filter(|inner| inner.value() != OptionValue::None))
     }
 }
 
 impl<T: Word> Field for T {
-    fn value(&self) -> Value {
-        Value::Word(self.word())
+    fn value(&self) -> OptionValue {
+        OptionValue::Word(self.word())
     }
 
-    fn of(value: &Value) -> Option<Self> {
-        let Value::Word(word) = value else { return None };
+    fn of(value: &OptionValue) -> Option<Self> {
+        let OptionValue::Word(word) = value else { return None };
         T::VALUES.iter().copied().find(|known| known.word() == *word)
     }
 }

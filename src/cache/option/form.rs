@@ -3,12 +3,12 @@
 use serde_json::{Value as Json, json};
 
 use super::super::mask::StepsMask;
-use super::Value;
+use super::OptionValue;
 use crate::words::{one_of, problem_of};
 
 /// What kind of value an option has.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::cache) enum Form {
+pub(in crate::cache) enum OptionForm {
     /// `true` or `false`; in tags 1 or 0.
     Switch,
     /// A whole number, 0 or more.
@@ -37,7 +37,7 @@ pub(in crate::cache) enum Absent {
     Empty,
 }
 
-impl Form {
+impl OptionForm {
     pub(in crate::cache) fn absent(self) -> Absent {
         match self {
             Self::Switch => Absent::Never,
@@ -62,9 +62,9 @@ impl Form {
     }
 
     /// Where 0 means none, it is none.
-    pub(in crate::cache) fn settle(self, value: Value) -> Value {
-        let is_zero = value == Value::Count(0) || value == Value::Number(0.0);
-        if is_zero && self.absent() == Absent::Zero { Value::None } else { value }
+    pub(in crate::cache) fn settle(self, value: OptionValue) -> OptionValue {
+        let is_zero = value == OptionValue::Count(0) || value == OptionValue::Number(0.0);
+        if is_zero && self.absent() == Absent::Zero { OptionValue::None } else { value }
     }
 
     /// Reads the text of a flag. `none` switches an option off where that is possible; so does `-1`, since no such option
@@ -72,53 +72,53 @@ impl Form {
     ///
     /// # Errors
     /// What was expected.
-    pub(in crate::cache) fn parse(self, text: &str) -> Result<Value, String> {
+    pub(in crate::cache) fn parse(self, text: &str) -> Result<OptionValue, String> {
         let can_be_absent = self.absent() != Absent::Never;
         if can_be_absent && text.eq_ignore_ascii_case("none") {
-            return Ok(Value::None);
+            return Ok(OptionValue::None);
         }
         let parsed = match self {
-            Self::Switch => read(text).map(Value::Switch),
-            Self::Count(_) => read(text).map(Value::Count),
-            Self::Number(_) if text == "-1" && can_be_absent => Ok(Value::None),
-            Self::Number(_) => read(text).map(Value::Number),
-            Self::Blocks(_) => read(text).map(Value::Blocks),
-            Self::Mask => read(text).map(Value::Mask),
+            Self::Switch => read(text).map(OptionValue::Switch),
+            Self::Count(_) => read(text).map(OptionValue::Count),
+            Self::Number(_) if text == "-1" && can_be_absent => Ok(OptionValue::None),
+            Self::Number(_) => read(text).map(OptionValue::Number),
+            Self::Blocks(_) => read(text).map(OptionValue::Blocks),
+            Self::Mask => read(text).map(OptionValue::Mask),
             Self::Word(words, _) => self.word(text).ok_or_else(|| format!("expected {}", one_of(words))),
         };
         match parsed {
             Ok(value) => Ok(self.settle(value)),
-            Err(_) if can_be_absent && text == "-1" => Ok(Value::None),
+            Err(_) if can_be_absent && text == "-1" => Ok(OptionValue::None),
             Err(problem) if can_be_absent => Err(format!("{problem}, or `none`")),
             Err(problem) => Err(problem),
         }
     }
 
-    fn word(self, text: &str) -> Option<Value> {
-        self.words().iter().find(|word| word.eq_ignore_ascii_case(text)).map(|word| Value::Word(word))
+    fn word(self, text: &str) -> Option<OptionValue> {
+        self.words().iter().find(|word| word.eq_ignore_ascii_case(text)).map(|word| OptionValue::Word(word))
     }
 
     /// Reads a value that is not null.
     ///
     /// # Errors
     /// What it must be.
-    pub(in crate::cache) fn read_json(self, json: &Json) -> Result<Value, String> {
+    pub(in crate::cache) fn read_json(self, json: &Json) -> Result<OptionValue, String> {
         let can_be_absent = self.absent() != Absent::Never;
         if can_be_absent && !matches!(self, Self::Blocks(_) | Self::Mask) && json.as_i64() == Some(-1) {
-            return Ok(Value::None);
+            return Ok(OptionValue::None);
         }
         let value = match (self, json) {
-            (Self::Switch, _) => json.as_bool().map(Value::Switch),
-            (Self::Count(_), _) => count(json).map(Value::Count),
-            (Self::Number(_), _) => json.as_f64().map(Value::Number),
+            (Self::Switch, _) => json.as_bool().map(OptionValue::Switch),
+            (Self::Count(_), _) => count(json).map(OptionValue::Count),
+            (Self::Number(_), _) => json.as_f64().map(OptionValue::Number),
             (Self::Blocks(_) | Self::Mask | Self::Word(..), Json::String(text)) => return self.parse(text),
             (Self::Blocks(_), Json::Array(list)) => list
                 .iter()
                 .map(count)
                 .collect::<Option<Vec<_>>>()
-                .map(|ids| Value::Blocks(super::super::blocks::BlockIds::new(ids))),
+                .map(|ids| OptionValue::Blocks(super::super::blocks::BlockIds::new(ids))),
             (Self::Mask, Json::Array(list)) => {
-                list.iter().map(digit).collect::<Option<Vec<_>>>().map(|mask| Value::Mask(StepsMask::Steps(mask)))
+                list.iter().map(digit).collect::<Option<Vec<_>>>().map(|mask| OptionValue::Mask(StepsMask::Steps(mask)))
             }
             _ => None,
         };
@@ -137,21 +137,23 @@ impl Form {
     }
 
     /// The JSON that [`read_json`](Self::read_json) reads back to this value, or null.
-    pub(in crate::cache) fn to_json(self, value: &Value) -> Json {
+    pub(in crate::cache) fn to_json(self, value: &OptionValue) -> Json {
         match value {
-            Value::None => match self.absent() {
+            OptionValue::None => match self.absent() {
                 Absent::Never | Absent::Null => Json::Null,
                 Absent::MinusOne => json!(-1),
                 Absent::Zero => json!(0),
                 Absent::Empty => json!([]),
             },
-            Value::Switch(is_on) => json!(is_on),
-            Value::Count(count) => json!(count),
-            Value::Number(number) => json!(number),
-            Value::Blocks(blocks) => json!(blocks.ids()),
-            Value::Mask(StepsMask::Steps(mask)) => json!(mask.iter().map(|&digit| u8::from(digit)).collect::<Vec<_>>()),
-            Value::Mask(StepsMask::Preset(preset)) => json!(preset.as_str()),
-            Value::Word(word) => json!(word),
+            OptionValue::Switch(is_on) => json!(is_on),
+            OptionValue::Count(count) => json!(count),
+            OptionValue::Number(number) => json!(number),
+            OptionValue::Blocks(blocks) => json!(blocks.ids()),
+            OptionValue::Mask(StepsMask::Steps(mask)) => {
+                json!(mask.iter().map(|&digit| u8::from(digit)).collect::<Vec<_>>())
+            }
+            OptionValue::Mask(StepsMask::Preset(preset)) => json!(preset.as_str()),
+            OptionValue::Word(word) => json!(word),
         }
     }
 }

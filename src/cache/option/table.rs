@@ -8,7 +8,7 @@ use super::PolicyOption;
 use super::Token::{self, Always, Chooses, Follows, Named};
 use super::field::{Field, Lens};
 use super::form::Absent;
-use super::form::Form::{self, Blocks, Count, Mask, Number, Switch, Word};
+use super::form::OptionForm::{self, Blocks, Count, Mask, Number, Switch, Word};
 
 /// The field of this name.
 macro_rules! field {
@@ -45,7 +45,7 @@ const CALIBRATOR_TYPE: Lens<CalibratorConfig> = Lens::new(
     },
 );
 
-const fn option(name: &'static str, token: Token, form: Form, example: &'static str) -> PolicyOption {
+const fn option(name: &'static str, token: Token, form: OptionForm, example: &'static str) -> PolicyOption {
     PolicyOption { name, token, form, example, about: "", is_common: false, cache: None, prune: None, calibrator: None }
 }
 

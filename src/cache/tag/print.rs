@@ -5,7 +5,7 @@ use std::fmt;
 use super::super::calibrator::CalibratorConfig;
 use super::super::dbcache::DbCacheConfig;
 use super::super::dbprune::DbPruneConfig;
-use super::super::option::{Form, PolicyOption, Token, Value};
+use super::super::option::{OptionForm, OptionValue, PolicyOption, Token};
 use super::PolicyConfig;
 
 /// The canonical tag: limits that are unset and options of their default value are left out, except F, B, W, I and R.
@@ -36,7 +36,7 @@ fn print(policy: &PolicyConfig, out: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let apart = if stands_apart(option, name) { "_" } else { "" };
                 write!(out, "{apart}{name}{}", written(option, &value))?;
             }
-            Token::Word(word) if value == Value::Word(word) => write!(out, "_{word}")?,
+            Token::Word(word) if value == OptionValue::Word(word) => write!(out, "_{word}")?,
             // Behind an option that is not there, it has its default.
             Token::Follows(_) if !is_default => write!(out, ":{value}")?,
             Token::Named(_) | Token::Word(_) | Token::Follows(_) => {}
@@ -66,17 +66,17 @@ fn plain(policy: &PolicyConfig) -> PolicyConfig {
 /// Lists, options of calibrators, and tokens that a word can follow are easier to read with `_` before them.
 fn stands_apart(option: &PolicyOption, name: &str) -> bool {
     let is_followed = PolicyOption::all().iter().any(|other| other.follows() == Some(name));
-    matches!(option.form, Form::Blocks(_)) || option.calibrator.is_some() || is_followed
+    matches!(option.form, OptionForm::Blocks(_)) || option.calibrator.is_some() || is_followed
 }
 
 /// A value as it stands behind its token.
-fn written(option: &PolicyOption, value: &Value) -> String {
+fn written(option: &PolicyOption, value: &OptionValue) -> String {
     match (option.form, value) {
-        (_, Value::Switch(is_on)) => u8::from(*is_on).to_string(),
+        (_, OptionValue::Switch(is_on)) => u8::from(*is_on).to_string(),
         // A token that is not there leaves the default, so none needs a value of its own: 0, where that means none.
-        (_, Value::None) => "0".to_owned(),
-        (Form::Mask, mask) => format!(":{mask}"),
-        (Form::Word(words, _), Value::Word(word)) => {
+        (_, OptionValue::None) => "0".to_owned(),
+        (OptionForm::Mask, mask) => format!(":{mask}"),
+        (OptionForm::Word(words, _), OptionValue::Word(word)) => {
             words.iter().position(|known| known == word).unwrap_or_default().to_string()
         }
         _ => value.to_string(),

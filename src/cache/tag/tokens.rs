@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::super::blocks::BlockIds;
 use super::super::calibrator::{CalibratorType, DmdFallback};
 use super::super::mask::StepsMask;
-use super::super::option::{Absent, Form, PolicyOption, Token, Value};
+use super::super::option::{Absent, OptionForm, OptionValue, PolicyOption, Token};
 use super::super::overrides::PolicyOverrides;
 use super::PRESETS;
 use crate::error::{Error, Result};
@@ -18,13 +18,13 @@ pub(in crate::cache) const LOW_PRECISION: &str = "dmd_svd_precision is low, a de
      nothing else reproduces; use medium";
 
 /// What is left of a tag.
-pub(super) struct Tokens<'a> {
+pub(super) struct TagTokens<'a> {
     text: &'a str,
     at: usize,
     is_of_reference: bool,
 }
 
-impl<'a> Tokens<'a> {
+impl<'a> TagTokens<'a> {
     pub(super) fn new(text: &'a str, is_of_reference: bool) -> Self {
         Self { text, at: 0, is_of_reference }
     }
@@ -68,25 +68,25 @@ impl<'a> Tokens<'a> {
         if let Some(follower) = follower
             && let Some(word) = self.word(name, follower.form.words())?
         {
-            set.put(follower.name(), Value::Word(word));
+            set.put(follower.name(), OptionValue::Word(word));
         }
         Ok(())
     }
 
     /// The value of an option behind its token.
-    fn value(&mut self, option: &PolicyOption, name: &str) -> Result<Value> {
+    fn value(&mut self, option: &PolicyOption, name: &str) -> Result<OptionValue> {
         let value = match option.form {
-            Form::Switch => Value::Switch(self.place(name, 2)? == 1),
+            OptionForm::Switch => OptionValue::Switch(self.place(name, 2)? == 1),
             // The reference prints 0 for limits that are unset.
-            Form::Count(Absent::MinusOne) if self.is_of_reference => match self.number(name)? {
-                0 => Value::None,
-                limit => Value::Count(limit),
+            OptionForm::Count(Absent::MinusOne) if self.is_of_reference => match self.number(name)? {
+                0 => OptionValue::None,
+                limit => OptionValue::Count(limit),
             },
-            Form::Count(_) => Value::Count(self.number(name)?),
-            Form::Number(_) => Value::Number(self.number(name)?),
-            Form::Blocks(_) => Value::Blocks(self.ids(name)?),
-            Form::Mask => Value::Mask(self.mask()?),
-            Form::Word(words, _) => Value::Word(words[self.place(name, words.len())?]),
+            OptionForm::Count(_) => OptionValue::Count(self.number(name)?),
+            OptionForm::Number(_) => OptionValue::Number(self.number(name)?),
+            OptionForm::Blocks(_) => OptionValue::Blocks(self.ids(name)?),
+            OptionForm::Mask => OptionValue::Mask(self.mask()?),
+            OptionForm::Word(words, _) => OptionValue::Word(words[self.place(name, words.len())?]),
         };
         Ok(option.form.settle(value))
     }
@@ -100,12 +100,12 @@ impl<'a> Tokens<'a> {
     /// `b12s4`: of the last 12 blocks each 4th, and the very last one; a stride of 0 or 1 means all, as in the reference.
     fn stride(&mut self, set: &mut PolicyOverrides) -> Result<()> {
         let stride = self.number("s")?;
-        let Some(&Value::Count(b)) = set.get("Bn_compute_blocks") else {
+        let Some(&OptionValue::Count(b)) = set.get("Bn_compute_blocks") else {
             return Err(Error::usage("`s` must follow `b`, whose every n-th block it means"));
         };
         let ids = match stride {
-            ..2 => Value::None,
-            _ => Value::Blocks(BlockIds::range(0, b, stride).ok_or_else(|| no_range(b))?),
+            ..2 => OptionValue::None,
+            _ => OptionValue::Blocks(BlockIds::range(0, b, stride).ok_or_else(|| no_range(b))?),
         };
         once(set, "Bn_compute_blocks_ids", "s", ids)
     }
@@ -173,10 +173,11 @@ impl<'a> Tokens<'a> {
             "o" => {
                 let order: usize = self.number("o")?;
                 let is_on = number != "0" && order > 0;
-                let calibrator = if is_on { Value::Word(CalibratorType::TaylorSeer.as_str()) } else { Value::None };
+                let calibrator =
+                    if is_on { OptionValue::Word(CalibratorType::TaylorSeer.as_str()) } else { OptionValue::None };
                 once(set, "calibrator_type", "t", calibrator)?;
                 if is_on {
-                    set.put("taylorseer_order", Value::Count(order));
+                    set.put("taylorseer_order", OptionValue::Count(order));
                 }
                 Ok(true)
             }
@@ -189,9 +190,9 @@ impl<'a> Tokens<'a> {
 
     /// `DMDH6`, and `DMDH6h`, which is the same on most devices; `DMDH6l` is not reproducible.
     fn dmd_of_reference(&mut self, set: &mut PolicyOverrides) -> Result<()> {
-        once(set, "calibrator_type", "dmdh", Value::Word(CalibratorType::Dmd.as_str()))?;
-        set.put("dmd_history", Value::Count(self.number("dmdh")?));
-        set.put("dmd_fallback", Value::Word(DmdFallback::Reference.as_str()));
+        once(set, "calibrator_type", "dmdh", OptionValue::Word(CalibratorType::Dmd.as_str()))?;
+        set.put("dmd_history", OptionValue::Count(self.number("dmdh")?));
+        set.put("dmd_fallback", OptionValue::Word(DmdFallback::Reference.as_str()));
         match self.take(|c| c.is_ascii_lowercase()) {
             "" | "h" => Ok(()),
             "l" => Err(Error::usage(LOW_PRECISION)),
@@ -248,7 +249,7 @@ impl<'a> Tokens<'a> {
 
 /// Chooses the calibrator of this word.
 fn choose(set: &mut PolicyOverrides, name: &str, calibrator: &'static str) -> Result<()> {
-    match set.put("calibrator_type", Value::Word(calibrator)) {
+    match set.put("calibrator_type", OptionValue::Word(calibrator)) {
         None => Ok(()),
         Some(_) => Err(Error::usage(format!("`{name}` is a second calibrator; remove one"))),
     }
@@ -273,7 +274,7 @@ fn no_range(b: usize) -> Error {
     })
 }
 
-fn once(set: &mut PolicyOverrides, option: &'static str, name: &str, value: Value) -> Result<()> {
+fn once(set: &mut PolicyOverrides, option: &'static str, name: &str, value: OptionValue) -> Result<()> {
     match set.put(option, value) {
         None => Ok(()),
         Some(_) => Err(Error::usage(format!("`{name}` is given twice; remove one"))),

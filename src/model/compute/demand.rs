@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::kinds::{Kind, Kinds, Role};
+use super::kinds::{Kinds, NodeRole, ValueKind};
 use crate::model::onnx::{GraphProto, NodeProto};
 
 /// The operand that an `Attention` adds to its scores.
@@ -45,11 +45,11 @@ impl Demands {
             for (place, input) in node.input.iter().enumerate() {
                 let is_mask = place == MASK && node.op_type.as_deref() == Some("Attention");
                 let read = match kinds.roles[index] {
-                    Role::Untouched => Demand::SHAPE,
-                    Role::Narrow if is_mask => Demand::WIDE,
-                    Role::Narrow => Demand::NARROW,
-                    Role::Move { .. } => runs,
-                    Role::Wide | Role::Widen(_) => Demand::WIDE,
+                    NodeRole::Untouched => Demand::SHAPE,
+                    NodeRole::Narrow if is_mask => Demand::WIDE,
+                    NodeRole::Narrow => Demand::NARROW,
+                    NodeRole::Move { .. } => runs,
+                    NodeRole::Wide | NodeRole::Widen(_) => Demand::WIDE,
                 };
                 found.read(kinds, input, read);
             }
@@ -63,15 +63,15 @@ impl Demands {
     }
 
     fn read(&mut self, kinds: &Kinds, name: &str, how: Demand) {
-        if kinds.values.get(name).is_some_and(|value| !matches!(value.kind, Kind::Other(_))) {
+        if kinds.values.get(name).is_some_and(|value| !matches!(value.kind, ValueKind::Other(_))) {
             let entry = self.values.entry(name.to_owned()).or_default();
             *entry = entry.and(how);
         }
     }
 
-    fn runs_of(&self, node: &NodeProto, kinds: &Kinds, role: Role) -> Demand {
-        let Role::Move { is_pinned } = role else {
-            return if role == Role::Narrow { Demand::NARROW } else { Demand::WIDE };
+    fn runs_of(&self, node: &NodeProto, kinds: &Kinds, role: NodeRole) -> Demand {
+        let NodeRole::Move { is_pinned } = role else {
+            return if role == NodeRole::Narrow { Demand::NARROW } else { Demand::WIDE };
         };
         let demands = node.output.iter().map(|output| self.of(output));
         let demand = demands.fold(Demand::default(), Demand::and);
@@ -81,8 +81,8 @@ impl Demands {
             (true, false) => Demand::WIDE,
             (false, true) => Demand::NARROW,
             // Twice where that is done when the graph is loaded; else once, and cast.
-            (true, true) if kind == Some(Kind::Constant) => Demand { shape: false, ..demand },
-            (true, true) | (false, false) if kind == Some(Kind::Narrow) => Demand::NARROW,
+            (true, true) if kind == Some(ValueKind::Constant) => Demand { shape: false, ..demand },
+            (true, true) | (false, false) if kind == Some(ValueKind::Narrow) => Demand::NARROW,
             _ => Demand::WIDE,
         }
     }

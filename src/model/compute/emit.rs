@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Attention;
 use super::constants::{self, Narrowed, narrowed};
 use super::demand::{Demand, Demands, MASK};
-use super::kinds::{Kind, Kinds, Role};
+use super::kinds::{Kinds, NodeRole, ValueKind};
 use crate::model::casts::INNER_COMPUTE;
 use crate::model::onnx::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, build, element};
 
@@ -69,7 +69,7 @@ pub(super) fn emit(
 
 impl Emitter<'_> {
     fn is_f32(&self, value: &str) -> bool {
-        self.kinds.values.get(value).is_some_and(|value| !matches!(value.kind, Kind::Other(_)))
+        self.kinds.values.get(value).is_some_and(|value| !matches!(value.kind, ValueKind::Other(_)))
     }
 
     /// The name of a value in the 16-bit type.
@@ -110,10 +110,10 @@ impl Emitter<'_> {
         self.given(&name);
     }
 
-    fn node(&mut self, node: NodeProto, role: Role, runs: Demand) {
+    fn node(&mut self, node: NodeProto, role: NodeRole, runs: Demand) {
         match role {
-            Role::Widen(from) => return self.widen(node, from),
-            Role::Untouched => {
+            NodeRole::Widen(from) => return self.widen(node, from),
+            NodeRole::Untouched => {
                 let mut node = node;
                 for input in &mut node.input {
                     if self.is_f32(input) && !self.made.contains(input) {
@@ -124,7 +124,7 @@ impl Emitter<'_> {
                 self.nodes.push(node);
                 return;
             }
-            Role::Wide | Role::Narrow | Role::Move { .. } => {}
+            NodeRole::Wide | NodeRole::Narrow | NodeRole::Move { .. } => {}
         }
         if runs.wide {
             self.made.extend(node.output.iter().cloned());

@@ -11,7 +11,7 @@ const BOOL: i32 = 9;
 
 /// What a value is; all but `Other` are f32 in the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ValueKind {
     /// Of another element type: an integer, a boolean, an f64, a parameter that is stored in 16 bits.
     Other(i32),
     Wide,
@@ -22,15 +22,15 @@ pub(super) enum Kind {
 
 /// A value of the model.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Value {
-    pub kind: Kind,
+pub(super) struct ValueType {
+    pub kind: ValueKind,
     /// Whether it holds a finite number that 16 bits do not, as masks do: it stays f32.
     pub is_huge: bool,
 }
 
 /// How a node runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum NodeRole {
     /// As it is: it takes and gives no f32, or asks for shapes only.
     Untouched,
     Wide,
@@ -45,8 +45,8 @@ pub(super) enum Role {
 
 /// The values by name, and the roles of the nodes.
 pub(super) struct Kinds {
-    pub values: BTreeMap<String, Value>,
-    pub roles: Vec<Role>,
+    pub values: BTreeMap<String, ValueType>,
+    pub roles: Vec<NodeRole>,
 }
 
 impl Kinds {
@@ -57,7 +57,7 @@ impl Kinds {
         let mut found = Self { values: BTreeMap::new(), roles: Vec::new() };
         for port in &graph.input {
             let tensor = port.r#type.as_ref().and_then(|kind| kind.tensor_type.as_ref());
-            let kind = kind_of(tensor.and_then(|tensor| tensor.elem_type).unwrap_or_default(), Kind::Wide);
+            let kind = kind_of(tensor.and_then(|tensor| tensor.elem_type).unwrap_or_default(), ValueKind::Wide);
             found.insert(port.name.as_deref().unwrap_or_default(), kind, false);
         }
         for tensor in &graph.initializer {
@@ -73,14 +73,14 @@ impl Kinds {
         Ok(found)
     }
 
-    fn insert(&mut self, name: &str, kind: Kind, is_huge: bool) {
+    fn insert(&mut self, name: &str, kind: ValueKind, is_huge: bool) {
         if !name.is_empty() {
-            self.values.insert(name.to_owned(), Value { kind, is_huge });
+            self.values.insert(name.to_owned(), ValueType { kind, is_huge });
         }
     }
 
     /// Enters what a node gives; how it runs.
-    fn node(&mut self, node: &NodeProto, narrow: i32, angles: &BTreeSet<&str>) -> Result<Role> {
+    fn node(&mut self, node: &NodeProto, narrow: i32, angles: &BTreeSet<&str>) -> Result<NodeRole> {
         let operator = node.op_type.as_deref().unwrap_or_default();
         let mut inputs = Vec::new();
         for input in node.input.iter().filter(|input| !input.is_empty()) {
@@ -100,70 +100,70 @@ impl Kinds {
     }
 }
 
-fn kind_of(element: i32, of_f32: Kind) -> Kind {
-    if element == element::FLOAT { of_f32 } else { Kind::Other(element) }
+fn kind_of(element: i32, of_f32: ValueKind) -> ValueKind {
+    if element == element::FLOAT { of_f32 } else { ValueKind::Other(element) }
 }
 
 /// A constant that does not survive 16 bits counts as any other f32.
-fn of_constant(fate: Option<&Narrowed>) -> Kind {
+fn of_constant(fate: Option<&Narrowed>) -> ValueKind {
     match fate {
-        Some(Narrowed::Vanishes | Narrowed::Overflows) => Kind::Wide,
+        Some(Narrowed::Vanishes | Narrowed::Overflows) => ValueKind::Wide,
         // Parameters lie in a file: they are trained to survive it.
-        Some(Narrowed::To(_)) | None => Kind::Constant,
+        Some(Narrowed::To(_)) | None => ValueKind::Constant,
     }
 }
 
-fn of_cast(node: &NodeProto, input: Option<&Value>) -> Result<(Role, Kind, bool)> {
+fn of_cast(node: &NodeProto, input: Option<&ValueType>) -> Result<(NodeRole, ValueKind, bool)> {
     let to = node.attribute.iter().find(|attribute| attribute.name.as_deref() == Some("to"));
     let to = to.and_then(|attribute| attribute.i).and_then(|to| i32::try_from(to).ok());
     let (Some(to), Some(input)) = (to, input) else { return Err(Error::directory("a cast without a type")) };
     Ok(match (input.kind, to) {
-        (Kind::Other(from @ (element::FLOAT16 | element::BFLOAT16)), element::FLOAT) => {
-            (Role::Widen(from), Kind::Constant, false)
+        (ValueKind::Other(from @ (element::FLOAT16 | element::BFLOAT16)), element::FLOAT) => {
+            (NodeRole::Widen(from), ValueKind::Constant, false)
         }
-        (Kind::Other(_), element::FLOAT) => (Role::Wide, Kind::Wide, false),
-        (Kind::Other(_), _) => (Role::Untouched, Kind::Other(to), false),
+        (ValueKind::Other(_), element::FLOAT) => (NodeRole::Wide, ValueKind::Wide, false),
+        (ValueKind::Other(_), _) => (NodeRole::Untouched, ValueKind::Other(to), false),
         // From f32 to f32: f32 is meant.
-        (_, element::FLOAT) => (Role::Wide, Kind::Wide, input.is_huge),
-        _ => (Role::Wide, Kind::Other(to), false),
+        (_, element::FLOAT) => (NodeRole::Wide, ValueKind::Wide, input.is_huge),
+        _ => (NodeRole::Wide, ValueKind::Other(to), false),
     })
 }
 
-fn of_generator(node: &NodeProto, narrow: i32) -> Result<(Role, Kind, bool)> {
+fn of_generator(node: &NodeProto, narrow: i32) -> Result<(NodeRole, ValueKind, bool)> {
     let unknown = || Error::directory(format!("a constant of an unknown type (node {:?})", node.name));
     let element = constants::element_of(node).ok_or_else(unknown)?;
     if element != element::FLOAT {
-        return Ok((Role::Untouched, Kind::Other(element), false));
+        return Ok((NodeRole::Untouched, ValueKind::Other(element), false));
     }
     Ok(match constants::of_node(node).and_then(|constant| narrowed(&constant, narrow)) {
-        Some(Narrowed::To(_)) => (Role::Move { is_pinned: false }, Kind::Constant, false),
-        Some(Narrowed::Overflows) => (Role::Wide, Kind::Wide, true),
-        Some(Narrowed::Vanishes) | None => (Role::Wide, Kind::Wide, false),
+        Some(Narrowed::To(_)) => (NodeRole::Move { is_pinned: false }, ValueKind::Constant, false),
+        Some(Narrowed::Overflows) => (NodeRole::Wide, ValueKind::Wide, true),
+        Some(Narrowed::Vanishes) | None => (NodeRole::Wide, ValueKind::Wide, false),
     })
 }
 
-fn of_class(node: &NodeProto, inputs: &[Value], is_angle: bool) -> Result<(Role, Kind, bool)> {
+fn of_class(node: &NodeProto, inputs: &[ValueType], is_angle: bool) -> Result<(NodeRole, ValueKind, bool)> {
     let operator = node.op_type.as_deref().unwrap_or_default();
     let class = class(operator).ok_or_else(|| unknown(operator))?;
-    let floats = || inputs.iter().filter(|value| !matches!(value.kind, Kind::Other(_)));
+    let floats = || inputs.iter().filter(|value| !matches!(value.kind, ValueKind::Other(_)));
     // What the output is like: the second operand of `Where`, the first of all others.
     let data = inputs.get(usize::from(operator == "Where")).or(inputs.first());
     match (class, operator) {
-        (Class::Sizes, "Shape" | "Size") => return Ok((Role::Untouched, Kind::Other(element::INT64), false)),
-        (Class::Sizes, _) => return Ok((Role::Untouched, Kind::Other(BOOL), false)),
+        (Class::Sizes, "Shape" | "Size") => return Ok((NodeRole::Untouched, ValueKind::Other(element::INT64), false)),
+        (Class::Sizes, _) => return Ok((NodeRole::Untouched, ValueKind::Other(BOOL), false)),
         (Class::Judge, _) => {
-            let role = if floats().next().is_some() { Role::Wide } else { Role::Untouched };
+            let role = if floats().next().is_some() { NodeRole::Wide } else { NodeRole::Untouched };
             let gives = if operator.starts_with("Arg") { element::INT64 } else { BOOL };
-            return Ok((role, Kind::Other(gives), false));
+            return Ok((role, ValueKind::Other(gives), false));
         }
         _ => {}
     }
-    if let Some(Value { kind: Kind::Other(element), .. }) = data {
-        let role = if floats().next().is_some() { Role::Wide } else { Role::Untouched };
-        return Ok((role, Kind::Other(*element), false));
+    if let Some(ValueType { kind: ValueKind::Other(element), .. }) = data {
+        let role = if floats().next().is_some() { NodeRole::Wide } else { NodeRole::Untouched };
+        return Ok((role, ValueKind::Other(*element), false));
     }
-    let is_constant = floats().next().is_some() && floats().all(|value| value.kind == Kind::Constant);
-    let is_wide = floats().any(|value| value.kind == Kind::Wide);
+    let is_constant = floats().next().is_some() && floats().all(|value| value.kind == ValueKind::Constant);
+    let is_wide = floats().any(|value| value.kind == ValueKind::Wide);
     // A divisor makes nothing huge, and what Attention adds to its scores is cut (`emit.rs`).
     let of_value = match operator {
         "Div" => &inputs[..inputs.len().min(1)],
@@ -172,20 +172,20 @@ fn of_class(node: &NodeProto, inputs: &[Value], is_angle: bool) -> Result<(Role,
     };
     let is_huge = of_value.iter().any(|value| value.is_huge);
     let kind = if is_constant {
-        Kind::Constant
+        ValueKind::Constant
     } else if is_wide || is_angle {
-        Kind::Wide
+        ValueKind::Wide
     } else {
-        Kind::Narrow
+        ValueKind::Narrow
     };
     Ok(match class {
-        Class::Move => (Role::Move { is_pinned: is_angle || is_huge }, kind, is_huge),
+        Class::Move => (NodeRole::Move { is_pinned: is_angle || is_huge }, kind, is_huge),
         // Computed once, when the graph is loaded.
-        _ if is_constant => (Role::Wide, Kind::Constant, is_huge),
-        Class::Narrow if !is_angle && !is_huge => (Role::Narrow, Kind::Narrow, false),
-        Class::Follow if kind == Kind::Narrow => (Role::Narrow, Kind::Narrow, is_huge),
-        Class::Follow => (Role::Wide, Kind::Wide, is_huge),
-        _ => (Role::Wide, Kind::Wide, false),
+        _ if is_constant => (NodeRole::Wide, ValueKind::Constant, is_huge),
+        Class::Narrow if !is_angle && !is_huge => (NodeRole::Narrow, ValueKind::Narrow, false),
+        Class::Follow if kind == ValueKind::Narrow => (NodeRole::Narrow, ValueKind::Narrow, is_huge),
+        Class::Follow => (NodeRole::Wide, ValueKind::Wide, is_huge),
+        _ => (NodeRole::Wide, ValueKind::Wide, false),
     })
 }
 

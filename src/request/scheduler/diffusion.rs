@@ -63,7 +63,7 @@ pub(crate) fn timesteps(spacing: Spacing, trained: u64, offset: u64, steps: usiz
 }
 
 /// The timesteps of a run, and a on both sides of each step.
-pub(crate) struct Grid {
+pub(crate) struct TimestepGrid {
     timesteps: Vec<u64>,
     /// From a timestep to the one after it, a whole number even where `timesteps` are spaced otherwise.
     stride: u64,
@@ -71,7 +71,7 @@ pub(crate) struct Grid {
     alphas: Vec<[f64; 2]>,
 }
 
-impl Grid {
+impl TimestepGrid {
     pub(crate) fn new(
         betas: &Betas,
         spacing: Spacing,

@@ -21,12 +21,12 @@ use crate::model::weights::hash_bytes;
 const KEY_VERSION: u32 = 1;
 
 /// Smallest, usual and largest extent of a dimension for which an engine is built.
-pub(crate) type Profile = [u64; 3];
+pub(crate) type KeyProfile = [u64; 3];
 
 /// The machine and the software that compile and run an engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Target {
+pub(crate) struct KeyTarget {
     /// ONNX Runtime's name of the execution provider.
     pub provider: String,
     /// Every option that reaches it, but for the places of its files.
@@ -51,8 +51,8 @@ pub(crate) struct Ingredients {
     /// SHA-256 over the content of each parameter, in the order of the graph.
     pub weights: String,
     /// By dimension; those that are not named may have any extent.
-    pub profiles: BTreeMap<String, Profile>,
-    pub target: Target,
+    pub profiles: BTreeMap<String, KeyProfile>,
+    pub target: KeyTarget,
 }
 
 impl Ingredients {
@@ -63,8 +63,8 @@ impl Ingredients {
     pub(crate) fn new(
         graph: &Graph,
         digests: &Digests,
-        profiles: BTreeMap<String, Profile>,
-        target: Target,
+        profiles: BTreeMap<String, KeyProfile>,
+        target: KeyTarget,
     ) -> Result<Self> {
         let mut model = onnx::decode(&graph.bytes).map_err(Error::internal)?;
         let mut weights = String::new();

@@ -13,12 +13,12 @@ use crate::exit::outside;
 
 /// Held until dropped.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct HeldLock {
     /// `None`: this file system, or a store that this user may only read, has no locks.
     file: Option<File>,
 }
 
-impl Held {
+impl HeldLock {
     /// For a caller that holds the lock already.
     pub(super) fn nothing() -> Self {
         Self { file: None }
@@ -40,34 +40,34 @@ fn open(store: &Path, key: &Key) -> Option<File> {
     file.or_else(|_| File::open(&path)).ok()
 }
 
-fn no_locks(error: &std::io::Error) -> Held {
+fn no_locks(error: &std::io::Error) -> HeldLock {
     tracing::debug!(%error, "no lock");
-    Held::nothing()
+    HeldLock::nothing()
 }
 
 /// Waits until nobody builds or removes this engine.
-pub(super) fn shared(store: &Path, key: &Key) -> Held {
-    let Some(file) = open(store, key) else { return Held::nothing() };
+pub(super) fn shared(store: &Path, key: &Key) -> HeldLock {
+    let Some(file) = open(store, key) else { return HeldLock::nothing() };
     match outside(|| file.lock_shared()) {
-        Ok(()) => Held { file: Some(file) },
+        Ok(()) => HeldLock { file: Some(file) },
         Err(error) => no_locks(&error),
     }
 }
 
 /// Waits until nobody else builds, removes or loads this engine.
-pub(super) fn exclusive(store: &Path, key: &Key) -> Held {
-    let Some(file) = open(store, key) else { return Held::nothing() };
+pub(super) fn exclusive(store: &Path, key: &Key) -> HeldLock {
+    let Some(file) = open(store, key) else { return HeldLock::nothing() };
     match outside(|| file.lock()) {
-        Ok(()) => Held { file: Some(file) },
+        Ok(()) => HeldLock { file: Some(file) },
         Err(error) => no_locks(&error),
     }
 }
 
 /// As [`exclusive`], but does not wait: `None` when somebody is at work, or when that cannot be known.
-pub(super) fn try_exclusive(store: &Path, key: &Key) -> Option<Held> {
+pub(super) fn try_exclusive(store: &Path, key: &Key) -> Option<HeldLock> {
     let file = open(store, key)?;
     match file.try_lock() {
-        Ok(()) => Some(Held { file: Some(file) }),
+        Ok(()) => Some(HeldLock { file: Some(file) }),
         Err(TryLockError::WouldBlock) => None,
         Err(TryLockError::Error(error)) => {
             tracing::debug!(%error, "no lock");

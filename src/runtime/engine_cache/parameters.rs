@@ -37,7 +37,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// What is remembered of one weights file.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Memory {
+struct RememberedHashes {
     file: PathBuf,
     identity: Identity,
     /// `(offset, bytes, SHA-256)`.
@@ -120,7 +120,7 @@ fn of_file(file: &Path, wanted: &BTreeSet<(u64, u64)>, memory: Option<&Path>) ->
     all.extend(fresh);
     if let Some(place) = place.filter(|_| learned && identity.is_settled(begin)) {
         let parameters = all.iter().map(|((offset, bytes), digest)| (*offset, *bytes, digest.clone())).collect();
-        let memory = Memory { file: file.to_owned(), identity, parameters };
+        let memory = RememberedHashes { file: file.to_owned(), identity, parameters };
         // A store that may only be read is still of use; the next start then reads the weights again.
         if let Err(error) = sealed::write(&place, &memory) {
             tracing::warn!(%error, "cannot remember the digests of the weights");
@@ -131,7 +131,7 @@ fn of_file(file: &Path, wanted: &BTreeSet<(u64, u64)>, memory: Option<&Path>) ->
 }
 
 fn remembered(place: &Path, file: &Path, identity: &Identity) -> BTreeMap<(u64, u64), String> {
-    match sealed::read::<Memory>(place) {
+    match sealed::read::<RememberedHashes>(place) {
         Ok(memory) if memory.file == file && memory.identity == *identity => {
             memory.parameters.into_iter().map(|(offset, bytes, digest)| ((offset, bytes), digest)).collect()
         }
@@ -147,7 +147,7 @@ fn remembered(place: &Path, file: &Path, identity: &Identity) -> BTreeMap<(u64, 
 
 /// Whether a file of digests can still save somebody from reading weights.
 pub(super) fn is_of_use(place: &Path) -> bool {
-    let of = sealed::read::<Memory>(place).ok();
+    let of = sealed::read::<RememberedHashes>(place).ok();
     of.is_some_and(|memory| Identity::of(&memory.file).is_ok_and(|identity| identity == memory.identity))
 }
 

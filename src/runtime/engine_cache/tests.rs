@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use super::key::{Target, ranges};
+use super::key::{KeyTarget, ranges};
 use super::parameters::digests;
 use super::*;
 use crate::model::compute::Attention;
@@ -19,7 +19,7 @@ fn ingredients(seed: &str) -> Ingredients {
         graph: crate::model::weights::hash_bytes(seed.as_bytes()),
         weights: crate::model::weights::hash_bytes(b"weights"),
         profiles: BTreeMap::from([("image".into(), [64, 256, 1024])]),
-        target: Target { provider: "FakeProvider".into(), device: "drum".into(), ..Target::default() },
+        target: KeyTarget { provider: "FakeProvider".into(), device: "drum".into(), ..KeyTarget::default() },
     }
 }
 
@@ -52,7 +52,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 impl Place {
-    fn build(&self, seed: &str) -> (Key, Outcome) {
+    fn build(&self, seed: &str) -> (Key, StoreOutcome) {
         let ingredients = ingredients(seed);
         let (found, outcome) = self.store.find_or_build("block_000.onnx", &ingredients, true, build).unwrap();
         assert_eq!(fs::read(found.model()).unwrap(), b"refers to model.bin");
@@ -72,9 +72,9 @@ impl Place {
 fn builds_once_and_then_loads() {
     let place = place();
     let (key, outcome) = place.build("a");
-    assert!(matches!(outcome, Outcome::Built { damaged: None, .. }), "{outcome:?}");
+    assert!(matches!(outcome, StoreOutcome::Built { damaged: None, .. }), "{outcome:?}");
     let (found, outcome) = place.store.find_or_build("block_000.onnx", &ingredients("a"), true, no_build).unwrap();
-    assert_eq!(outcome, Outcome::Loaded);
+    assert_eq!(outcome, StoreOutcome::Loaded);
     assert_eq!((found.record.files.len(), found.record.ingredients.clone()), (2, ingredients("a")));
     assert_eq!(names(&place.entry(&key)), ["model.bin", "model.onnx", "record.json"]);
     assert!(place.staged().is_empty());
@@ -121,7 +121,7 @@ fn every_ingredient_is_in_the_key() {
     }
     // A field that is added to the ingredients must be added here.
     let Ingredients { key_version: _, graph: _, weights: _, profiles: _, target } = original;
-    let Target { provider: _, options: _, session: _, onnxruntime: _, sdk: _, driver: _, device: _ } = target;
+    let KeyTarget { provider: _, options: _, session: _, onnxruntime: _, sdk: _, driver: _, device: _ } = target;
 }
 
 fn tiny() -> PathBuf {
@@ -130,7 +130,7 @@ fn tiny() -> PathBuf {
 
 fn of_graph(graph: &Graph, memory: Option<&Path>) -> Ingredients {
     let digests = digests(ranges(graph).unwrap(), memory).unwrap();
-    Ingredients::new(graph, &digests, BTreeMap::new(), Target::default()).unwrap()
+    Ingredients::new(graph, &digests, BTreeMap::new(), KeyTarget::default()).unwrap()
 }
 
 fn copy_of_tiny() -> tempfile::TempDir {
@@ -352,10 +352,10 @@ fn damaged_engines_are_never_loaded() {
         assert!(refused.to_string().contains(reason), "{refused}");
         let (_, outcome) = place.build("a");
         assert!(
-            matches!(&outcome, Outcome::Built { damaged: Some(found), .. } if found.contains(reason)),
+            matches!(&outcome, StoreOutcome::Built { damaged: Some(found), .. } if found.contains(reason)),
             "{outcome:?}"
         );
-        assert_eq!(place.build("a").1, Outcome::Loaded);
+        assert_eq!(place.build("a").1, StoreOutcome::Loaded);
         assert!(place.staged().is_empty());
     }
 }
@@ -415,7 +415,7 @@ fn process() {
             Ok(model)
         })
         .unwrap();
-    println!("outcome {}", if outcome == Outcome::Loaded { "loaded" } else { "built" });
+    println!("outcome {}", if outcome == StoreOutcome::Loaded { "loaded" } else { "built" });
 }
 
 fn start(place: &Place, hangs: bool) -> Child {
@@ -450,7 +450,7 @@ fn threads_that_ask_at_once_build_once() {
     let place = place();
     let built = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| place.build("a").1)).collect();
-        threads.into_iter().map(|t| t.join().unwrap()).filter(|o| *o != Outcome::Loaded).count()
+        threads.into_iter().map(|t| t.join().unwrap()).filter(|o| *o != StoreOutcome::Loaded).count()
     });
     assert_eq!(built, 1);
 }
@@ -484,7 +484,7 @@ fn a_killed_builder_leaves_nothing_that_counts() {
             assert_eq!((report.removed.len(), report.removed[0].bytes), (1, 5019), "{report:?}");
             assert!(report.removed[0].name.starts_with("staging/"), "{report:?}");
         } else {
-            assert!(matches!(place.build("a").1, Outcome::Built { damaged: None, .. }));
+            assert!(matches!(place.build("a").1, StoreOutcome::Built { damaged: None, .. }));
         }
         assert!(place.staged().is_empty());
     }
@@ -576,7 +576,7 @@ fn other_folders_are_no_stores() {
 fn builds_share_what_they_have_timed() {
     let place = place();
     let (key, target) = (ingredients("a").key().unwrap(), ingredients("a").target);
-    let take = |target: &Target| timing::Timing::take(&place.store, &key, target).unwrap();
+    let take = |target: &KeyTarget| timing::Timing::take(&place.store, &key, target).unwrap();
     let (first, lost) = (take(&target), take(&target));
     fs::write(first.folder().join("sm90.timing"), "measured").unwrap();
     fs::write(lost.folder().join("sm90.timing"), "half a fi").unwrap();
@@ -584,7 +584,7 @@ fn builds_share_what_they_have_timed() {
     drop(lost); // A build that failed.
     let next = take(&target);
     assert_eq!(fs::read(next.folder().join("sm90.timing")).unwrap(), b"measured");
-    let changed = |sdk: &str, driver: &str, device: &str| Target {
+    let changed = |sdk: &str, driver: &str, device: &str| KeyTarget {
         sdk: sdk.into(),
         driver: driver.into(),
         device: device.into(),

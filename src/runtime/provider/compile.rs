@@ -7,7 +7,7 @@ use super::register::metadata;
 use super::spec::{ProviderKind, ProviderSpec};
 use super::{Provider, openvino, tensorrt};
 use crate::error::{Error, Result};
-use crate::runtime::engine_cache::key::Target;
+use crate::runtime::engine_cache::key::KeyTarget;
 use crate::runtime::library::Loaded;
 
 /// Smallest, usual and largest shape of each input of a graph.
@@ -130,7 +130,7 @@ pub(crate) fn check_places(spec: &ProviderSpec) -> Result<()> {
 
 impl Provider {
     /// What engines of this provider depend on, beside their graphs.
-    pub(crate) fn target(&self, library: &Loaded) -> Target {
+    pub(crate) fn target(&self, library: &Loaded) -> KeyTarget {
         let spec = self.spec();
         let kind = spec.kind();
         let options = spec.pairs().into_iter().filter(|(key, _)| !PLACES.contains(&key.as_str()));
@@ -143,7 +143,7 @@ impl Provider {
             ],
             ProviderKind::Cpu | ProviderKind::Cuda | ProviderKind::WebGpu => Default::default(),
         };
-        Target {
+        KeyTarget {
             provider: kind.ort_name().to_owned(),
             options: options.collect(),
             session: BTreeMap::from([(CONTEXT_EMBED.to_owned(), "0".to_owned())]),

@@ -147,9 +147,9 @@ pub(super) enum PostProcessor {
         _use_regex: bool,
     },
     TemplateProcessing {
-        single: Vec<Piece>,
+        single: Vec<TextPiece>,
         #[serde(rename = "pair")]
-        _pair: Vec<Piece>,
+        _pair: Vec<TextPiece>,
         special_tokens: BTreeMap<String, SpecialToken>,
     },
     Sequence {
@@ -158,7 +158,7 @@ pub(super) enum PostProcessor {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub(super) enum Piece {
+pub(super) enum TextPiece {
     Sequence {
         id: TextId,
         #[serde(rename = "type_id")]
@@ -325,20 +325,20 @@ impl Around {
     }
 }
 
-fn template(pieces: &[Piece], tokens: &BTreeMap<String, SpecialToken>) -> Result<(Vec<u32>, Vec<u32>), String> {
+fn template(pieces: &[TextPiece], tokens: &BTreeMap<String, SpecialToken>) -> Result<(Vec<u32>, Vec<u32>), String> {
     if pieces.len() > MAX_PIECES {
         return Err(format!("the template has {} pieces; expected at most {MAX_PIECES}", pieces.len()));
     }
-    let texts: Vec<usize> = (0..pieces.len()).filter(|at| matches!(pieces[*at], Piece::Sequence { .. })).collect();
-    let is_text = |at: &usize| matches!(pieces[*at], Piece::Sequence { id: TextId::A, .. });
+    let texts: Vec<usize> = (0..pieces.len()).filter(|at| matches!(pieces[*at], TextPiece::Sequence { .. })).collect();
+    let is_text = |at: &usize| matches!(pieces[*at], TextPiece::Sequence { id: TextId::A, .. });
     let [text] = texts[..] else { return Err("the template does not hold the text once".into()) };
     if !is_text(&text) {
         return Err("the template holds the second text of a pair instead of the text".into());
     }
-    let ids = |pieces: &[Piece]| {
+    let ids = |pieces: &[TextPiece]| {
         let mut found = Vec::new();
         for piece in pieces {
-            if let Piece::SpecialToken { id, .. } = piece {
+            if let TextPiece::SpecialToken { id, .. } = piece {
                 let token = tokens.get(id).ok_or(format!("the template names the token {id:?}, which is not there"))?;
                 if token.ids.len() > MAX_AROUND {
                     return Err(format!("the token {id:?} has {} ids", token.ids.len()));

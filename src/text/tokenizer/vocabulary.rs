@@ -21,7 +21,7 @@ const MAX_AFFIX: usize = 32;
 const MAX_WORD: usize = 200;
 
 #[derive(Deserialize)]
-struct Kind {
+struct VocabularyKind {
     r#type: String,
 }
 
@@ -83,7 +83,7 @@ struct WordPieceFile {
 struct Merge(String, String);
 
 pub(super) fn read(json: &str) -> Result<ModelWrapper, String> {
-    let Kind { r#type } = parse(json)?;
+    let VocabularyKind { r#type } = parse(json)?;
     match r#type.as_str() {
         "BPE" => bpe(parse(json)?),
         "Unigram" => unigram(parse(json)?),
