@@ -14,7 +14,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,17 @@ from dbcache_export.spec import Options, Reference
 from safetensors.torch import save
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import family_subjects
+import video_subjects
 from decided import Decided, decided
 from reference import REFERENCE_DIR, to_text, write_bytes, write_text
+from subject import STEPS, Subject, Tensors
 
 os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")  # Read by cache-dit when it is imported.
 import cache_dit  # type: ignore[import-untyped]
 
-__all__ = ["STEPS", "Subject", "main"]
+__all__ = ["main"]
 
-STEPS = 10
 #: A decision that is nearer to its threshold than this, relative to it, may turn out otherwise elsewhere.
 _MARGIN = 1e-3
 #: What cache-dit is given in the recorded cases, but for the threshold.
@@ -44,58 +45,18 @@ _CASES = {
     "f2b1": {"Fn_compute_blocks": 2, "Bn_compute_blocks": 1, "max_warmup_steps": 3},
 }
 
-Tensors = dict[str, torch.Tensor]
+_SUBJECTS: Mapping[str, Callable[[], Subject]] = {**family_subjects.SUBJECTS, **video_subjects.SUBJECTS}
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One generation of a tiny model.
-
-    Attributes:
-        write: Writes the model's folder: transformer and scheduler.
-        pipeline: From that folder to diffusers' pipeline, in float32.
-        arguments: Makes those of the pipeline's call, without the number of steps.
-        size: Width and height in pixels.
-        noise: [1, channels, (frames,) height, width], as the engine draws it.
-        inputs: What the engine is given instead of a prompt.
-        guidance: The scale, where there is one.
-        separate: Whether the branches are two calls of the transformer, which cache-dit keeps apart.
-        latents: From the pipeline's result to latents shaped as the noise.
-        frames: Of a video.
-        first_steps: Steps of the first transformer, where there are two.
-        guidance_2: The scale of the second.
-    """
-
-    write: Callable[[Path], None]
-    pipeline: Callable[[Path], Any]
-    arguments: Callable[[], Mapping[str, Any]]
-    size: tuple[int, int]
-    noise: torch.Tensor
-    inputs: Tensors
-    guidance: float | None
-    separate: bool
-    latents: Callable[[Any], torch.Tensor] = field(default=lambda result: result[0])
-    frames: int | None = None
-    first_steps: int | None = None
-    guidance_2: float | None = None
-
-    def run(self, pipe: Any) -> torch.Tensor:
-        """The final latents."""
-        pipe.set_progress_bar_config(disable=True)
-        with torch.no_grad():
-            result = pipe(**self.arguments(), num_inference_steps=STEPS, return_dict=False)
-        return self.latents(result).contiguous()
-
-
-def main(subjects: Mapping[str, Callable[[], Subject]]) -> int:
+def main() -> int:
     """Command line: records families, prints one line for each."""
     parser = argparse.ArgumentParser(description="record tiny models of every family")
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(subjects)} (default: all)")
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(_SUBJECTS)} (default: all)")
     parser.add_argument("--out", type=Path, default=REFERENCE_DIR.parent / "families")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for family in given.families or subjects:
-        record(family, subjects[family](), given.out / family)
+    for family in given.families or _SUBJECTS:
+        record(family, _SUBJECTS[family](), given.out / family)
     return 0
 
 
@@ -244,7 +205,4 @@ def _significant(value: float) -> float:
 
 
 if __name__ == "__main__":
-    import family_subjects
-    import video_subjects
-
-    sys.exit(main({**family_subjects.SUBJECTS, **video_subjects.SUBJECTS}))
+    sys.exit(main())

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from families import _MARGIN, STEPS, rel_l1
+from families import _MARGIN, rel_l1
 from family_subjects import SUBJECTS
 from reference import REFERENCE_DIR
+from subject import STEPS
 
 FOLDER = REFERENCE_DIR.parent / "families"
 

@@ -12,7 +12,7 @@ import torch
 from dbcache_export.families.patches import unpack
 from dbcache_export.tiny.pictures import write_pipeline
 
-from families import Subject
+from subject import Subject
 
 __all__ = ["SUBJECTS"]
 

@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import family_subjects
 import video_subjects
-from families import Subject
 from reference import REFERENCE_DIR
+from subject import Subject
 
 SUBJECTS = {**family_subjects.SUBJECTS, **video_subjects.SUBJECTS}
 SCALES = [-1.0, 0.0, 0.5, 1.0, 1.0001, 5.0]

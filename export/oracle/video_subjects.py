@@ -11,7 +11,7 @@ import torch
 from dbcache_export.families.video import original
 from dbcache_export.tiny.videos import write_pipeline, write_second
 
-from families import Subject
+from subject import Subject
 
 __all__ = ["SUBJECTS"]
 
