@@ -73,63 +73,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[Path, Path, Options, bool]:
     """The model folder, the engine directory, the options, and whether to show tracebacks; exits with 2 on misuse."""
-    parser = _Parser(
-        prog="dbcache-export",
-        description="Writes an engine directory for dbcache-trt from a diffusers model folder.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("model", metavar="MODEL_DIR", type=Path, help="a diffusers pipeline folder, or its transformer folder")
-    add("engine", metavar="OUT_DIR", type=Path, help="the engine directory to write")
-    add(
-        "--opset",
-        type=int,
-        choices=(20, 23),
-        default=20,
-        help="of the graphs (default: 20, which every provider takes)",
-    )
-    add(
-        "--compute",
-        choices=list(_COMPUTE),
-        default="fp32",
-        help="type in which the blocks compute (default: fp32)",
-    )
-    add("--pack", action="store_true", help="put the weights into OUT_DIR (hard links, else copies)")
-    check = parser.add_mutually_exclusive_group()
-    check.add_argument(
-        "--check", action="store_true", default=None, help="compare with PyTorch (default: if memory allows)"
-    )
-    check.add_argument("--no-check", action="store_false", dest="check", help="do not compare")
-    add("--no-content-hash", action="store_true", help="do not hash whole weight files, only their headers")
-    add("--name", help="the model's name (default: that of MODEL_DIR)")
-    add("--license", metavar="NAME", default="unknown", help="SPDX identifier of the weights' licence")
-    add("--attribution", metavar="TEXT", default="", help="whom the licence wants named")
-    add("--size", metavar="WxH", type=_size, help="default picture size in pixels")
-    add("--frames", metavar="N", type=int, help="default length of videos (default: that of the model's pipeline)")
-    add(
-        "--downscale",
-        metavar="N",
-        type=int,
-        help="pixels per latent cell, for folders without a VAE (default: 8)",
-    )
-    add(
-        "--lora",
-        metavar="FILE:WEIGHT",
-        type=_lora,
-        action="append",
-        default=[],
-        help="merge an adapter into the transformer, this strongly (repeatable)",
-    )
-    add(
-        "--variant",
-        metavar="NAME",
-        type=_variant,
-        help="take the files of this variant, such as fp16, where a component has them (default: those without one)",
-    )
-    add("--overwrite", action="store_true", help="replace an engine directory; documents in it are kept")
-    add("--debug", action="store_true", help="show warnings and tracebacks")
-    add("--list", action=_List, nargs=0, help="show the families of models that can be exported, and what was checked")
-    add("--version", action="version", version=f"dbcache-export {__version__}")
+    parser = _parser()
     given = parser.parse_args(arguments)
     if given.downscale is not None and given.downscale < 1:
         parser.error(f"--downscale {given.downscale}; give 1 or more")
@@ -152,6 +96,76 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Path, Options, bool]:
         variant=given.variant,
     )
     return given.model, given.engine, options, given.debug
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="dbcache-export",
+        description="Writes an engine directory for dbcache-trt from a diffusers model folder.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "model", metavar="MODEL_DIR", type=Path, help="a diffusers pipeline folder, or its transformer folder"
+    )
+    parser.add_argument("engine", metavar="OUT_DIR", type=Path, help="the engine directory to write")
+    _add_graphs(parser)
+    _add_manifest(parser)
+    _add_weights(parser)
+    add = parser.add_argument
+    add("--overwrite", action="store_true", help="replace an engine directory; documents in it are kept")
+    add("--debug", action="store_true", help="show warnings and tracebacks")
+    add("--list", action=_List, nargs=0, help="show the families of models that can be exported, and what was checked")
+    add("--version", action="version", version=f"dbcache-export {__version__}")
+    return parser
+
+
+def _add_graphs(parser: _Parser) -> None:
+    """Options of how graphs are written and checked."""
+    add = parser.add_argument
+    add(
+        "--opset",
+        type=int,
+        choices=(20, 23),
+        default=20,
+        help="of the graphs (default: 20, which every provider takes)",
+    )
+    add("--compute", choices=list(_COMPUTE), default="fp32", help="type in which the blocks compute (default: fp32)")
+    add("--pack", action="store_true", help="put the weights into OUT_DIR (hard links, else copies)")
+    check = parser.add_mutually_exclusive_group()
+    check.add_argument(
+        "--check", action="store_true", default=None, help="compare with PyTorch (default: if memory allows)"
+    )
+    check.add_argument("--no-check", action="store_false", dest="check", help="do not compare")
+    add("--no-content-hash", action="store_true", help="do not hash whole weight files, only their headers")
+
+
+def _add_manifest(parser: _Parser) -> None:
+    """Options of what the manifest says."""
+    add = parser.add_argument
+    add("--name", help="the model's name (default: that of MODEL_DIR)")
+    add("--license", metavar="NAME", default="unknown", help="SPDX identifier of the weights' licence")
+    add("--attribution", metavar="TEXT", default="", help="whom the licence wants named")
+    add("--size", metavar="WxH", type=_size, help="default picture size in pixels")
+    add("--frames", metavar="N", type=int, help="default length of videos (default: that of the model's pipeline)")
+    add("--downscale", metavar="N", type=int, help="pixels per latent cell, for folders without a VAE (default: 8)")
+
+
+def _add_weights(parser: _Parser) -> None:
+    """Options of which weights are taken."""
+    parser.add_argument(
+        "--lora",
+        metavar="FILE:WEIGHT",
+        type=_lora,
+        action="append",
+        default=[],
+        help="merge an adapter into the transformer, this strongly (repeatable)",
+    )
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        type=_variant,
+        help="take the files of this variant, such as fp16, where a component has them (default: those without one)",
+    )
 
 
 class _Parser(argparse.ArgumentParser):
