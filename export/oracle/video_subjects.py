@@ -8,7 +8,7 @@ from typing import Any
 
 import diffusers
 import torch
-from dbcache_export.families.video import original
+from dbcache_export.families.watched import original
 from dbcache_export.tiny.videos import write_pipeline, write_second
 
 from subject import Subject

@@ -20,9 +20,9 @@ from dbcache_export.bind import refuse_unused
 from dbcache_export.checkpoint import Checkpoint, Parameter
 from dbcache_export.encoders import own_length, tokenizer
 from dbcache_export.errors import ExportError
+from dbcache_export.families.flux_text import flux_text
 from dbcache_export.families.video_text import _Zero
 from dbcache_export.spec import Options, Tensor
-from dbcache_export.text import flux_text
 from dbcache_export.tiny import pictures, texts, videos
 
 SHARED, OWN = "shared.weight", "encoder.embed_tokens.weight"

@@ -1,4 +1,4 @@
-"""The manifest's `guidance` for pipelines with classifier-free guidance.
+"""The manifest's `guidance`: none, a scale that the model takes as an input, or classifier-free guidance.
 
 The formula implies above which scale the engine runs both branches: 0 for `difference`, else 1. All pipelines that are
 exported guide so (`guidance_test.py`). Some have no negative prompt of their own and no guidance without one.
@@ -6,11 +6,20 @@ exported guide so (`guidance_test.py`). Some have no negative prompt of their ow
 
 from __future__ import annotations
 
-__all__ = ["fused", "separate"]
+__all__ = ["NONE", "embedded", "fused", "separate"]
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 Formula = Literal["standard", "difference", "renormalised", "zero_star"]
+
+#: The model runs once a step, and takes no scale.
+NONE: Mapping[str, Any] = {"kind": "none"}
+
+
+def embedded(default: float) -> dict[str, Any]:
+    """The model takes the scale as an input."""
+    return {"kind": "embedded", "default": default}
 
 
 def separate(

@@ -1,50 +1,20 @@
-"""The models that can be exported. A family turns a model folder into a Plan; it is found by the model's class."""
+"""The models that can be exported: a model folder becomes a Plan by its family, which its class names."""
 
 from __future__ import annotations
 
-__all__ = ["CLASSES", "plan"]
+__all__ = ["plan"]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export.errors import ExportError
-from dbcache_export.families import (
-    cogvideox,
-    dit,
-    emoji,
-    flux,
-    flux2,
-    hunyuan_video,
-    ltx,
-    mochi,
-    pixart,
-    qwen_image,
-    sd3,
-    wan,
-    z_image,
-)
-from dbcache_export.families.catalogue import PIPELINES, closest, transformer_class
+from dbcache_export.families import emoji, pipeline
+from dbcache_export.families.catalogue import FAMILIES, closest, transformer_class
 from dbcache_export.folder import read_json
 from dbcache_export.spec import Options, Plan
-
-#: By the class of the transformer.
-CLASSES: dict[str, Callable[[Path, Options, FakeTensorMode], Plan]] = {
-    "FluxTransformer2DModel": flux.plan,
-    "Flux2Transformer2DModel": flux2.plan,
-    "SD3Transformer2DModel": sd3.plan,
-    "PixArtTransformer2DModel": pixart.plan,
-    "DiTTransformer2DModel": dit.plan,
-    "QwenImageTransformer2DModel": qwen_image.plan,
-    "ZImageTransformer2DModel": z_image.plan,
-    "CogVideoXTransformer3DModel": cogvideox.plan,
-    "MochiTransformer3DModel": mochi.plan,
-    "WanTransformer3DModel": wan.plan,
-    "LTXVideoTransformer3DModel": ltx.plan,
-    "HunyuanVideoTransformer3DModel": hunyuan_video.plan,
-}
 
 
 def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
@@ -54,27 +24,28 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
         ExportError: The folder holds no model, one of an unknown class, or a pipeline that does more than the engine.
     """
     index = _index(folder)
-    pipeline = _class(index) if index else None
-    path = _config(folder, pipeline)
+    does = _class(index) if index else None
+    path = _config(folder, does)
     config = read_json(path)
     name = transformer_class(config)
-    if name not in CLASSES:
+    if name not in FAMILIES:
         described = f"the model class {name}" if "_class_name" in config else f"{path.name} without a _class_name"
         raise ExportError(
             f"{folder}: {described} is not supported; {closest(name, config)}",
             "dbcache-export --list shows the families",
         )
-    if pipeline and pipeline not in PIPELINES[name]:
+    family = FAMILIES[name]
+    if does and does not in family.pipelines:
         raise ExportError(
-            f"{folder}: a {pipeline} is not supported, the engine makes pictures and videos from words alone",
-            f"supported with this transformer: {', '.join(PIPELINES[name])}",
+            f"{folder}: a {does} is not supported, the engine makes pictures and videos from words alone",
+            f"supported with this transformer: {', '.join(family.pipelines)}",
         )
     _refuse_quantised(folder)
     _refuse_left_out(folder, index)
     if emoji.recognises(folder):
         return emoji.plan(folder, options, fake)
     try:
-        return CLASSES[name](folder, options, fake)
+        return pipeline.plan(family, folder, options, fake)
     except _MISFITS as error:  # what the classes of diffusers and transformers raise at settings that do not fit
         first = next(iter(str(error).splitlines()), "")
         raise ExportError(

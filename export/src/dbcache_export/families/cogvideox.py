@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-__all__ = ["plan", "transformer"]
+__all__ = ["FAMILY"]
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 
-from dbcache_export import checkpoint, spec
-from dbcache_export.families.literal import literal_timesteps
-from dbcache_export.families.parts import configuration, under
+from dbcache_export.families.family import (
+    ROTARY,
+    STREAMS,
+    TIMESTEP,
+    Cut,
+    Family,
+    Kind,
+    Sampling,
+    Source,
+    states,
+    streams,
+    tables,
+)
+from dbcache_export.families.layers import Block, Layers
 from dbcache_export.families.positions import counted, over_grid, rotary_tables, sinusoids
-from dbcache_export.families.video import Transformer, Video, original, templates, video_plan
+from dbcache_export.families.sizes import Video
+from dbcache_export.families.texts import Texts
+from dbcache_export.families.video import Grid
 from dbcache_export.families.video_text import t5_texts
-from dbcache_export.families.watched import Watched
+from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import fused
 from dbcache_export.pipeline_calls import CALLS
-from dbcache_export.scheduler import prediction, scheduler
-from dbcache_export.spec import DTYPES, Graph, Options, Plan
-from dbcache_export.template import fake_module
+from dbcache_export.spec import Tensor as Port
 
-_STREAMS = ("hidden_states", "encoder_hidden_states")
-_ROTARY = ("rotary_cos", "rotary_sin")
 _DOWNSCALE, _FPS = 8, 8.0
+#: The axes of the latents.
+_AXES = "bfchw"
 #: The scheduler with which CogVideoX was published.
 _SCHEDULER = {
     "_class_name": "CogVideoXDDIMScheduler",
@@ -39,131 +48,66 @@ _SCHEDULER = {
 }
 
 
-def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
-    """The plan of a CogVideoX text-to-video pipeline or transformer."""
-    inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    parts = transformer(inner, options, fake)
-    return video_plan(
-        folder,
-        options,
-        fake,
-        parts,
-        texts=t5_texts(folder, parts.tensors, parts.text[1], "seen", options, fake),
-        scheduler=scheduler(folder, CALLS["cogvideox"], _SCHEDULER),
-        guidance=fused(6.0, "uncond"),
-        steps=50,
-        prediction=prediction(folder, _SCHEDULER),
-    )
+def _texts(source: Source, tensors: Mapping[str, Port]) -> Texts | None:
+    """As many tokens as the model was trained with."""
+    return t5_texts(source, tensors, source.config["max_text_seq_length"], "seen")
 
 
-def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:
-    """Cuts the transformer in `folder` into embed, blocks and final.
-
-    Raises:
-        ExportError: It is a variant with other inputs, such as an image, or CogVideoX 1.5.
-    """
-    fixed: dict[str, Sequence[Any]] = {
+def _fixed(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+    return {
         "patch_size_t": [None],
         "ofs_embed_dim": [None],
         "use_learned_positional_embeddings": [False],
         "attention_head_dim": range(16, 1025, 16),
+        "out_channels": [config["in_channels"]],
     }
 
-    def understood(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-        return fixed | {"out_channels": [config["in_channels"]]}
 
-    config = configuration(folder, CogVideoXTransformer3DModel, understood)
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    video = Video(
-        layout="bfchw",
+def _cut(model: Any, source: Source) -> Cut:
+    config, layers, width = source.config, source.config["num_layers"], source.width
+    head = config["attention_head_dim"]
+    sizes = Video(
         channels=config["in_channels"],
+        patch=config["patch_size"],
         downscale=_DOWNSCALE,
         temporal_downscale=config["temporal_compression_ratio"],
-        patch=config["patch_size"],
         width=config["sample_width"] * _DOWNSCALE,
         height=config["sample_height"] * _DOWNSCALE,
         frames=config["sample_frames"],
         fps=_FPS,
+        axes=_AXES,
     )
     rotates: bool = config["use_rotary_positional_embeddings"]
-    tensors = {
-        "latents": spec.Tensor("f32", video.latents()),
-        "timestep": spec.Tensor("f32", ("batch",)),
-        "prompt_embeds": spec.Tensor("f32", ("batch", "text", config["text_embed_dim"])),
-        "hidden_states": spec.Tensor(options.compute, ("batch", "image", width)),
-        "encoder_hidden_states": spec.Tensor(options.compute, ("batch", "text", width)),
-        "temb": spec.Tensor(options.compute, ("batch", config["time_embed_dim"])),
-        "prediction": spec.Tensor("f32", video.latents()),
-    }
-    if rotates:
-        tensors |= {name: spec.Tensor("f32", ("image", config["attention_head_dim"])) for name in _ROTARY}
-    inputs = {
-        "latents": {"per": "step", "from": "latents"},
-        "timestep": {"per": "step", "from": "timestep"},
-        "prompt_embeds": {"per": "request", "from": "text"},
-    }
-    model: Any = fake_module(fake, options.compute, lambda: CogVideoXTransformer3DModel(**(config | {"num_layers": 1})))
-    context = (*_STREAMS, "temb", *(_ROTARY if rotates else ()))
-    literal_timesteps(model)
-    template = templates(tensors, video.patch)
-    kind = template("block", _Block(model.transformer_blocks[0]), context, _STREAMS)
-    layers = config["num_layers"]
+    # Manifests have the tables behind the prediction.
+    positions = {"prediction": Port("f32", sizes.latents()), **tables("image", head)} if rotates else {}
     most = config["max_text_seq_length"]
-    return Transformer(
+    return Cut(
         description=f"CogVideoX transformer: {layers} blocks, width {width}, "
         + ("rotary positions" if rotates else "added positions"),
-        checkpoint=checkpoint.read(folder, "transformer"),
-        video=video,
-        tensors=tensors,
-        inputs=inputs,
-        streams=_STREAMS,
-        embed=Graph(
-            "embed.onnx",
-            template("embed", _Embed(model, DTYPES[options.compute][0]), tuple(inputs), context),
-            "transformer",
-        ),
-        blocks=tuple(
-            spec.Block(
-                "block",
-                Graph(f"block_{i:03}.onnx", kind, "transformer", under(f"transformer_blocks.{i}.")),
-                group="transformer_blocks",
-            )
-            for i in range(layers)
-        ),
-        final=Graph(
-            "final.onnx",
-            template("final", _Final(model), ("hidden_states", "temb", "latents"), ("prediction",)),
-            "transformer",
-        ),
-        reference=lambda: _reference(folder),
+        sizes=sizes,
+        inputs={"timestep": TIMESTEP, "prompt_embeds": states(config["text_embed_dim"])},
+        inside={**streams(width), "temb": ("batch", config["time_embed_dim"]), **positions},
+        lists={"transformer_blocks": [Kind("block", _Block(model.transformer_blocks[0]))] * layers},
+        embedded=(*STREAMS, "temb", *(ROTARY if rotates else ())),
         text=(most, most),  # as the model was trained: padding is attended to
     )
 
 
-class _Embed(nn.Module):
+class _Embed(Layers):
     """From the inputs of a request and a step to the streams and what every block needs."""
 
-    def __init__(self, model: CogVideoXTransformer3DModel, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.patch_embed = model.patch_embed
-        self.time_proj = model.time_proj
-        self.time_embedding = model.time_embedding
-        self.config = model.config
-        self.dtype = dtype
+    layers = ("patch_embed", "time_proj", "time_embedding")
 
     def forward(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
         """[batch, frames, channels, height, width], [batch] and [batch, text, width] to streams, temb and tables."""
         config = self.config
-        batch, frames, channels, height, width = latents.shape
-        rows, columns = height // config.patch_size, width // config.patch_size
+        grid = Grid(latents, config.patch_size, _AXES)
         temb = self.time_embedding(self.time_proj(timestep).to(self.dtype))
         encoder_hidden_states = self.patch_embed.text_proj(prompt_embeds.to(self.dtype))
-        pictures = latents.to(self.dtype).reshape(batch * frames, channels, height, width)
-        hidden_states = self.patch_embed.proj(pictures).flatten(2).transpose(1, 2)
-        hidden_states = hidden_states.reshape(batch, frames * rows * columns, hidden_states.shape[2])
+        hidden_states = grid.embed_frames(self.patch_embed.proj, latents.to(self.dtype).flatten(0, 1))
         if config.use_rotary_positional_embeddings:
-            return hidden_states, encoder_hidden_states, temb, *_rotary(config, frames, rows, columns)
-        hidden_states = hidden_states + _positions(config, frames, rows, columns).to(self.dtype)
+            return hidden_states, encoder_hidden_states, temb, *_rotary(config, *grid.sides)
+        hidden_states = hidden_states + _positions(config, *grid.sides).to(self.dtype)
         return hidden_states, encoder_hidden_states, temb
 
 
@@ -198,11 +142,7 @@ def _fitted(index: Tensor, count: Tensor, start: Tensor, length: Tensor) -> Tens
     return start + index * (end - start) / (count - 1).clamp(min=1)
 
 
-class _Block(nn.Module):
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
+class _Block(Block):
     def forward(
         self,
         hidden_states: Tensor,
@@ -217,40 +157,24 @@ class _Block(nn.Module):
         return video, text
 
 
-class _Final(nn.Module):
-    def __init__(self, model: CogVideoXTransformer3DModel) -> None:
-        super().__init__()
-        self.norm_final = model.norm_final
-        self.norm_out = model.norm_out
-        self.proj_out = model.proj_out
-        self.patch: int = model.config.patch_size
+class _Final(Layers):
+    layers = ("norm_final", "norm_out", "proj_out")
 
     def forward(self, hidden_states: Tensor, temb: Tensor, latents: Tensor) -> Tensor:
-        """[batch, image, width] to the shape of the latents, which are taken for that shape only; float32."""
-        batch, frames, channels, height, width = latents.shape
-        rows, columns = height // self.patch, width // self.patch
-        torch._check(hidden_states.shape[1] == frames * rows * columns)
-        tokens = self.proj_out(self.norm_out(self.norm_final(hidden_states), temb=temb))
-        cells = tokens.reshape(batch, frames, rows, columns, channels, self.patch, self.patch)
-        return cells.permute(0, 1, 4, 2, 5, 3, 6).reshape(latents.shape).float()
+        """[batch, image, width] to the shape of the latents, float32."""
+        grid = Grid(latents, self.config.patch_size, _AXES)
+        return grid.latents(self.proj_out(self.norm_out(self.norm_final(hidden_states), temb=temb)), "cpp")
 
 
-def _reference(folder: Path) -> Watched:
-    model = original(CogVideoXTransformer3DModel, folder)
-
+def _watch(model: Any) -> Watch:
     def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {
-            "hidden_states": inputs["latents"],
-            "encoder_hidden_states": inputs["prompt_embeds"],
-            "timestep": inputs["timestep"],
-            "image_rotary_emb": _pipeline_rotary(model.config, inputs["latents"]),
-        }
+        return {"image_rotary_emb": _pipeline_rotary(model.config, inputs["latents"])}
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        rotary = dict(zip(_ROTARY, taken["image_rotary_emb"] or (), strict=False))
-        return {name: taken[name] for name in (*_STREAMS, "temb")} | rotary, dict(zip(_STREAMS, result, strict=True))
+    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
+        rotary = dict(zip(ROTARY, taken["image_rotary_emb"] or (), strict=False))
+        return {name: taken[name] for name in (*STREAMS, "temb")} | rotary, dict(zip(STREAMS, result, strict=True))
 
-    return Watched(model, model.transformer_blocks, arguments, named)
+    return Watch(named, arguments)
 
 
 def _pipeline_rotary(config: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -267,3 +191,19 @@ def _pipeline_rotary(config: Any, latents: Tensor) -> tuple[Tensor, Tensor] | No
         embed_dim=config.attention_head_dim, crops_coords=crop, grid_size=grid, temporal_size=latents.shape[1]
     )
     return tables
+
+
+FAMILY = Family(
+    title="CogVideoX 1.0",
+    model=CogVideoXTransformer3DModel,
+    pipelines=("CogVideoXPipeline",),
+    fixed=_fixed,
+    embed=_Embed,
+    cut=_cut,
+    final=_Final,
+    watch=_watch,
+    texts=_texts,
+    calls=CALLS["cogvideox"],
+    published=_SCHEDULER,
+    sampling=lambda _: Sampling(fused(6.0, "uncond"), steps=50),
+)

@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dbcache_export import checkpoint, spec
 from dbcache_export.errors import ExportError
 from dbcache_export.families import flux
-from dbcache_export.families.flux_parts import FluxReference
-from dbcache_export.families.parts import dimensions, refuse_frames
+from dbcache_export.families.pipeline import transformer
+from dbcache_export.families.sizes import Picture, refuse_frames
 from dbcache_export.folder import documents, model_name, read_json
 from dbcache_export.guidance import separate
 from dbcache_export.scheduler import NO_SHIFT
@@ -44,16 +44,17 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
     if options.size not in (None, (_PIXELS, _PIXELS)) or options.downscale not in (None, 1):
         raise ExportError(f"this model makes {_PIXELS}x{_PIXELS} pixels only", "leave out --size and --downscale")
     refuse_frames(options)
-    parts = flux.transformer(folder / "transformer", options, fake)
+    parts = transformer(flux.FAMILY, folder, options, fake)
     embedding = checkpoint.read(folder / "text", "text")
     vocabulary = read_json(folder / "text" / "vocab.json")
-    length = _text_length(embedding, len(vocabulary), parts.config["joint_attention_dim"])
+    length = _text_length(embedding, len(vocabulary), int(parts.tensors["prompt_embeds"].shape[2]))
+    sizes = Picture(_CHANNELS, _PATCH, _PIXELS, downscale=1)
     size = {"default": [_PIXELS, _PIXELS], "min": _PIXELS, "max": _PIXELS, "multiple_of": _PIXELS}
     pixels = {
         "image_latents": Tensor("f32", ("batch", _CHANNELS, "latent_height", "latent_width")),
         "image": Tensor("f32", ("batch", _CHANNELS, "height", "width")),
     }
-    tensors = parts.tensors | pixels
+    tensors = {**parts.tensors, **pixels}
     text = Graph(
         "text_000.onnx",
         _text_template(embedding, length, tensors, fake),
@@ -64,21 +65,21 @@ def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
     return Plan(
         name=options.name or model_name(folder),
         description=parts.description() + "; pictures of 64 x 64 pixels, words as text",
-        dimensions=dimensions(size, 1, _PATCH, _MAX_BATCH, (length, length), decodes=True),
+        dimensions=sizes.dimensions(size, (length, length), decodes=True, max_batch=_MAX_BATCH),
         tensors=tensors,
         inputs=parts.inputs,
-        streams=["hidden_states", "encoder_hidden_states"],
+        streams=parts.cut.streams,
         embed=parts.embed,
         blocks=parts.blocks,
         final=parts.final,
         prediction={"kind": "sample", "min_sigma": 0.02},
-        latents={"layout": "tokens", "channels": _CHANNELS, "downscale": 1, "patch": _PATCH},
+        latents=sizes.layout(),
         size=size,
         scheduler=NO_SHIFT,
         guidance=separate(1.0),
         steps=28,
         checkpoints={"transformer": parts.checkpoint, "text": embedding},
-        reference=lambda: FluxReference(folder / "transformer"),
+        reference=parts.reference,
         text=spec.Text(
             {"words": _word_tokenizer(vocabulary, length)},
             [(text, {"input_ids": ("words", "ids")})],

@@ -5,19 +5,16 @@ from __future__ import annotations
 __all__ = ["flux2_text"]
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from torch._subclasses.fake_tensor import FakeTensorMode
-
-from dbcache_export import spec
 from dbcache_export.encoders import tokenizer
 from dbcache_export.errors import ExportError, listed
-from dbcache_export.families.parts import Texts, whole
+from dbcache_export.families.family import Source
+from dbcache_export.families.texts import Texts, of_one_encoder, whole
 from dbcache_export.folder import read_json
 from dbcache_export.language import chat, language_model
 from dbcache_export.prompts import NO_PICTURES
-from dbcache_export.spec import Options
+from dbcache_export.spec import Tensor
 
 #: Tokens in diffusers' pipelines; those that fill up are looked at, as the models were trained.
 _TOKENS = 512
@@ -44,28 +41,27 @@ _ENCODERS: Mapping[str, tuple[tuple[int, ...], Callable[[str], Any], Mapping[str
 }
 
 
-def flux2_text(folder: Path, embeds: spec.Tensor, options: Options, fake: FakeTensorMode) -> Texts | None:
+def flux2_text(source: Source, tensors: Mapping[str, Tensor]) -> Texts | None:
     """The encoder of a pipeline; None for a folder without one.
 
     Raises:
         ExportError: The pipeline is incomplete, or its encoder is none of FLUX.2's.
     """
-    parts = whole(folder, ("text_encoder", "tokenizer"))
+    parts = whole(source.folder, ("text_encoder", "tokenizer"))
     if parts is None:
         return None
     kind = str(read_json(parts[0] / "config.json").get("model_type"))
     if kind not in _ENCODERS:
         raise ExportError(f"{parts[0]}: {kind} is not supported", f"supported: {listed(sorted(_ENCODERS))}")
     layers, messages, settings = _ENCODERS[kind]
-    encoder = language_model(parts[0], kind, layers, options, fake, ("prompt_embeds",), tokens=_TOKENS)
+    encoder = language_model(parts[0], kind, layers, source.options, source.fake, ("prompt_embeds",), tokens=_TOKENS)
     width = encoder.graph.template.outputs["prompt_embeds"].shape[2]
-    if width != embeds.shape[2]:
+    expected = tensors["prompt_embeds"].shape[2]
+    if width != expected:
         raise ExportError(
-            f"{folder}: the text encoder gives {width} values a token, the transformer expects {embeds.shape[2]}",
+            f"{source.folder}: the text encoder gives {width} values a token, the transformer expects {expected}",
             "take one pipeline",
         )
     prefix, suffix = chat(parts[1], messages, **settings)
-    tokenizers = {kind: tokenizer(parts[1], _TOKENS, prefix=prefix, suffix=suffix)}
-    graph = (encoder.graph, {"input_ids": (kind, "ids"), "attention_mask": (kind, "mask")})
-    clean = NO_PICTURES if kind == "mistral3" else ()
-    return Texts(spec.Text(tokenizers, [graph], unconditional="", clean=clean), [encoder])
+    read = tokenizer(parts[1], _TOKENS, prefix=prefix, suffix=suffix)
+    return of_one_encoder(encoder, read, kind, clean=NO_PICTURES if kind == "mistral3" else ())

@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
-__all__ = ["plan", "transformer"]
+__all__ = ["FAMILY"]
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from torch.nn import functional
 
-from dbcache_export import checkpoint, spec
+from dbcache_export import spec
 from dbcache_export.encoders import clip, tokenizer
-from dbcache_export.errors import ExportError
-from dbcache_export.families.literal import literal_timesteps
-from dbcache_export.families.parts import Texts, configuration, under, whole
+from dbcache_export.families.examples import prefix_mask
+from dbcache_export.families.family import (
+    GUIDANCE,
+    STREAMS,
+    TEXT_MASK,
+    TIMESTEP,
+    Cut,
+    Family,
+    Kind,
+    Sampling,
+    Source,
+    pooled,
+    states,
+    streams,
+    tables,
+)
+from dbcache_export.families.layers import Block, Layers, Masked, Modulated
 from dbcache_export.families.positions import counted, rotary_tables
-from dbcache_export.families.rotary import mix
-from dbcache_export.families.video import Transformer, Video, original, prefix_mask, templates, video_plan
-from dbcache_export.families.watched import Watched
+from dbcache_export.families.sizes import Video
+from dbcache_export.families.texts import Texts, refuse_left_padding, whole
+from dbcache_export.families.video import Grid
+from dbcache_export.families.watched import Tensors, Watch
+from dbcache_export.guidance import NONE, embedded
 from dbcache_export.language import language_model
 from dbcache_export.pipeline_calls import CALLS
-from dbcache_export.scheduler import prediction, scheduler
-from dbcache_export.spec import DTYPES, Graph, Options, Plan
-from dbcache_export.template import fake_module
+from dbcache_export.spec import Graph
 
-_STREAMS = ("hidden_states", "encoder_hidden_states")
-_CONTEXT = (*_STREAMS, "temb", "attention_bias", "rotary_cos", "rotary_sin")
 #: Of the pipeline's defaults and its autoencoder.
-_WIDTH, _HEIGHT, _FRAMES, _FPS = 1280, 720, 129, 15.0
+_VIDEO: Any = {"width": 1280, "height": 720, "frames": 129, "fps": 15.0}
 _DOWNSCALE, _TEMPORAL_DOWNSCALE = 8, 4
 _MAX_TEXT, _CLIP_TEXT = 256, 77
 #: The chat template of diffusers' pipeline, whose first 95 tokens are those in front of the prompt.
@@ -51,31 +61,10 @@ _DROP = 95
 _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 7.0}
 
 
-def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
-    """The plan of a HunyuanVideo text-to-video pipeline or transformer.
-
-    Raises:
-        ExportError: It is a variant with other inputs, or its text encoders are others.
-    """
-    inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    parts = transformer(inner, options, fake)
-    embeds_guidance = "guidance" in parts.inputs
-    return video_plan(
-        folder,
-        options,
-        fake,
-        parts,
-        texts=_text(folder, options, fake),
-        scheduler=scheduler(folder, CALLS["hunyuan_video"], _SCHEDULER),
-        guidance={"kind": "embedded", "default": 6.0} if embeds_guidance else {"kind": "none"},
-        steps=50,
-        prediction=prediction(folder, _SCHEDULER),
-    )
-
-
-def _text(folder: Path, options: Options, fake: FakeTensorMode) -> Texts | None:
+def _texts(source: Source, _: Mapping[str, spec.Tensor]) -> Texts | None:
     """Llama, asked to describe a video, two layers before its end; and what CLIP makes of the prompt alone."""
-    parts = whole(folder, ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    options, fake = source.options, source.fake
+    parts = whole(source.folder, ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     if parts is None:
         return None
     names = ("prompt_embeds", "prompt_attention_mask")
@@ -86,8 +75,7 @@ def _text(folder: Path, options: Options, fake: FakeTensorMode) -> Texts | None:
         "llama": tokenizer(parts[2], _MAX_TEXT + _DROP, **template),
         "clip": tokenizer(parts[3], _CLIP_TEXT),
     }
-    if tokenizers["llama"].pad_side != "right":
-        raise ExportError(f"{parts[2]} pads on the left", "set padding_side to right, as HunyuanVideo has it")
+    refuse_left_padding(tokenizers["llama"], parts[2], "HunyuanVideo")
     graphs: list[tuple[Graph, Mapping[str, spec.TextInput]]] = [
         (llama.graph, {"input_ids": ("llama", "ids"), "attention_mask": ("llama", "mask")}),
         (pooled.graph, {"input_ids": ("clip", "ids")}),
@@ -95,103 +83,47 @@ def _text(folder: Path, options: Options, fake: FakeTensorMode) -> Texts | None:
     return Texts(spec.Text(tokenizers, graphs, unconditional=""), [llama, pooled])
 
 
-def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:
-    """Cuts the transformer in `folder` into embed, blocks and final.
+def _fixed(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+    return {"patch_size_t": [1], "image_condition_type": [None], "out_channels": [None, config["in_channels"]]}
 
-    Raises:
-        ExportError: It is a variant with other inputs, such as an image.
-    """
-    fixed: dict[str, Sequence[Any]] = {"patch_size_t": [1], "image_condition_type": [None]}
 
-    def understood(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-        return fixed | {"out_channels": [None, config["in_channels"]]}
-
-    config = configuration(folder, HunyuanVideoTransformer3DModel, understood)
+def _cut(model: Any, source: Source) -> Cut:
+    config, width = source.config, source.width
+    doubles, singles = config["num_layers"], config["num_single_layers"]
     head = config["attention_head_dim"]
-    width = config["num_attention_heads"] * head
-    compute = options.compute
-    video = Video(
-        layout="bcfhw",
-        channels=config["in_channels"],
-        downscale=_DOWNSCALE,
-        temporal_downscale=_TEMPORAL_DOWNSCALE,
-        patch=config["patch_size"],
-        width=_WIDTH,
-        height=_HEIGHT,
-        frames=_FRAMES,
-        fps=_FPS,
-    )
-    tensors = {
-        "latents": spec.Tensor("f32", video.latents()),
-        "timestep": spec.Tensor("f32", ("batch",)),
-        "guidance": spec.Tensor("f32", ("batch",)),
-        "prompt_embeds": spec.Tensor("f32", ("batch", "text", config["text_embed_dim"])),
-        "prompt_attention_mask": spec.Tensor("f32", ("batch", "text")),
-        "pooled_projections": spec.Tensor("f32", ("batch", config["pooled_projection_dim"])),
-        "hidden_states": spec.Tensor(compute, ("batch", "image", width)),
-        "encoder_hidden_states": spec.Tensor(compute, ("batch", "text", width)),
-        "temb": spec.Tensor(compute, ("batch", width)),
-        "attention_bias": spec.Tensor(compute, ("batch", 1, 1, "total")),
-        "rotary_cos": spec.Tensor("f32", ("image", head)),
-        "rotary_sin": spec.Tensor("f32", ("image", head)),
-        "prediction": spec.Tensor("f32", video.latents()),
-    }
-    inputs = {
-        "latents": {"per": "step", "from": "latents"},
-        "timestep": {"per": "step", "from": "timestep"},
-        "prompt_embeds": {"per": "request", "from": "text"},
-        "prompt_attention_mask": {"per": "request", "from": "text"},
-        "pooled_projections": {"per": "request", "from": "text"},
-        "guidance": {"per": "request", "from": "guidance"},
-    }
-    if not config["guidance_embeds"]:
-        del tensors["guidance"], inputs["guidance"]
-    small = config | {"num_layers": 1, "num_single_layers": 1}
-    model: Any = fake_module(fake, compute, lambda: HunyuanVideoTransformer3DModel(**small))
-    literal_timesteps(model)
-    template = templates(tensors, video.patch)
-    double = template("double", _Block(model.transformer_blocks[0]), _CONTEXT, _STREAMS)
-    single = template("single", _Block(model.single_transformer_blocks[0]), _CONTEXT, _STREAMS)
-    places = [(double, "transformer_blocks", i) for i in range(config["num_layers"])]
-    places += [(single, "single_transformer_blocks", i) for i in range(config["num_single_layers"])]
-    return Transformer(
-        description=f"HunyuanVideo transformer: {config['num_layers']} double and {config['num_single_layers']} single "
-        f"blocks, width {width}",
-        checkpoint=checkpoint.read(folder, "transformer"),
-        video=video,
-        tensors=tensors,
-        inputs=inputs,
-        streams=_STREAMS,
-        embed=Graph(
-            "embed.onnx", template("embed", _Embed(model, DTYPES[compute][0]), tuple(inputs), _CONTEXT), "transformer"
-        ),
-        blocks=tuple(
-            spec.Block(kind.name, Graph(f"block_{i:03}.onnx", kind, "transformer", under(f"{group}.{n}.")), group=group)
-            for i, (kind, group, n) in enumerate(places)
-        ),
-        final=Graph(
-            "final.onnx",
-            template("final", _Final(model), ("hidden_states", "temb", "latents"), ("prediction",)),
-            "transformer",
-        ),
-        reference=lambda: _reference(folder),
+    double = Kind("double", _Block(model.transformer_blocks[0]))
+    single = Kind("single", _Block(model.single_transformer_blocks[0]))
+    return Cut(
+        description=f"HunyuanVideo transformer: {doubles} double and {singles} single blocks, width {width}",
+        sizes=Video(config["in_channels"], config["patch_size"], _DOWNSCALE, _TEMPORAL_DOWNSCALE, **_VIDEO),
+        inputs={
+            "timestep": TIMESTEP,
+            **({"guidance": GUIDANCE} if config["guidance_embeds"] else {}),
+            "prompt_embeds": states(config["text_embed_dim"]),
+            "prompt_attention_mask": TEXT_MASK,
+            "pooled_projections": pooled(config["pooled_projection_dim"]),
+        },
+        inside={
+            **streams(width),
+            "temb": ("batch", width),
+            "attention_bias": ("batch", 1, 1, "total"),
+            **tables("image", head),
+        },
+        lists={"transformer_blocks": [double] * doubles, "single_transformer_blocks": [single] * singles},
         text=(1, _MAX_TEXT),
         examples={"prompt_attention_mask": prefix_mask},
     )
 
 
-class _Embed(nn.Module):
+class _Embed(Layers):
     """From the inputs of a request and a step to the streams and what every block needs."""
 
-    def __init__(self, model: HunyuanVideoTransformer3DModel, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.x_embedder = model.x_embedder
-        self.time_text_embed = model.time_text_embed
-        self.context_embedder = model.context_embedder
+    layers = ("x_embedder", "time_text_embed", "context_embedder")
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        super().__init__(model, dtype)
         for block in model.context_embedder.token_refiner.refiner_blocks:
-            block.attn.processor = _Refining()
-        self.config = model.config
-        self.dtype = dtype
+            block.attn.processor = Masked()
 
     def forward(
         self,
@@ -203,17 +135,14 @@ class _Embed(nn.Module):
         guidance: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """[batch, channels, frames, height, width], [batch], [batch, text, width], [batch, text] of 1 and 0, pooled."""
-        patch: int = self.config.patch_size
-        frames, rows, columns = latents.shape[2], latents.shape[3] // patch, latents.shape[4] // patch
+        grid = Grid(latents, self.config.patch_size)
         scale = None if guidance is None else guidance * 1000
         temb, _ = self.time_text_embed(timestep, pooled_projections.to(self.dtype), scale)
         hidden_states = self.x_embedder(latents.to(self.dtype))
         text = self._refined(prompt_embeds.to(self.dtype), timestep, prompt_attention_mask)
         bias = _bias(prompt_attention_mask, self.dtype)
-        bias = functional.pad(bias, (frames * rows * columns, 0))[:, None, None]
-        cos, sin = rotary_tables(
-            counted(frames, rows, columns), self.config.rope_axes_dim, float(self.config.rope_theta)
-        )
+        bias = functional.pad(bias, (grid.tokens, 0))[:, None, None]
+        cos, sin = rotary_tables(counted(*grid.sides), self.config.rope_axes_dim, float(self.config.rope_theta))
         return hidden_states, text, temb, bias, cos, sin
 
     def _refined(self, states: Tensor, timestep: Tensor, mask: Tensor) -> Tensor:
@@ -236,22 +165,7 @@ def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return ((1 - mask) * torch.finfo(dtype).min).to(dtype)
 
 
-class _Refining:
-    """The processor of the text refiner's Attention, for a mask that is the same for all heads."""
-
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: None, attention_mask: Tensor) -> Tensor:
-        query, key, value = (
-            layer(hidden_states).unflatten(2, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        projected: Tensor = attn.to_out[0](mix(query, key, value, attention_mask))
-        return projected
-
-
-class _Block(nn.Module):
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
+class _Block(Block):
     def forward(
         self,
         hidden_states: Tensor,
@@ -267,42 +181,40 @@ class _Block(nn.Module):
         return video, text
 
 
-class _Final(nn.Module):
-    def __init__(self, model: HunyuanVideoTransformer3DModel) -> None:
-        super().__init__()
-        self.norm_out = model.norm_out
-        self.proj_out = model.proj_out
-        self.patch: int = model.config.patch_size
-
+class _Final(Modulated):
     def forward(self, hidden_states: Tensor, temb: Tensor, latents: Tensor) -> Tensor:
-        """[batch, image, width] to the shape of the latents, which are taken for that shape only; float32."""
-        batch, channels, frames, height, width = latents.shape
-        rows, columns = height // self.patch, width // self.patch
-        torch._check(hidden_states.shape[1] == frames * rows * columns)
-        tokens = self.proj_out(self.norm_out(hidden_states, temb))
-        cells = tokens.reshape(batch, frames, rows, columns, channels, self.patch, self.patch)
-        return cells.permute(0, 4, 1, 2, 5, 3, 6).reshape(latents.shape).float()
+        """[batch, image, width] to the shape of the latents, float32."""
+        grid = Grid(latents, self.config.patch_size)
+        return grid.latents(self.projected(hidden_states, temb), "cpp")
 
 
-def _reference(folder: Path) -> Watched:
-    model = original(HunyuanVideoTransformer3DModel, folder)
-
+def _watch(model: Any) -> Watch:
     def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {
-            "hidden_states": inputs["latents"],
-            "timestep": inputs["timestep"],
-            "encoder_hidden_states": inputs["prompt_embeds"],
-            "encoder_attention_mask": inputs["prompt_attention_mask"].long(),
-            "pooled_projections": inputs["pooled_projections"],
-            "guidance": inputs["guidance"] * 1000 if "guidance" in inputs else None,
-        }
+        scaled = {"guidance": inputs["guidance"] * 1000} if "guidance" in inputs else {}
+        return scaled | {"encoder_attention_mask": inputs["prompt_attention_mask"].long()}
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
         cos, sin = taken.get("freqs_cis") or taken["image_rotary_emb"]
         bias = _bias(taken["attention_mask"].float(), torch.float32)
-        inputs = {name: taken[name] for name in (*_STREAMS, "temb")}
+        inputs = {name: taken[name] for name in (*STREAMS, "temb")}
         inputs |= {"attention_bias": bias, "rotary_cos": cos, "rotary_sin": sin}
-        return inputs, dict(zip(_STREAMS, result, strict=True))
+        return inputs, dict(zip(STREAMS, result, strict=True))
 
-    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
-    return Watched(model, blocks, arguments, named)
+    return Watch(named, arguments)
+
+
+FAMILY = Family(
+    title="HunyuanVideo",
+    model=HunyuanVideoTransformer3DModel,
+    pipelines=("HunyuanVideoPipeline",),
+    fixed=_fixed,
+    few={"num_layers": 1, "num_single_layers": 1},
+    embed=_Embed,
+    cut=_cut,
+    final=_Final,
+    watch=_watch,
+    texts=_texts,
+    calls=CALLS["hunyuan_video"],
+    published=_SCHEDULER,
+    sampling=lambda source: Sampling(embedded(6.0) if source.config["guidance_embeds"] else NONE, steps=50),
+)

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-__all__ = ["plan", "transformer"]
+__all__ = ["FAMILY"]
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import LTXVideoTransformer3DModel
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from torch.nn import functional
 
-from dbcache_export import checkpoint, spec
-from dbcache_export.families.literal import Literal, literal_timesteps
-from dbcache_export.families.parts import configuration, under
+from dbcache_export.families.examples import prefix_mask
+from dbcache_export.families.family import (
+    ROTARY,
+    STREAMS,
+    TEXT_MASK,
+    TIMESTEP,
+    Cut,
+    Family,
+    Input,
+    Kind,
+    Sampling,
+    Source,
+    states,
+    streams,
+    tables,
+)
+from dbcache_export.families.layers import Block, Layers, split_heads
+from dbcache_export.families.literal import Literal
 from dbcache_export.families.positions import counted, over_grid
 from dbcache_export.families.rotary import mix, rotate
-from dbcache_export.families.video import Transformer, Video, original, prefix_mask, templates, video_plan
+from dbcache_export.families.sizes import Video
 from dbcache_export.families.video_text import t5_texts
-from dbcache_export.families.watched import Watched
+from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import fused
 from dbcache_export.pipeline_calls import CALLS
-from dbcache_export.scheduler import prediction, scheduler
-from dbcache_export.spec import DTYPES, Graph, Options, Plan
-from dbcache_export.template import fake_module
 
-_CONTEXT = ("hidden_states", "encoder_hidden_states", "temb", "attention_bias", "rotary_cos", "rotary_sin")
 #: Of the pipeline's defaults and its autoencoder.
-_WIDTH, _HEIGHT, _FRAMES, _FPS = 704, 512, 161, 25.0
+_VIDEO: Any = {"width": 704, "height": 512, "frames": 161, "fps": 25.0}
 _DOWNSCALE, _TEMPORAL_DOWNSCALE = 32, 8
 _MAX_TEXT = 128
 #: The scheduler with which LTX-Video was published.
@@ -46,113 +55,42 @@ _SCHEDULER = {
 }
 
 
-def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
-    """The plan of an LTX-Video text-to-video pipeline or transformer."""
-    inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    parts = transformer(inner, options, fake)
-    return video_plan(
-        folder,
-        options,
-        fake,
-        parts,
-        texts=t5_texts(folder, parts.tensors, _MAX_TEXT, "told", options, fake),
-        scheduler=scheduler(folder, CALLS["ltx"], _SCHEDULER),
-        guidance=fused(3.0, "uncond"),
-        steps=50,
-        prediction=prediction(folder, _SCHEDULER),
-    )
-
-
-def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:
-    """Cuts the transformer in `folder` into embed, blocks and final.
-
-    Raises:
-        ExportError: It is a variant with other inputs.
-    """
-    config = configuration(
-        folder,
-        LTXVideoTransformer3DModel,
-        lambda config: {"patch_size": [1], "patch_size_t": [1], "out_channels": [None, config["in_channels"]]},
-    )
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    compute, layers = options.compute, config["num_layers"]
-    video = Video(
-        layout="bcfhw",
-        channels=config["in_channels"],
-        downscale=_DOWNSCALE,
-        temporal_downscale=_TEMPORAL_DOWNSCALE,
-        patch=1,
-        width=_WIDTH,
-        height=_HEIGHT,
-        frames=_FRAMES,
-        fps=_FPS,
-    )
-    tensors = {
-        "latents": spec.Tensor("f32", video.latents()),
-        "timestep": spec.Tensor("f32", ("batch",)),
-        "prompt_embeds": spec.Tensor("f32", ("batch", "text", config["caption_channels"])),
-        "prompt_attention_mask": spec.Tensor("f32", ("batch", "text")),
-        "fps": spec.Tensor("f32", (1,)),
-        "hidden_states": spec.Tensor(compute, ("batch", "image", width)),
-        "encoder_hidden_states": spec.Tensor(compute, ("batch", "text", width)),
-        "temb": spec.Tensor(compute, ("batch", 1, 6 * width)),
-        "embedded_timestep": spec.Tensor(compute, ("batch", 1, width)),
-        "attention_bias": spec.Tensor(compute, ("batch", 1, 1, "text")),
-        "rotary_cos": spec.Tensor("f32", ("image", width)),
-        "rotary_sin": spec.Tensor("f32", ("image", width)),
-        "prediction": spec.Tensor("f32", video.latents()),
-    }
-    inputs = {
-        "latents": {"per": "step", "from": "latents"},
-        "timestep": {"per": "step", "from": "timestep"},
-        "prompt_embeds": {"per": "request", "from": "text"},
-        "prompt_attention_mask": {"per": "request", "from": "text"},
-        "fps": {"per": "request", "from": "fps"},
-    }
-    model: Any = fake_module(fake, compute, lambda: LTXVideoTransformer3DModel(**(config | {"num_layers": 1})))
-    literal_timesteps(model)
-    template = templates(tensors, video.patch)
-    kind = template("block", _Block(model.transformer_blocks[0]), _CONTEXT, _CONTEXT[:1])
-    embedded = (*_CONTEXT, "embedded_timestep")
-    return Transformer(
+def _cut(model: Any, source: Source) -> Cut:
+    config, layers, width = source.config, source.config["num_layers"], source.width
+    (block,) = model.transformer_blocks
+    for attention in (block.attn1, block.attn2):
+        attention.processor = _Attention()
+    return Cut(
         description=f"LTX-Video transformer: {layers} blocks, width {width}",
-        checkpoint=checkpoint.read(folder, "transformer"),
-        video=video,
-        tensors=tensors,
-        inputs=inputs,
-        streams=_CONTEXT[:1],
-        embed=Graph(
-            "embed.onnx", template("embed", _Embed(model, DTYPES[compute][0]), tuple(inputs), embedded), "transformer"
-        ),
-        blocks=tuple(
-            spec.Block(
-                "block",
-                Graph(f"block_{i:03}.onnx", kind, "transformer", under(f"transformer_blocks.{i}.")),
-                group="transformer_blocks",
-            )
-            for i in range(layers)
-        ),
-        final=Graph(
-            "final.onnx",
-            template("final", _Final(model), ("hidden_states", "embedded_timestep", "latents"), ("prediction",)),
-            "transformer",
-        ),
-        reference=lambda: _reference(folder),
+        sizes=Video(config["in_channels"], 1, _DOWNSCALE, _TEMPORAL_DOWNSCALE, **_VIDEO),
+        inputs={
+            "timestep": TIMESTEP,
+            "prompt_embeds": states(config["caption_channels"]),
+            "prompt_attention_mask": TEXT_MASK,
+            "fps": Input("fps", (1,)),
+        },
+        inside={
+            **streams(width),
+            "temb": ("batch", 1, 6 * width),
+            "embedded_timestep": ("batch", 1, width),
+            "attention_bias": ("batch", 1, 1, "text"),
+            **tables("image", width),
+        },
+        streams=STREAMS[:1],
+        lists={"transformer_blocks": [Kind("block", _Block(block))] * layers},
+        embedded=(*STREAMS, "temb", "attention_bias", *ROTARY, "embedded_timestep"),
         text=(1, _MAX_TEXT),
         examples={"prompt_attention_mask": prefix_mask},
     )
 
 
-class _Embed(nn.Module):
+class _Embed(Layers):
     """From the inputs of a request and a step to the stream and what every block needs."""
 
-    def __init__(self, model: LTXVideoTransformer3DModel, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.proj_in = model.proj_in
-        self.time_embed = model.time_embed
-        self.caption_projection = model.caption_projection
-        self.rope = model.rope
-        self.dtype = dtype
+    layers = ("proj_in", "time_embed", "caption_projection", "rope")
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        super().__init__(model, dtype)
         self.frequencies = Literal(
             lambda: model.rope.theta ** torch.linspace(0.0, 1.0, model.rope.dim // 6) * math.pi / 2.0
         )
@@ -200,18 +138,12 @@ class _Attention:
         query, key, value = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(seen)), attn.to_v(seen)
         if image_rotary_emb is not None:
             query, key = rotate(query, *image_rotary_emb), rotate(key, *image_rotary_emb)
-        query, key, value = (states.unflatten(2, (attn.heads, -1)) for states in (query, key, value))
+        query, key, value = (split_heads(attn, states) for states in (query, key, value))
         projected: Tensor = attn.to_out[0](mix(query, key, value, attention_mask))
         return projected
 
 
-class _Block(nn.Module):
-    def __init__(self, block: Any) -> None:
-        super().__init__()
-        self.block = block
-        for attention in (block.attn1, block.attn2):
-            attention.processor = _Attention()
-
+class _Block(Block):
     def forward(
         self,
         hidden_states: Tensor,
@@ -227,12 +159,8 @@ class _Block(nn.Module):
         return video
 
 
-class _Final(nn.Module):
-    def __init__(self, model: LTXVideoTransformer3DModel) -> None:
-        super().__init__()
-        self.norm_out = model.norm_out
-        self.proj_out = model.proj_out
-        self.scale_shift_table = model.scale_shift_table
+class _Final(Layers):
+    layers = ("norm_out", "proj_out", "scale_shift_table")
 
     def forward(self, hidden_states: Tensor, embedded_timestep: Tensor, latents: Tensor) -> Tensor:
         """[batch, image, width] to the shape of the latents, which are taken for that shape only; float32."""
@@ -243,8 +171,7 @@ class _Final(nn.Module):
         return tokens.transpose(1, 2).reshape(latents.shape).float()
 
 
-def _reference(folder: Path) -> Watched:
-    model = original(LTXVideoTransformer3DModel, folder)
+def _watch(model: Any) -> Watch:
     kept: dict[str, Tensor] = {}  # no block takes it, the last layers do
     model.time_embed.register_forward_hook(lambda _, __, result: kept.update(embedded_timestep=result[1][:, None]))
 
@@ -252,8 +179,6 @@ def _reference(folder: Path) -> Watched:
         frames, height, width = inputs["latents"].shape[2:]
         return {
             "hidden_states": inputs["latents"].flatten(2).transpose(1, 2),
-            "encoder_hidden_states": inputs["prompt_embeds"],
-            "timestep": inputs["timestep"],
             "encoder_attention_mask": inputs["prompt_attention_mask"],
             "num_frames": frames,
             "height": height,
@@ -261,13 +186,29 @@ def _reference(folder: Path) -> Watched:
             "rope_interpolation_scale": (_TEMPORAL_DOWNSCALE / float(inputs["fps"]), _DOWNSCALE, _DOWNSCALE),
         }
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
         cos, sin = (table[0] for table in taken["image_rotary_emb"])
-        inputs = {name: taken[name] for name in _CONTEXT[:3]}
+        inputs = {name: taken[name] for name in (*STREAMS, "temb")}
         inputs |= {"attention_bias": taken["encoder_attention_mask"][:, None], "rotary_cos": cos, "rotary_sin": sin}
         return inputs | kept, {"hidden_states": result}
 
     def packed(inputs: Mapping[str, Tensor], result: Tensor) -> Tensor:
         return result.transpose(1, 2).reshape(inputs["latents"].shape)
 
-    return Watched(model, model.transformer_blocks, arguments, named, packed)
+    return Watch(named, arguments, packed)
+
+
+FAMILY = Family(
+    title="LTX-Video",
+    model=LTXVideoTransformer3DModel,
+    pipelines=("LTXPipeline",),
+    fixed=lambda config: {"patch_size": [1], "patch_size_t": [1], "out_channels": [None, config["in_channels"]]},
+    embed=_Embed,
+    cut=_cut,
+    final=_Final,
+    watch=_watch,
+    texts=lambda source, tensors: t5_texts(source, tensors, _MAX_TEXT, "told"),
+    calls=CALLS["ltx"],
+    published=_SCHEDULER,
+    sampling=lambda _: Sampling(fused(3.0, "uncond"), steps=50),
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["embed_patches", "pack", "projected", "sinusoidal_positions", "to_packed", "unpack"]
+__all__ = ["embed_patches", "pack", "sinusoidal_positions", "to_packed", "unpack"]
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,6 @@ from torch.nn import functional
 def embed_patches(projection: nn.Conv2d, latents: Tensor) -> Tensor:
     """The convolution of a patch embedding, on packed tokens: a linear layer over channels, rows and columns."""
     return functional.linear(latents, projection.weight.flatten(1), projection.bias)
-
-
-def projected(name: str) -> str:
-    """The stored name of a parameter where an embed graph holds the patch embedding's convolution as `proj`."""
-    return f"pos_embed.{name}" if name.startswith("proj.") else name
 
 
 def to_packed(tokens: Tensor, patch: int, kept: int | None = None) -> Tensor:

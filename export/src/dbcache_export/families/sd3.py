@@ -5,122 +5,71 @@ Stable Diffusion 3.5 medium's first blocks have a second attention over the pict
 
 from __future__ import annotations
 
-__all__ = ["plan", "transformer"]
+__all__ = ["FAMILY"]
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dbcache_export import checkpoint, spec
-from dbcache_export.families.literal import literal_timesteps
-from dbcache_export.families.parts import Transformer, configuration, picture_plan, templates, under
+from dbcache_export.families.family import (
+    GRID,
+    STREAMS,
+    TIMESTEP,
+    Cut,
+    Family,
+    Kind,
+    Sampling,
+    Source,
+    pooled,
+    states,
+    streams,
+)
+from dbcache_export.families.layers import Block, Layers, Modulated
 from dbcache_export.families.patches import embed_patches, pack, to_packed, unpack
 from dbcache_export.families.sd3_text import sd3_text
-from dbcache_export.families.watched import Watched
+from dbcache_export.families.sizes import Picture
+from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import fused
 from dbcache_export.pipeline_calls import CALLS
-from dbcache_export.scheduler import prediction, scheduler
-from dbcache_export.spec import DTYPES, Graph, Options, Plan
 from dbcache_export.template import fake_module
 
-_STREAMS = ("hidden_states", "encoder_hidden_states")
 #: CLIP's 77 and T5's 512 tokens.
 _MAX_TEXT = 589
 
 
-def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
-    """The plan of a Stable Diffusion 3 pipeline or transformer."""
-    inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    parts = transformer(inner, options, fake)
-    return picture_plan(
-        folder,
-        options,
-        fake,
-        parts,
-        texts=sd3_text(folder, parts.tensors, options, fake),
-        scheduler=scheduler(folder, CALLS["sd3"]),
-        guidance=fused(7.0, "uncond"),
-        steps=28,
-        prediction=prediction(folder),
-    )
-
-
-def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:
-    """Cuts the transformer in `folder` into embed, blocks and final.
-
-    Raises:
-        ExportError: It is a variant with other inputs.
-    """
-    config = configuration(
-        folder,
-        SD3Transformer2DModel,
-        lambda config: {"qk_norm": (None, "rms_norm"), "out_channels": (None, config["in_channels"])},
-    )
-    dtype, layers = DTYPES[options.compute][0], config["num_layers"]
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    features = config["patch_size"] ** 2
-    tensors = {
-        "latents": spec.Tensor("f32", ("batch", "image", config["in_channels"] * features)),
-        "timestep": spec.Tensor("f32", ("batch",)),
-        "prompt_embeds": spec.Tensor("f32", ("batch", "text", config["joint_attention_dim"])),
-        "pooled_projections": spec.Tensor("f32", ("batch", config["pooled_projection_dim"])),
-        "img_ids": spec.Tensor("f32", ("image", 3)),
-        "hidden_states": spec.Tensor(options.compute, ("batch", "image", width)),
-        "encoder_hidden_states": spec.Tensor(options.compute, ("batch", "text", width)),
-        "temb": spec.Tensor(options.compute, ("batch", width)),
-        "prediction": spec.Tensor("f32", ("batch", "image", config["in_channels"] * features)),
-    }
-    inputs = {
-        "latents": {"per": "step", "from": "latents"},
-        "timestep": {"per": "step", "from": "timestep"},
-        "prompt_embeds": {"per": "request", "from": "text"},
-        "pooled_projections": {"per": "request", "from": "text"},
-        "img_ids": {"per": "request", "from": "grid"},
-    }
-    model = fake_module(fake, options.compute, lambda: SD3Transformer2DModel(**(config | {"num_layers": 1})))
-    template = templates(tensors)
-    kinds: dict[tuple[bool, bool], spec.Template] = {}
-    blocks = []
-    for i in range(layers):
-        dual, last = i in config["dual_attention_layers"], i == layers - 1
-        if (dual, last) not in kinds:
-            name = ("dual" if dual else "joint") + ("_last" if last else "")
-            module = fake_module(fake, options.compute, partial(_block, config, dual, last))
-            kinds[dual, last] = template(name, module, (*_STREAMS, "temb"), _STREAMS[: 1 if last else 2])
-        kind = kinds[dual, last]
-        graph = Graph(f"block_{i:03}.onnx", kind, "transformer", under(f"transformer_blocks.{i}."))
-        blocks.append(spec.Block(kind.name, graph, group="transformer_blocks"))
-    return Transformer(
+def _cut(model: Any, source: Source) -> Cut:
+    config, width = source.config, source.width
+    layers, patch = config["num_layers"], config["patch_size"]
+    places = [(place in config["dual_attention_layers"], place == layers - 1) for place in range(layers)]
+    kinds = {place: _kind(source, *place) for place in dict.fromkeys(places)}
+    return Cut(
         description=f"Stable Diffusion 3 transformer: {layers} joint blocks, width {width}",
-        checkpoint=checkpoint.read(folder, "transformer"),
-        tensors=tensors,
-        inputs=inputs,
-        streams=_STREAMS,
-        embed=Graph(
-            "embed.onnx",
-            template("embed", _Embed(model, dtype), tuple(inputs), (*_STREAMS, "temb")),
-            "transformer",
+        sizes=Picture(
+            channels=config["in_channels"],
+            patch=patch,
+            cells=config["sample_size"],
+            max_cells=config["pos_embed_max_size"] * patch,
         ),
-        blocks=tuple(blocks),
-        final=Graph(
-            "final.onnx",
-            template("final", _Final(model), ("hidden_states", "temb"), ("prediction",)),
-            "transformer",
-        ),
-        reference=lambda: _reference(folder),
-        channels=config["in_channels"],
-        patch=config["patch_size"],
-        cells=config["sample_size"],
-        max_cells=config["pos_embed_max_size"] * config["patch_size"],
+        inputs={
+            "timestep": TIMESTEP,
+            "prompt_embeds": states(config["joint_attention_dim"]),
+            "pooled_projections": pooled(config["pooled_projection_dim"]),
+            "img_ids": GRID,
+        },
+        inside={**streams(width), "temb": ("batch", width)},
+        lists={"transformer_blocks": [kinds[place] for place in places]},
         text=(1, _MAX_TEXT),
     )
+
+
+def _kind(source: Source, dual: bool, last: bool) -> Kind:
+    """Blocks with or without a second attention, and with or without an output for the text."""
+    module = fake_module(source.fake, source.options.compute, partial(_block, source.config, dual, last))
+    return Kind(("dual" if dual else "joint") + ("_last" if last else ""), module, STREAMS[: 1 if last else 2])
 
 
 def _block(config: Mapping[str, Any], dual: bool, last: bool) -> nn.Module:
@@ -137,16 +86,10 @@ def _block(config: Mapping[str, Any], dual: bool, last: bool) -> nn.Module:
     )
 
 
-class _Embed(nn.Module):
+class _Embed(Layers):
     """From the inputs of a request and a step to the streams and what every block needs."""
 
-    def __init__(self, model: SD3Transformer2DModel, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.pos_embed = model.pos_embed
-        self.time_text_embed = model.time_text_embed
-        self.context_embedder = model.context_embedder
-        self.dtype = dtype
-        literal_timesteps(self)
+    layers = ("pos_embed", "time_text_embed", "context_embedder")
 
     def forward(
         self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor, pooled_projections: Tensor, img_ids: Tensor
@@ -163,11 +106,7 @@ class _Embed(nn.Module):
         return hidden_states, self.context_embedder(prompt_embeds.to(self.dtype)), temb
 
 
-class _Block(nn.Module):
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
+class _Block(Block):
     def forward(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -176,35 +115,38 @@ class _Block(nn.Module):
         return image if text is None else (image, text)
 
 
-class _Final(nn.Module):
-    def __init__(self, model: SD3Transformer2DModel) -> None:
-        super().__init__()
-        self.norm_out = model.norm_out
-        self.proj_out = model.proj_out
-        self.patch: int = model.config.patch_size
-
+class _Final(Modulated):
     def forward(self, hidden_states: Tensor, temb: Tensor) -> Tensor:
         """[batch, image, width] to [batch, image, patch features], float32."""
-        return to_packed(self.proj_out(self.norm_out(hidden_states, temb)), self.patch).float()
+        return to_packed(self.projected(hidden_states, temb), self.config.patch_size).float()
 
 
-def _reference(folder: Path) -> Watched:
-    model: Any = SD3Transformer2DModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+def _watch(model: Any) -> Watch:
     patch = model.config.patch_size
 
     def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {
-            "hidden_states": unpack(inputs["latents"], inputs["img_ids"], patch),
-            "encoder_hidden_states": inputs["prompt_embeds"],
-            "pooled_projections": inputs["pooled_projections"],
-            "timestep": inputs["timestep"],
-        }
+        return {"hidden_states": unpack(inputs["latents"], inputs["img_ids"], patch)}
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
         given = {"hidden_states": result[1], "encoder_hidden_states": result[0]}
         return (
-            {name: taken[name] for name in (*_STREAMS, "temb")},
+            {name: taken[name] for name in (*STREAMS, "temb")},
             {name: value for name, value in given.items() if value is not None},
         )
 
-    return Watched(model, model.transformer_blocks, arguments, named, lambda _, prediction: pack(prediction, patch))
+    return Watch(named, arguments, lambda _, prediction: pack(prediction, patch))
+
+
+FAMILY = Family(
+    title="Stable Diffusion 3, 3.5",
+    model=SD3Transformer2DModel,
+    pipelines=("StableDiffusion3Pipeline",),
+    fixed=lambda config: {"qk_norm": (None, "rms_norm"), "out_channels": (None, config["in_channels"])},
+    embed=_Embed,
+    cut=_cut,
+    final=_Final,
+    watch=_watch,
+    texts=sd3_text,
+    calls=CALLS["sd3"],
+    sampling=lambda _: Sampling(fused(7.0, "uncond"), steps=28),
+)

@@ -5,30 +5,30 @@ from __future__ import annotations
 __all__ = ["sd3_text"]
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from transformers import CLIPTextConfig
 
 from dbcache_export import spec
 from dbcache_export.encoders import clip, own_length, t5, tokenizer
 from dbcache_export.errors import ExportError
-from dbcache_export.families.parts import Texts, whole
-from dbcache_export.spec import Case, Graph, Options, Template, Tensor
+from dbcache_export.families.family import Source
+from dbcache_export.families.texts import Texts, whole
+from dbcache_export.spec import Case, Graph, Template, Tensor
 
 #: Tokens of T5 in diffusers' pipeline, unless told otherwise.
 _T5_TOKENS = 256
 
 
-def sd3_text(folder: Path, tensors: Mapping[str, Tensor], options: Options, fake: FakeTensorMode) -> Texts | None:
+def sd3_text(source: Source, tensors: Mapping[str, Tensor]) -> Texts | None:
     """All encoders of a pipeline; None for a folder without text encoders.
 
     Raises:
         ExportError: The pipeline is incomplete, its encoders do not fit, or a tokenizer cannot be read.
     """
+    folder, options, fake = source.folder, source.options, source.fake
     parts = whole(folder, ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     if parts is None:
         return None

@@ -5,19 +5,18 @@ from __future__ import annotations
 __all__ = ["t5_texts"]
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export import spec
 from dbcache_export.encoders import t5, tokenizer
-from dbcache_export.families.parts import Texts, whole
+from dbcache_export.families.family import Source
+from dbcache_export.families.texts import Texts, whole
 from dbcache_export.folder import read_json
 from dbcache_export.prompts import Rule
-from dbcache_export.spec import Case, Graph, Options, Template
+from dbcache_export.spec import Case, Graph, Template
 
 #: Of a pipeline: T5 looks at padding, and the transformer is not told where it is (CogVideoX: `seen`) or is (LTX-Video:
 #: `told`); T5 does not look at it, and the transformer is told (Mochi: `masked`) or gets zeros (Wan: `zeroed`).
@@ -28,20 +27,14 @@ _RAW = ("t5_states", "t5_mask")
 
 
 def t5_texts(
-    folder: Path,
-    tensors: Mapping[str, spec.Tensor],
-    tokens: int,
-    padding: Padding,
-    options: Options,
-    fake: FakeTensorMode,
-    clean: Sequence[Rule] = (),
+    source: Source, tensors: Mapping[str, spec.Tensor], tokens: int, padding: Padding, clean: Sequence[Rule] = ()
 ) -> Texts | None:
     """The encoder and tokenizer of a pipeline, for texts of so many tokens; None for a folder without them."""
-    parts = whole(folder, ("text_encoder", "tokenizer"))
+    parts = whole(source.folder, ("text_encoder", "tokenizer"))
     if parts is None:
         return None
     states, mask = tensors[_STATES], spec.Tensor("f32", tensors[_STATES].shape[:2])
-    index = folder / "model_index.json"
+    index = source.folder / "model_index.json"
     empties = index.is_file() and bool(read_json(index).get("force_zeros_for_empty_prompt"))
     outputs: dict[Padding, tuple[str, ...]] = {
         "seen": (_STATES,),
@@ -49,7 +42,7 @@ def t5_texts(
         "masked": (_STATES, _RAW[1] if empties else _MASK),
         "zeroed": _RAW,
     }
-    encoder = t5(parts[0], "text_000.onnx", tokens, states, options, fake, outputs[padding])
+    encoder = t5(parts[0], "text_000.onnx", tokens, states, source.options, source.fake, outputs[padding])
     ids, read = ("t5", "ids"), ("t5", "mask")
     taken = {"input_ids": ids} | ({"attention_mask": read} if padding in ("masked", "zeroed") else {})
     graphs: list[tuple[Graph, Mapping[str, spec.TextInput]]] = [(encoder.graph, taken)]

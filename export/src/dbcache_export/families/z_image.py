@@ -5,180 +5,117 @@ Diffusers fills both up to multiples of 32 tokens. Here pictures have multiples 
 
 from __future__ import annotations
 
-__all__ = ["plan", "transformer"]
+__all__ = ["FAMILY"]
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ZImageTransformer2DModel
 from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 
-from dbcache_export import checkpoint, spec
+from dbcache_export import spec
 from dbcache_export.encoders import tokenizer
-from dbcache_export.errors import ExportError
-from dbcache_export.families.literal import Literal
-from dbcache_export.families.parts import (
-    Texts,
-    Transformer,
-    configuration,
-    padded,
-    picture_plan,
-    templates,
-    under,
-    whole,
+from dbcache_export.families.examples import padded
+from dbcache_export.families.family import (
+    GRID,
+    SIGMA,
+    STREAMS,
+    TEXT_MASK,
+    Cut,
+    Family,
+    Kind,
+    Sampling,
+    Source,
+    states,
+    tables,
 )
+from dbcache_export.families.layers import Block, Layers
+from dbcache_export.families.literal import Literal
 from dbcache_export.families.patches import pack, to_packed, unpack
-from dbcache_export.families.rotary import MASKED, angles, attend, tables
-from dbcache_export.families.watched import Watched
+from dbcache_export.families.rotary import MASKED, angles, attend
+from dbcache_export.families.rotary import tables as rotary_tables
+from dbcache_export.families.sizes import Picture
+from dbcache_export.families.texts import Texts, of_one_encoder, refuse_left_padding, whole
+from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import fused
 from dbcache_export.language import chat, language_model
 from dbcache_export.pipeline_calls import CALLS
-from dbcache_export.scheduler import prediction, scheduler
-from dbcache_export.spec import DTYPES, Graph, Options, Plan
-from dbcache_export.template import fake_module
 
 _PATCH = 2
 #: The layers of this patch size, as the original names them.
 _KEY = "2-1"
-_STREAMS = ("hidden_states",)
-_CONTEXT = ("attention_bias", "adaln_input", "rotary_cos", "rotary_sin")
 #: Tokens on each side in multiples of which a picture has multiples of 32 tokens.
 _SIDE = 8
 _DEFAULT_CELLS = 128
 _MAX_TEXT = 512
 
 
-def plan(folder: Path, options: Options, fake: FakeTensorMode) -> Plan:
-    """The plan of a Z-Image pipeline or transformer.
-
-    Raises:
-        ExportError: It is a variant with other inputs, or its text encoder is another.
-    """
-    inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    return picture_plan(
-        folder,
-        options,
-        fake,
-        transformer(inner, options, fake),
-        texts=_text(folder, options, fake),
-        scheduler=scheduler(folder, CALLS["z_image"]),
-        guidance=fused(5.0, "cond", "difference"),
-        steps=50,
-        prediction=prediction(folder),
-    )
-
-
-def _text(folder: Path, options: Options, fake: FakeTensorMode) -> Texts | None:
+def _texts(source: Source, _: Mapping[str, spec.Tensor]) -> Texts | None:
     """Qwen3 in its chat template, one layer before its end."""
-    parts = whole(folder, ("text_encoder", "tokenizer"))
+    parts = whole(source.folder, ("text_encoder", "tokenizer"))
     if parts is None:
         return None
     names = ("prompt_embeds", "prompt_embeds_mask")
-    encoder = language_model(parts[0], "qwen", (-2,), options, fake, names, tokens="qwen")
+    encoder = language_model(parts[0], "qwen", (-2,), source.options, source.fake, names, tokens="qwen")
     prefix, suffix = chat(
         parts[1], lambda prompt: [{"role": "user", "content": prompt}], add_generation_prompt=True, enable_thinking=True
     )
     # No token more than diffusers fills up to: text and picture are one stream, of whose change all tokens are a part.
     template: dict[str, Any] = {"prefix": prefix, "suffix": suffix, "padding": "longest", "multiple_of": SEQ_MULTI_OF}
-    tokenizers = {"qwen": tokenizer(parts[1], _MAX_TEXT, **template)}
-    if tokenizers["qwen"].pad_side != "right":
-        raise ExportError(f"{parts[1]} pads on the left", "set padding_side to right, as Z-Image has it")
-    graph = (encoder.graph, {"input_ids": ("qwen", "ids"), "attention_mask": ("qwen", "mask")})
-    return Texts(spec.Text(tokenizers, [graph], unconditional=""), [encoder])
+    read = tokenizer(parts[1], _MAX_TEXT, **template)
+    refuse_left_padding(read, parts[1], "Z-Image")
+    return of_one_encoder(encoder, read, "qwen")
 
 
-def transformer(folder: Path, options: Options, fake: FakeTensorMode) -> Transformer:
-    """Cuts the transformer in `folder` into embed, blocks and final.
+#: Variants of Z-Image (Omni) have other values.
+_FIXED = {
+    "all_patch_size": ([2], (2,)),
+    "all_f_patch_size": ([1], (1,)),
+    "qk_norm": (True,),
+    "siglip_feat_dim": (None,),
+}
 
-    Raises:
-        ExportError: It is a variant with other inputs (Omni).
-    """
-    fixed = {
-        "all_patch_size": ([2], (2,)),
-        "all_f_patch_size": ([1], (1,)),
-        "qk_norm": (True,),
-        "siglip_feat_dim": (None,),
-    }
-    config = configuration(folder, ZImageTransformer2DModel, lambda _: fixed)
-    dtype, width, layers = DTYPES[options.compute][0], config["dim"], config["n_layers"]
-    head = width // config["n_heads"]
-    features = config["in_channels"] * _PATCH**2
-    tensors = {
-        "latents": spec.Tensor("f32", ("batch", "image", features)),
-        "timestep": spec.Tensor("f32", ("batch",)),
-        "prompt_embeds": spec.Tensor("f32", ("batch", "text", config["cap_feat_dim"])),
-        "prompt_embeds_mask": spec.Tensor("f32", ("batch", "text")),
-        "img_ids": spec.Tensor("f32", ("image", 3)),
-        "hidden_states": spec.Tensor(options.compute, ("batch", "total", width)),
-        "attention_bias": spec.Tensor(options.compute, ("batch", 1, 1, "total")),
-        "adaln_input": spec.Tensor(options.compute, ("batch", min(width, 256))),
-        "rotary_cos": spec.Tensor("f32", ("batch", "total", 1, head)),
-        "rotary_sin": spec.Tensor("f32", ("batch", "total", 1, head)),
-        "prediction": spec.Tensor("f32", ("batch", "image", features)),
-    }
-    inputs = {
-        "latents": {"per": "step", "from": "latents"},
-        "timestep": {"per": "step", "from": "sigma"},
-        "prompt_embeds": {"per": "request", "from": "text"},
-        "prompt_embeds_mask": {"per": "request", "from": "text"},
-        "img_ids": {"per": "request", "from": "grid"},
-    }
-    small = config | {"n_layers": 1}
-    model: Any = fake_module(fake, options.compute, lambda: ZImageTransformer2DModel(**small))
+
+def _cut(model: Any, source: Source) -> Cut:
+    config, layers, width = source.config, source.config["n_layers"], source.config["dim"]
+    most = min(config["axes_lens"][1:]) * _PATCH
     for block in (*model.noise_refiner, *model.context_refiner, *model.layers):
         block.attention.processor = _Real()
-    template = templates(tensors)
-    kind = template("block", _Block(model.layers[0]), (*_STREAMS, *_CONTEXT), _STREAMS)
-    final = template("final", _Final(model), (*_STREAMS, "adaln_input", "latents"), ("prediction",))
-    return Transformer(
+    return Cut(
         description=f"Z-Image transformer: {layers} blocks, width {width}",
-        checkpoint=checkpoint.read(folder, "transformer"),
-        tensors=tensors,
-        inputs=inputs,
-        streams=_STREAMS,
-        embed=Graph(
-            "embed.onnx",
-            template("embed", _Embed(model, config, dtype), tuple(inputs), (*_STREAMS, *_CONTEXT)),
-            "transformer",
-            lambda name: name.replace("t_mlp.", "t_embedder.mlp."),
-        ),
-        blocks=tuple(
-            spec.Block("block", Graph(f"block_{i:03}.onnx", kind, "transformer", under(f"layers.{i}.")), group="layers")
-            for i in range(layers)
-        ),
-        final=Graph("final.onnx", final, "transformer"),
-        reference=lambda: _reference(folder),
-        channels=config["in_channels"],
-        patch=_PATCH,
-        cells=min(_DEFAULT_CELLS, min(config["axes_lens"][1:]) * _PATCH),
-        max_cells=min(config["axes_lens"][1:]) * _PATCH,
-        multiple=_SIDE,
+        sizes=Picture(config["in_channels"], _PATCH, min(_DEFAULT_CELLS, most), max_cells=most, multiple=_SIDE),
+        inputs={
+            "timestep": SIGMA,
+            "prompt_embeds": states(config["cap_feat_dim"]),
+            "prompt_embeds_mask": TEXT_MASK,
+            "img_ids": GRID,
+        },
+        inside={
+            "hidden_states": ("batch", "total", width),
+            "attention_bias": ("batch", 1, 1, "total"),
+            "adaln_input": ("batch", min(width, 256)),
+            **tables("batch", "total", 1, width // config["n_heads"]),
+        },
+        streams=STREAMS[:1],
+        lists={"layers": [Kind("block", _Block(model.layers[0]))] * layers},
         text=(SEQ_MULTI_OF, _MAX_TEXT),
         ignored=("x_pad_token",),
         examples={"prompt_embeds_mask": padded},
     )
 
 
-class _Embed(nn.Module):
+class _Embed(Layers):
     """From the inputs of a request and a step to the joined stream and what every block needs."""
 
-    def __init__(self, model: Any, config: Mapping[str, Any], dtype: torch.dtype) -> None:
-        super().__init__()
-        self.all_x_embedder = model.all_x_embedder
-        self.noise_refiner = model.noise_refiner
-        self.context_refiner = model.context_refiner
-        self.cap_embedder = model.cap_embedder
-        self.cap_pad_token = model.cap_pad_token
-        self.t_mlp = model.t_embedder.mlp
+    layers = ("all_x_embedder", "noise_refiner", "context_refiner", "cap_embedder", "cap_pad_token", "t_embedder.mlp")
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        super().__init__(model, dtype)
         half = model.t_embedder.frequency_embedding_size // 2
         self.frequencies = Literal(lambda: torch.exp(-math.log(10000) * torch.arange(half).float() / half))
-        self.config = {name: config[name] for name in ("t_scale", "axes_dims", "rope_theta")}
-        self.dtype = dtype
 
     def forward(
         self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor, prompt_embeds_mask: Tensor, img_ids: Tensor
@@ -186,8 +123,8 @@ class _Embed(nn.Module):
         """A text's last 32 tokens are filled up with a token for padding; what is behind them is not looked at."""
         batch, words = prompt_embeds_mask.shape
         tokens = latents.shape[1]
-        turns = (_time(timestep) * self.config["t_scale"])[:, None] * self.frequencies.tensor()
-        adaln_input = self.t_mlp(torch.cat((turns.cos(), turns.sin()), 1).to(self.dtype))
+        turns = (_time(timestep) * self.config.t_scale)[:, None] * self.frequencies.tensor()
+        adaln_input = self.mlp(torch.cat((turns.cos(), turns.sin()), 1).to(self.dtype))
 
         places = torch.arange(words, dtype=torch.float32)[None].expand(batch, -1)
         filled = (prompt_embeds_mask.sum(1, keepdim=True) / SEQ_MULTI_OF).ceil() * SEQ_MULTI_OF
@@ -215,8 +152,8 @@ class _Embed(nn.Module):
 
     def _angle(self, *positions: Tensor) -> Tensor:
         parts = [
-            angles(position, width, self.config["rope_theta"], torch.float64)
-            for position, width in zip(positions, self.config["axes_dims"], strict=True)
+            angles(position, width, self.config.rope_theta, torch.float64)
+            for position, width in zip(positions, self.config.axes_dims, strict=True)
         ]
         return torch.cat(parts, -1).float()
 
@@ -227,7 +164,7 @@ def _time(sigma: Tensor) -> Tensor:
 
 
 def _turns(angle: Tensor) -> tuple[Tensor, Tensor]:
-    cos, sin = tables(angle)
+    cos, sin = rotary_tables(angle)
     return cos[:, :, None], sin[:, :, None]
 
 
@@ -253,11 +190,7 @@ class _Real:
         return result
 
 
-class _Block(nn.Module):
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
+class _Block(Block):
     def forward(
         self, hidden_states: Tensor, attention_bias: Tensor, adaln_input: Tensor, rotary_cos: Tensor, rotary_sin: Tensor
     ) -> Tensor:
@@ -266,10 +199,8 @@ class _Block(nn.Module):
         return result
 
 
-class _Final(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.all_final_layer = model.all_final_layer
+class _Final(Layers):
+    layers = ("all_final_layer",)
 
     def forward(self, hidden_states: Tensor, adaln_input: Tensor, latents: Tensor) -> Tensor:
         """The picture's tokens to [batch, image, patch features], float32; the model gives the velocity's negative."""
@@ -277,9 +208,7 @@ class _Final(nn.Module):
         return -to_packed(tokens, _PATCH).float()
 
 
-def _reference(folder: Path) -> Watched:
-    model: Any = ZImageTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
-
+def _watch(model: Any) -> Watch:
     def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         texts = zip(inputs["prompt_embeds"], inputs["prompt_embeds_mask"], strict=True)
         return {
@@ -288,7 +217,7 @@ def _reference(folder: Path) -> Watched:
             "cap_feats": [text[mask > 0] for text, mask in texts],
         }
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
         turns, mask = taken["freqs_cis"].repeat_interleave(2, 2)[:, :, None], taken["attn_mask"]
         seen = torch.ones_like(taken["x"][..., 0], dtype=torch.bool) if mask is None else mask
         given = {
@@ -303,4 +232,20 @@ def _reference(folder: Path) -> Watched:
     def packed(_: Mapping[str, Tensor], prediction: Any) -> Tensor:
         return -pack(torch.stack(prediction)[:, :, 0], _PATCH)
 
-    return Watched(model, model.layers, arguments, named, packed)
+    return Watch(named, arguments, packed)
+
+
+FAMILY = Family(
+    title="Z-Image",
+    model=ZImageTransformer2DModel,
+    pipelines=("ZImagePipeline",),
+    fixed=lambda _: _FIXED,
+    few={"n_layers": 1},
+    embed=_Embed,
+    cut=_cut,
+    final=_Final,
+    watch=_watch,
+    texts=_texts,
+    calls=CALLS["z_image"],
+    sampling=lambda _: Sampling(fused(5.0, "cond", "difference"), steps=50),
+)

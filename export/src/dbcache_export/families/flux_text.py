@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-__all__ = ["FluxText", "flux_text"]
+__all__ = ["flux_text"]
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig, T5Config
 
-from dbcache_export import checkpoint, spec
+from dbcache_export import spec
 from dbcache_export.encoders import clip, own_length, t5, tokenizer
-from dbcache_export.errors import ExportError
+from dbcache_export.families.texts import Texts, whole
 from dbcache_export.spec import Options, Tensor
 
 #: Tokens of T5: what diffusers' pipeline takes, and what the model distilled to few steps was trained with.
 _T5_TOKENS = {True: 512, False: 256}
 
 
-@dataclass(frozen=True)
-class FluxText:
-    """The text encoders' share of a Plan."""
-
-    text: spec.Text
-    checkpoints: dict[str, checkpoint.Checkpoint]
-    ignored: dict[str, Sequence[str]]
-
-
-def flux_text(folder: Path, options: Options, fake: FakeTensorMode, *, embeds_guidance: bool) -> FluxText | None:
+def flux_text(folder: Path, options: Options, fake: FakeTensorMode, *, embeds_guidance: bool) -> Texts | None:
     """Both encoders of a pipeline; None for a folder without text encoders.
 
     Raises:
         ExportError: The pipeline is incomplete, or a tokenizer cannot be read.
     """
-    parts = [folder / name for name in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")]
-    missing = [part.name for part in parts if not part.is_dir()]
-    if len(missing) == len(parts):
+    parts = whole(folder, ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    if parts is None:
         return None
-    if missing:
-        raise ExportError(
-            f"{folder} lacks {', '.join(missing)}", "complete the pipeline, or give its transformer folder"
-        )
     clip_folder, t5_folder, clip_tokenizer, t5_tokenizer = parts
     # The pipeline asks CLIP's tokenizer for its length; T5's it tells.
     clip_tokens = own_length(clip_tokenizer, CLIPTextConfig.from_pretrained(clip_folder).max_position_embeddings)
@@ -58,8 +42,4 @@ def flux_text(folder: Path, options: Options, fake: FakeTensorMode, *, embeds_gu
         (short.graph, {"input_ids": ("clip", "ids")}),
         (long.graph, {"input_ids": ("t5", "ids")}),
     ]
-    return FluxText(
-        spec.Text(tokenizers, graphs, unconditional=""),
-        {"clip": short.checkpoint, "t5": long.checkpoint},
-        {"clip": short.ignored, "t5": long.ignored},
-    )
+    return Texts(spec.Text(tokenizers, graphs, unconditional=""), [short, long])

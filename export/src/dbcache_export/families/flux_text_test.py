@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export.conftest import rewrite
 from dbcache_export.errors import ExportError
+from dbcache_export.families.flux_text import flux_text
 from dbcache_export.spec import Options
-from dbcache_export.text import flux_text
 
 PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
@@ -43,12 +43,12 @@ def test_every_way_to_name_parameters_is_understood(folder: Path, change: Callab
     change(folder)
     found = flux_text(folder, Options(), FakeTensorMode(), embeds_guidance=True)
     assert found is not None
-    for graph, _ in found.text.graphs:
-        assert graph.component is not None
-        stored = set(found.checkpoints[graph.component].parameters)
+    assert [encoder.graph for encoder in found.encoders] == [graph for graph, _ in found.text.graphs]
+    for encoder in found.encoders:
+        graph, stored = encoder.graph, set(encoder.checkpoint.parameters)
         used = {graph.stored_name(name) for name, _ in graph.template.module.named_parameters()}
         assert used <= stored
-        assert all(name.startswith(tuple(found.ignored[graph.component])) for name in stored - used)
+        assert all(name.startswith(tuple(encoder.ignored)) for name in stored - used)
 
 
 def test_float16_keeps_t5s_wide_layer_in_float32(folder: Path) -> None:
