@@ -28,8 +28,8 @@ use crate::model::graph::Graph;
 use crate::model::manifest::DType;
 pub use crate::plan::StagesChoice;
 use crate::plan::{Cuts, Limits, Plan};
+use crate::request::cuts;
 use crate::request::engine_options::{ArithmeticChoice, EngineCache, EngineOptions, WeightsChoice};
-use crate::request::lists;
 pub use crate::runtime::compiler::EngineCounts;
 use crate::runtime::device::Device;
 use crate::runtime::foreign::{self, ForeignTensor};
@@ -77,7 +77,7 @@ impl Engine {
         if options.verify {
             verify(&directory)?;
         }
-        let cuts = lists::cuts_first(&directory.manifest, options)?;
+        let cuts = cuts::of_engine(&directory.manifest, options)?;
         let library = library::environment_for(&options.library, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let graphs: Vec<&Graph> = directory.text.iter().chain(&directory.decode).collect();
@@ -204,7 +204,7 @@ impl LoadedEngine {
 pub(crate) fn planned(directory: &EngineDirectory, load: &EngineOptions, cache: &PolicyConfig) -> Result<Plan> {
     let sizes = sizes(directory);
     let limits = Limits::new(load.stages, load.stage_bytes, &sizes)?;
-    let cuts = lists::cuts_of(&directory.manifest, cache, load.arithmetic)?;
+    let cuts = cuts::of_policy(&directory.manifest, cache, load.arithmetic)?;
     Ok(Plan::new(&sizes, limits, &cuts))
 }
 

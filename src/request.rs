@@ -2,6 +2,7 @@
 //! here: [`Asked`] is what preparing, predicting and compiling for a request start from.
 
 pub(crate) mod cache_place;
+pub(crate) mod cuts;
 pub(crate) mod engine_options;
 pub(crate) mod guidance;
 pub(crate) mod in_stages;

@@ -21,6 +21,10 @@ use crate::words::words;
 /// `taylorseer_first_step` of cache-dit 1.5.3.
 pub(super) const FIRST_STEP: usize = 3;
 
+/// Why the reference's randomised decomposition is refused.
+pub(super) const LOW_PRECISION: &str = "dmd_svd_precision is low, a decomposition with random numbers that \
+     nothing else reproduces; use medium";
+
 /// Weights of a sum of tensors.
 pub type Sum = Vec<f64>;
 

@@ -15,12 +15,12 @@ mod state;
 
 pub(super) use self::state::DbCache;
 use super::calibrator::CalibratorConfig;
+use super::checks::{check_positive, check_threshold};
 use super::mask::{StepsMask, StepsPolicy};
 use super::prospect::{self, MostSkips, SkipLimits};
-use super::schedule::{CacheSchedule, KeepRule, ScheduleOptions};
+use super::schedule::{CacheSchedule, KeepRule, RefreshPolicy, ScheduleOptions};
 use super::shape::RunShape;
 use crate::error::{Error, Result};
-use crate::words::words;
 
 /// The options of DBCache, named as in cache-dit 1.5.3. [`Default`] is the preset `dbcache`, the defaults of
 /// cache-dit 0.1.0: F8 B8, threshold 0.12, 8 warm-up steps, no limits.
@@ -137,18 +137,6 @@ impl Default for DbCacheConfig {
         }
     }
 }
-
-/// How often `force_refresh_step_hint` empties the cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RefreshPolicy {
-    /// Once in a generation.
-    #[default]
-    Once,
-    /// Again and again, each time after so many calls.
-    Repeat,
-}
-
-words!(RefreshPolicy, "force_refresh_step_policy", { Once = "once", Repeat = "repeat" });
 
 /// What the loop compares when a policy asks for a diff.
 ///
@@ -391,22 +379,6 @@ impl DbCacheConfig {
 
 fn refuse(message: &str) -> Result<()> {
     Err(Error::usage(message))
-}
-
-pub(super) fn check_threshold(option: &str, value: f64) -> Result<()> {
-    if value.is_finite() && value.is_sign_positive() {
-        return Ok(());
-    }
-    Err(Error::usage(format!("{option} is {value}; use 0 to never skip, or a positive number")))
-}
-
-pub(super) fn check_positive(option: &str, value: Option<f64>) -> Result<()> {
-    match value {
-        Some(value) if !(value.is_finite() && value > 0.0) => {
-            Err(Error::usage(format!("{option} is {value}; use a positive number, or leave it out")))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::option::PolicyOption;
 use super::overrides::PolicyOverrides;
-use super::{PolicyConfig, tag};
+use super::{PolicyConfig, presets};
 use crate::error::{Error, Result};
 use crate::nearest::did_you_mean;
 
@@ -83,13 +83,13 @@ pub(super) fn parse(text: &str) -> Result<PolicyConfig> {
         }
     }
     let base = match object.get("cache_type") {
-        None | Some(Json::Null) => tag::preset("dbcache")?,
-        Some(Json::String(name)) => tag::preset(name).map_err(|error| error.at("cache_type"))?,
+        None | Some(Json::Null) => presets::preset("dbcache")?,
+        Some(Json::String(name)) => presets::preset(name).map_err(|error| error.at("cache_type"))?,
         Some(other) => return Err(Error::usage(format!("cache_type is {other}, but must be text"))),
     };
     let mut set = PolicyOverrides::default();
     let mut limits = JsonLimits::default();
-    if object.get("cache_type").and_then(Json::as_str).is_some_and(tag::is_fbcache) {
+    if object.get("cache_type").and_then(Json::as_str).is_some_and(presets::is_fbcache) {
         calibrator::of_fbcache(&object, &mut set);
     }
     // The switches come first: what a key about the text stream means hangs on them.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::calibrator::{CalibratorConfig, CalibratorType};
 use super::option::{OptionValue, PolicyOption};
-use super::{PolicyConfig, tag};
+use super::{PolicyConfig, presets};
 use crate::error::{Error, Result};
 
 /// Options to set on top of a [`PolicyConfig`]. What is not given stays as it is.
@@ -83,7 +83,7 @@ impl PolicyConfig {
     /// # Errors
     /// `Usage` if this policy lacks an option that is set, or if the result is impossible.
     pub fn with(mut self, overrides: &PolicyOverrides) -> Result<Self> {
-        let asked = tag::name(&self);
+        let asked = presets::name(&self);
         for option in overrides.given() {
             let Some(value) = overrides.get(option.name()) else { continue };
             let is_set = match &mut self {

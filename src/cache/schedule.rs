@@ -1,11 +1,23 @@
 //! The rules that DBCache and DBPrune share and that look at the step alone: warm-up, mask, refresh, and on which steps
 //! something is kept.
 
-use super::dbcache::RefreshPolicy;
 use super::mask::{StepsMask, StepsPolicy};
 use super::policy::Reason;
 use super::shape::RunShape;
 use crate::error::{Error, Result};
+use crate::words::words;
+
+/// How often `force_refresh_step_hint` empties the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RefreshPolicy {
+    /// Once in a generation.
+    #[default]
+    Once,
+    /// Again and again, each time after so many calls.
+    Repeat,
+}
+
+words!(RefreshPolicy, "force_refresh_step_policy", { Once = "once", Repeat = "repeat" });
 
 /// The options of these rules, as both configs have them.
 #[derive(Clone, Copy)]

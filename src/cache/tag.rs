@@ -17,42 +17,18 @@ mod tokens;
 
 use std::str::FromStr;
 
-pub(super) use self::tokens::LOW_PRECISION;
 use self::tokens::TagTokens;
-use super::dbcache::DbCacheConfig;
-use super::dbprune::DbPruneConfig;
+use super::presets::{PRESETS, preset};
 use super::{PolicyConfig, json};
 use crate::error::{Error, Result};
-use crate::nearest::did_you_mean;
 
 impl PolicyConfig {
-    /// Parses a tag. What it leaves out comes from its preset, or from [`DbCacheConfig::default`].
+    /// Parses a tag. What it leaves out comes from its preset, or from [`DbCacheConfig::default`](super::DbCacheConfig::default).
     ///
-    /// | token | option | token | option |
-    /// | --- | --- | --- | --- |
-    /// | `f` | `Fn_compute_blocks` | `a` | `max_accumulated_residual_diff_threshold` |
-    /// | `b` | `Bn_compute_blocks` | `l` | `l1_hidden_states_diff_threshold` |
-    /// | `w` | `max_warmup_steps` | `ic` | `important_condition_threshold` |
-    /// | `i` | `warmup_interval` | `ds` | `downsample_factor` |
-    /// | `r` | `residual_diff_threshold` | `cf` | `cfg_compute_first`, 0 or 1 |
-    /// | `m` | `max_cached_steps` | `cds` | `cfg_diff_compute_separate`, 0 or 1 |
-    /// | `mc` | `max_continuous_cached_steps` | `scm:` | `steps_computation_mask` and `_policy` |
-    /// | `id` | `Bn_compute_blocks_ids`, such as `id0.2.3` or `id0..16/2`; `s4` after `b`: each 4th | `fr` | `force_refresh_step_hint` and `_policy` |
-    /// | `nt` | `non_compute_blocks_diff_threshold` | `np` | `non_prune_block_ids`, such as `np2.5` |
-    /// | `mp` | `max_pruned_steps` | `ui` | `residual_cache_update_interval` |
-    /// | `dt` | `enable_dynamic_prune_threshold`, 0 or 1 | `dm` | `max_dynamic_prune_threshold` |
-    /// | `dr` | `dynamic_prune_threshold_relax_ratio` | `dn` | `dynamic_prune_threshold_diffs`, 0 = all |
-    /// | `as` | `compare_all_streams`, 0 or 1 | | |
-    /// | `al` | `enable_alter_cache`, 0 or 1 | `at` | `alter_residual_diff_threshold` |
-    /// | `er` | `enable_encoder_residual`, 0 or 1 | `tf` | `taylorseer_first_step` |
-    /// | `sl` | `separate_block_lists`, 0 or 1 | | |
-    /// | `t` | TaylorSeer, `taylorseer_order` | `foca` | FoCa |
-    /// | `dmd` | DMD, `dmd_history`, `_fallback`: `dmd6:reference` | `hs` | `calibrator_cache_type`, 1 = hidden states |
-    /// | `dk` | `dmd_rank` | `dg` | `dmd_ridge` |
-    /// | `ch` | `enable_calibrator`, 0 or 1 | `ce` | `enable_encoder_calibrator`, 0 or 1 |
+    /// The tokens of all options are in docs/cache-tags.md, which is made from the table of options.
     ///
-    /// Presets: `none`; `fb` ([`DbCacheConfig::fb`]); `dbcache` ([`DbCacheConfig::default`]); `cache-dit`
-    /// ([`DbCacheConfig::cache_dit`]); `prune` ([`DbPruneConfig::default`]).
+    /// Presets: `none`; `fb` ([`DbCacheConfig::fb`](super::DbCacheConfig::fb)); `dbcache` ([`DbCacheConfig::default`](super::DbCacheConfig::default)); `cache-dit`
+    /// ([`DbCacheConfig::cache_dit`](super::DbCacheConfig::cache_dit)); `prune` ([`DbPruneConfig::default`](super::DbPruneConfig::default)).
     ///
     /// # Errors
     /// `Usage` for anything else, for a token given twice, and for impossible values.
@@ -70,42 +46,6 @@ impl FromStr for PolicyConfig {
         if text.trim_start().starts_with('{') { json::parse(text) } else { Self::from_tag(text) }
     }
 }
-
-/// The named starting points, and how they are written.
-pub(super) fn preset(name: &str) -> Result<PolicyConfig> {
-    match name.to_ascii_lowercase().as_str() {
-        "none" | "no_cache" | "nocache" | "nc" => Ok(PolicyConfig::None),
-        _ if is_fbcache(name) => Ok(PolicyConfig::DbCache(DbCacheConfig::fb())),
-        "db" | "dbcache" | "db_cache" | "dual_block_cache" => Ok(PolicyConfig::DbCache(DbCacheConfig::default())),
-        "cache-dit" | "cache_dit" => Ok(PolicyConfig::DbCache(DbCacheConfig::cache_dit())),
-        "prune" | "dbp" | "dbprune" | "db_prune" | "dynamic_block_prune" => {
-            Ok(PolicyConfig::DbPrune(DbPruneConfig::default()))
-        }
-        _ if name.to_ascii_lowercase().starts_with("replay") => {
-            Err(Error::usage("a replay needs the trace that it repeats; give that trace instead of a policy"))
-        }
-        _ => Err(Error::usage(format!(
-            "unknown policy `{name}`{}; expected `none`, `fb`, `dbcache`, `cache-dit` or `prune`",
-            did_you_mean(name, PRESETS)
-        ))),
-    }
-}
-
-/// A policy as its user calls it: by the preset that it is, else by its tag.
-pub(super) fn name(policy: &PolicyConfig) -> String {
-    let presets = ["none", "fb", "dbcache", "cache-dit", "prune"];
-    let found = presets.into_iter().find(|name| preset(name).is_ok_and(|preset| preset == *policy));
-    found.map_or_else(|| policy.to_string(), str::to_owned)
-}
-
-/// Whether this is a name of FBCache.
-pub(super) fn is_fbcache(name: &str) -> bool {
-    ["fb", "fbcache", "first_block_cache"].contains(&name.to_ascii_lowercase().as_str())
-}
-
-/// Presets as a tag may begin with them, longest first.
-pub(super) const PRESETS: [&str; 8] =
-    ["cache-dit", "cache_dit", "fbcache", "dbcache", "dbprune", "prune", "none", "fb"];
 
 fn parse(tag: &str) -> Result<PolicyConfig> {
     let found = PRESETS.into_iter().find_map(|name| {
@@ -125,8 +65,10 @@ fn parse(tag: &str) -> Result<PolicyConfig> {
 #[cfg(test)]
 mod tests {
     use super::super::calibrator::*;
-    use super::super::dbcache::RefreshPolicy;
+    use super::super::dbcache::DbCacheConfig;
+    use super::super::dbprune::DbPruneConfig;
     use super::super::mask::{MaskPreset, StepsMask, StepsPolicy};
+    use super::super::schedule::RefreshPolicy;
     use super::*;
     use proptest::prelude::*;
 

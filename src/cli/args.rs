@@ -2,23 +2,20 @@
 
 mod build;
 mod engines;
+mod load;
 mod policy;
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::options::{parse_bytes, parse_scale, parse_size, parse_value, read_policy, read_replay};
 use dbcache_trt::setup::Via;
-use dbcache_trt::{
-    ArithmeticChoice, CacheDType, CachePlace, ComputeChoice, EngineCache, EngineOptions, Error, ErrorKind,
-    LibraryOptions, Profile, Providers, RequestOptions, StagesChoice, WeightsChoice,
-};
+use dbcache_trt::{CacheDType, CachePlace, ComputeChoice, Error, ErrorKind, Profile, Providers, RequestOptions};
 
 pub use self::build::{BuildArgs, BuildOneArgs};
 pub use self::engines::{EnginesArgs, EnginesCommand, GcArgs, StoreArgs};
+use self::load::choice;
+pub use self::load::{LoadArgs, StagesArgs};
 pub use self::policy::PolicyArgs;
 
 /// What `--help` ends with.
@@ -223,100 +220,6 @@ impl GenerateArgs {
     }
 }
 
-/// How the engine is loaded.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Engine options")]
-pub struct LoadArgs {
-    /// Threads that compute [default: physical cores; 1 where blocks are too small to share]
-    #[arg(long, value_name = "N", value_parser = parse_value::<usize>)]
-    threads: Option<usize>,
-    /// Let idle threads spin: faster on a quiet machine, much slower on a busy one
-    #[arg(long)]
-    spin: bool,
-    /// ONNX Runtime's library file [default: ORT_DYLIB_PATH, beside the program, where setup puts it, the system's]
-    #[arg(long, value_name = "FILE")]
-    ort_library: Option<PathBuf>,
-    /// Where the model is now: its folder, a component's, or one of a Hugging Face cache [default: where the engine says]
-    #[arg(long, value_name = "DIR")]
-    weights: Option<PathBuf>,
-    /// Where the weights live: packed (fast steps), mapped (no f32 copy; for models that do not fit) [default: by size]
-    #[arg(long, value_name = "MODE", value_parser = choice::<WeightsChoice>(WeightsChoice::NAMES))]
-    weights_mode: Option<WeightsChoice>,
-    #[command(flatten)]
-    stages: StagesArgs,
-    /// How residuals and diffs are computed: loops where possible, always ONNX graphs, or as parts of the stages
-    /// [default: auto]
-    #[arg(long, value_name = "WAY", value_parser = choice::<ArithmeticChoice>(ArithmeticChoice::NAMES), hide_short_help = true)]
-    arithmetic: Option<ArithmeticChoice>,
-    /// In which dtype the transformer computes: fp32, fp16 or bf16; normalisations, softmax and the streams stay f32
-    /// [default: as exported]
-    #[arg(long, value_name = "DTYPE", value_parser = choice::<ComputeChoice>(ComputeChoice::NAMES))]
-    compute: Option<ComputeChoice>,
-    /// What computes: cpu, cuda, tensorrt, openvino or webgpu, with options (tensorrt:device=0,workspace=4G); or a list, of
-    /// which the first that can be used runs everything [default: cpu]. `dbcache-trt providers` explains them
-    #[arg(long, value_name = "LIST")]
-    provider: Option<Providers>,
-    /// Let nodes that the provider cannot run run elsewhere; they are listed as warnings
-    #[arg(long)]
-    allow_fallback: bool,
-    /// Where the engines are kept that tensorrt and openvino compile: a folder, or `none` [default: in the user's cache
-    /// folder]
-    #[arg(long, value_name = "DIR")]
-    engine_cache: Option<EngineCache>,
-    /// Compile nothing: an engine that is missing is an error, which names the command that compiles it
-    #[arg(long)]
-    require_built: bool,
-    /// For which sizes and dimensions engines are compiled, or graphs are fixed where runs are captured:
-    /// 512..1024,batch=1..2 [default: any; for tensorrt the engine's size and a batch of 1]
-    #[arg(long, value_name = "RANGES")]
-    profile: Option<Profile>,
-    /// Compare the content hash of all weights before anything runs
-    #[arg(long)]
-    verify: bool,
-}
-
-/// One of a few texts, as the library reads them.
-fn choice<T: FromStr<Err = dbcache_trt::Error> + Clone + Send + Sync + 'static>(
-    names: impl IntoIterator<Item = &'static str>,
-) -> impl TypedValueParser<Value = T> {
-    PossibleValuesParser::new(names).try_map(|text| text.parse::<T>())
-}
-
-/// How blocks become ONNX Runtime sessions.
-#[derive(Debug, Args)]
-pub struct StagesArgs {
-    /// How many blocks run as one session: auto, per-block, fused, or N at most; a session ends wherever the cache looks
-    /// [default: auto]
-    #[arg(long, value_name = "PLAN")]
-    pub stages: Option<StagesChoice>,
-    /// Most bytes of weights and graph of one session: bytes, or with K, M or G (powers of 1024)
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    pub stage_bytes: Option<u64>,
-}
-
-impl LoadArgs {
-    /// To serve requests with this policy.
-    pub fn options(&self, cache: &PolicyConfig) -> EngineOptions {
-        EngineOptions {
-            library: LibraryOptions { path: self.ort_library.clone(), threads: self.threads, spin: self.spin },
-            weights: self.weights_mode.unwrap_or_default(),
-            stages: self.stages.stages.unwrap_or_default(),
-            stage_bytes: self.stages.stage_bytes,
-            cache: cache.clone(),
-            arithmetic: self.arithmetic.unwrap_or_default(),
-            compute: self.compute.unwrap_or_default(),
-            provider: self.provider.clone().unwrap_or_default(),
-            allow_fallback: self.allow_fallback,
-            engine_cache: self.engine_cache.clone().unwrap_or_default(),
-            require_built: self.require_built,
-            profile: self.profile.clone(),
-            weights_folder: self.weights.clone(),
-            verify: self.verify,
-            ..EngineOptions::default()
-        }
-    }
-}
-
 #[derive(Debug, Args)]
 pub struct SetupArgs {
     /// Use only this tool: uv, pip or npm [default: the first that works]
@@ -460,7 +363,8 @@ pub struct TraceDiffArgs {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
-    use dbcache_trt::cache::PolicyOption;
+    use dbcache_trt::EngineOptions;
+    use dbcache_trt::cache::{PolicyConfig, PolicyOption};
     use dbcache_trt::options::{Options, Scope, scope};
 
     use super::*;

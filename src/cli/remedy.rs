@@ -2,25 +2,27 @@
 
 use std::path::Path;
 
+use clap::{Command, CommandFactory};
 use dbcache_trt::cache::PolicyConfig;
-use dbcache_trt::options::Options;
 use dbcache_trt::{
     ArithmeticChoice, CacheDType, ComputeChoice, EngineCache, EngineOptions, Error, ErrorKind, StagesChoice,
 };
 
-/// Flags that are no options of the library.
-const OF_THE_COMMAND: [&str; 2] = ["prompt", "negative-prompt"];
+use super::args::Cli;
 
 /// Spells options as flags: the library's "the option `cache=none`" is `--cache none` here.
 pub fn spelled(text: &str) -> String {
-    let names = Options::names();
-    let is_flag = |name: &str| OF_THE_COMMAND.contains(&name) || names.iter().any(|known| known == name);
+    // Most texts name none, and all flags take a moment to list.
+    if !text.contains("option `") {
+        return text.to_owned();
+    }
+    let flags = flags(&Cli::command());
     let mut done = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("option `") {
         let Some((option, end)) = after.split_once('`') else { break };
         let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
-        if is_flag(name) {
+        if flags.iter().any(|flag| flag == name) {
             done.push_str(before.strip_suffix("the ").unwrap_or(before));
             done.push_str("--");
             done.push_str(name);
@@ -35,6 +37,12 @@ pub fn spelled(text: &str) -> String {
     }
     done.push_str(rest);
     done
+}
+
+/// The long flags of a command and of those below it.
+fn flags(command: &Command) -> Vec<String> {
+    let own = command.get_arguments().filter_map(|argument| argument.get_long()).map(str::to_owned);
+    own.chain(command.get_subcommands().flat_map(flags)).collect()
 }
 
 /// Adds to an error about an engine that is not compiled the command that compiles it.

@@ -12,8 +12,8 @@ use crate::model::cache_dtype::CacheDType;
 use crate::model::directory::EngineDirectory;
 use crate::model::graph::Graph;
 use crate::plan::Limits;
+use crate::request::cuts;
 use crate::request::engine_options::{ArithmeticChoice, EngineOptions};
-use crate::request::lists;
 use crate::runtime::compiler::{Compiler, EngineCounts};
 use crate::runtime::device::Device;
 use crate::runtime::library;
@@ -72,7 +72,7 @@ impl EngineBuild {
         if options.engine_cache.folder()?.is_none() {
             return Err(Error::option("engine-cache", "is `none`: there is no place for what would be compiled"));
         }
-        let cuts = lists::cuts_first(&directory.manifest, options)?;
+        let cuts = cuts::of_engine(&directory.manifest, options)?;
         let holds_arithmetic = cuts.arithmetic.is_some();
         if options.arithmetic == ArithmeticChoice::Stages && !holds_arithmetic {
             let cache = &options.cache;

@@ -272,8 +272,8 @@ mod tests {
     use crate::model::manifest::DType;
     use crate::model::onnx::{self, GraphProto, ValueInfoProto, element};
     use crate::plan::StagesChoice;
+    use crate::request::cuts;
     use crate::request::engine_options::ArithmeticChoice;
-    use crate::request::lists;
 
     fn decoded(graph: &Graph) -> GraphProto {
         onnx::decode(&graph.bytes).unwrap().graph.unwrap()
@@ -315,7 +315,7 @@ mod tests {
                 let stages =
                     Stages::new(0, Limits::new(choice, None, &sizes(&directory)).unwrap(), OtherPlan::Load, false);
                 let policy: PolicyConfig = cache.parse().unwrap();
-                let cuts = lists::cuts_of(&directory.manifest, &policy, arithmetic).unwrap();
+                let cuts = cuts::of_policy(&directory.manifest, &policy, arithmetic).unwrap();
                 for graph in stages.graphs(&directory, &cuts).unwrap() {
                     let mut graph = decoded(&graph);
                     let carries = |port: &&mut ValueInfoProto| {

@@ -6,27 +6,14 @@ use ndarray::{ArrayD, ArrayViewD, Axis, Ix3, Ix4};
 
 use super::branch::bind_graph;
 use super::chain::Named;
+use super::decoder::Decoder;
 use super::observer::Observer;
 use super::request::Request;
-use crate::engine::LoadedEngine;
 use crate::error::{At, Error, Result};
 use crate::model::manifest::{Extents, Manifest};
 use crate::pixels::tiles::{Cut, in_runs, in_tiles};
 use crate::pixels::{Image, Video};
-use crate::request::latents::Grid;
-use crate::request::options::RequestOptions;
 use crate::request::tiles::tile;
-use crate::runtime::ops::Op;
-use crate::runtime::tensor::BufferId;
-
-/// The decode graph, bound to tensors of the request.
-pub(super) struct Decoder {
-    graph: Op,
-    /// `[batch, channels, (latent frames,) latent height, latent width]`
-    latents: BufferId,
-    /// `[batch, 3, (frames,) height, width]`
-    image: BufferId,
-}
 
 /// One for each of the batch.
 pub(super) enum Decoded {
@@ -34,24 +21,6 @@ pub(super) enum Decoded {
     Nothing,
     Images(Vec<Image>),
     Videos(Vec<Video>),
-}
-
-/// A provider that compiles has to have been told of shapes as small as those at the edges. The options were checked.
-///
-/// # Errors
-/// `Input` where it was not.
-pub(super) fn check_tiles(engine: &LoadedEngine, options: &RequestOptions, grid: &Grid) -> Result<()> {
-    let whole = grid.latents_shape(1);
-    let Some(cut) = tile(&engine.directory.manifest, options, &whole) else { return Ok(()) };
-    let [height, width] = [whole[whole.len() - 2], whole[whole.len() - 1]];
-    for rows in cut.pieces(height) {
-        for columns in cut.pieces(width) {
-            let mut shape = whole.clone();
-            shape.splice(whole.len() - 2.., [rows.len(), columns.len()]);
-            engine.loader.check_extents(&grid.extents_of(&shape)).map_err(|error| error.about("decode-tile"))?;
-        }
-    }
-    Ok(())
 }
 
 /// How latents `[batch, channels, frames, …]` are cut into runs; not at all where there are few frames.
@@ -146,6 +115,7 @@ impl Request {
         self.decoders.push(Decoder { graph: bind_graph(session, spec, &named, &mut self.buffers)?, latents, image });
         Ok(self.decoders.len() - 1)
     }
+
     /// Shows the pictures that the model expects at this step, between its prediction and the scheduler's update; of a
     /// video the frame in its middle.
     pub(super) fn preview(&mut self, step: usize, observer: &mut dyn Observer) -> Result<()> {

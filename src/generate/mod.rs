@@ -1,11 +1,13 @@
 //! One generation: from a prompt or tensors to latents and pictures.
 
 mod binder;
+mod blocks;
 mod branch;
 mod chain;
 mod combine;
 pub(crate) mod conditioning;
 mod decode;
+mod decoder;
 pub(crate) mod denoiser;
 mod expert;
 mod forecast;
@@ -14,6 +16,7 @@ mod metadata;
 mod meter;
 mod numeric;
 pub(crate) mod observer;
+mod outcome;
 mod pass;
 pub(crate) mod prepare;
 pub(crate) mod request;

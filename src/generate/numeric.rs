@@ -1,9 +1,10 @@
 //! NaN and infinity: found where a step ends, explained by the first graph that gives them.
 
-use super::chain::NotFinite;
-use super::expert::BranchAt;
-use super::request::Request;
+use super::branch::BranchState;
+use super::chain::{Named, NotFinite};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::manifest::Manifest;
+use crate::runtime::tensor::Buffers;
 
 /// What makes numbers overflow, and what to do.
 const REMEDY: &str =
@@ -22,14 +23,15 @@ pub(super) fn latents(number: f32) -> Error {
     )
 }
 
-impl Request {
+impl BranchState {
     /// Adds to a `Numeric` error where the number comes from: embed and all blocks run once more, one after the other.
-    pub(super) fn explain(&self, at: BranchAt, error: Error) -> Error {
+    pub(super) fn explain(&self, manifest: &Manifest, named: &Named, buffers: &Buffers, error: Error) -> Error {
         if error.kind() != ErrorKind::Numeric {
             return error;
         }
         // Where the second run fails, the first error is still true.
-        let origin = self.origin(at).unwrap_or_else(|_| format!("its origin is not known; {REMEDY}"));
+        let origin =
+            self.origin(manifest, named, buffers).unwrap_or_else(|_| format!("its origin is not known; {REMEDY}"));
         let mut explained = Error::new(ErrorKind::Numeric, format!("{}; {origin}", error.message()));
         for place in error.context().collect::<Vec<_>>().into_iter().rev() {
             explained = explained.at(place);
@@ -37,19 +39,17 @@ impl Request {
         explained
     }
 
-    fn origin(&self, at: BranchAt) -> Result<String> {
-        let Self { experts, buffers, named, engine, .. } = self;
-        let (state, manifest) = (&experts[at.expert].branches[at.branch], &engine.directory.manifest);
-        state.lists.iter().flat_map(|list| &list.units).for_each(|unit| unit.hand_on(&state.chain));
-        if let Some(found) = state.chain.first_not_finite(manifest, named, buffers)? {
+    fn origin(&self, manifest: &Manifest, named: &Named, buffers: &Buffers) -> Result<String> {
+        self.lists.iter().flat_map(|list| &list.units).for_each(|unit| unit.hand_on(&self.chain));
+        if let Some(found) = self.chain.first_not_finite(manifest, named, buffers)? {
             let NotFinite { stage, tensor, number } = found;
             let is_one = stage.blocks.len() + usize::from(stage.embed) + usize::from(stage.last) == 1;
             let name = if is_one { stage.name() } else { format!("{} (one stage)", stage.name()) };
             return Ok(format!("it comes from {name}, the first whose `{tensor}` holds {number}; {REMEDY}"));
         }
-        Ok(match buffers.first_not_finite(state.prediction)? {
+        Ok(match buffers.first_not_finite(self.prediction)? {
             Some(_) => {
-                let stage = state.chain.plan().stages.last().map(|loaded| &loaded.stage);
+                let stage = self.chain.plan().stages.last().map(|loaded| &loaded.stage);
                 match stage.filter(|stage| !stage.blocks.is_empty()) {
                     None => format!("it comes from the final graph: all blocks give finite numbers; {REMEDY}"),
                     Some(stage) => format!(

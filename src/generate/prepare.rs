@@ -5,38 +5,61 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::binder::Binder;
-use super::branch::{BranchState, ListState};
-use super::chain::{Chain, Named, Streams, StreamsSpec, Wiring};
+use super::blocks::{Blocks, RequestShape};
+use super::chain::{Named, Streams, StreamsSpec};
 use super::combine::{Combine, CombineSpec};
 use super::conditioning::{self, Fixed};
-use super::decode;
+use super::decoder::check_tiles;
 use super::expert::Expert;
-use super::in_stages::StageArithmetic;
 use super::meter::elapsed_ms;
 use super::request::Request;
 use super::sampler::{NoiseSource, Sampler, SamplerSpec};
-use super::samples::{BranchSamples, Samples};
-use super::unit::{DiffSpec, Unit, UnitSpec};
-use crate::cache::{Branch, CachePolicy, PolicyConfig, RunShape, StreamKind};
-use crate::engine::{LoadedEngine, LoadedPlan};
+use crate::cache::{Branch, PolicyConfig, StreamKind};
+use crate::engine::{Engine, LoadedEngine, LoadedPlan};
 use crate::error::{Error, Result};
 use crate::exit::enter;
 use crate::model::manifest::{Extents, Source};
 use crate::plan::{InStages, Plan};
 use crate::request;
 use crate::request::Asked;
+use crate::request::cuts;
 use crate::request::engine_options::ArithmeticChoice;
 use crate::request::guidance::{Cfg, Guidance};
 use crate::request::inputs::{Inputs, LATENTS, NOISE, numbers};
-use crate::request::lists::{self, List, ListPart};
+use crate::request::lists::List;
 use crate::request::memory::{self, Footprint};
 use crate::request::noise::Generator;
 use crate::request::options::{GuidanceBy, RequestOptions};
 use crate::request::scheduler::Schedule;
 use crate::request::shares::{self, Share};
 use crate::runtime::tensor::{BufferId, Buffers};
-use crate::trace::{Timings, Warning};
+use crate::trace::{CacheBytes, Timings, Warning};
 
+impl Engine {
+    /// Prepares one generation: checks inputs and options, encodes the prompt, allocates and binds every tensor.
+    ///
+    /// # Errors
+    /// `Input` when a prompt, tensor or size does not fit; `Usage` when an option is impossible or without effect.
+    pub fn request(&self, inputs: &Inputs, options: &RequestOptions) -> Result<Request> {
+        request(self.loaded(), inputs, options, GuidanceBy::Library)
+    }
+
+    /// What the policy of a request with these options will keep on the device, at most: known before anything is
+    /// allocated. `text_length` is the number of text tokens; left out, it is that of the engine's tokenizer, or the
+    /// largest that a model without one takes.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request); `Usage` for a `text_length` that a tokenizer fixes.
+    pub fn cache_bytes(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<CacheBytes> {
+        let engine = self.loaded();
+        let manifest = &engine.directory.manifest;
+        let cuts = cuts::of_request(manifest, options, engine.arithmetic_choice)?;
+        let plain = cuts::of_policy(manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?;
+        memory::of_options(manifest, &engine.plan(&cuts), &engine.plan(&plain), options, text_length)
+    }
+}
+
+/// Prepares one generation, in which guidance combines the branches as `by` says.
 pub(super) fn request(
     engine: Arc<LoadedEngine>,
     inputs: &Inputs,
@@ -133,14 +156,14 @@ impl Preparation<'_> {
         for rows in [smallest, *rows] {
             engine.loader.check_extents(&grid.extents(rows))?;
         }
-        decode::check_tiles(engine, options, grid)?;
+        check_tiles(engine, options, grid)?;
         options.cache_place.check(&engine.device, &options.cache, manifest.blocks.len())?;
-        let cuts = lists::cuts(manifest, options, engine.arithmetic_choice)?;
+        let cuts = cuts::of_request(manifest, options, engine.arithmetic_choice)?;
         if engine.arithmetic_choice == ArithmeticChoice::Stages {
             let refuse = |why| Error::option("arithmetic", format!("is `stages`, but {why}; leave it out"));
             request::in_stages::of_request(manifest, options, &shares[0].lists).map_err(refuse)?;
         }
-        let plain = engine.plan(&lists::cuts_of(manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?);
+        let plain = engine.plan(&cuts::of_policy(manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?);
         if options.cache_memory.is_some() {
             let given = given.iter().map(|(dim, (extent, _))| (dim.clone(), *extent)).collect();
             let extents = memory::extents(manifest, grid, *rows, given)?;
@@ -310,139 +333,6 @@ fn branches(binder: &mut Binder<'_>, guidance: &Guidance, mut texts: HashMap<Bra
         named.insert(branch, tensors);
     }
     Ok(Branches { named, predictions })
-}
-
-/// What all transformers of a request run with.
-struct RequestShape<'a> {
-    options: &'a RequestOptions,
-    n_branches: usize,
-    batch: usize,
-}
-
-/// Binds the blocks of a request to its tensors.
-struct Blocks<'a> {
-    binder: Binder<'a>,
-    run: RequestShape<'a>,
-    /// The part of the policy's arithmetic that stages hold.
-    arithmetic: Option<&'a InStages>,
-    /// The tensors of each branch that are no streams.
-    of_branches: &'a HashMap<Branch, Named>,
-    /// What the tail adds on a computed step; branches and transformers share it.
-    zeros: Vec<BufferId>,
-}
-
-impl Blocks<'_> {
-    /// One transformer: its blocks in each branch, bound, and what is decided on.
-    fn expert(&mut self, share: Share, plan: &Arc<LoadedPlan>, streams: &Arc<Streams>) -> Result<Expert> {
-        let RequestShape { options, n_branches, batch } = self.run;
-        let mut samples = Vec::new();
-        for list in share.lists.iter().filter(|_| options.per_sample) {
-            samples.push(Samples::new(&mut self.binder, plan, &list.split.middle)?);
-        }
-        let count = if options.per_sample { batch } else { 1 };
-        let fresh = |list: &List| policies(list, list.run(share.steps.len(), n_branches), count);
-        let mut of_lists = share.lists.iter().map(fresh).collect::<Result<Vec<_>>>()?;
-        // All lists have the same branches in the same order.
-        let order: Vec<Branch> = of_lists.iter().take(1).flatten().map(|of_branch| of_branch.branch).collect();
-        let mut branches = Vec::new();
-        for branch in order {
-            let policies = of_lists.iter_mut().map(|of_branches| of_branches.remove(0).policies).collect();
-            let named = self.of_branches.get(&branch).ok_or_else(|| Error::internal("a branch without its tensors"))?;
-            let (chain, in_stages) = self.chain(plan, streams, named)?;
-            let lists = self.lists(&share.lists, policies, &samples, &chain, in_stages)?;
-            let prediction = &self.binder.manifest().last.outputs[0]; // Manifest::parse has checked that there is one.
-            let prediction = named.get(prediction).ok_or_else(|| Error::internal("a branch without a prediction"))?;
-            branches.push(BranchState { branch, chain, prediction: *prediction, lists });
-        }
-        Ok(Expert { share, branches, samples })
-    }
-
-    /// The blocks of one branch; and the arithmetic of the policy, where their stages hold it.
-    fn chain(
-        &mut self,
-        plan: &Arc<LoadedPlan>,
-        streams: &Arc<Streams>,
-        named: &Named,
-    ) -> Result<(Chain, Option<Unit>)> {
-        let manifest = self.binder.manifest();
-        let mut named = named.clone();
-        let Some(shape) = self.arithmetic else {
-            let wiring = Wiring { manifest, plan, streams, named: &named };
-            return Ok((Chain::bind(wiring, self.binder.buffers)?, None));
-        };
-        let tensors = StageArithmetic::allocate(&mut self.binder, shape, streams, &mut self.zeros, &mut named)?;
-        let wiring = Wiring { manifest, plan, streams, named: &named };
-        let mut chain = Chain::bind(wiring, self.binder.buffers)?;
-        let arithmetic = StageArithmetic::bind(&mut self.binder, shape, tensors, &mut chain, &named)?;
-        Ok((chain, Some(Unit::in_stages(shape.middle.clone(), arithmetic))))
-    }
-
-    /// What one branch keeps of its lists between steps; `policies` and `samples` are those of each list. `in_stages` is the
-    /// unit of the one list whose arithmetic is in the stages.
-    fn lists(
-        &mut self,
-        lists: &[List],
-        policies: Vec<Vec<Box<dyn CachePolicy>>>,
-        samples: &[Samples],
-        chain: &Chain,
-        mut in_stages: Option<Unit>,
-    ) -> Result<Vec<ListState>> {
-        let mut states = Vec::new();
-        for (index, (list, policies)) in lists.iter().zip(policies).enumerate() {
-            let samples = samples.get(index);
-            let units = match in_stages.take() {
-                Some(unit) => vec![unit],
-                None => self.units(chain, list, samples)?,
-            };
-            let bind = |samples: &Samples| BranchSamples::bind(&mut self.binder, &units, samples.keeps);
-            let samples = samples.map(bind).transpose()?;
-            states.push(ListState { policies, units, samples });
-        }
-        Ok(states)
-    }
-
-    /// What is decided on in one list of blocks, in one branch.
-    fn units(&mut self, chain: &Chain, list: &List, samples: Option<&Samples>) -> Result<Vec<Unit>> {
-        let mut units = Vec::new();
-        for part in &list.parts {
-            let ListPart::Unit { blocks, block } = part else { continue };
-            let diff = match block {
-                Some(_) => list.cache.block_diff_options().map(|options| DiffSpec { options, around: blocks.clone() }),
-                None => list.cache.diff_options().map(|options| DiffSpec { options, around: list.split.head.clone() }),
-            };
-            let spec = UnitSpec {
-                blocks: blocks.clone(),
-                block: *block,
-                diff,
-                list,
-                cache_dtype: self.run.options.cache_dtype,
-                keeps: samples.map(|samples| samples.keeps),
-            };
-            units.push(Unit::bind(&mut self.binder, chain, spec)?);
-        }
-        Ok(units)
-    }
-}
-
-/// The policies of one branch: one for the whole batch, or one for each sample.
-struct BranchPolicies {
-    branch: Branch,
-    policies: Vec<Box<dyn CachePolicy>>,
-}
-
-/// Fresh policies of a list, `count` for each branch, in the order in which branches are computed. The policies of a
-/// sample's branches belong together.
-fn policies(list: &List, run: RunShape, count: usize) -> Result<Vec<BranchPolicies>> {
-    let mut of_branches: Vec<BranchPolicies> = Vec::new();
-    for _ in 0..count {
-        for (branch, policy) in list.cache.policies(run)? {
-            match of_branches.iter_mut().find(|of_branch| of_branch.branch == branch) {
-                Some(of_branch) => of_branch.policies.push(policy),
-                None => of_branches.push(BranchPolicies { branch, policies: vec![policy] }),
-            }
-        }
-    }
-    Ok(of_branches)
 }
 
 /// The noise that a stochastic scheduler adds: what is given, else what the pictures' generators give next.

@@ -21,29 +21,24 @@ use ndarray::ArrayD;
 use super::branch::BranchState;
 use super::chain::{Named, Streams};
 use super::combine::Combine;
-use super::decode::{Decoded, Decoder};
+use super::decoder::Decoder;
 use super::expert::{BranchAt, Expert};
 use super::meter::{Meter, elapsed_ms};
 use super::numeric;
 use super::observer::{Observer, Outside, Phase, Progress};
 use super::pass::{Pass, run_list};
-use super::prepare;
 use super::sampler::Sampler;
-use crate::cache::{Branch, DecisionPoint, PolicyConfig};
-use crate::engine::{Engine, LoadedEngine};
+use crate::cache::{Branch, DecisionPoint};
+use crate::engine::LoadedEngine;
 use crate::error::{At, Error, Result};
 use crate::exit::enter;
-use crate::model::compute_choice::ComputeChoice;
 use crate::model::manifest::Extents;
 use crate::pixels::{Image, Video};
-use crate::request::engine_options::ArithmeticChoice;
 use crate::request::guidance::Cfg;
-pub use crate::request::inputs::Inputs;
 use crate::request::latents::Grid;
-use crate::request::options::{GuidanceBy, RequestOptions};
+use crate::request::options::RequestOptions;
 use crate::request::scheduler::Schedule;
 use crate::request::shares::Share;
-use crate::request::{lists, memory};
 use crate::runtime::tensor::{BufferId, Buffers};
 use crate::trace::{CacheBytes, StepRecord, Timings, Trace, Warning};
 
@@ -100,35 +95,7 @@ pub struct Request {
     pub(super) read_bytes: Option<u64>,
 }
 
-impl Engine {
-    /// Prepares one generation: checks inputs and options, encodes the prompt, allocates and binds every tensor.
-    ///
-    /// # Errors
-    /// `Input` when a prompt, tensor or size does not fit; `Usage` when an option is impossible or without effect.
-    pub fn request(&self, inputs: &Inputs, options: &RequestOptions) -> Result<Request> {
-        Request::new(self.loaded(), inputs, options)
-    }
-
-    /// What the policy of a request with these options will keep on the device, at most: known before anything is
-    /// allocated. `text_length` is the number of text tokens; left out, it is that of the engine's tokenizer, or the
-    /// largest that a model without one takes.
-    ///
-    /// # Errors
-    /// As [`request`](Self::request); `Usage` for a `text_length` that a tokenizer fixes.
-    pub fn cache_bytes(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<CacheBytes> {
-        let engine = self.loaded();
-        let manifest = &engine.directory.manifest;
-        let cuts = lists::cuts(manifest, options, engine.arithmetic_choice)?;
-        let plain = lists::cuts_of(manifest, &PolicyConfig::None, ArithmeticChoice::Auto)?;
-        memory::of_options(manifest, &engine.plan(&cuts), &engine.plan(&plain), options, text_length)
-    }
-}
-
 impl Request {
-    pub(crate) fn new(engine: Arc<LoadedEngine>, inputs: &Inputs, options: &RequestOptions) -> Result<Self> {
-        prepare::request(engine, inputs, options, GuidanceBy::Library)
-    }
-
     /// Denoising steps that [`run`](Self::run) will take.
     pub fn steps(&self) -> usize {
         self.schedule.steps()
@@ -221,55 +188,6 @@ impl Request {
         Ok(self.output(latents, decoded, records))
     }
 
-    pub(super) fn output(&self, latents: ArrayD<f32>, decoded: Decoded, records: Vec<StepRecord>) -> Output {
-        let (images, videos) = match decoded {
-            Decoded::Nothing => (Vec::new(), Vec::new()),
-            Decoded::Images(images) => (images, Vec::new()),
-            Decoded::Videos(videos) => (Vec::new(), videos),
-        };
-        Output { latents, images, videos, trace: self.trace(records) }
-    }
-
-    /// What happened, with the warnings that follow from it.
-    pub(super) fn trace(&self, records: Vec<StepRecord>) -> Trace {
-        let (width, height) = (self.extents["width"], self.extents["height"]); // Grid::extents gives both.
-        let manifest = &self.engine.directory.manifest;
-        let mut trace = Trace {
-            engine: manifest.name.clone(),
-            engine_hash: self.engine.directory.hash.clone(),
-            cache: self.options.cache.clone(),
-            cache_dtype: self.options.cache_dtype,
-            seed: self.options.seed,
-            batch: self.batch(),
-            width,
-            height,
-            frames: self.fps.and_then(|_| self.extents.get("frames").copied()),
-            fps: self.fps,
-            guidance: self.guidance,
-            cfg: self.cfg.map(|cfg| cfg.scale(0)),
-            cfg_2: self.cfg.filter(|_| manifest.low_noise.is_some()).map(|cfg| cfg.scale(1)),
-            decode_tile: self.options.decode_tile,
-            guidance_rescale: self.cfg.map(|cfg| cfg.rescale).filter(|rescale| *rescale > 0.0),
-            lists: self.experts[0].share.lists.iter().map(|list| list.blocks.len()).collect(),
-            records,
-            timings: self.timings,
-            cache_bytes: self.cache_bytes(),
-            tensor_bytes: self.tensor_bytes(),
-            compute: ComputeChoice::of(manifest.compute_dtype),
-            provider: self.engine.device.spec().to_string(),
-            engines: self.engine.loader.counts(),
-            captures: self.engine.device.spec().captures().map(|_| self.buffers.captures()),
-            memory: self.memory(),
-            read_bytes: self.read_bytes.unwrap_or_else(|| self.buffers.read_bytes()),
-            warnings: self.warnings.clone(),
-        };
-        let refused = self.buffers.refused_captures().map(|stage| format!("not captured: {stage}"));
-        trace.warnings.extend(refused.map(Warning::Provider));
-        trace.judge();
-        trace.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        trace
-    }
-
     fn step(&mut self, step: usize, records: &mut Vec<StepRecord>, observer: &mut dyn Observer) -> Result<()> {
         self.predict(step, records, observer)?;
         if observer.wants_preview(step) {
@@ -346,7 +264,12 @@ impl Request {
         let is_shared = branch == Branch::Uncond && self.options.cache.shares_cond_diff();
         let shared: &[Option<f32>] = if is_shared { cond_diffs } else { &[] };
         let at = BranchAt { expert, branch: index };
-        let decided = self.denoise(at, step, shared).map_err(|error| self.explain(at, error)).at(branch)?;
+        let decided = self.denoise(at, step, shared);
+        let decided = decided.map_err(|error| {
+            let state = &self.experts[at.expert].branches[at.branch];
+            state.explain(&self.engine.directory.manifest, &self.named, &self.buffers, error)
+        });
+        let decided = decided.at(branch)?;
         if branch == Branch::Cond {
             *cond_diffs = decided.iter().map(|record| record.diff).collect();
         }

@@ -3,14 +3,10 @@
 
 use std::ops::Range;
 
-use super::engine_options::{ArithmeticChoice, EngineOptions};
-use super::in_stages;
-use super::options::RequestOptions;
 use super::shares::merged;
 use crate::cache::{BlocksSplit, DiffTensor, PolicyConfig, RunShape, StreamKind};
 use crate::error::{At, Error, Result};
 use crate::model::manifest::Manifest;
-use crate::plan::Cuts;
 
 /// Blocks that are decided on together.
 pub(crate) struct List {
@@ -36,7 +32,7 @@ pub(crate) enum ListPart {
 }
 
 impl ListPart {
-    fn is_unit(&self) -> bool {
+    pub(super) fn is_unit(&self) -> bool {
         matches!(self, Self::Unit { .. })
     }
 
@@ -154,44 +150,6 @@ pub(crate) fn check(lists: &[List], steps: usize, branches: usize) -> Result<()>
 pub(crate) fn warnings(lists: &[List], steps: usize, branches: usize) -> Vec<String> {
     let of_list = |list: &List| (list.name(), list.cache.warnings(list.run(steps, branches)));
     merged(&lists.iter().map(of_list).collect::<Vec<_>>())
-}
-
-/// What a policy wants to see: the stages of its plan end where its ranges do.
-///
-/// # Errors
-/// As [`lists`].
-pub(crate) fn cuts(manifest: &Manifest, options: &RequestOptions, choice: ArithmeticChoice) -> Result<Cuts> {
-    let lists = lists(manifest, &options.cache).map_err(|error| error.about("cache"))?;
-    let pinned: Vec<usize> = lists.iter().flat_map(List::pinned).collect();
-    let parts: Vec<&ListPart> = lists.iter().flat_map(|list| &list.parts).collect();
-    let in_stages = (choice == ArithmeticChoice::Stages).then(|| in_stages::of_request(manifest, options, &lists).ok());
-    let arithmetic = in_stages.flatten();
-    // A stage that holds the whole head has them inside.
-    let pins_start = pinned.contains(&0) && arithmetic.is_none();
-    Ok(Cuts {
-        ranges: parts.iter().map(|part| part.blocks().clone()).filter(|range| !range.is_empty()).collect(),
-        sees_start: pins_start || parts.first().is_some_and(|part| part.is_unit()),
-        sees_end: pinned.contains(&manifest.blocks.len()) || parts.last().is_some_and(|part| part.is_unit()),
-        arithmetic,
-    })
-}
-
-/// The cuts of requests of which only the policy is known.
-///
-/// # Errors
-/// As [`cuts`].
-pub(crate) fn cuts_of(manifest: &Manifest, cache: &PolicyConfig, choice: ArithmeticChoice) -> Result<Cuts> {
-    cuts(manifest, &RequestOptions { cache: cache.clone(), ..RequestOptions::default() }, choice)
-}
-
-/// The cuts of the requests that an engine with these options is loaded for.
-///
-/// # Errors
-/// As [`cuts`].
-pub(crate) fn cuts_first(manifest: &Manifest, load: &EngineOptions) -> Result<Cuts> {
-    let request =
-        RequestOptions { cache: load.cache.clone(), cache_dtype: load.cache_dtype, ..RequestOptions::default() };
-    cuts(manifest, &request, load.arithmetic)
 }
 
 /// The blocks of a list in order: those that always run, and those that are decided on.

@@ -8,12 +8,13 @@ use ort::value::DynTensor;
 
 use super::cuda_stream::Stream;
 use super::engine_cache::key::KeyTarget;
+use super::errors::runtime_error;
 use super::library::Loaded;
 use super::memory::{Memory, Tensors};
 use super::provider::assignment::{RECORD, strays};
 use super::provider::compile::Extra;
 use super::provider::{Provider, ProviderKind, ProviderSpec, Providers, Role};
-use super::session::{SessionSource, runtime_error};
+use super::session::SessionSource;
 use super::shelf::Shelf;
 use super::transfer::{TensorKind, Transfer};
 use crate::error::{At, Error, ErrorKind, Result};

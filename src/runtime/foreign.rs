@@ -12,8 +12,8 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::value::{DynTensor, DynTensorValueType, DynValue, PrimitiveTensorElementType};
 
 use super::device::Device;
+use super::errors::runtime_error;
 use super::provider::ProviderKind;
-use super::session::runtime_error;
 use super::transfer::{TensorKind, host_tensor};
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;

@@ -7,8 +7,9 @@ use ort::AsPointer;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::value::DynTensor;
 
+use super::errors::runtime_error;
 use super::library::Loaded;
-use super::session::{Session, runtime_error};
+use super::session::Session;
 use super::tensor::element;
 use crate::error::{At, Error, Result};
 use crate::model::manifest::DType;

@@ -10,6 +10,7 @@ pub(crate) mod cuda_stream;
 pub(crate) mod cuda_stream;
 pub(crate) mod device;
 pub(crate) mod engine_cache;
+pub(crate) mod errors;
 #[expect(unsafe_code, reason = "the memory is a host's, who promises what it holds")]
 pub(crate) mod foreign;
 pub(crate) mod guidance;

@@ -9,9 +9,9 @@ use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType};
 
 use super::capture::CaptureCounts;
 use super::device::Device;
+use super::errors::runtime_error;
 use super::held::Held;
 use super::memory::Tensors;
-use super::session::runtime_error;
 use super::shelf::TensorId;
 use super::transfer::{TensorKind, host_tensor};
 use super::turn::turn;

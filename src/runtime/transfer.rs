@@ -9,10 +9,11 @@ use ort::memory::Allocator;
 use ort::value::{DynTensor, TensorElementType};
 
 use super::device::Device;
+use super::errors::runtime_error;
 use super::kernels::{Cached, cached};
 use super::ops::{cast, encode};
 use super::provider::Role;
-use super::session::{Session, SessionSource, WeightsMode, runtime_error};
+use super::session::{Session, SessionSource, WeightsMode};
 use super::tensor::element;
 use crate::error::Result;
 use crate::model::graph::element_type;

@@ -8,6 +8,7 @@
 
 mod bounds;
 mod charsmap;
+mod ids;
 mod parts;
 mod patterns;
 mod vocabulary;
@@ -26,6 +27,7 @@ use self::parts::{Around, Truncation};
 use crate::contain::contain;
 use crate::error::{Error, Result};
 
+use self::ids::check_id;
 pub(super) use self::parts::Direction;
 pub(super) use self::patterns::is_repeated_class;
 
@@ -36,8 +38,6 @@ const MAX_PART: usize = 2 << 20;
 /// Most added tokens, and most bytes of one.
 const MAX_ADDED: usize = 1 << 16;
 const MAX_ADDED_BYTES: usize = 256;
-/// Ids are below; the largest vocabularies have 300 000.
-const MAX_ID: u32 = 1 << 24;
 
 const AGAIN: &str = "export again with dbcache-export, which writes what this engine takes";
 
@@ -189,10 +189,6 @@ fn added_tokens(added: Vec<parts::Added>, normalizers: &Normalizers) -> Result<V
         }
     }
     Ok(added.into_iter().map(parts::Added::into_token).collect())
-}
-
-fn check_id(id: u32) -> Result<(), String> {
-    if id < MAX_ID { Ok(()) } else { Err(format!("the id {id} is too large; expected less than {MAX_ID}")) }
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::{StepRecord, Trace};
+use super::record::StepRecord;
+use super::run::Trace;
 use crate::cache::{Action, Branch, Decision};
 
 /// What differs between two runs; see [`compare`].

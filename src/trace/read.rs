@@ -1,14 +1,20 @@
 //! Traces read back: what [`Trace::to_json`] wrote, checked field by field.
 
+mod fields;
+mod steps;
+
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{BlockRecord, CacheBytes, CaptureCounts, StepRecord, TRACE_VERSION, Timings, Trace, Warning};
-use crate::cache::{Branch, Decision, PolicyConfig, Reason, RecordedBranch, RecordedList, Recording};
+use self::fields::Fields;
+use self::steps::{number_steps, step_record};
+use super::record::StepRecord;
+use super::run::{CacheBytes, TRACE_VERSION, Timings, Trace, Warning};
+use crate::cache::{Branch, PolicyConfig, RecordedBranch, RecordedList, Recording};
 use crate::error::{Error, Result};
 use crate::model::compute_choice::ComputeChoice;
+use crate::runtime::capture::CaptureCounts;
 use crate::runtime::compiler::EngineCounts;
 
 impl Trace {
@@ -25,12 +31,9 @@ impl Trace {
         }
         let fields = Fields::new("trace", json, &NAMES)?;
         let (blocks, lists) = lists(&fields)?;
-        let mut records = fields
-            .list("records")?
-            .iter()
-            .enumerate()
-            .map(|(index, record)| step_record(&format!("records[{index}]"), record, blocks))
-            .collect::<Result<Vec<_>>>()?;
+        let records = fields.list("records")?.iter().enumerate();
+        let record = |(index, record)| step_record(&format!("records[{index}]"), record, blocks);
+        let mut records = records.map(record).collect::<Result<Vec<_>>>()?;
         let batch = fields.count("batch")?;
         number_steps(&mut records, batch, &lists)?;
         let (config, is_replay) = policy(fields.value("cache_options"))?;
@@ -38,8 +41,6 @@ impl Trace {
         if fields.text("cache")? != cache.to_string() {
             return Err(fields.damaged("cache", &format!("`{cache}`, as `cache_options` say")));
         }
-        let timings = Fields::new("timings", fields.value("timings"), &TIMINGS)?;
-        let bytes = Fields::new("cache_bytes", fields.value("cache_bytes"), &CACHE_BYTES)?;
         let warnings = fields.list("warnings")?.iter().map(|warning| match warning {
             Value::String(text) => Ok(Warning::Setting(text.clone())),
             _ => Err(fields.damaged("warnings", "a list of texts")),
@@ -64,22 +65,8 @@ impl Trace {
             guidance_rescale: fields.real_or_null("guidance_rescale")?.map(|rescale| rescale as f32),
             decode_tile: fields.number_or_null("decode_tile")?,
             lists,
-            timings: Timings {
-                text_ms: timings.real("text_ms")?,
-                embed_ms: timings.real("embed_ms")?,
-                blocks_ms: timings.real("blocks_ms")?,
-                cache_ms: timings.real("cache_ms")?,
-                final_ms: timings.real("final_ms")?,
-                update_ms: timings.real("update_ms")?,
-                decode_ms: timings.real("decode_ms")?,
-                steps_ms: timings.real("steps_ms")?,
-            },
-            cache_bytes: CacheBytes {
-                residuals: bytes.number("residuals")?,
-                calibrators: bytes.number("calibrators")?,
-                compare: bytes.number("compare")?,
-                streams: bytes.number("streams")?,
-            },
+            timings: timings(&fields)?,
+            cache_bytes: cache_bytes(&fields)?,
             tensor_bytes: fields.number("tensor_bytes")?,
             compute: compute(&fields)?,
             provider: fields.text("provider")?.to_owned(),
@@ -90,13 +77,7 @@ impl Trace {
             warnings: warnings.collect::<Result<_>>()?,
             records,
         };
-        let decisions = Fields::new("decisions", fields.value("decisions"), &["cond", "uncond"])?;
-        for branch in [Branch::Cond, Branch::Uncond] {
-            let expected = trace.decisions(branch);
-            if decisions.text(branch.as_str())? != expected {
-                return Err(decisions.damaged(branch.as_str(), &format!("`{expected}`, as the records say")));
-            }
-        }
+        check_decisions(&fields, &trace)?;
         Ok(trace)
     }
 }
@@ -172,24 +153,42 @@ const TIMINGS: [&str; 8] =
 const ENGINES: [&str; 4] = ["built", "loaded", "build_seconds", "damaged"];
 const CAPTURES: [&str; 3] = ["recorded", "replayed", "plain"];
 const CACHE_BYTES: [&str; 4] = ["residuals", "calibrators", "compare", "streams"];
-const STEP: [&str; 15] = [
-    "step",
-    "branch",
-    "expert",
-    "list",
-    "sample",
-    "sigma",
-    "action",
-    "reason",
-    "diff",
-    "threshold",
-    "blocks",
-    "blocks_run",
-    "ran",
-    "session_runs",
-    "elapsed_ms",
-];
-const BLOCK: [&str; 5] = ["block", "action", "reason", "diff", "threshold"];
+
+/// The letters of all decisions are those of the records.
+fn check_decisions(fields: &Fields<'_>, trace: &Trace) -> Result<()> {
+    let decisions = Fields::new("decisions", fields.value("decisions"), &["cond", "uncond"])?;
+    for branch in [Branch::Cond, Branch::Uncond] {
+        let expected = trace.decisions(branch);
+        if decisions.text(branch.as_str())? != expected {
+            return Err(decisions.damaged(branch.as_str(), &format!("`{expected}`, as the records say")));
+        }
+    }
+    Ok(())
+}
+
+fn timings(fields: &Fields<'_>) -> Result<Timings> {
+    let timings = Fields::new("timings", fields.value("timings"), &TIMINGS)?;
+    Ok(Timings {
+        text_ms: timings.real("text_ms")?,
+        embed_ms: timings.real("embed_ms")?,
+        blocks_ms: timings.real("blocks_ms")?,
+        cache_ms: timings.real("cache_ms")?,
+        final_ms: timings.real("final_ms")?,
+        update_ms: timings.real("update_ms")?,
+        decode_ms: timings.real("decode_ms")?,
+        steps_ms: timings.real("steps_ms")?,
+    })
+}
+
+fn cache_bytes(fields: &Fields<'_>) -> Result<CacheBytes> {
+    let bytes = Fields::new("cache_bytes", fields.value("cache_bytes"), &CACHE_BYTES)?;
+    Ok(CacheBytes {
+        residuals: bytes.number("residuals")?,
+        calibrators: bytes.number("calibrators")?,
+        compare: bytes.number("compare")?,
+        streams: bytes.number("streams")?,
+    })
+}
 
 /// The dtype itself, never `exported`.
 fn compute(fields: &Fields<'_>) -> Result<ComputeChoice> {
@@ -280,193 +279,4 @@ fn recorded(lists: &[usize], records: &[StepRecord]) -> Result<Recording> {
         start += n_blocks;
     }
     Ok(Recording { lists: recorded })
-}
-
-fn step_record(place: &str, json: &Value, n_blocks: usize) -> Result<StepRecord> {
-    let fields = Fields::new(place, json, &STEP)?;
-    let blocks = fields
-        .list("blocks")?
-        .iter()
-        .enumerate()
-        .map(|(index, block)| block_record(&format!("{place}.blocks[{index}]"), block, n_blocks))
-        .collect::<Result<Vec<_>>>()?;
-    if !blocks.is_sorted_by(|a, b| a.block < b.block) {
-        return Err(fields.damaged("blocks", "a list of blocks in rising order"));
-    }
-    let branch = fields.text("branch")?;
-    let record = StepRecord {
-        step: fields.count("step")?,
-        steps: 0,
-        branch: branch.parse().map_err(|_| fields.damaged("branch", "`cond` or `uncond`"))?,
-        expert: fields.count_or_null("expert")?,
-        list: fields.count_or_null("list")?,
-        sample: fields.count_or_null("sample")?,
-        sigma: fields.real("sigma")? as f32,
-        decision: decision(&fields)?,
-        diff: fields.real_or_null("diff")?.map(|diff| diff as f32),
-        threshold: fields.real_or_null("threshold")?,
-        blocks,
-        blocks_run: fields.count("blocks_run")?,
-        ran: ran(&fields)?,
-        session_runs: fields.count("session_runs")?,
-        elapsed_ms: fields.real("elapsed_ms")?,
-    };
-    if record.blocks_run > n_blocks {
-        return Err(fields.damaged("blocks_run", &format!("at most {n_blocks}, the `blocks` of the trace")));
-    }
-    if record.blocks_run != record.ran.iter().map(Range::len).sum::<usize>() {
-        return Err(fields.damaged("ran", &format!("{} blocks, as `blocks_run` says", record.blocks_run)));
-    }
-    check_letter(&fields, record.letter())?;
-    Ok(record)
-}
-
-/// The blocks that ran, as `[start, end]` with the end not among them.
-fn ran(fields: &Fields<'_>) -> Result<Vec<Range<usize>>> {
-    let wrong = || fields.damaged("ran", "a list of ranges `[start, end]` in rising order, with a gap between two");
-    let number = |number: &Value| number.as_u64().and_then(|number| usize::try_from(number).ok());
-    let range = |range: &Value| match range.as_array().map(Vec::as_slice) {
-        Some([start, end]) => number(start).zip(number(end)).map(|(start, end)| start..end),
-        _ => None,
-    };
-    let ranges: Option<Vec<_>> = fields.list("ran")?.iter().map(range).collect();
-    let ranges = ranges.ok_or_else(wrong)?;
-    let rises = ranges.is_sorted_by(|a, b| a.end < b.start) && ranges.iter().all(|range| range.start < range.end);
-    if rises { Ok(ranges) } else { Err(wrong()) }
-}
-
-fn block_record(place: &str, json: &Value, n_blocks: usize) -> Result<BlockRecord> {
-    let fields = Fields::new(place, json, &BLOCK)?;
-    let block = fields.count("block")?;
-    if block >= n_blocks {
-        return Err(fields.damaged("block", &format!("below {n_blocks}, the `blocks` of the trace")));
-    }
-    let decision = decision(&fields)?;
-    check_letter(&fields, decision.action.letter())?;
-    let diff = fields.real_or_null("diff")?.map(|diff| diff as f32);
-    Ok(BlockRecord { block, decision, diff, threshold: fields.real_or_null("threshold")? })
-}
-
-fn decision(fields: &Fields<'_>) -> Result<Decision> {
-    let reason: Reason = fields.text("reason")?.parse().map_err(|_| fields.damaged("reason", "a known reason"))?;
-    Ok(reason.into())
-}
-
-fn check_letter(fields: &Fields<'_>, letter: char) -> Result<()> {
-    if fields.text("action")?.chars().eq([letter]) {
-        return Ok(());
-    }
-    Err(fields.damaged("action", &format!("`{letter}`, as the reason and the blocks say")))
-}
-
-/// Each branch has the steps 0, 1, 2 …; both have as many. Where lists of blocks or pictures decide for themselves, each
-/// step has all of them.
-fn number_steps(records: &mut [StepRecord], batch: usize, lists: &[usize]) -> Result<()> {
-    let count = |branch: Branch| records.iter().filter(|record| record.branch == branch).count();
-    let (cond, uncond) = (count(Branch::Cond), count(Branch::Uncond));
-    if cond == 0 || (uncond != 0 && uncond != cond) {
-        return Err(Error::input(format!(
-            "`records` of the trace are of {cond} cond and {uncond} uncond steps; expected as many of both, or no uncond"
-        )));
-    }
-    let is_per_sample = records[0].sample.is_some();
-    let pictures = if is_per_sample { batch.max(1) } else { 1 };
-    let each = pictures * lists.len();
-    if !cond.is_multiple_of(each) {
-        return Err(Error::input(format!(
-            "`records` of the trace are {cond} of the cond branch; expected as many for each of {} lists of blocks and \
-             {pictures} pictures",
-            lists.len()
-        )));
-    }
-    let starts: Vec<usize> = lists.iter().scan(0, |end, count| Some(std::mem::replace(end, *end + count))).collect();
-    let mut next = [0, 0];
-    for (index, record) in records.iter_mut().enumerate() {
-        let next = &mut next[usize::from(record.branch == Branch::Uncond)];
-        let (step, list, sample) = (*next / each, *next / pictures % lists.len(), *next % pictures);
-        let blocks = starts[list]..starts[list] + lists[list];
-        let text = |number: Option<usize>| number.map_or("null".to_owned(), |number| number.to_string());
-        for (field, found, expected) in [
-            ("step", Some(record.step), Some(step)),
-            ("list", record.list, (lists.len() > 1).then_some(list)),
-            ("sample", record.sample, is_per_sample.then_some(sample)),
-        ] {
-            if found != expected {
-                let (found, expected) = (text(found), text(expected));
-                return Err(Error::input(format!("`records[{index}].{field}` is {found}; expected {expected}")));
-            }
-        }
-        let is_inside = |ran: &Range<usize>| blocks.start <= ran.start && ran.end <= blocks.end;
-        if !record.ran.iter().all(is_inside) || record.blocks.iter().any(|block| !blocks.contains(&block.block)) {
-            return Err(Error::input(format!(
-                "`records[{index}]` runs or decides on blocks outside of its list, which holds the blocks {blocks:?}"
-            )));
-        }
-        *next += 1;
-        record.steps = cond / each;
-    }
-    Ok(())
-}
-
-/// A JSON object that has exactly the fields it should have.
-struct Fields<'j> {
-    place: String,
-    object: &'j Map<String, Value>,
-}
-
-impl<'j> Fields<'j> {
-    fn new(place: &str, json: &'j Value, names: &[&str]) -> Result<Self> {
-        let Some(object) = json.as_object() else {
-            return Err(Error::input(format!("`{place}` is damaged: expected an object")));
-        };
-        if let Some(name) = names.iter().find(|name| !object.contains_key(**name)) {
-            return Err(Error::input(format!("`{place}` lacks `{name}`")));
-        }
-        if let Some(name) = object.keys().find(|name| !names.contains(&name.as_str())) {
-            return Err(Error::input(format!("`{place}` has an unknown field `{name}`")));
-        }
-        Ok(Self { place: place.to_owned(), object })
-    }
-
-    fn value(&self, name: &str) -> &'j Value {
-        self.object.get(name).unwrap_or(&Value::Null)
-    }
-
-    fn damaged(&self, name: &str, expected: &str) -> Error {
-        let value = self.value(name).to_string();
-        let shown: String = value.chars().take(60).collect();
-        Error::input(format!("`{}.{name}` is {shown}; expected {expected}", self.place))
-    }
-
-    fn number(&self, name: &str) -> Result<u64> {
-        self.value(name).as_u64().ok_or_else(|| self.damaged(name, "a whole number"))
-    }
-
-    fn number_or_null(&self, name: &str) -> Result<Option<u64>> {
-        if self.value(name).is_null() { Ok(None) } else { self.number(name).map(Some) }
-    }
-
-    fn count(&self, name: &str) -> Result<usize> {
-        usize::try_from(self.number(name)?).map_err(|_| self.damaged(name, "a smaller number"))
-    }
-
-    fn count_or_null(&self, name: &str) -> Result<Option<usize>> {
-        if self.value(name).is_null() { Ok(None) } else { self.count(name).map(Some) }
-    }
-
-    fn real(&self, name: &str) -> Result<f64> {
-        self.value(name).as_f64().ok_or_else(|| self.damaged(name, "a number"))
-    }
-
-    fn real_or_null(&self, name: &str) -> Result<Option<f64>> {
-        if self.value(name).is_null() { Ok(None) } else { self.real(name).map(Some) }
-    }
-
-    fn text(&self, name: &str) -> Result<&'j str> {
-        self.value(name).as_str().ok_or_else(|| self.damaged(name, "text"))
-    }
-
-    fn list(&self, name: &str) -> Result<&'j [Value]> {
-        self.value(name).as_array().map(Vec::as_slice).ok_or_else(|| self.damaged(name, "a list"))
-    }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Trace;
+use super::run::Trace;
 use crate::cache::Branch;
 
 /// The version of the JSON that [`Trace::statistics`] gives.

@@ -2,8 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{BlockRecord, CaptureCounts, StepRecord, TRACE_VERSION, Trace, Warning};
+use super::record::{BlockRecord, StepRecord};
+use super::run::{TRACE_VERSION, Trace, Warning};
 use crate::cache::Branch;
+use crate::runtime::capture::CaptureCounts;
 use crate::runtime::compiler::EngineCounts;
 
 impl Trace {

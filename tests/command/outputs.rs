@@ -217,7 +217,7 @@ fn a_full_memory_is_told() {
             Ran::of(command.args(["-c", &limit, env!("CARGO_BIN_EXE_dbcache-trt")]).current_dir(shell.folder.path()));
         // 3: the library is mapped as a whole.
         assert!(matches!(ran.code, Some(0 | 3 | 12)), "{kilobytes}: {ran}");
-        told += usize::from(ran.err.contains("the memory is full") && ran.err.contains("--batch"));
+        told += usize::from(ran.err.contains("the memory is full") && ran.err.contains("a smaller batch"));
         if ran.code != Some(0) {
             assert_eq!(shell.files(), before);
         }

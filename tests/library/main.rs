@@ -4,6 +4,7 @@
 mod common;
 
 mod cache_dtype;
+mod circles;
 mod compute;
 mod damaged;
 mod damaged_graphs;

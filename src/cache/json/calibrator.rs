@@ -3,10 +3,9 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::super::calibrator::CalibratorType;
+use super::super::calibrator::{CalibratorType, LOW_PRECISION};
 use super::super::option::{OptionValue, PolicyOption};
 use super::super::overrides::PolicyOverrides;
-use super::super::tag::LOW_PRECISION;
 use super::{OLD_NAMES, is_off, known, switch, text, wrong_type};
 use crate::error::{Error, Result};
 

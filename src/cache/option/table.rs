@@ -1,9 +1,10 @@
 //! The rows: every option of the policies.
 
 use super::super::calibrator::{CalibratorCacheType, CalibratorConfig, CalibratorKind, CalibratorType, DmdFallback};
-use super::super::dbcache::{DbCacheConfig, RefreshPolicy};
+use super::super::dbcache::DbCacheConfig;
 use super::super::dbprune::DbPruneConfig;
 use super::super::mask::StepsPolicy;
+use super::super::schedule::RefreshPolicy;
 use super::PolicyOption;
 use super::Token::{self, Always, Chooses, Follows, Named};
 use super::field::{Field, Lens};

@@ -4,18 +4,14 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::super::blocks::BlockIds;
-use super::super::calibrator::{CalibratorType, DmdFallback};
+use super::super::calibrator::{CalibratorType, DmdFallback, LOW_PRECISION};
 use super::super::mask::StepsMask;
 use super::super::option::{Absent, OptionForm, OptionValue, PolicyOption, Token};
 use super::super::overrides::PolicyOverrides;
-use super::PRESETS;
+use super::super::presets::PRESETS;
 use crate::error::{Error, Result};
 use crate::nearest::did_you_mean;
 use crate::words::one_of;
-
-/// Why the reference's randomised decomposition is refused.
-pub(in crate::cache) const LOW_PRECISION: &str = "dmd_svd_precision is low, a decomposition with random numbers that \
-     nothing else reproduces; use medium";
 
 /// What is left of a tag.
 pub(super) struct TagTokens<'a> {

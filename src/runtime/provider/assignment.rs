@@ -12,7 +12,7 @@ use ort::AsPointer;
 
 use crate::error::Result;
 use crate::model::onnx::{EXTERNAL, GraphProto, NodeProto, decode};
-use crate::runtime::session::runtime_error;
+use crate::runtime::errors::runtime_error;
 
 /// The key that makes ONNX Runtime remember the assignment.
 pub(crate) const RECORD: &str = "session.record_ep_graph_assignment_info";

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tokenizers::AddedToken;
 
-use super::check_id;
+use super::ids::check_id;
 
 /// Most parts of one kind, those inside of sequences counted one by one. Published tokenizers have up to four.
 const MAX_PARTS: usize = 8;

@@ -11,7 +11,7 @@ use tokenizers::models::unigram::Unigram;
 use tokenizers::models::wordlevel::WordLevelBuilder;
 use tokenizers::models::wordpiece::WordPieceBuilder;
 
-use super::check_id;
+use super::ids::check_id;
 
 /// Longest piece that a Unigram model looks up at each character of a text, in bytes. sentencepiece makes 16 characters.
 const MAX_PIECE: usize = 128;
