@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use ndarray::ArrayD;
 
-pub use self::build::{EngineBuild, PlannedEngine};
+pub use self::build::{Builder, PlannedBuild};
 pub use self::files::{StageFile, write_stages};
 use self::loader::Loader;
 pub use self::probe::ModelPart;
@@ -29,8 +29,8 @@ use crate::model::manifest::DType;
 pub use crate::plan::StagesChoice;
 use crate::plan::{Cuts, Limits, Plan};
 use crate::request::cuts;
-use crate::request::engine_options::{ArithmeticChoice, EngineCache, EngineOptions, WeightsChoice};
-pub use crate::runtime::compiler::EngineCounts;
+use crate::request::engine_options::{ArithmeticChoice, BuildCache, EngineOptions, WeightsChoice};
+pub use crate::runtime::compiler::BuildCounts;
 use crate::runtime::device::Device;
 use crate::runtime::foreign::{self, ForeignTensor};
 use crate::runtime::kernels::Kernels;
@@ -193,7 +193,7 @@ impl LoadedEngine {
     /// What the user should know of where the engine computes.
     pub(crate) fn provider_warnings(&self) -> impl Iterator<Item = String> {
         let damaged = self.loader.counts().unwrap_or_default().damaged.into_iter();
-        let damaged = damaged.map(|engine| format!("a compiled engine was damaged, and was compiled again: {engine}"));
+        let damaged = damaged.map(|build| format!("a build was damaged, and was made again: {build}"));
         let fallbacks = self.device.fallbacks().into_iter().map(|graph| format!("not on the provider: {graph}"));
         let unrecorded = self.device.unrecorded().into_iter().map(|stage| format!("not captured: {stage}"));
         self.refused.clone().into_iter().chain(fallbacks).chain(unrecorded).chain(damaged)
@@ -243,7 +243,7 @@ pub(crate) fn check_provider(options: &EngineOptions, directory: &EngineDirector
     let compiles = options.provider.iter().any(|spec| spec.kind().compiles());
     let captures = options.provider.iter().any(|spec| spec.captures().is_some());
     let compiled = [
-        ("engine-cache", options.engine_cache != EngineCache::User && !compiles),
+        ("build-cache", options.build_cache != BuildCache::User && !compiles),
         ("require-built", options.require_built && !compiles),
         ("profile", options.profile.is_some() && !compiles && !captures),
     ];
@@ -255,13 +255,13 @@ pub(crate) fn check_provider(options: &EngineOptions, directory: &EngineDirector
         });
         return Err(Error::option(
             name,
-            format!("has no effect: the provider `{provider}` compiles no engines; leave it out{other}"),
+            format!("has no effect: the provider `{provider}` compiles nothing; leave it out{other}"),
         ));
     }
-    if options.require_built && options.engine_cache == EngineCache::None {
+    if options.require_built && options.build_cache == BuildCache::None {
         return Err(Error::option(
             "require-built",
-            "and the option `engine-cache=none` exclude each other: nothing could be built before",
+            "and the option `build-cache=none` exclude each other: nothing could be built before",
         ));
     }
     if options.weights == WeightsChoice::Mapped && !options.provider.iter().all(is_cpu) {
@@ -284,7 +284,7 @@ fn verify(directory: &EngineDirectory) -> Result<()> {
 }
 
 /// Whether a block that is part of two stages would have its weights twice, and may run in parts of them instead: not
-/// where they are mapped, where engines are compiled for one division, or where stages hold a policy's arithmetic.
+/// where they are mapped, where builds are made for one division, or where stages hold a policy's arithmetic.
 fn copies_weights(kind: ProviderKind, weights: WeightsMode, arithmetic: ArithmeticChoice) -> bool {
     let is_mapped = kind == ProviderKind::Cpu && weights == WeightsMode::Mapped;
     !is_mapped && !kind.compiles() && arithmetic != ArithmeticChoice::Stages

@@ -31,7 +31,7 @@ pub enum ErrorKind {
     Io = 9,
     /// The provider is missing something, cannot be used here, or would run only a part of a graph.
     Provider = 10,
-    /// A compiled engine is missing, and compiling was forbidden.
+    /// A build of the provider is missing, and compiling was forbidden.
     NotBuilt = 11,
     /// No memory or no thread is to be had, or a size asks for more than there can be.
     Resources = 12,

@@ -15,12 +15,12 @@ pub(crate) fn data_folder() -> Result<PathBuf> {
     folder(&[], "XDG_DATA_HOME", &["Library", "Application Support"], &[".local", "share"])
 }
 
-/// The folder of compiled engines, unless another is named: it may be deleted at any time.
+/// The folder of builds, which are what providers compiled, unless another is named: it may be deleted at any time.
 ///
 /// # Errors
 /// As [`data_folder`].
-pub(crate) fn engine_folder() -> Result<PathBuf> {
-    folder(&["engines"], "XDG_CACHE_HOME", &["Library", "Caches"], &[".cache"])
+pub(crate) fn build_folder() -> Result<PathBuf> {
+    folder(&["builds"], "XDG_CACHE_HOME", &["Library", "Caches"], &[".cache"])
 }
 
 /// A folder of this program: `inside` the one that [`FOLDER_VARIABLE`] names, else where the system keeps such things.

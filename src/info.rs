@@ -15,7 +15,7 @@ use crate::model::directory::{EngineDirectory, ExpertGraphs};
 use crate::model::graph::Graph;
 use crate::model::manifest::{GuidanceSpec, Manifest};
 use crate::plan::Stage;
-use crate::runtime::compiler::EngineCounts;
+use crate::runtime::compiler::BuildCounts;
 
 /// One stage of a plan: what runs as one ONNX Runtime session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,8 +139,8 @@ pub struct EngineInfo {
     pub fps: Option<f64>,
     /// Dynamic dimensions and their ranges.
     pub dimensions: Vec<(String, String)>,
-    /// What became of the engines that the provider compiles; none where it compiles none, or nothing is loaded.
-    pub engines: Option<EngineCounts>,
+    /// What became of the builds that the provider compiles; none where it compiles none, or nothing is loaded.
+    pub builds: Option<BuildCounts>,
     /// Tools and versions that made it.
     pub exported_with: Vec<(String, String)>,
 }
@@ -204,7 +204,7 @@ impl EngineInfo {
                 .map(|video| [video.frames.default, video.frames.min, video.frames.max, video.temporal_downscale]),
             fps: manifest.video.map(|video| video.fps),
             dimensions: manifest.dimensions.iter().map(|(name, range)| (name.clone(), range.to_string())).collect(),
-            engines: None,
+            builds: None,
             exported_with: manifest.exported_with.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         }
     }
@@ -241,7 +241,7 @@ impl EngineInfo {
                 json!({"frames": default, "min": min, "max": max, "stride": stride, "fps": self.fps})
             }),
             "dimensions": self.dimensions.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
-            "engines": self.engines.as_ref().map(EngineCounts::to_json),
+            "builds": self.builds.as_ref().map(BuildCounts::to_json),
             "exported_with": self.exported_with.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         })
     }
@@ -251,7 +251,7 @@ impl Engine {
     /// What the engine is: blocks, parameters, bytes, cuts, defaults, licence.
     pub fn info(&self) -> EngineInfo {
         let loaded = self.loaded();
-        EngineInfo { engines: loaded.loader.counts(), ..EngineInfo::new(&loaded.directory) }
+        EngineInfo { builds: loaded.loader.counts(), ..EngineInfo::new(&loaded.directory) }
     }
 
     /// The stages that are loaded: in the order of the model, each block in one, where the provider compiles nothing and

@@ -82,7 +82,7 @@ pub mod setup;
 pub mod trace;
 
 pub use cancel::CancelToken;
-pub use engine::{Engine, EngineBuild, EngineCounts, ModelPart, PlannedEngine, StagesChoice};
+pub use engine::{BuildCounts, Builder, Engine, ModelPart, PlannedBuild, StagesChoice};
 pub use error::{Error, ErrorKind, Result};
 pub use generate::denoiser::Denoiser;
 pub use generate::observer::{Observer, Phase, Progress};
@@ -94,7 +94,7 @@ pub use model::cache_dtype::CacheDType;
 pub use model::compute_choice::ComputeChoice;
 pub use pixels::{Image, Video};
 pub use request::cache_place::CachePlace;
-pub use request::engine_options::{ArithmeticChoice, EngineCache, EngineOptions, OtherPlan, WeightsChoice};
+pub use request::engine_options::{ArithmeticChoice, BuildCache, EngineOptions, OtherPlan, WeightsChoice};
 pub use request::inputs::{Inputs, read_tensors, write_tensors};
 pub use request::options::{GuidanceBy, RequestOptions};
 pub use request::profile::Profile;
@@ -115,6 +115,6 @@ pub use packages::FILE_NAME;
 #[doc(hidden)]
 pub use request::inputs::write_json;
 #[doc(hidden)]
-pub use runtime::engine_cache::{EngineEntry, EngineState, EngineStore, GcOptions, GcReport, Removed};
+pub use runtime::build_cache::{BuildState, BuildStore, GcOptions, GcReport, Removed, StoredBuild};
 #[doc(hidden)]
 pub use runtime::library::{OLDEST as OLDEST_RUNTIME, Place, places as library_places};

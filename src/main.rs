@@ -23,6 +23,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &cli::args::Cli) -> ExitCode {
+    for (old, new) in cli.old_names() {
+        cli::print::note(format_args!("note: {old} is now {new}"));
+    }
     let result = match &cli.command {
         Some(cli::args::Command::Setup(args)) => cli::setup::run(args),
         Some(cli::args::Command::Providers(args)) => cli::providers::run(args),
@@ -30,7 +33,7 @@ fn run(cli: &cli::args::Cli) -> ExitCode {
         Some(cli::args::Command::Trace(args)) => cli::trace::run(args),
         Some(cli::args::Command::Build(args)) => cli::build::run(args),
         Some(cli::args::Command::BuildOne(args)) => cli::build::one(args),
-        Some(cli::args::Command::Engines(args)) => cli::engines::run(args),
+        Some(cli::args::Command::Builds(args) | cli::args::Command::Engines(args)) => cli::builds::run(args),
         Some(cli::args::Command::Stages(args)) => cli::stages::run(args),
         None => cli::generate::run(&cli.generate),
     };

@@ -60,7 +60,7 @@ const TABLE: &[Entry] = &[
     engine("compute", |options, text| plain(&mut options.engine.compute, text)),
     engine("provider", |options, text| plain(&mut options.engine.provider, text)),
     engine("allow-fallback", |options, text| plain(&mut options.engine.allow_fallback, text)),
-    engine("engine-cache", |options, text| plain(&mut options.engine.engine_cache, text)),
+    engine("build-cache", |options, text| plain(&mut options.engine.build_cache, text)),
     engine("require-built", |options, text| plain(&mut options.engine.require_built, text)),
     engine("profile", |options, text| some(&mut options.engine.profile, text)),
     engine("verify", |options, text| plain(&mut options.engine.verify, text)),
@@ -105,6 +105,14 @@ const TABLE: &[Entry] = &[
     request("seed", |options, text| plain(&mut options.request.seed, text)),
 ];
 
+/// Names that options had before, each with the one that it has now.
+const OLD_NAMES: [(&str, &str); 1] = [("engine-cache", "build-cache")];
+
+/// The name that an option has now.
+fn present(name: &str) -> &str {
+    OLD_NAMES.iter().find(|(old, _)| *old == name).map_or(name, |(_, new)| new)
+}
+
 /// Options of engines and requests, set one by one. One object can serve both: an engine reads those of its scope, a
 /// request the others.
 #[derive(Clone, Debug, Default)]
@@ -116,12 +124,18 @@ pub struct Options {
 }
 
 impl Options {
-    /// Sets one option; a second value replaces the first.
+    /// Sets one option; a second value replaces the first. A name that an option had before is read, and a warning in the
+    /// log says the new one.
     ///
     /// # Errors
     /// `Usage` for an unknown name, with the nearest known one, and for a text that is no value of the option. Then
     /// nothing is changed.
     pub fn set(&mut self, name: &str, text: &str) -> Result<()> {
+        let given = name;
+        let name = present(given);
+        if name != given {
+            tracing::warn!("the option `{given}` is now `{name}`");
+        }
         let mut changed = self.clone();
         match TABLE.iter().find(|entry| entry.name == name) {
             Some(entry) => (entry.set)(&mut changed, text)
@@ -195,6 +209,7 @@ fn is_of_policy(name: &str) -> bool {
 
 /// What an option is for; none for an unknown one.
 pub fn scope(name: &str) -> Option<Scope> {
+    let name = present(name);
     let known = TABLE.iter().find(|entry| entry.name == name).map(|entry| entry.scope);
     known.or_else(|| is_of_policy(name).then_some(Scope::Request))
 }
@@ -289,6 +304,21 @@ mod tests {
             assert!(error.to_string().contains(words), "{name}: {error}");
             assert_eq!(options.given().count(), 0, "{name}");
         }
+    }
+
+    #[test]
+    fn a_name_that_an_option_had_before_is_read() -> Result<()> {
+        for (old, new) in OLD_NAMES {
+            let (mut before, mut now) = (Options::default(), Options::default());
+            before.set(old, "folder")?;
+            now.set(new, "folder")?;
+            assert_eq!(format!("{before:?}"), format!("{now:?}"), "{old}");
+            assert_eq!(before.given().collect::<Vec<_>>(), [(new, "folder")]);
+            assert_eq!(scope(old), scope(new));
+            assert!(!Options::names().iter().any(|name| name == old), "{old}");
+            assert_eq!(Options::default().set(old, "").unwrap_err().field(), Some(new));
+        }
+        Ok(())
     }
 
     #[test]

@@ -174,7 +174,7 @@
 #define DBCACHE_ERROR_PROVIDER 10
 
 /**
- * A compiled engine is missing, and compiling was forbidden.
+ * A build of the provider is missing, and compiling was forbidden.
  */
 #define DBCACHE_ERROR_NOT_BUILT 11
 
@@ -676,12 +676,12 @@ struct dbcache_error *dbcache_inspect(const char *directory,
 /**
  * What dbcache_engine_load and a request with these options will do, as JSON with a member `version`: sessions and stages,
  * bytes by kind (weights as stored and packed, graphs, what the cache will keep at most), and for a provider that
- * compiles the engines of which the engine cache has some (`hits`) and lacks others (`builds`). No model is loaded, and
+ * compiles the builds, of which the build cache has some (`hits`) and lacks others (`misses`). No model is loaded, and
  * ONNX Runtime is needed for a provider that compiles only. `text_length` is the number of text tokens, 0 where the engine
  * knows it: that of its tokenizer, or the most that it takes. NULL for no options.
  *
  * Two calls: with NULL and 0 it only writes the bytes that are needed to `*length`, then it fills the buffer. One that is too
- * small is an error, with the bytes in `*length`: between two calls the engine cache may have changed, and so the text. Give
+ * small is an error, with the bytes in `*length`: between two calls the build cache may have changed, and so the text. Give
  * the second call some bytes more, and make it again where it tells that they are too few.
  *
  * Errors: USAGE, LIBRARY, ENGINE_DIRECTORY, INPUT, RUNTIME, IO, PROVIDER, RESOURCES, ARGUMENT, STATE, CANCELLED.

@@ -31,7 +31,7 @@ pub const DBCACHE_ERROR_CHECK: i32 = 8;
 pub const DBCACHE_ERROR_IO: i32 = 9;
 /// The provider is missing something, cannot be used here, or would run only a part of a graph.
 pub const DBCACHE_ERROR_PROVIDER: i32 = 10;
-/// A compiled engine is missing, and compiling was forbidden.
+/// A build of the provider is missing, and compiling was forbidden.
 pub const DBCACHE_ERROR_NOT_BUILT: i32 = 11;
 /// No memory or no thread is to be had, or a size asks for more than there can be.
 pub const DBCACHE_ERROR_RESOURCES: i32 = 12;

@@ -10,7 +10,7 @@ use std::ptr;
 
 use dbcache::cache::Reason;
 use dbcache::trace::CaptureCounts;
-use dbcache::{Engine, EngineCounts, EngineOptions, Inputs, Model, PlannedEngine, RequestOptions};
+use dbcache::{BuildCounts, Engine, EngineOptions, Inputs, Model, PlannedBuild, RequestOptions};
 use ndarray::{ArrayD, IxDyn};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -251,10 +251,10 @@ fn texts_of_directories() {
         })
     };
     // What a provider that compiles adds.
-    let engines = vec![PlannedEngine { name: "embed".to_owned(), key: "0".to_owned(), is_built: true }];
+    let builds = vec![PlannedBuild { name: "embed".to_owned(), key: "0".to_owned(), is_built: true }];
     let plain = Model::open(root().join(TINY), &EngineOptions::default())
         .and_then(|model| model.dry_run(&RequestOptions::default(), None));
-    let compiled = dbcache::DryRun { engines: Some(engines), ..plain.unwrap() }.to_json();
+    let compiled = dbcache::DryRun { builds: Some(builds), ..plain.unwrap() }.to_json();
     let texts = [plan(TINY, &[("cache", "f1b1")]), plan(VIDEO, &[]), plan(EXPERTS, &[]), compiled];
     check(&page(), "dbcache_plan", &texts);
 }
@@ -273,7 +273,7 @@ fn texts_of_engines() {
     };
     // What a provider that compiles adds.
     let mut compiled = info(TINY);
-    compiled["engines"] = EngineCounts { damaged: vec!["embed".to_owned()], ..EngineCounts::default() }.to_json();
+    compiled["builds"] = BuildCounts { damaged: vec!["embed".to_owned()], ..BuildCounts::default() }.to_json();
     check(&page(), "dbcache_engine_info", &[info(TINY), info(VIDEO), compiled]);
 }
 
@@ -290,7 +290,7 @@ fn result(directory: &str, shapes: &[(&str, &[usize])], pairs: &[(&str, &str)]) 
     let mut output = engine.request(&inputs, &options.request().unwrap()).unwrap().run(&mut ()).unwrap();
     if directory == EXPERTS {
         // What providers add that compile, or record runs.
-        output.trace.engines = Some(EngineCounts { damaged: vec!["embed".to_owned()], ..EngineCounts::default() });
+        output.trace.builds = Some(BuildCounts { damaged: vec!["embed".to_owned()], ..BuildCounts::default() });
         output.trace.captures = Some(CaptureCounts::default());
     }
     dbcache_result::new(output, inputs)

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What no program can provoke on a machine with only a CPU, and why; `tests/compiled.rs` and the unit tests of the
+/// What no program can provoke on a machine with only a CPU, and why; `tests/providers/builds.rs` and the unit tests of the
 /// Rust library cover what they can of it.
 const NOT_PROVOKED: [(&[&str], &str, &str); 8] = [
     (&["plan"], "RUNTIME", "needs a provider that compiles, of which something fails"),
@@ -17,11 +17,7 @@ const NOT_PROVOKED: [(&[&str], &str, &str); 8] = [
         "needs a provider that compiles: the option `profile` names sizes that the model lacks",
     ),
     (&["engine_load", "request_run", "request_wait", "denoiser_new"], "NOT_BUILT", "needs a provider that compiles"),
-    (
-        &["request_run", "request_wait", "denoiser_new"],
-        "IO",
-        "needs a provider that compiles: its engine cache is full",
-    ),
+    (&["request_run", "request_wait", "denoiser_new"], "IO", "needs a provider that compiles: its build cache is full"),
     (&["request_run", "request_wait", "denoiser_new"], "PROVIDER", "needs a provider that leaves out parts of a graph"),
     (
         &["denoiser_latents", "denoiser_velocity", "denoiser_result", "tensor_import"],

@@ -1,7 +1,7 @@
 //! What the command line can say. Parsed here; decided, defaulted and checked by the library.
 
 mod build;
-mod engines;
+mod builds;
 mod load;
 mod policy;
 
@@ -13,7 +13,7 @@ use dbcache_trt::setup::Via;
 use dbcache_trt::{CacheDType, CachePlace, ComputeChoice, Error, ErrorKind, Profile, Providers, RequestOptions};
 
 pub use self::build::{BuildArgs, BuildOneArgs};
-pub use self::engines::{EnginesArgs, EnginesCommand, GcArgs, StoreArgs};
+pub use self::builds::{BuildsArgs, BuildsCommand, GcArgs, StoreArgs};
 use self::load::choice;
 pub use self::load::{LoadArgs, StagesArgs};
 pub use self::policy::PolicyArgs;
@@ -38,7 +38,7 @@ TOKENS (docs/cache-tags.md)
 
 EXIT CODES
   0 success, 2 usage, 3 ONNX Runtime's library, 4 engine directory, 5 input, 6 ONNX Runtime, 7 not a number,
-  8 outputs or decisions differ, 9 file, 10 provider, 11 engine not built, 12 no memory or thread,
+  8 outputs or decisions differ, 9 file, 10 provider, 11 build missing, 12 no memory or thread,
   21 a call out of turn (libraries), 70 a bug, 130 cancelled";
 
 /// Runs diffusion transformers block by block on ONNX Runtime, and skips the blocks that dual block caching proves
@@ -64,15 +64,33 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Works on what --trace has written
     Trace(TraceArgs),
-    /// Compiles the engines of a model ahead of time, each in a process of its own
+    /// Compiles a model ahead of time: a build for each graph, each in a process of its own
     Build(BuildArgs),
     /// Compiles one of them
     #[command(hide = true)]
     BuildOne(BuildOneArgs),
-    /// Works on the cache of compiled engines
-    Engines(EnginesArgs),
-    /// Writes the graphs of a plan as ONNX files, to build engines with other tools
+    /// Works on the cache of what providers compiled
+    Builds(BuildsArgs),
+    /// What `builds` was called
+    #[command(hide = true)]
+    Engines(BuildsArgs),
+    /// Writes the graphs of a plan as ONNX files, to compile them with other tools
     Stages(WriteStagesArgs),
+}
+
+impl Cli {
+    /// The names in this command line that were given up, each with the one that it has now.
+    pub fn old_names(&self) -> Vec<(&'static str, &'static str)> {
+        let has_old_flag = match &self.command {
+            None => self.generate.load.has_old_flag(),
+            Some(Command::Build(args)) => args.load.has_old_flag(),
+            Some(Command::Builds(args) | Command::Engines(args)) => args.command.store().engine_cache.is_some(),
+            _ => false,
+        };
+        let command = matches!(self.command, Some(Command::Engines(_))).then_some(("engines", "builds"));
+        let flag = has_old_flag.then_some(("--engine-cache", "--build-cache"));
+        command.into_iter().chain(flag).collect()
+    }
 }
 
 /// Makes pictures (this is what runs without a subcommand).
@@ -402,7 +420,7 @@ mod tests {
         ("compute", "bf16"),
         ("provider", "tensorrt:fp16,cuda"),
         ("allow-fallback", "true"),
-        ("engine-cache", "folder"),
+        ("build-cache", "folder"),
         ("require-built", "true"),
         ("profile", "64..128,batch=1..2"),
         ("verify", "true"),

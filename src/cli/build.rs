@@ -1,4 +1,4 @@
-//! `dbcache-trt build`: compiles engines ahead of time. Each is compiled by a process of its own, which gives back all its
+//! `dbcache-trt build`: makes builds ahead of time. Each is made by a process of its own, which gives back all its
 //! memory; this process only plans, starts and reports.
 
 use std::collections::VecDeque;
@@ -10,10 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use dbcache_trt::{CancelToken, EngineBuild, EngineOptions, Error, ErrorKind};
+use dbcache_trt::{Builder, CancelToken, EngineOptions, Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::args::{BuildArgs, BuildOneArgs};
+use super::builds::tell_of_older;
 use super::print::{line, note};
 use super::signals::cancel_token;
 
@@ -31,17 +32,20 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
     if options.require_built {
         anyhow::bail!(usage("--require-built has no effect on a build; leave it out"));
     }
+    if let Some(folder) = options.build_cache.folder()? {
+        tell_of_older(&folder);
+    }
     let cancel = cancel_token()?;
-    let build = EngineBuild::plan(&args.engine, &options)?;
+    let builder = Builder::plan(&args.engine, &options)?;
     let start = Instant::now();
-    let report = Report { total: build.engines().len(), is_quiet: args.json, done: Mutex::default() };
-    for refused in build.refused() {
+    let report = Report { total: builder.builds().len(), is_quiet: args.json, done: Mutex::default() };
+    for refused in builder.refused() {
         note(format_args!("warning: {refused}"));
     }
     let mut queue = VecDeque::new();
-    for (index, engine) in build.engines().iter().enumerate() {
-        if engine.is_built && build.is_whole(index)? {
-            report.add(&engine.name, BuildOutcome::Found)?
+    for (index, build) in builder.builds().iter().enumerate() {
+        if build.is_built && builder.is_whole(index)? {
+            report.add(&build.name, BuildOutcome::Found)?
         } else {
             queue.push_back(index)
         }
@@ -49,7 +53,7 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
     let jobs = args.jobs.min(queue.len());
     let queue = Mutex::new(queue);
     let worked = thread::scope(|scope| {
-        let work = || work(&build, &queue, &report, &cancel);
+        let work = || work(&builder, &queue, &report, &cancel);
         let start = |_| thread::Builder::new().spawn_scoped(scope, work);
         let others: Vec<_> = (1..jobs).map(start).map_while(Result::ok).collect();
         // Where the system gives no more threads, this one does everything.
@@ -58,15 +62,15 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
         std::iter::once(own).chain(results).collect::<anyhow::Result<Vec<()>>>()
     });
     if cancel.is_cancelled() {
-        build.clean()?;
+        builder.clean()?;
         let message = "cancelled; what is compiled stays, and the same command goes on from there";
         anyhow::bail!(Error::with_kind(ErrorKind::Cancelled, message));
     }
     worked?;
-    report.finish(args, &build, start.elapsed())
+    report.finish(args, &builder, start.elapsed())
 }
 
-/// The hidden command behind each process: compiles one engine, and says so in one line of JSON.
+/// The hidden command behind each process: makes one build, and says so in one line of JSON.
 pub fn one(args: &BuildOneArgs) -> anyhow::Result<()> {
     // The builder of a command that was killed has nobody to build for: its standard input ends.
     let watch = thread::Builder::new().spawn(|| {
@@ -77,16 +81,16 @@ pub fn one(args: &BuildOneArgs) -> anyhow::Result<()> {
     watch.map_err(|error| Error::with_kind(ErrorKind::Resources, format!("no thread is to be had: {error}")))?;
     // The command that started this one has verified the weights, if that was asked for.
     let options = EngineOptions { verify: false, ..args.build.options()? };
-    let build = EngineBuild::plan(&args.build.engine, &options)?;
-    let planned = build.engines().get(args.index);
-    if planned.is_none_or(|engine| engine.key != args.key) {
+    let builder = Builder::plan(&args.build.engine, &options)?;
+    let planned = builder.builds().get(args.index);
+    if planned.is_none_or(|build| build.key != args.key) {
         let message = "the model or the machine changed since the build was planned; start it again";
         anyhow::bail!(Error::with_kind(ErrorKind::EngineDirectory, message));
     }
-    line(build.compile(args.index)?.to_json())
+    line(builder.compile(args.index)?.to_json())
 }
 
-/// What became of one engine.
+/// What became of one build.
 enum BuildOutcome {
     /// It was there.
     Found,
@@ -96,9 +100,9 @@ enum BuildOutcome {
     Failed(Option<i32>, String),
 }
 
-/// Takes engines from the queue until there are none.
+/// Takes builds from the queue until there are none.
 fn work(
-    build: &EngineBuild,
+    builder: &Builder,
     queue: &Mutex<VecDeque<usize>>,
     report: &Report,
     cancel: &CancelToken,
@@ -106,14 +110,14 @@ fn work(
     loop {
         let index = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(index) = index.filter(|_| !cancel.is_cancelled()) else { return Ok(()) };
-        let Some(engine) = build.engines().get(index) else { return Ok(()) };
-        if let Some(outcome) = compile(index, &engine.key, cancel)? {
-            report.add(&engine.name, outcome)?;
+        let Some(build) = builder.builds().get(index) else { return Ok(()) };
+        if let Some(outcome) = compile(index, &build.key, cancel)? {
+            report.add(&build.name, outcome)?;
         }
     }
 }
 
-/// Compiles one engine in a process of its own; `None` if that was cancelled.
+/// Makes one build in a process of its own; `None` if that was cancelled.
 fn compile(index: usize, key: &str, cancel: &CancelToken) -> anyhow::Result<Option<BuildOutcome>> {
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     let mut command = Command::new(program);
@@ -200,13 +204,13 @@ impl Report {
         if let BuildOutcome::Built(said) = &outcome
             && is_damage(said)
         {
-            note(format_args!("warning: an engine was damaged, and was compiled again: {}", said["damaged"][0]));
+            note(format_args!("warning: a build was damaged, and was made again: {}", said["damaged"][0]));
         }
         done.push((name.to_owned(), outcome));
         if self.is_quiet { Ok(()) } else { line(format_args!("[{}/{}] {name} {text}", done.len(), self.total)) }
     }
 
-    fn finish(self, args: &BuildArgs, build: &EngineBuild, elapsed: Duration) -> anyhow::Result<()> {
+    fn finish(self, args: &BuildArgs, builder: &Builder, elapsed: Duration) -> anyhow::Result<()> {
         let done = self.done.into_inner().unwrap_or_else(PoisonError::into_inner);
         let is_built = |outcome: &BuildOutcome| matches!(outcome, BuildOutcome::Built(said) if said["built"] == 1);
         let built = done.iter().filter(|(_, outcome)| is_built(outcome)).count();
@@ -219,18 +223,18 @@ impl Report {
             .collect();
         let found = done.len() - built - failed.len();
         if args.json {
-            let engines = build.engines().iter().map(|engine| json!({ "name": engine.name, "key": engine.key }));
+            let builds = builder.builds().iter().map(|build| json!({ "name": build.name, "key": build.key }));
             line(serde_json::to_string_pretty(&json!({
                 "version": 1,
-                "provider": build.provider(),
-                "engines": engines.collect::<Vec<_>>(),
+                "provider": builder.provider(),
+                "builds": builds.collect::<Vec<_>>(),
                 "built": built,
                 "found": found,
                 "failed": failed.iter().map(|(name, ..)| name).collect::<Vec<_>>(),
                 "seconds": elapsed.as_secs_f64(),
             }))?)?;
         } else {
-            let provider = build.provider();
+            let provider = builder.provider();
             let seconds = elapsed.as_secs_f64();
             line(format_args!(
                 "{built} compiled in {seconds:.1} s, {found} found, {} failed; {provider}",
@@ -238,7 +242,7 @@ impl Report {
             ))?;
         }
         let Some((_, code, _)) = failed.first() else { return Ok(()) };
-        let mut message = format!("{} of {} engines could not be compiled:", failed.len(), self.total);
+        let mut message = format!("{} of {} builds could not be made:", failed.len(), self.total);
         for (name, code, words) in &failed {
             let code = code.map_or("killed by a signal".to_owned(), |code| format!("exit code {code}"));
             message += &format!("\n{name} ({code}): {}", words.trim());

@@ -164,7 +164,7 @@ fn report_all(args: &GenerateArgs, engine: &Engine, kept: &KeptOutputs) -> anyho
     }
     let (load, threads) = (engine.load_ms(), library.threads);
     line(format_args!("engine   loaded in {load:.0} ms, weights {mode}, threads {threads}"))?;
-    engine.info().engines.map_or(Ok(()), |engines| line(format_args!("engines  {engines}")))
+    engine.info().builds.map_or(Ok(()), |builds| line(format_args!("builds   {builds}")))
 }
 
 /// The largest memory that this process has held; null where the system has no /proc.

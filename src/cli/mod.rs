@@ -2,7 +2,7 @@
 
 pub mod args;
 pub mod build;
-pub mod engines;
+pub mod builds;
 pub mod generate;
 pub mod heap;
 pub mod inspect;

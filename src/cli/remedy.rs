@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::{Command, CommandFactory};
 use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::{
-    ArithmeticChoice, CacheDType, ComputeChoice, EngineCache, EngineOptions, Error, ErrorKind, StagesChoice,
+    ArithmeticChoice, BuildCache, CacheDType, ComputeChoice, EngineOptions, Error, ErrorKind, StagesChoice,
 };
 
 use super::args::Cli;
@@ -91,8 +91,8 @@ fn command(directory: &Path, options: &EngineOptions) -> String {
     if let Some(profile) = &options.profile {
         add("profile", profile.to_string());
     }
-    if let EngineCache::Folder(folder) = &options.engine_cache {
-        add("engine-cache", folder.display().to_string());
+    if let BuildCache::Folder(folder) = &options.build_cache {
+        add("build-cache", folder.display().to_string());
     }
     if let Some(folder) = &options.weights_folder {
         add("weights", folder.display().to_string());
@@ -144,14 +144,14 @@ mod tests {
         // Of no effect without arithmetic in the stages.
         options.cache_dtype = CacheDType::F16;
         options.profile = Some("8..16,batch=1..2".parse().unwrap());
-        options.engine_cache = EngineCache::Folder("my engines".into());
+        options.build_cache = BuildCache::Folder("my builds".into());
         options.weights_folder = Some("it's".into());
         options.allow_fallback = true;
         options.other_plan = OtherPlan::Refuse;
         assert_eq!(
             command(Path::new("m"), &options),
             "dbcache-trt build --engine m --provider openvino --cache f1b0w2i1r0.1 --stages 3 --compute bf16 --stage-bytes 5 --profile \
-             8x8..16x16,batch=1..2 --engine-cache 'my engines' --weights 'it'\\''s' --allow-fallback"
+             8x8..16x16,batch=1..2 --build-cache 'my builds' --weights 'it'\\''s' --allow-fallback"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Compiles the engines of a model ahead of time, one by one, so that a host can give each a process of its own.
+//! Makes the builds of a model ahead of time, one by one, so that a host can give each a process of its own.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,35 +14,35 @@ use crate::model::graph::Graph;
 use crate::plan::Limits;
 use crate::request::cuts;
 use crate::request::engine_options::{ArithmeticChoice, EngineOptions};
-use crate::runtime::compiler::{Compiler, EngineCounts};
+use crate::runtime::compiler::{BuildCounts, Compiler};
 use crate::runtime::device::Device;
 use crate::runtime::library;
 
-/// What loading an engine with these options would compile.
+/// Makes ahead of time what loading an engine with these options would compile: a build for each graph.
 ///
 /// ```no_run
-/// use dbcache_trt::{EngineBuild, EngineOptions};
+/// use dbcache_trt::{Builder, EngineOptions};
 ///
 /// let options = EngineOptions { provider: "openvino".parse()?, ..EngineOptions::default() };
-/// let build = EngineBuild::plan("models/emoji", &options)?;
-/// for index in 0..build.engines().len() {
-///     build.compile(index)?;
+/// let builder = Builder::plan("models/emoji", &options)?;
+/// for index in 0..builder.builds().len() {
+///     builder.compile(index)?;
 /// }
 /// # Ok::<(), dbcache_trt::Error>(())
 /// ```
-pub struct EngineBuild {
+pub struct Builder {
     directory: EngineDirectory,
     device: Arc<Device>,
     loader: Loader,
     /// Joined graphs; the others are those of the directory.
     stages: Vec<Graph>,
-    planned: Vec<PlannedEngine>,
+    planned: Vec<PlannedBuild>,
     refused: Vec<String>,
 }
 
-/// One engine of a plan.
+/// One build that an engine needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlannedEngine {
+pub struct PlannedBuild {
     /// The graph, or the blocks of a stage.
     pub name: String,
     /// Its key in the cache.
@@ -51,8 +51,8 @@ pub struct PlannedEngine {
     pub is_built: bool,
 }
 
-impl EngineBuild {
-    /// Finds out which engines there must be; nothing is compiled.
+impl Builder {
+    /// Finds out which builds there must be; nothing is compiled.
     ///
     /// # Errors
     /// As [`Engine::load`](crate::Engine::load); `Usage` if the provider does not compile, or there is no cache; `Provider` if
@@ -69,8 +69,8 @@ impl EngineBuild {
         if options.verify {
             verify(&directory)?;
         }
-        if options.engine_cache.folder()?.is_none() {
-            return Err(Error::option("engine-cache", "is `none`: there is no place for what would be compiled"));
+        if options.build_cache.folder()?.is_none() {
+            return Err(Error::option("build-cache", "is `none`: there is no place for what would be compiled"));
         }
         let cuts = cuts::of_engine(&directory.manifest, options)?;
         let holds_arithmetic = cuts.arithmetic.is_some();
@@ -94,7 +94,7 @@ impl EngineBuild {
         if loader.compiler().is_none() {
             let kind = device.spec().kind();
             let nothing =
-                format!("the option `provider` is `{kind}`, which compiles no engines: there is nothing to build");
+                format!("the option `provider` is `{kind}`, which compiles nothing: there is nothing to build");
             // Why those of the list that could have compiled were passed over.
             if options.provider.iter().any(|spec| spec.kind().compiles()) && !refused.is_empty() {
                 return Ok(Err(Error::new(
@@ -109,13 +109,13 @@ impl EngineBuild {
         for of_expert in Stages::of_experts(&directory, limits, options.other_plan, false) {
             stages.extend(of_expert.graphs(&directory, &cuts)?);
         }
-        let mut build = Self { directory, device, loader, stages, planned: Vec::new(), refused };
-        build.planned = build.look()?;
-        Ok(Ok(build))
+        let mut builder = Self { directory, device, loader, stages, planned: Vec::new(), refused };
+        builder.planned = builder.look()?;
+        Ok(Ok(builder))
     }
 
-    /// The engines, in the order of the model: text, the stages, decode.
-    pub fn engines(&self) -> &[PlannedEngine] {
+    /// The builds, in the order of the model: text, the stages, decode.
+    pub fn builds(&self) -> &[PlannedBuild] {
         &self.planned
     }
 
@@ -129,12 +129,12 @@ impl EngineBuild {
         &self.refused
     }
 
-    /// Whether an engine that seems to be there is whole: reads its files.
+    /// Whether a build that seems to be there is whole: reads its files.
     ///
     /// # Errors
     /// `Usage` for an index that is too large.
     pub fn is_whole(&self, index: usize) -> Result<bool> {
-        let planned = self.planned.get(index).ok_or_else(|| Error::usage(format!("there is no engine {index}")))?;
+        let planned = self.planned.get(index).ok_or_else(|| Error::usage(format!("there is no build {index}")))?;
         let store = self.compiler()?.store();
         let graphs = self.graphs();
         let jobs = self.loader.jobs(&self.device, &graphs[index..=index])?;
@@ -142,14 +142,14 @@ impl EngineBuild {
         Ok(planned.is_built && store.zip(key).is_some_and(|(store, key)| store.is_whole(&key)))
     }
 
-    /// Compiles one engine into the cache, unless it is there and whole.
+    /// Compiles one build into the cache, unless it is there and whole.
     ///
     /// # Errors
     /// `Runtime`; `Provider` when a part of the graph would run elsewhere; `Io`; `Usage` for an index that is too large.
-    pub fn compile(&self, index: usize) -> Result<EngineCounts> {
+    pub fn compile(&self, index: usize) -> Result<BuildCounts> {
         let _inside = enter()?;
         let graphs = self.graphs();
-        let graph = graphs.get(index).ok_or_else(|| Error::usage(format!("there is no engine {index}")))?;
+        let graph = graphs.get(index).ok_or_else(|| Error::usage(format!("there is no build {index}")))?;
         let jobs = self.loader.jobs(&self.device, &[graph])?;
         let compiler = self.compiler()?;
         let before = compiler.counts();
@@ -164,7 +164,7 @@ impl EngineBuild {
         Ok(counts)
     }
 
-    /// Removes what killed builders of these engines left in the cache.
+    /// Removes what killed builders of these builds left in the cache.
     ///
     /// # Errors
     /// `Io`.
@@ -180,13 +180,13 @@ impl EngineBuild {
         self.directory.text.iter().chain(&self.stages).chain(&self.directory.decode).collect()
     }
 
-    fn look(&self) -> Result<Vec<PlannedEngine>> {
+    fn look(&self) -> Result<Vec<PlannedBuild>> {
         let jobs = self.loader.jobs(&self.device, &self.graphs())?;
         let missing: Vec<&str> = self.compiler()?.missing(&jobs)?.iter().map(|job| job.name()).collect();
         self.loader.refer(&jobs)?;
         let planned = |job: &crate::runtime::compiler::Job<'_>| {
             let key = job.key()?.map(String::from).unwrap_or_default();
-            Ok(PlannedEngine { name: job.name().to_owned(), key, is_built: !missing.contains(&job.name()) })
+            Ok(PlannedBuild { name: job.name().to_owned(), key, is_built: !missing.contains(&job.name()) })
         };
         jobs.iter().map(planned).collect()
     }

@@ -1,4 +1,4 @@
-//! Writes the graphs of a plan as ONNX files beside their weights: for tools that build engines outside of ONNX Runtime,
+//! Writes the graphs of a plan as ONNX files beside their weights: for tools that compile outside of ONNX Runtime,
 //! and for checks by other parsers.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Loads the sessions of an engine, on one provider: compiled ones through the cache of engines.
+//! Loads the sessions of an engine, on one provider: compiled ones through the build cache.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,9 +14,9 @@ use crate::model::graph::Graph;
 use crate::model::manifest::Extents;
 use crate::request::engine_options::EngineOptions;
 use crate::request::profile::{Extremes, Profile, check, shapes};
-use crate::runtime::compiler::{Compiler, EngineCounts, Job};
+use crate::runtime::build_cache::BuildStore;
+use crate::runtime::compiler::{BuildCounts, Compiler, Job};
 use crate::runtime::device::Device;
-use crate::runtime::engine_cache::EngineStore;
 use crate::runtime::provider::Role;
 use crate::runtime::session::{Session, SessionSource, WeightsMode};
 use crate::threads::on_threads;
@@ -49,7 +49,7 @@ impl Loader {
         if kind.compiles() {
             let profile = options.profile.clone().or_else(|| kind.needs_shapes().then(Profile::default));
             extremes = profile.map(|profile| profile.resolve(&directory.manifest)).transpose()?;
-            let store = options.engine_cache.folder()?.map(EngineStore::open).transpose()?;
+            let store = options.build_cache.folder()?.map(BuildStore::open).transpose()?;
             let profiles = extremes.clone().unwrap_or_default();
             compiler = Some(Compiler::new(device, store, profiles, !options.require_built)?);
         } else if let Some(profile) = &options.profile {
@@ -61,8 +61,8 @@ impl Loader {
         Ok(Self { weights, compiler, extremes, fixed, directory })
     }
 
-    /// What became of the engines; none where the provider does not compile.
-    pub(crate) fn counts(&self) -> Option<EngineCounts> {
+    /// What became of the builds; none where the provider does not compile.
+    pub(crate) fn counts(&self) -> Option<BuildCounts> {
         self.compiler.as_ref().map(Compiler::counts)
     }
 
@@ -71,7 +71,7 @@ impl Loader {
         self.compiler.as_ref()
     }
 
-    /// Refuses extents for which the engines were not compiled.
+    /// Refuses extents for which the builds were not made.
     ///
     /// # Errors
     /// `Input` with what to do.
@@ -110,7 +110,7 @@ impl Loader {
     /// A session for each graph: stages of the model, or other parts of it.
     ///
     /// # Errors
-    /// `Runtime`, `Provider`; `Cancelled` between two sessions; `NotBuilt` where an engine is missing and none may be
+    /// `Runtime`, `Provider`; `Cancelled` between two sessions; `NotBuilt` where a build is missing and none may be
     /// compiled.
     pub(crate) fn sessions(
         &self,
@@ -130,7 +130,7 @@ impl Loader {
         Ok(sessions)
     }
 
-    /// Refuses graphs without engines where none may be compiled.
+    /// Refuses graphs without builds where none may be compiled.
     ///
     /// # Errors
     /// `NotBuilt` with their names.
@@ -145,7 +145,7 @@ impl Loader {
         Err(Error::new(
             ErrorKind::NotBuilt,
             format!(
-                "{} of {} engines are not compiled ({}); compile them first, or leave out the option `require-built`",
+                "{} of {} builds are missing ({}); compile them first, or leave out the option `require-built`",
                 names.len(),
                 jobs.len(),
                 names.join(", ")
@@ -153,7 +153,7 @@ impl Loader {
         ))
     }
 
-    /// Remembers in the cache that this engine directory uses these engines.
+    /// Remembers in the cache that this engine directory uses these builds.
     pub(super) fn refer(&self, jobs: &[Job<'_>]) -> Result<()> {
         let Some(store) = self.compiler.as_ref().and_then(Compiler::store) else { return Ok(()) };
         let mut keys = Vec::new();
@@ -163,7 +163,7 @@ impl Loader {
         let (directory, hash) = &self.directory;
         // A cache that may only be read serves all the same.
         if let Err(error) = store.refer(directory, hash, keys) {
-            tracing::warn!(%error, "cannot remember which engines are used");
+            tracing::warn!(%error, "cannot remember which builds are used");
         }
         Ok(())
     }

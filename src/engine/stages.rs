@@ -2,7 +2,7 @@
 //!
 //! Each session holds the weights of its blocks, packed or on the device. Where nothing is compiled, two plans therefore
 //! never lie side by side: a stage that a new policy cuts is freed, and its parts take its place, for all policies
-//! (docs/performance.md). Where engines are compiled, each policy keeps the long ones that were built for it.
+//! (docs/performance.md). Where a provider compiles, each policy keeps the long ones that were compiled for it.
 
 use std::borrow::Cow;
 use std::ops::Range;

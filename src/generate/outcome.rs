@@ -44,7 +44,7 @@ impl Request {
             tensor_bytes: self.tensor_bytes(),
             compute: ComputeChoice::of(manifest.compute_dtype),
             provider: self.engine.device.spec().to_string(),
-            engines: self.engine.loader.counts(),
+            builds: self.engine.loader.counts(),
             captures: self.engine.device.spec().captures().map(|_| self.buffers.captures()),
             memory: self.memory(),
             read_bytes: self.read_bytes.unwrap_or_else(|| self.buffers.read_bytes()),

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Model, StageInfo};
-use crate::engine::{EngineBuild, PlannedEngine, check_provider, choose_weights};
+use crate::engine::{Builder, PlannedBuild, check_provider, choose_weights};
 use crate::error::Result;
 use crate::model::directory::EngineDirectory;
 use crate::request::engine_options::{EngineOptions, WeightsChoice};
@@ -37,22 +37,22 @@ pub struct DryRun {
     pub cache_bytes: CacheBytes,
     /// Whether weights will be mapped rather than packed; where the options leave it open, by the memory that is free now.
     pub is_mapped: bool,
-    /// The engines that the provider needs, and which of them the engine cache has; none where nothing is compiled.
-    pub engines: Option<Vec<PlannedEngine>>,
+    /// The builds that the provider needs, and which of them the build cache has; none where nothing is compiled.
+    pub builds: Option<Vec<PlannedBuild>>,
 }
 
 impl Model {
     /// What [`load`](Model::load) and a request with these options will do: no model is loaded, and ONNX Runtime only for a
-    /// provider that compiles, whose engines have its version in their keys. `text_length` as in
+    /// provider that compiles, whose builds have its version in their keys. `text_length` as in
     /// [`cache_bytes`](Model::cache_bytes).
     ///
     /// # Errors
-    /// `Usage` and `Input` for options that do not fit; for a provider that compiles, those of [`EngineBuild::plan`].
+    /// `Usage` and `Input` for options that do not fit; for a provider that compiles, those of [`Builder::plan`].
     pub fn dry_run(&self, options: &RequestOptions, text_length: Option<u64>) -> Result<DryRun> {
         let Self { directory, load, .. } = self;
         let cache_bytes = self.cache_bytes(options, text_length)?;
         let stages = self.stages_for(&options.cache)?;
-        let engines = engines(directory, &EngineOptions { cache: options.cache.clone(), ..load.clone() })?;
+        let builds = builds(directory, &EngineOptions { cache: options.cache.clone(), ..load.clone() })?;
         check_provider(load, directory)?;
         let info = self.info();
         let is_mapped = choose_weights(load.weights, directory) == WeightsMode::Mapped;
@@ -65,36 +65,36 @@ impl Model {
             graph_bytes: info.graph_bytes,
             cache_bytes,
             is_mapped,
-            engines,
+            builds,
             compute_dtype: info.compute_dtype,
             engine: info.name,
         })
     }
 }
 
-fn engines(directory: &EngineDirectory, load: &EngineOptions) -> Result<Option<Vec<PlannedEngine>>> {
+fn builds(directory: &EngineDirectory, load: &EngineOptions) -> Result<Option<Vec<PlannedBuild>>> {
     let compiles = load.provider.iter().any(|spec| spec.kind().compiles());
-    if !compiles || load.engine_cache.folder()?.is_none() {
+    if !compiles || load.build_cache.folder()?.is_none() {
         return Ok(None);
     }
     // Of a list of providers the first that works may compile nothing.
-    let build = EngineBuild::of(directory.clone(), load)?.ok();
-    Ok(build.map(|build| build.engines().to_vec()))
+    let builder = Builder::of(directory.clone(), load)?.ok();
+    Ok(builder.map(|builder| builder.builds().to_vec()))
 }
 
 impl DryRun {
     /// Versioned JSON. New members may come without a new version.
     pub fn to_json(&self) -> Value {
         let Self { engine, cache, stages, other_sessions, weight_bytes, packed_bytes, graph_bytes, .. } = self;
-        let Self { cache_bytes, compute_dtype, is_mapped, engines, .. } = self;
-        let engine_json =
-            |engine: &PlannedEngine| json!({ "name": engine.name, "key": engine.key, "is_built": engine.is_built });
-        let engine_cache = engines.as_ref().map(|engines| {
-            let hits = engines.iter().filter(|engine| engine.is_built).count();
+        let Self { cache_bytes, compute_dtype, is_mapped, builds, .. } = self;
+        let build_json =
+            |build: &PlannedBuild| json!({ "name": build.name, "key": build.key, "is_built": build.is_built });
+        let build_cache = builds.as_ref().map(|builds| {
+            let hits = builds.iter().filter(|build| build.is_built).count();
             json!({
                 "hits": hits,
-                "builds": engines.len() - hits,
-                "engines": engines.iter().map(engine_json).collect::<Vec<_>>(),
+                "misses": builds.len() - hits,
+                "builds": builds.iter().map(build_json).collect::<Vec<_>>(),
             })
         });
         let mut of_cache = cache_bytes.to_json();
@@ -113,7 +113,7 @@ impl DryRun {
                 "graphs": graph_bytes,
                 "cache": of_cache,
             },
-            "engine_cache": engine_cache,
+            "build_cache": build_cache,
         })
     }
 }

@@ -7,7 +7,7 @@ use super::profile::Profile;
 use crate::cache::PolicyConfig;
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
-use crate::folders::engine_folder;
+use crate::folders::build_folder;
 use crate::model::cache_dtype::CacheDType;
 use crate::model::compute_choice::ComputeChoice;
 use crate::plan::StagesChoice;
@@ -41,12 +41,12 @@ pub struct EngineOptions {
     /// Whether nodes that the provider cannot run may run elsewhere; then they are listed among the warnings of each
     /// trace. Nodes that only compute shapes are no fallback.
     pub allow_fallback: bool,
-    /// Where engines are kept that the provider compiles.
-    pub engine_cache: EngineCache,
-    /// Compile nothing: an engine that is not in the cache is an error, which names the command that compiles it.
+    /// Where the builds are kept, which are what the provider compiles.
+    pub build_cache: BuildCache,
+    /// Compile nothing: a build that is not in the cache is an error, which names the command that compiles it.
     pub require_built: bool,
-    /// The shapes for which engines are compiled; with a provider's `graph-captures`, those that stages are fixed to where a
-    /// dimension has one extent. Default: any, where the provider has engines for any; else the default size
+    /// The shapes for which builds are made; with a provider's `graph-captures`, those that stages are fixed to where a
+    /// dimension has one extent. Default: any, where the provider has builds for any; else the default size
     /// and a batch of 1.
     pub profile: Option<Profile>,
     /// Where the model is now, if not where the manifest says: the folder of the pipeline, of a component, of a repository or
@@ -89,9 +89,9 @@ pub enum WeightsChoice {
 
 words!(WeightsChoice, "weights mode", { Auto = "auto", Packed = "packed", Mapped = "mapped" });
 
-/// Where compiled engines are kept.
+/// Where builds are kept, which are what a provider compiled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum EngineCache {
+pub enum BuildCache {
     /// In the user's cache folder, which `DBCACHE_TRT_HOME` moves.
     #[default]
     User,
@@ -101,14 +101,14 @@ pub enum EngineCache {
     None,
 }
 
-impl EngineCache {
-    /// The folder, if engines are kept at all.
+impl BuildCache {
+    /// The folder, if builds are kept at all.
     ///
     /// # Errors
     /// `Usage` if the user has no home folder.
     pub fn folder(&self) -> Result<Option<PathBuf>> {
         match self {
-            Self::User => engine_folder().map(Some),
+            Self::User => build_folder().map(Some),
             Self::Folder(folder) => Ok(Some(folder.clone())),
             Self::None => Ok(None),
         }
@@ -116,12 +116,12 @@ impl EngineCache {
 }
 
 /// A path, or `none`.
-impl FromStr for EngineCache {
+impl FromStr for BuildCache {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         match text {
-            "" => Err(Error::option("engine-cache", "is empty; expected a folder, or `none`")),
+            "" => Err(Error::option("build-cache", "is empty; expected a folder, or `none`")),
             "none" => Ok(Self::None),
             folder => Ok(Self::Folder(folder.into())),
         }

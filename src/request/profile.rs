@@ -1,4 +1,4 @@
-//! For which shapes engines are compiled: `512..1024,batch=1..2` becomes a smallest, usual and largest extent of every
+//! For which shapes builds are made: `512..1024,batch=1..2` becomes a smallest, usual and largest extent of every
 //! dynamic dimension.
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ const BATCH: &str = "batch";
 /// Of a video.
 const FRAMES: &str = "frames";
 
-/// The shapes for which engines are compiled, in pixels and by dimension.
+/// The shapes for which builds are made, in pixels and by dimension.
 ///
 /// In text: sizes first, then dimensions by name, divided by commas. A size is one side for squares or WIDTHxHEIGHT; two
 /// that are joined by `..` are the smallest and the largest. `batch` counts pictures, `frames` those of a video. What is
@@ -177,7 +177,7 @@ fn number(text: &str) -> Option<u64> {
     text.parse().ok().filter(|number| is_number && *number > 0)
 }
 
-/// Refuses extents for which the engines are not made. `remedy` says how to have others.
+/// Refuses extents for which the engine is not made. `remedy` says how to have others.
 ///
 /// # Errors
 /// `Input`.

@@ -1,4 +1,4 @@
-//! The sessions of a provider that compiles: found in the store of engines, or compiled into it.
+//! The sessions of a provider that compiles: found in the store of builds, or compiled into it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,30 +8,30 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::build_cache::key::{Ingredients, Key, KeyProfile, KeyTarget, ranges};
+use super::build_cache::parameters::digests;
+use super::build_cache::timing::Timing;
+use super::build_cache::{BuildStore, StoreOutcome};
 use super::device::Device;
-use super::engine_cache::key::{Ingredients, Key, KeyProfile, KeyTarget, ranges};
-use super::engine_cache::parameters::digests;
-use super::engine_cache::timing::Timing;
-use super::engine_cache::{EngineStore, StoreOutcome};
 use super::provider::compile::{Extra, MODEL, Shapes, check_places, shape_options, writing};
 use super::session::{Session, SessionSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::graph::Graph;
 
-/// What became of the engines of a provider that compiles.
+/// What became of the builds of a provider that compiles.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct EngineCounts {
+pub struct BuildCounts {
     /// Compiled by this process.
     pub built: usize,
     /// Found in the cache.
     pub loaded: usize,
-    /// How long compiling took, all engines together.
+    /// How long compiling took, all builds together.
     pub build_seconds: f64,
-    /// Engines that were damaged, and compiled again: which, and what was wrong.
+    /// Builds that were damaged, and compiled again: which, and what was wrong.
     pub damaged: Vec<String>,
 }
 
-impl EngineCounts {
+impl BuildCounts {
     /// As a part of traces and of the engine's facts.
     pub fn to_json(&self) -> Value {
         let Self { built, loaded, build_seconds, damaged } = self;
@@ -40,7 +40,7 @@ impl EngineCounts {
 }
 
 /// Such as `2 compiled in 12.5 s, 12 loaded from the cache`.
-impl fmt::Display for EngineCounts {
+impl fmt::Display for BuildCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { built, loaded, build_seconds, .. } = self;
         write!(f, "{built} compiled in {build_seconds:.1} s, {loaded} loaded from the cache")
@@ -49,15 +49,15 @@ impl fmt::Display for EngineCounts {
 
 /// Gives the sessions of one engine, on one provider.
 pub(crate) struct Compiler {
-    /// None: engines are compiled for this process alone.
-    store: Option<EngineStore>,
+    /// None: builds are compiled for this process alone.
+    store: Option<BuildStore>,
     target: KeyTarget,
     profiles: BTreeMap<String, KeyProfile>,
     may_build: bool,
-    counts: Mutex<EngineCounts>,
+    counts: Mutex<BuildCounts>,
 }
 
-/// A graph with everything that its engine depends on.
+/// A graph with everything that its build depends on.
 pub(crate) struct Job<'g> {
     graph: &'g Graph,
     source: SessionSource<'g>,
@@ -73,20 +73,20 @@ impl<'g> Job<'g> {
         self.source.name
     }
 
-    /// The key of its engine; none without a store.
+    /// The key of its build; none without a store.
     pub(crate) fn key(&self) -> Result<Option<Key>> {
         self.ingredients.as_ref().map(Ingredients::key).transpose()
     }
 }
 
 impl Compiler {
-    /// `profiles` are the extents for which engines are compiled; none for any.
+    /// `profiles` are the extents for which builds are compiled; none for any.
     ///
     /// # Errors
-    /// `Usage` if the provider is told to keep engines elsewhere as well.
+    /// `Usage` if the provider is told to keep builds elsewhere as well.
     pub(crate) fn new(
         device: &Device,
-        store: Option<EngineStore>,
+        store: Option<BuildStore>,
         profiles: BTreeMap<String, KeyProfile>,
         may_build: bool,
     ) -> Result<Self> {
@@ -96,7 +96,7 @@ impl Compiler {
         Ok(Self { store, target: device.target(), profiles, may_build, counts: Mutex::default() })
     }
 
-    pub(crate) fn store(&self) -> Option<&EngineStore> {
+    pub(crate) fn store(&self) -> Option<&BuildStore> {
         self.store.as_ref()
     }
 
@@ -105,11 +105,11 @@ impl Compiler {
     }
 
     /// So far.
-    pub(crate) fn counts(&self) -> EngineCounts {
+    pub(crate) fn counts(&self) -> BuildCounts {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Finds out what the engines of these graphs depend on: parameters that were not read before are.
+    /// Finds out what the builds of these graphs depend on: parameters that were not read before are.
     ///
     /// # Errors
     /// `Io`; `Internal`.
@@ -140,7 +140,7 @@ impl Compiler {
         graphs.iter().map(one).collect()
     }
 
-    /// The jobs that would have to be compiled, as far as is known without reading the engines.
+    /// The jobs that would have to be compiled, as far as is known without reading the builds.
     pub(crate) fn missing<'j, 'g>(&self, jobs: &'j [Job<'g>]) -> Result<Vec<&'j Job<'g>>> {
         let Some(store) = &self.store else { return Ok(jobs.iter().collect()) };
         let mut missing = Vec::new();
@@ -166,10 +166,10 @@ impl Compiler {
         };
         let build = |folder: &Path| self.write(device, store, job, ingredients, folder);
         let (found, outcome) = store.find_or_build(job.name(), ingredients, self.may_build, build)?;
-        let session = Session::load_engine(device, &job.source, &found.model()).map_err(|error| {
+        let session = Session::load_build(device, &job.source, &found.model()).map_err(|error| {
             let key = &found.record.key;
             error.at(format!(
-                "the engine {key} is whole, but the provider refuses it (if that does not pass, remove it from the \
+                "the build {key} is whole, but the provider refuses it (if that does not pass, remove it from the \
                  cache)"
             ))
         })?;
@@ -183,7 +183,7 @@ impl Compiler {
     /// As [`session`](Self::session); `Usage` without a store.
     pub(crate) fn compile(&self, device: &Device, job: &Job<'_>) -> Result<()> {
         let (Some(store), Some(ingredients)) = (&self.store, &job.ingredients) else {
-            return Err(Error::option("engine-cache", "is `none`: there is no place for what would be compiled"));
+            return Err(Error::option("build-cache", "is `none`: there is no place for what would be compiled"));
         };
         let build = |folder: &Path| self.write(device, store, job, ingredients, folder);
         let (_, outcome) = store.find_or_build(job.name(), ingredients, self.may_build, build)?;
@@ -195,7 +195,7 @@ impl Compiler {
     fn write(
         &self,
         device: &Device,
-        store: &EngineStore,
+        store: &BuildStore,
         job: &Job<'_>,
         ingredients: &Ingredients,
         folder: &Path,

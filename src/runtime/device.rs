@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort::session::builder::SessionBuilder;
 use ort::value::DynTensor;
 
+use super::build_cache::key::KeyTarget;
 use super::cuda_stream::Stream;
-use super::engine_cache::key::KeyTarget;
 use super::errors::runtime_error;
 use super::library::Loaded;
 use super::memory::{Memory, Tensors};
@@ -117,7 +117,7 @@ impl Device {
         self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// What engines of this provider depend on, beside their graphs.
+    /// What builds of this provider depend on, beside their graphs.
     pub(crate) fn target(&self) -> KeyTarget {
         self.provider.target(&self.library)
     }

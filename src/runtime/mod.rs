@@ -1,5 +1,6 @@
 //! ONNX Runtime, and nothing that decides.
 
+pub(crate) mod build_cache;
 pub(crate) mod capture;
 pub(crate) mod compiler;
 #[cfg(feature = "cuda")]
@@ -9,7 +10,6 @@ pub(crate) mod cuda_stream;
 #[path = "no_cuda_stream.rs"]
 pub(crate) mod cuda_stream;
 pub(crate) mod device;
-pub(crate) mod engine_cache;
 pub(crate) mod errors;
 #[expect(unsafe_code, reason = "the memory is a host's, who promises what it holds")]
 pub(crate) mod foreign;

@@ -158,7 +158,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub(super) fn load_engine(device: &Device, source: &SessionSource<'_>, model: &Path) -> Result<Self> {
+    pub(super) fn load_build(device: &Device, source: &SessionSource<'_>, model: &Path) -> Result<Self> {
         let _inside = enter()?;
         let mut builder = device.builder(source.role, &Extra::default()).map_err(|error| error.at(source.name))?;
         let session = commit(|| builder.commit_from_file(model)).map_err(|error| error.at(source.name))?;

@@ -15,7 +15,7 @@ use crate::cache::{Branch, PolicyConfig, RecordedBranch, RecordedList, Recording
 use crate::error::{Error, Result};
 use crate::model::compute_choice::ComputeChoice;
 use crate::runtime::capture::CaptureCounts;
-use crate::runtime::compiler::EngineCounts;
+use crate::runtime::compiler::BuildCounts;
 
 impl Trace {
     /// Reads the JSON that [`to_json`](Self::to_json) gives. The policy of a replay has its recording again.
@@ -70,7 +70,7 @@ impl Trace {
             tensor_bytes: fields.number("tensor_bytes")?,
             compute: compute(&fields)?,
             provider: fields.text("provider")?.to_owned(),
-            engines: engines(&fields)?,
+            builds: builds(&fields)?,
             captures: captures(&fields)?,
             memory: memory(&fields)?,
             read_bytes: fields.number("read_bytes")?,
@@ -142,7 +142,7 @@ const NAMES: [&str; 31] = [
     "tensor_bytes",
     "compute",
     "provider",
-    "engines",
+    "builds",
     "captures",
     "memory",
     "read_bytes",
@@ -150,7 +150,7 @@ const NAMES: [&str; 31] = [
 ];
 const TIMINGS: [&str; 8] =
     ["text_ms", "embed_ms", "blocks_ms", "cache_ms", "final_ms", "update_ms", "decode_ms", "steps_ms"];
-const ENGINES: [&str; 4] = ["built", "loaded", "build_seconds", "damaged"];
+const BUILDS: [&str; 4] = ["built", "loaded", "build_seconds", "damaged"];
 const CAPTURES: [&str; 3] = ["recorded", "replayed", "plain"];
 const CACHE_BYTES: [&str; 4] = ["residuals", "calibrators", "compare", "streams"];
 
@@ -203,19 +203,19 @@ fn memory(fields: &Fields<'_>) -> Result<BTreeMap<String, u64>> {
     memory.iter().map(|(name, bytes)| Ok((name.clone(), bytes.as_u64().ok_or_else(wrong)?))).collect()
 }
 
-/// What became of compiled engines, where there were any.
-fn engines(fields: &Fields<'_>) -> Result<Option<EngineCounts>> {
-    let value = fields.value("engines");
+/// What became of builds, where there were any.
+fn builds(fields: &Fields<'_>) -> Result<Option<BuildCounts>> {
+    let value = fields.value("builds");
     if value.is_null() {
         return Ok(None);
     }
-    let engines = Fields::new("engines", value, &ENGINES)?;
-    let wrong = || engines.damaged("damaged", "a list of texts");
-    let damaged = engines.list("damaged")?.iter().map(|text| text.as_str().map(str::to_owned).ok_or_else(wrong));
-    Ok(Some(EngineCounts {
-        built: engines.number("built")? as usize,
-        loaded: engines.number("loaded")? as usize,
-        build_seconds: engines.real("build_seconds")?,
+    let builds = Fields::new("builds", value, &BUILDS)?;
+    let wrong = || builds.damaged("damaged", "a list of texts");
+    let damaged = builds.list("damaged")?.iter().map(|text| text.as_str().map(str::to_owned).ok_or_else(wrong));
+    Ok(Some(BuildCounts {
+        built: builds.number("built")? as usize,
+        loaded: builds.number("loaded")? as usize,
+        build_seconds: builds.real("build_seconds")?,
         damaged: damaged.collect::<Result<_>>()?,
     }))
 }

@@ -10,7 +10,7 @@ use crate::cache::{Branch, PolicyConfig};
 use crate::model::cache_dtype::CacheDType;
 use crate::model::compute_choice::ComputeChoice;
 use crate::runtime::capture::CaptureCounts;
-use crate::runtime::compiler::EngineCounts;
+use crate::runtime::compiler::BuildCounts;
 
 /// The version of the JSON that [`Trace::to_json`] gives and [`Trace::from_json`] reads.
 pub(crate) const TRACE_VERSION: u32 = 2;
@@ -146,8 +146,8 @@ pub struct Trace {
     pub compute: ComputeChoice,
     /// The provider that computed, with its options.
     pub provider: String,
-    /// What became of the engines that the provider compiles, since the engine was loaded; none where it compiles none.
-    pub engines: Option<EngineCounts>,
+    /// What became of the builds that the provider compiles, since the engine was loaded; none where it compiles none.
+    pub builds: Option<BuildCounts>,
     /// Runs of the stages that were recorded and replayed; none where the provider was not told to.
     pub captures: Option<CaptureCounts>,
     /// Bytes of the tensors by the memory that they lay in, in ONNX Runtime's words: `Cpu`, `Cuda`, `WebGPU_Buf`.

@@ -6,7 +6,7 @@ use super::record::{BlockRecord, StepRecord};
 use super::run::{TRACE_VERSION, Trace, Warning};
 use crate::cache::Branch;
 use crate::runtime::capture::CaptureCounts;
-use crate::runtime::compiler::EngineCounts;
+use crate::runtime::compiler::BuildCounts;
 
 impl Trace {
     /// Versioned JSON: everything that the trace holds.
@@ -41,7 +41,7 @@ impl Trace {
             "tensor_bytes": self.tensor_bytes,
             "compute": self.compute.to_string(),
             "provider": self.provider,
-            "engines": self.engines.as_ref().map(EngineCounts::to_json),
+            "builds": self.builds.as_ref().map(BuildCounts::to_json),
             "captures": self.captures.as_ref().map(CaptureCounts::to_json),
             "memory": self.memory,
             "read_bytes": self.read_bytes,

@@ -51,13 +51,13 @@ fn usage() {
         ("--threads 1 --spin", "--spin has no effect on one thread"),
         ("--max-cached-steps 3", "the policy `none` has no option max_cached_steps; choose a policy that has it"),
         ("--cache f1b0r-1", "`r` needs a number of at least 0"),
-        ("--engine-cache x", "--engine-cache has no effect: the provider `cpu` compiles no engines; leave it out"),
-        ("--require-built", "--require-built has no effect: the provider `cpu` compiles no engines; leave it out"),
+        ("--build-cache x", "--build-cache has no effect: the provider `cpu` compiles nothing; leave it out"),
+        ("--require-built", "--require-built has no effect: the provider `cpu` compiles nothing; leave it out"),
         ("--compute int8", "[possible values: exported, fp32, fp16, bf16]"),
         ("--compute bf16", "--compute bf16 cannot run on the provider `cpu`, which has no products in it"),
         ("--provider cuda:bf16", "is chosen by --compute fp32, fp16 or bf16"),
         ("--provider tensorrt:int8", "`int8` has no effect: no graph of this engine quantises"),
-        ("--profile 16", "--profile has no effect: the provider `cpu` compiles no engines; leave it out\n"),
+        ("--profile 16", "--profile has no effect: the provider `cpu` compiles nothing; leave it out\n"),
         (
             "--profile 64 --provider cuda",
             "leave it out, or set the option `graph-captures` of `cuda`, with which it takes",
@@ -66,7 +66,7 @@ fn usage() {
             "--profile 64 --provider webgpu,cpu",
             "or set the option `graph-captures` of `webgpu`, with which it takes effect",
         ),
-        ("--require-built --provider cuda", "the provider `cuda` compiles no engines; leave it out\n"),
+        ("--require-built --provider cuda", "the provider `cuda` compiles nothing; leave it out\n"),
         ("--provider tensorrt:fp16,cpu --compute fp16", "compute in f16, and carry their types; leave it out\n"),
         ("--profile 16..", "the profile `16..` does not parse; expected sizes and dimensions, such as 512..1024"),
         ("--cache f1b0cf1", "cfg_compute_first has no effect: this run has one guidance branch"),
@@ -369,9 +369,9 @@ fn other_file_names() {
     let name = OsStr::from_bytes(b"\xff.png");
     let engine = emoji();
     let arguments = ["--engine", engine.to_str().unwrap(), "--prompt", "lemon", "--steps", "1", "--json", "--output"];
-    let listed = ["engines", "list", "--json", "--engine-cache"].map(OsStr::new);
+    let listed = ["builds", "list", "--json", "--build-cache"].map(OsStr::new);
     assert_eq!(shell.run(&[listed.as_slice(), &[name]].concat()).json()["exists"], false);
-    shell.run(&["engines", "list", "--engine-cache", "none"]).code(2).stderr("name a folder");
+    shell.run(&["builds", "list", "--build-cache", "none"]).code(2).stderr("name a folder");
     let said = shell.run(&[arguments.map(OsStr::new).as_slice(), &[name]].concat()).json();
     assert_eq!(said["files"], json!(["\u{fffd}.png"]));
     assert!(shell.folder.path().join(name).is_file());

@@ -311,7 +311,7 @@ fn help_and_version() {
         include_str!("../library/compute.rs"),
         include_str!("../library/per_sample.rs"),
         include_str!("../providers/conformance.rs"),
-        include_str!("compiled.rs"),
+        include_str!("builds.rs"),
         include_str!("../library/guidance.rs"),
         include_str!("../providers/listed.rs"),
     ];
@@ -321,7 +321,7 @@ fn help_and_version() {
         let is_shown = ["\"", " "].iter().any(|end| cases.iter().any(|c| c.contains(&format!("{option}{end}"))));
         assert!(is_shown || flags.iter().any(|flag| flag == option), "{option} lacks a case");
     }
-    for subcommand in ["inspect", "setup", "trace", "build", "engines", "providers", "stages"] {
+    for subcommand in ["inspect", "setup", "trace", "build", "builds", "providers", "stages"] {
         shell.run(&[subcommand, "--help"]).code(0).stdout("Usage: dbcache-trt");
     }
 }

@@ -3,7 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod compiled;
+mod builds;
 mod errors;
 mod generate;
 #[cfg(target_os = "linux")]

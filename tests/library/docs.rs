@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 const README_LINES: usize = 120;
 /// Every command beside the one that makes pictures.
 const COMMANDS: [&str; 9] =
-    ["setup", "providers", "inspect", "trace diff", "build", "engines list", "engines verify", "engines gc", "stages"];
+    ["setup", "providers", "inspect", "trace diff", "build", "builds list", "builds verify", "builds gc", "stages"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

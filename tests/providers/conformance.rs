@@ -11,7 +11,7 @@ use crate::common::{data, relative_l1, tiny_inputs};
 use dbcache_trt::cache::Branch;
 use dbcache_trt::trace::{Trace, Warning};
 use dbcache_trt::{
-    ArithmeticChoice, CacheDType, CachePlace, ComputeChoice, Engine, EngineCache, EngineOptions, ErrorKind, Inputs,
+    ArithmeticChoice, BuildCache, CacheDType, CachePlace, ComputeChoice, Engine, EngineOptions, ErrorKind, Inputs,
     Output, ProviderKind, Providers, RequestOptions, StagesChoice,
 };
 use ndarray::{Axis, concatenate};
@@ -51,9 +51,9 @@ fn on_tested(arithmetic: ArithmeticChoice) -> EngineOptions {
     let provider = provider().unwrap_or_default();
     // What is compiled is for this process: nobody's cache grows.
     let compiles = provider.iter().any(|spec| matches!(spec.kind(), ProviderKind::OpenVino | ProviderKind::TensorRt));
-    let engine_cache = if compiles { EngineCache::None } else { EngineCache::User };
+    let build_cache = if compiles { BuildCache::None } else { BuildCache::User };
     let allow_fallback = !fallbacks().is_empty();
-    EngineOptions { provider, arithmetic, allow_fallback, engine_cache, ..EngineOptions::default() }
+    EngineOptions { provider, arithmetic, allow_fallback, build_cache, ..EngineOptions::default() }
 }
 
 fn run(engine: &Engine, inputs: &Inputs, options: &RequestOptions) -> Output {

@@ -3,6 +3,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod compiled;
+mod builds;
 mod conformance;
 mod listed;

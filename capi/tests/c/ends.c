@@ -47,7 +47,7 @@ static struct {
         const int64_t shape_[1] = {1};                                                                       \
         float number_ = 1, numbers_[1024] = {0}, velocity_[1024];                                            \
         dbcache_memory memory_ = {.struct_size = sizeof memory_, .data = &number_, .bytes = sizeof number_}; \
-        dbcache_options *options_ = OPTIONS("provider", "openvino", "engine-cache", "unused");               \
+        dbcache_options *options_ = OPTIONS("provider", "openvino", "build-cache", "unused");               \
         size_t length_ = 0;                                                                                  \
         dbcache_engine *engine_ = NULL;                                                                      \
         dbcache_tensor *tensor_ = NULL;                                                                      \

@@ -147,14 +147,14 @@ static dbcache_engine *test_engines(const char *directory) {
     options = OPTIONS("ort-library", "other.so");
     FAILS(dbcache_engine_load(directory, options, &engine), DBCACHE_ERROR_LIBRARY, NULL, "has already loaded");
     dbcache_options_free(options);
-    options = OPTIONS("provider", "openvino:library=/no/such.so", "engine-cache", "unused");
+    options = OPTIONS("provider", "openvino:library=/no/such.so", "build-cache", "unused");
     FAILS(dbcache_engine_load(directory, options, &engine), DBCACHE_ERROR_PROVIDER, NULL,
           "plugin is not at /no/such.so");
     FAILS(dbcache_plan(directory, options, 0, NULL, 0, &length), DBCACHE_ERROR_PROVIDER, NULL,
           "plugin is not at /no/such.so");
     dbcache_options_free(options);
     CHECK(engine == untouched);
-    options = OPTIONS("provider", "openvino:library=/no/such.so,cpu", "engine-cache", "unused");
+    options = OPTIONS("provider", "openvino:library=/no/such.so,cpu", "build-cache", "unused");
     OK(dbcache_plan(directory, options, 12, NULL, 0, &length));
     dbcache_options_free(options);
 
@@ -181,7 +181,7 @@ static void test_plans(const char *directory) {
     OK(dbcache_plan(directory, options, 12, NULL, 0, &length));
     char *plan = malloc(length);
     OK(dbcache_plan(directory, options, 12, plan, length, &length));
-    CHECK(strstr(plan, "{\"version\":1") == plan && strstr(plan, "\"sessions\":") != NULL && strstr(plan, "\"engine_cache\":null") != NULL);
+    CHECK(strstr(plan, "{\"version\":1") == plan && strstr(plan, "\"sessions\":") != NULL && strstr(plan, "\"build_cache\":null") != NULL);
     CHECK(strstr(plan, "\"packed_weights\":0") != NULL && strstr(plan, "\"residuals\":") != NULL);
     free(plan);
     /* A text that grows between the two calls: the second one tells how far, and the third one has it. */
@@ -206,7 +206,7 @@ static void test_plans(const char *directory) {
     useless = OPTIONS("per-sample", "true");
     FAILS(dbcache_plan(directory, useless, 12, NULL, 0, &length), DBCACHE_ERROR_USAGE, "per-sample", "on one picture");
     dbcache_options_free(useless);
-    useless = OPTIONS("provider", "openvino", "ort-library", "/no/such.so", "engine-cache", "unused");
+    useless = OPTIONS("provider", "openvino", "ort-library", "/no/such.so", "build-cache", "unused");
     FAILS(dbcache_plan(directory, useless, 12, NULL, 0, &length), DBCACHE_ERROR_LIBRARY, "/no/such.so", "not there");
     dbcache_options_free(useless);
     OK(dbcache_options_set(options, "cache", "f99"));

@@ -153,7 +153,7 @@ int main(int argc, char **argv) {
     /* Two threads compute: ONNX Runtime needs one more than there is. */
     dbcache_options *options = OPTIONS("threads", "2", "steps", "3");
     dbcache_engine *engine = NULL, *second = NULL;
-    dbcache_options *compiles = OPTIONS("threads", "2", "provider", "openvino", "engine-cache", "unused");
+    dbcache_options *compiles = OPTIONS("threads", "2", "provider", "openvino", "build-cache", "unused");
     size_t length = 0;
     is_refused = 1;
     FAILS(dbcache_plan(argv[2], compiles, 12, NULL, 0, &length), DBCACHE_ERROR_RESOURCES, "threads",

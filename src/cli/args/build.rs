@@ -20,7 +20,7 @@ pub struct BuildArgs {
     /// With --arithmetic stages: in which dtype the cache will keep its tensors, f16 or bf16 [default: the streams']
     #[arg(long, value_name = "DTYPE")]
     pub cache_dtype: Option<CacheDType>,
-    /// Engines that are compiled at the same time; more than one disturb each other's timings
+    /// Builds that are made at the same time; more than one disturb each other's timings
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_value::<usize>)]
     pub jobs: usize,
     /// Print one JSON object instead of text

@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use dbcache_trt::cache::PolicyConfig;
 use dbcache_trt::options::{parse_bytes, parse_value};
 use dbcache_trt::{
-    ArithmeticChoice, ComputeChoice, EngineCache, EngineOptions, LibraryOptions, Profile, Providers, StagesChoice,
+    ArithmeticChoice, BuildCache, ComputeChoice, EngineOptions, LibraryOptions, Profile, Providers, StagesChoice,
     WeightsChoice,
 };
 
@@ -48,14 +48,17 @@ pub struct LoadArgs {
     /// Let nodes that the provider cannot run run elsewhere; they are listed as warnings
     #[arg(long)]
     allow_fallback: bool,
-    /// Where the engines are kept that tensorrt and openvino compile: a folder, or `none` [default: in the user's cache
-    /// folder]
+    /// Where the builds are kept, which are what tensorrt and openvino compile: a folder, or `none` [default: in the user's
+    /// cache folder]
     #[arg(long, value_name = "DIR")]
-    engine_cache: Option<EngineCache>,
-    /// Compile nothing: an engine that is missing is an error, which names the command that compiles it
+    build_cache: Option<BuildCache>,
+    /// What --build-cache was called
+    #[arg(long, value_name = "DIR", hide = true, conflicts_with = "build_cache")]
+    engine_cache: Option<BuildCache>,
+    /// Compile nothing: a build that is missing is an error, which names the command that makes it
     #[arg(long)]
     require_built: bool,
-    /// For which sizes and dimensions engines are compiled, or graphs are fixed where runs are captured:
+    /// For which sizes and dimensions builds are made, or graphs are fixed where runs are captured:
     /// 512..1024,batch=1..2 [default: any; for tensorrt the engine's size and a batch of 1]
     #[arg(long, value_name = "RANGES")]
     profile: Option<Profile>,
@@ -84,6 +87,11 @@ pub struct StagesArgs {
 }
 
 impl LoadArgs {
+    /// Whether the build cache is named by what its flag was called.
+    pub fn has_old_flag(&self) -> bool {
+        self.engine_cache.is_some()
+    }
+
     /// To serve requests with this policy.
     pub fn options(&self, cache: &PolicyConfig) -> EngineOptions {
         EngineOptions {
@@ -96,7 +104,7 @@ impl LoadArgs {
             compute: self.compute.unwrap_or_default(),
             provider: self.provider.clone().unwrap_or_default(),
             allow_fallback: self.allow_fallback,
-            engine_cache: self.engine_cache.clone().unwrap_or_default(),
+            build_cache: self.build_cache.as_ref().or(self.engine_cache.as_ref()).cloned().unwrap_or_default(),
             require_built: self.require_built,
             profile: self.profile.clone(),
             weights_folder: self.weights.clone(),

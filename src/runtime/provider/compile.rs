@@ -1,4 +1,4 @@
-//! Providers that compile each graph: what they are told for it, and what an engine of theirs depends on.
+//! Providers that compile each graph: what they are told for it, and what a build of theirs depends on.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,13 +7,13 @@ use super::register::metadata;
 use super::spec::{ProviderKind, ProviderSpec};
 use super::{Provider, openvino, tensorrt};
 use crate::error::{Error, Result};
-use crate::runtime::engine_cache::key::KeyTarget;
+use crate::runtime::build_cache::key::KeyTarget;
 use crate::runtime::library::Loaded;
 
 /// Smallest, usual and largest shape of each input of a graph.
 pub(crate) type Shapes = [(String, [Vec<u64>; 3])];
 
-/// The file that ONNX Runtime writes a compiled graph to, in the folder of the engine.
+/// The file that ONNX Runtime writes a compiled graph to, in the folder of the build.
 pub(crate) const MODEL: &str = "model.onnx";
 
 /// What one session is told beside the options that the user gave.
@@ -30,7 +30,7 @@ const CONTEXT_ENABLE: &str = "ep.context_enable";
 const CONTEXT_FILE: &str = "ep.context_file_path";
 const CONTEXT_EMBED: &str = "ep.context_embed_mode";
 
-/// Options that name places, or keep engines by other keys than ours.
+/// Options that name places, or keep builds by other keys than ours.
 const PLACES: [&str; 4] =
     ["trt_timing_cache_path", "trt_engine_cache_enable", "trt_engine_cache_path", "trt_engine_cache_prefix"];
 
@@ -93,7 +93,7 @@ pub(crate) fn writing(kind: ProviderKind, folder: &Path, prefix: &str, timing: O
         pair(CONTEXT_EMBED, "0"),
     ];
     let provider = match kind {
-        // The engine goes beside the model that refers to it; a path of its own would have to be relative to that.
+        // TensorRT's engine goes beside the model that refers to it; a path of its own would have to be relative to that.
         ProviderKind::TensorRt => {
             let mut pairs = vec![pair("trt_engine_cache_enable", "1"), pair("trt_engine_cache_prefix", prefix)];
             if let Some(timing) = timing {
@@ -107,7 +107,7 @@ pub(crate) fn writing(kind: ProviderKind, folder: &Path, prefix: &str, timing: O
     Extra { session, provider }
 }
 
-/// Refuses options that would keep engines in a second place, by names that do not know the weights.
+/// Refuses options that would keep builds in a second place, by names that do not know the weights.
 ///
 /// # Errors
 /// `Usage`.
@@ -122,14 +122,14 @@ pub(crate) fn check_places(spec: &ProviderSpec) -> Result<()> {
         Some(option) => Err(Error::option(
             "provider",
             format!(
-                "{kind}: `{option}` has no effect beside the engine cache; leave it out, or give the option `engine-cache=none`"
+                "{kind}: `{option}` has no effect beside the build cache; leave it out, or give the option `build-cache=none`"
             ),
         )),
     }
 }
 
 impl Provider {
-    /// What engines of this provider depend on, beside their graphs.
+    /// What builds of this provider depend on, beside their graphs.
     pub(crate) fn target(&self, library: &Loaded) -> KeyTarget {
         let spec = self.spec();
         let kind = spec.kind();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_onnx_runtime_write_an_engine() {
+    fn what_makes_onnx_runtime_write_a_build() {
         let text = |kind| {
             let Extra { session, provider } = writing(kind, Path::new("/s/e"), "abc", Some(Path::new("/s/t")));
             let pairs = session.into_iter().chain(provider);
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn caches_of_the_provider_are_refused_beside_ours() {
         for (spec, word) in [
-            ("tensorrt:engine-cache=x", "`engine-cache` has no effect beside the engine cache"),
+            ("tensorrt:engine-cache=x", "`engine-cache` has no effect beside the build cache"),
             ("tensorrt:engine-prefix=x", "`engine-prefix`"),
             ("openvino:cache=x", "`cache`"),
         ] {

@@ -79,7 +79,7 @@ impl Provider {
     pub(crate) fn ort_name(&self, role: Role) -> &'static str {
         match self.spec.kind() {
             kind if self.runs(role) => kind.ort_name(),
-            // Engines for graphs of five nodes would only cost their builds.
+            // Builds of graphs of five nodes would cost more time than they save.
             ProviderKind::TensorRt => ProviderKind::Cuda.ort_name(),
             _ => ProviderKind::Cpu.ort_name(),
         }

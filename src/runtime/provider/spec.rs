@@ -19,7 +19,7 @@ pub enum ProviderKind {
     Cpu,
     /// NVIDIA GPUs, a kernel for each node.
     Cuda,
-    /// NVIDIA GPUs, an engine for each graph.
+    /// NVIDIA GPUs, a build for each graph.
     TensorRt,
     /// Intel's compiler, through a plugin.
     OpenVino,

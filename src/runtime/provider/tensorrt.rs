@@ -1,4 +1,5 @@
-//! NVIDIA GPUs through ONNX Runtime's TensorRT provider: each graph becomes an engine, built for one kind of GPU.
+//! NVIDIA GPUs through ONNX Runtime's TensorRT provider: each graph is compiled for one kind of GPU. This program
+//! calls the result a build; TensorRT calls it an engine, and so do the options here, which are its own.
 //!
 //! `fp16`, `bf16` and `int8` let TensorRT 10 choose kernels of lower precision for graphs exported as f32. TensorRT 11 has
 //! no such choice: there, and wherever the numbers must be known, the graph itself carries its types (strongly typed):

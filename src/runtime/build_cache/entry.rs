@@ -1,4 +1,4 @@
-//! One compiled engine on disk: a folder with the files that the provider wrote, and a record that knows them.
+//! One build on disk: a folder with the files that the provider wrote, and a record that knows them.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use crate::model::weights::hash_file;
 /// The record's name, which no file of a provider may have.
 pub(super) const RECORD: &str = "record.json";
 
-/// What is known of an engine.
+/// What is known of a build.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Record {
@@ -33,7 +33,7 @@ pub(crate) struct Record {
     pub built_by: String,
 }
 
-/// One file of an engine.
+/// One file of a build.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StoredFile {
@@ -42,7 +42,7 @@ pub(crate) struct StoredFile {
     pub sha256: String,
 }
 
-/// How much of an engine is read to judge it.
+/// How much of a build is read to judge it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Depth {
     /// The record, and which files there are with which sizes.
@@ -52,13 +52,13 @@ pub(super) enum Depth {
 }
 
 impl Record {
-    /// Reads the record of an engine and compares its files with it. The reason why it must not be used is a text for the
+    /// Reads the record of a build and compares its files with it. The reason why it must not be used is a text for the
     /// end of a sentence.
     pub(super) fn check(folder: &Path, key: &Key, depth: Depth) -> Result<Self, String> {
         let record: Self = sealed::read(&folder.join(RECORD)).map_err(|reason| format!("{RECORD} {reason}"))?;
         let claimed = record.ingredients.key().map_err(|error| error.to_string())?;
         if record.key != *key || claimed != *key {
-            return Err(format!("it is the engine {} under another name", short(&claimed)));
+            return Err(format!("it is the build {} under another name", short(&claimed)));
         }
         let named: BTreeSet<&str> = record.files.iter().map(|file| file.file.as_str()).collect();
         if !named.contains(record.model.as_str()) || named.len() != record.files.len() {
@@ -85,11 +85,11 @@ impl Record {
     pub(super) fn touch(folder: &Path) {
         let file = File::options().append(true).open(folder.join(RECORD));
         if let Err(error) = file.and_then(|file| file.set_modified(SystemTime::now())) {
-            tracing::debug!(%error, "cannot remember the use of an engine");
+            tracing::debug!(%error, "cannot remember the use of a build");
         }
     }
 
-    /// Makes the record of the files in `folder`, durably: from here on it is an engine, wherever it is moved.
+    /// Makes the record of the files in `folder`, durably: from here on it is a build, wherever it is moved.
     ///
     /// # Errors
     /// `Io`; `Runtime` if the provider wrote anything but plain files, or not the model.
@@ -107,13 +107,13 @@ impl Record {
             let fail = |error| Error::io("write", &path, error);
             let metadata = path.symlink_metadata().map_err(fail)?;
             if !metadata.is_file() || file == RECORD {
-                return Err(wrong(format!("the provider wrote {file}, which an engine cannot hold")));
+                return Err(wrong(format!("the provider wrote {file}, which a build cannot hold")));
             }
             File::open(&path).and_then(|file| file.sync_all()).map_err(fail)?;
             files.push(StoredFile { sha256: hash_file(&path)?, bytes: metadata.len(), file });
         }
         if !files.iter().any(|file| file.file == model && file.bytes > 0) {
-            return Err(wrong(format!("the provider wrote no {model}; it seems not to compile engines")));
+            return Err(wrong(format!("the provider wrote no {model}; it seems not to compile")));
         }
         let record = Self {
             key: ingredients.key()?,

@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 
 use super::entry::{Depth, Record, seconds, short};
 use super::key::Key;
-use super::{ENTRIES, EngineStore, REFERENCES, STAGING, WEIGHTS, lock};
+use super::{BuildStore, ENTRIES, REFERENCES, STAGING, WEIGHTS, lock};
 use crate::error::{Error, Result};
 
-/// One folder among the engines of a store.
+/// One folder among the builds of a store.
 #[derive(Clone, Debug)]
-pub struct EngineEntry {
+pub struct StoredBuild {
     /// The key, or the foreign name.
     pub key: String,
     /// Whether it can be used.
-    pub state: EngineState,
+    pub state: BuildState,
     /// Bytes on disk.
     pub bytes: u64,
     /// When it was loaded last, in seconds since 1970; 0 where that is unknown.
@@ -25,43 +25,43 @@ pub struct EngineEntry {
     record: Option<Record>,
 }
 
-/// Whether an engine can be used.
+/// Whether a build can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EngineState {
+pub enum BuildState {
     /// Nothing is wrong with it, as far as was read.
     Whole,
     /// It will not be loaded, for this reason.
     Damaged(String),
-    /// It is no engine of this program; nothing here touches it.
+    /// It is not a build of this program; nothing here touches it.
     Foreign,
 }
 
-/// What [`EngineStore::gc`] removes. Leftovers of killed builders, engines whose files are incomplete, and digests of
-/// weights that are gone, always go; an engine that any condition names goes too.
+/// What [`BuildStore::gc`] removes. Leftovers of killed builders, builds whose files are incomplete, and digests of
+/// weights that are gone, always go; a build that any condition names goes too.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GcOptions {
-    /// Engines that were not loaded for longer than this.
+    /// Builds that were not loaded for longer than this.
     pub max_age: Option<Duration>,
-    /// The engines that were not loaded for the longest time, until all others together have at most so many bytes.
+    /// The builds that were not loaded for the longest time, until all others together have at most so many bytes.
     pub max_bytes: Option<u64>,
-    /// Engines that no engine directory uses which is still there unchanged.
+    /// Builds that no engine directory uses which is still there unchanged.
     pub unreferenced: bool,
-    /// Engines whose keys begin like this.
+    /// Builds whose keys begin like this.
     pub keys: Vec<String>,
-    /// Engines of which any byte is wrong: reads all of them.
+    /// Builds of which any byte is wrong: reads all of them.
     pub verify: bool,
     /// Remove nothing, only say what would go.
     pub dry_run: bool,
 }
 
-/// What [`EngineStore::gc`] removed, or would remove.
+/// What [`BuildStore::gc`] removed, or would remove.
 #[derive(Clone, Debug, Default)]
 pub struct GcReport {
     /// What went.
     pub removed: Vec<Removed>,
     /// What should have gone but is in use.
     pub in_use: Vec<String>,
-    /// Engines that stay.
+    /// Builds that stay.
     pub kept: usize,
     /// Their bytes.
     pub kept_bytes: u64,
@@ -70,7 +70,7 @@ pub struct GcReport {
 /// One thing that was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed {
-    /// The key of an engine, or the path of a leftover below the store's folder.
+    /// The key of a build, or the path of a leftover below the store's folder.
     pub name: String,
     /// Why.
     pub reason: String,
@@ -78,7 +78,7 @@ pub struct Removed {
     pub bytes: u64,
 }
 
-impl EngineEntry {
+impl StoredBuild {
     /// What it was compiled from.
     pub fn name(&self) -> Option<&str> {
         self.record.as_ref().map(|record| record.name.as_str())
@@ -98,9 +98,9 @@ impl EngineEntry {
     /// Everything that is known of it, version 1.
     pub fn to_json(&self) -> Value {
         let (state, reason) = match &self.state {
-            EngineState::Whole => ("whole", None),
-            EngineState::Damaged(reason) => ("damaged", Some(reason)),
-            EngineState::Foreign => ("foreign", None),
+            BuildState::Whole => ("whole", None),
+            BuildState::Damaged(reason) => ("damaged", Some(reason)),
+            BuildState::Foreign => ("foreign", None),
         };
         json!({
             "key": self.key,
@@ -113,12 +113,12 @@ impl EngineEntry {
     }
 }
 
-impl EngineStore {
-    /// The engines, by name and key; their files are not read.
+impl BuildStore {
+    /// The builds, by name and key; their files are not read.
     ///
     /// # Errors
     /// `Io`.
-    pub fn list(&self) -> Result<Vec<EngineEntry>> {
+    pub fn list(&self) -> Result<Vec<StoredBuild>> {
         self.entries(Depth::Sizes)
     }
 
@@ -126,26 +126,26 @@ impl EngineStore {
     ///
     /// # Errors
     /// `Io`.
-    pub fn verify(&self) -> Result<Vec<EngineEntry>> {
+    pub fn verify(&self) -> Result<Vec<StoredBuild>> {
         self.entries(Depth::Content)
     }
 
-    fn entries(&self, depth: Depth) -> Result<Vec<EngineEntry>> {
+    fn entries(&self, depth: Depth) -> Result<Vec<StoredBuild>> {
         let folder = self.folder.join(ENTRIES);
         let list = fs::read_dir(&folder).map_err(|error| Error::io("list", &folder, error))?;
-        let mut entries: Vec<EngineEntry> =
+        let mut entries: Vec<StoredBuild> =
             list.flatten().filter_map(|entry| self.entry(&entry.path(), depth)).collect();
         entries.sort_by(|a, b| (a.name(), &a.key).cmp(&(b.name(), &b.key)));
         Ok(entries)
     }
 
     /// `None` if it went meanwhile.
-    fn entry(&self, path: &Path, depth: Depth) -> Option<EngineEntry> {
+    fn entry(&self, path: &Path, depth: Depth) -> Option<StoredBuild> {
         let name = path.file_name()?.to_string_lossy().into_owned();
         let Some(key) = Key::parse(&name) else {
-            return Some(EngineEntry {
+            return Some(StoredBuild {
                 key: name,
-                state: EngineState::Foreign,
+                state: BuildState::Foreign,
                 bytes: bytes(path),
                 used_s: 0,
                 record: None,
@@ -153,17 +153,17 @@ impl EngineStore {
         };
         let _held = lock::shared(&self.folder, &key);
         let (state, record) = match Record::check(path, &key, depth) {
-            Ok(record) => (EngineState::Whole, Some(record)),
+            Ok(record) => (BuildState::Whole, Some(record)),
             Err(_) if path.symlink_metadata().is_err() => return None,
-            Err(reason) => (EngineState::Damaged(reason), None),
+            Err(reason) => (BuildState::Damaged(reason), None),
         };
-        Some(EngineEntry { key: name, state, bytes: bytes(path), used_s: Record::used_s(path), record })
+        Some(StoredBuild { key: name, state, bytes: bytes(path), used_s: Record::used_s(path), record })
     }
 
     /// Removes what is not needed. What a process builds or loads at this moment stays.
     ///
     /// # Errors
-    /// `Usage` if a key is empty or no engine has it; `Io` if something cannot be removed.
+    /// `Usage` if a key is empty or no build has it; `Io` if something cannot be removed.
     pub fn gc(&self, options: &GcOptions) -> Result<GcReport> {
         if options.keys.iter().any(String::is_empty) {
             return Err(Error::option(
@@ -174,7 +174,7 @@ impl EngineStore {
         let entries = self.entries(if options.verify { Depth::Content } else { Depth::Sizes })?;
         let unknown = options.keys.iter().find(|key| !entries.iter().any(|entry| entry.key.starts_with(*key)));
         if let Some(key) = unknown {
-            return Err(Error::usage(format!("{} holds no engine {key}", self.folder.display())));
+            return Err(Error::usage(format!("{} holds no build {key}", self.folder.display())));
         }
         let mut report = GcReport::default();
         for (entry, reason) in self.condemned(entries, options, &mut report)? {
@@ -192,13 +192,13 @@ impl EngineStore {
         Ok(report)
     }
 
-    /// The engines that go, each with the reason; the others are counted.
+    /// The builds that go, each with the reason; the others are counted.
     fn condemned(
         &self,
-        mut entries: Vec<EngineEntry>,
+        mut entries: Vec<StoredBuild>,
         options: &GcOptions,
         report: &mut GcReport,
-    ) -> Result<Vec<(EngineEntry, String)>> {
+    ) -> Result<Vec<(StoredBuild, String)>> {
         let referenced = if options.unreferenced { Some(self.referenced()?) } else { None };
         let now = seconds(SystemTime::now());
         let mut condemned = Vec::new();
@@ -211,13 +211,13 @@ impl EngineStore {
                 referenced.as_ref().is_some_and(|keys| key.is_none_or(|key| !keys.contains(&key)))
             };
             let reason = match &entry.state {
-                EngineState::Foreign => continue,
-                EngineState::Damaged(reason) => format!("damaged: {reason}"),
+                BuildState::Foreign => continue,
+                BuildState::Damaged(reason) => format!("damaged: {reason}"),
                 _ if options.keys.iter().any(|key| entry.key.starts_with(key)) => "named".into(),
                 _ if options.max_age.is_some_and(is_too_old) => "not used for too long".into(),
                 _ if is_unused() => "no engine directory uses it".into(),
                 _ if options.max_bytes.is_some_and(|most| report.kept_bytes + entry.bytes > most) => {
-                    "the engines have too many bytes".into()
+                    "the builds have too many bytes".into()
                 }
                 _ => {
                     report.kept += 1;
@@ -293,7 +293,7 @@ impl EngineStore {
     }
 }
 
-/// Removes an engine, whose lock the caller holds: first its name, in one step, then its files.
+/// Removes a build, whose lock the caller holds: first its name, in one step, then its files.
 pub(super) fn remove(store: &Path, key: &Key) -> Result<()> {
     let folder = key.folder(store);
     let fail = |error| Error::io("remove", &folder, error);
@@ -304,7 +304,7 @@ pub(super) fn remove(store: &Path, key: &Key) -> Result<()> {
     Ok(())
 }
 
-/// Removes what killed builders of one engine left behind; the caller holds its lock.
+/// Removes what killed builders of one build left behind; the caller holds its lock.
 pub(super) fn remove_leftovers(staging: &Path, key: &Key) {
     for path in children(staging).unwrap_or_default() {
         if staged_key(&path).as_ref() == Some(key) {
@@ -314,7 +314,7 @@ pub(super) fn remove_leftovers(staging: &Path, key: &Key) {
     }
 }
 
-/// The key of the engine that was built in a folder of the staging area.
+/// The key of the build that was made in a folder of the staging area.
 fn staged_key(path: &Path) -> Option<Key> {
     let name = path.file_name()?.to_str()?;
     Key::parse(name.split('-').next()?)

@@ -1,4 +1,4 @@
-//! What a compiled engine depends on, and the key that follows from it.
+//! What a build depends on, and the key that follows from it.
 //!
 //! The key is the SHA-256 of all ingredients. Parameters enter by their content, never by name, place or a hash that a
 //! file claims: two blocks of one kind differ in it, a fine-tuned checkpoint of equal layout differs in it, and a model
@@ -17,13 +17,13 @@ use crate::model::graph::Graph;
 use crate::model::onnx::{self, EXTERNAL, TensorProto};
 use crate::model::weights::hash_bytes;
 
-/// Raised when engines of older programs must not be used any more.
+/// Raised when builds of older programs must not be used any more.
 const KEY_VERSION: u32 = 1;
 
-/// Smallest, usual and largest extent of a dimension for which an engine is built.
+/// Smallest, usual and largest extent of a dimension for which a build is made.
 pub(crate) type KeyProfile = [u64; 3];
 
-/// The machine and the software that compile and run an engine.
+/// The machine and the software that compile and run a build.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct KeyTarget {
@@ -41,7 +41,7 @@ pub(crate) struct KeyTarget {
     pub device: String,
 }
 
-/// Everything that decides whether an engine fits, in clear.
+/// Everything that decides whether a build fits, in clear.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Ingredients {
@@ -56,7 +56,7 @@ pub(crate) struct Ingredients {
 }
 
 impl Ingredients {
-    /// What an engine for this graph depends on; `digests` must hold all its [`ranges`].
+    /// What a build for this graph depends on; `digests` must hold all its [`ranges`].
     ///
     /// # Errors
     /// `Internal` if they do not.
@@ -85,7 +85,7 @@ impl Ingredients {
         })
     }
 
-    /// The name of the engine in the store.
+    /// The name of the build in the store.
     pub(crate) fn key(&self) -> Result<Key> {
         let json = serde_json::to_vec(self).map_err(|error| Error::internal("cannot write JSON").with_source(error))?;
         Ok(Key(hash_bytes(&json)))
@@ -134,7 +134,7 @@ impl Key {
         &self.0
     }
 
-    /// Where all engines of a store lie.
+    /// Where all builds of a store lie.
     pub(super) fn folder(&self, store: &std::path::Path) -> PathBuf {
         store.join(super::ENTRIES).join(&self.0)
     }
@@ -144,7 +144,7 @@ impl TryFrom<String> for Key {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        Self::parse(&text).ok_or_else(|| format!("{text:?} is not the key of an engine"))
+        Self::parse(&text).ok_or_else(|| format!("{text:?} is not the key of a build"))
     }
 }
 

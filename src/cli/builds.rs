@@ -1,37 +1,46 @@
-//! `dbcache-trt engines`: what is in the cache of compiled engines, whether it is whole, and what may go.
+//! `dbcache-trt builds`: what is in the build cache, whether it is whole, and what may go.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use dbcache_trt::{EngineCache, EngineEntry, EngineState, EngineStore, Error, ErrorKind, GcOptions, Removed};
+use dbcache_trt::{BuildCache, BuildState, BuildStore, Error, ErrorKind, GcOptions, Removed, StoredBuild};
 use serde_json::{Value, json};
 
-use super::args::{EnginesArgs, EnginesCommand, GcArgs, StoreArgs};
-use super::print::line;
+use super::args::{BuildsArgs, BuildsCommand, GcArgs, StoreArgs};
+use super::print::{line, note};
 
-pub fn run(args: &EnginesArgs) -> anyhow::Result<()> {
+pub fn run(args: &BuildsArgs) -> anyhow::Result<()> {
     match &args.command {
-        EnginesCommand::List(args) => list(args),
-        EnginesCommand::Verify(args) => verify(args),
-        EnginesCommand::Gc(args) => gc(args),
+        BuildsCommand::List(args) => list(args),
+        BuildsCommand::Verify(args) => verify(args),
+        BuildsCommand::Gc(args) => gc(args),
     }
 }
 
 /// The cache that is meant, and its store if there is one yet.
-fn open(args: &StoreArgs) -> anyhow::Result<(PathBuf, Option<EngineStore>)> {
-    let cache = match &args.engine_cache {
-        Some(folder) if folder.as_os_str() == "none" => EngineCache::None,
-        Some(folder) => EngineCache::Folder(folder.clone()),
-        None => EngineCache::User,
+fn open(args: &StoreArgs) -> anyhow::Result<(PathBuf, Option<BuildStore>)> {
+    let cache = match args.build_cache.as_ref().or(args.engine_cache.as_ref()) {
+        Some(folder) if folder.as_os_str() == "none" => BuildCache::None,
+        Some(folder) => BuildCache::Folder(folder.clone()),
+        None => BuildCache::User,
     };
     let Some(folder) = cache.folder()? else {
         anyhow::bail!(Error::with_kind(
             ErrorKind::Usage,
-            "--engine-cache none keeps no engines, so there is nothing to look at; name a folder (./none for one of that name)",
+            "--build-cache none keeps no builds, so there is nothing to look at; name a folder (./none for one of that name)",
         ));
     };
-    let store = EngineStore::open_existing(&folder)?;
+    tell_of_older(&folder);
+    let store = BuildStore::open_existing(&folder)?;
     Ok((folder, store))
+}
+
+/// Says that a folder beside this one holds what an older version compiled.
+pub fn tell_of_older(folder: &Path) {
+    if let Some(older) = BuildStore::older_beside(folder) {
+        let older = older.display();
+        note(format_args!("note: {older} holds builds of an older version, which nothing uses any more; delete it"));
+    }
 }
 
 fn list(args: &StoreArgs) -> anyhow::Result<()> {
@@ -44,24 +53,25 @@ fn verify(args: &StoreArgs) -> anyhow::Result<()> {
     let (folder, store) = open(args)?;
     let entries = store.map(|store| store.verify()).transpose()?;
     show(args, &folder, entries.as_deref())?;
-    let is_damaged = |entry: &&EngineEntry| matches!(entry.state, EngineState::Damaged(_));
+    let is_damaged = |entry: &&StoredBuild| matches!(entry.state, BuildState::Damaged(_));
     match entries.iter().flatten().filter(is_damaged).count() {
         0 => Ok(()),
         damaged => anyhow::bail!(Error::with_kind(
             ErrorKind::Check,
             format!(
-                "{damaged} damaged in {}; they are never loaded, and `dbcache-trt engines gc --verify` removes them",
+                "{damaged} damaged in {}; they are never loaded, and `dbcache-trt builds gc --verify` removes them",
                 folder.display()
             ),
         )),
     }
 }
 
-fn show(args: &StoreArgs, folder: &Path, entries: Option<&[EngineEntry]>) -> anyhow::Result<()> {
+fn show(args: &StoreArgs, folder: &Path, entries: Option<&[StoredBuild]>) -> anyhow::Result<()> {
     let list = entries.unwrap_or_default();
     if args.json {
-        let engines: Vec<Value> = list.iter().map(EngineEntry::to_json).collect();
-        let json = json!({ "version": 1, "folder": folder.to_string_lossy(), "exists": entries.is_some(), "engines": engines });
+        let builds: Vec<Value> = list.iter().map(StoredBuild::to_json).collect();
+        let json =
+            json!({ "version": 1, "folder": folder.to_string_lossy(), "exists": entries.is_some(), "builds": builds });
         return line(serde_json::to_string_pretty(&json)?);
     }
     if entries.is_none() {
@@ -69,18 +79,18 @@ fn show(args: &StoreArgs, folder: &Path, entries: Option<&[EngineEntry]>) -> any
     }
     for entry in list {
         let about = match (&entry.state, entry.name(), entry.target()) {
-            (EngineState::Foreign, ..) => "foreign: not an engine, and left alone".to_owned(),
-            (EngineState::Damaged(reason), ..) => format!("DAMAGED: {reason}"),
-            (EngineState::Whole, Some(name), Some(target)) => {
+            (BuildState::Foreign, ..) => "foreign: not a build, and left alone".to_owned(),
+            (BuildState::Damaged(reason), ..) => format!("DAMAGED: {reason}"),
+            (BuildState::Whole, Some(name), Some(target)) => {
                 let seconds = entry.build_seconds().unwrap_or_default();
                 format!("{name} for {target}, built in {seconds:.1} s, used {}", ago(entry.used_s))
             }
-            (EngineState::Whole, ..) => "whole".to_owned(),
+            (BuildState::Whole, ..) => "whole".to_owned(),
         };
         line(format_args!("{:.12}  {:>9}  {about}", entry.key, size(entry.bytes)))?;
     }
     let bytes: u64 = list.iter().map(|entry| entry.bytes).sum();
-    line(format_args!("{} engines, {} in {}", list.len(), size(bytes), folder.display()))
+    line(format_args!("{} builds, {} in {}", list.len(), size(bytes), folder.display()))
 }
 
 fn gc(args: &GcArgs) -> anyhow::Result<()> {
@@ -116,7 +126,7 @@ fn gc(args: &GcArgs) -> anyhow::Result<()> {
         line(format_args!("in use, left alone: {}", brief(name)))?;
     }
     line(format_args!(
-        "{verb} {} ({}); {} engines ({}) stay in {}",
+        "{verb} {} ({}); {} builds ({}) stay in {}",
         report.removed.len(),
         size(freed),
         report.kept,

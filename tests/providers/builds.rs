@@ -1,4 +1,4 @@
-//! Compiled engines with a real compiler: OpenVINO's plugin on the CPU. `cargo xtask check-openvino` installs the plugin and
+//! Builds with a real compiler: OpenVINO's plugin on the CPU. `cargo xtask check-openvino` installs the plugin and
 //! runs these; elsewhere they are ignored.
 
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use crate::common::capi::{Capi, With, runtime};
 use crate::common::damage::{Copy, WEIGHTS};
 use crate::common::shell::{Ran, Shell};
 use crate::common::{copy_files, data, relative_l1, tiny_inputs, wait_until};
-use dbcache_trt::{Engine, EngineCache, EngineOptions, RequestOptions, write_tensors};
+use dbcache_trt::{BuildCache, Engine, EngineOptions, RequestOptions, write_tensors};
 use serde_json::Value;
 
 /// Two compilers that compute in f32 agree as well as two machines do; the decisions below have margins that are larger.
@@ -23,7 +23,7 @@ fn openvino() -> String {
     std::env::var("DBCACHE_TEST_PROVIDER").expect("DBCACHE_TEST_PROVIDER is openvino:library=FILE")
 }
 
-/// A shell with a cache of engines of its own.
+/// A shell with a cache of builds of its own.
 struct Compiled {
     shell: Shell,
     store: PathBuf,
@@ -32,12 +32,12 @@ struct Compiled {
 impl Compiled {
     fn new() -> Self {
         let shell = Shell::new();
-        let store = shell.path("engines");
+        let store = shell.path("builds");
         Self { shell, store }
     }
 
     fn on(&self) -> String {
-        format!("--provider {} --engine-cache {}", openvino(), self.store.display())
+        format!("--provider {} --build-cache {}", openvino(), self.store.display())
     }
 
     fn lemon(&self, options: &str) -> Ran {
@@ -55,8 +55,8 @@ impl Compiled {
 
     /// Compiled and loaded, as the trace of this name says.
     fn counts(&self, trace: &str) -> (u64, u64) {
-        let engines = &self.shell.json(trace)[0]["engines"];
-        (engines["built"].as_u64().unwrap(), engines["loaded"].as_u64().unwrap())
+        let builds = &self.shell.json(trace)[0]["builds"];
+        (builds["built"].as_u64().unwrap(), builds["loaded"].as_u64().unwrap())
     }
 
     fn decisions(&self, trace: &str) -> Value {
@@ -71,13 +71,13 @@ impl Compiled {
         names(&self.store.join("entries"))
     }
 
-    /// Name and folder of each engine, in the order of their names.
-    fn engines(&self) -> Vec<(String, PathBuf)> {
-        let list = self.run(&format!("engines list --json --engine-cache {}", self.store.display())).json();
+    /// Name and folder of each build, in the order of their names.
+    fn builds(&self) -> Vec<(String, PathBuf)> {
+        let list = self.run(&format!("builds list --json --build-cache {}", self.store.display())).json();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
-        let engine =
+        let build =
             |entry: &Value| (text(&entry["record"]["name"]), self.store.join("entries").join(text(&entry["key"])));
-        list["engines"].as_array().unwrap().iter().map(engine).collect()
+        list["builds"].as_array().unwrap().iter().map(build).collect()
     }
 }
 
@@ -105,7 +105,7 @@ fn what_is_reloaded_decides_and_draws_the_same() {
     let error = relative_l1(&compiled.shell.latents("again"), &compiled.shell.latents("cpu"));
     assert!(error <= LATENT_RELATIVE_L1, "{error:e}");
     assert!(compiled.shell.image("again.png").psnr(&compiled.shell.image("cpu.png")).unwrap() > 50.0);
-    compiled.run(&format!("engines verify --engine-cache {}", compiled.store.display())).code(0);
+    compiled.run(&format!("builds verify --build-cache {}", compiled.store.display())).code(0);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_build_ahead_of_time_leaves_nothing_to_compile() {
     let compiled = Compiled::new();
     let refused = compiled.tiny(&format!("{CACHE} --require-built")).code(11);
     let count: usize = refused.err.split(' ').nth(1).unwrap().parse().unwrap();
-    assert!(refused.err.contains(&format!("{count} of {count} engines are not compiled (")), "{refused}");
+    assert!(refused.err.contains(&format!("{count} of {count} builds are missing (")), "{refused}");
     let (_, command) = refused.err.split_once("compile them with `dbcache-trt ").unwrap();
     let (command, _) = command.split_once('`').unwrap();
     assert!(compiled.entries().is_empty());
@@ -126,18 +126,18 @@ fn a_build_ahead_of_time_leaves_nothing_to_compile() {
     let again = compiled.build(&data("tiny-flux"), &format!("{CACHE} --jobs 3 --json")).json();
     assert_eq!((again["built"].as_u64(), again["found"].as_u64()), (Some(0), Some(count as u64)));
     // Another policy has most of its stages in common with this one.
-    compiled.tiny("--cache f2b0w2r0.5 --require-built").code(11).stderr("engines are not compiled");
+    compiled.tiny("--cache f2b0w2r0.5 --require-built").code(11).stderr("builds are missing");
     let more = compiled.build(&data("tiny-flux"), "--cache f2b0w2r0.5 --json").json();
     assert!(more["found"].as_u64().unwrap() >= 1 && more["built"].as_u64().unwrap() >= 1, "{more}");
 
     let options = EngineOptions {
         provider: openvino().parse().unwrap(),
-        engine_cache: EngineCache::Folder(compiled.store.clone()),
+        build_cache: BuildCache::Folder(compiled.store.clone()),
         cache: "f1b1w2r0.5".parse().unwrap(),
         ..EngineOptions::default()
     };
     let engine = Engine::load(data("tiny-flux"), &options).unwrap();
-    let counts = engine.info().engines.unwrap();
+    let counts = engine.info().builds.unwrap();
     assert_eq!((counts.built, counts.loaded), (0, count));
     let options = RequestOptions { steps: Some(2), ..RequestOptions::default() };
     engine.request(&tiny_inputs(false), &options).unwrap().run(&mut ()).unwrap();
@@ -145,7 +145,7 @@ fn a_build_ahead_of_time_leaves_nothing_to_compile() {
 
 #[test]
 #[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
-fn damaged_engines_are_compiled_again() {
+fn damaged_builds_are_made_again() {
     type Damage = fn(&Path, &Path);
     const BIN: &str = "model_OpenVINOExecutionProvider.bin";
     fn flip(path: &Path) {
@@ -178,9 +178,9 @@ fn damaged_engines_are_compiled_again() {
     ];
     let compiled = Compiled::new();
     compiled.tiny(&format!("{CACHE} --save-latents good")).code(0);
-    let engines = compiled.engines();
-    let [(name, entry), (_, other), ..] = &engines[..] else { panic!("{engines:?}") };
-    let rest = engines.len() as u64 - 1;
+    let builds = compiled.builds();
+    let [(name, entry), (_, other), ..] = &builds[..] else { panic!("{builds:?}") };
+    let rest = builds.len() as u64 - 1;
     for (damage, reason) in damages {
         damage(entry, other);
         compiled.tiny(&format!("{CACHE} --require-built")).code(11).stderr(name);
@@ -204,7 +204,7 @@ fn swapped_weights_are_compiled_anew() {
     };
     let on = compiled.on();
     run(&format!("{on} --save-latents before")).code(0);
-    let engines = compiled.entries().len();
+    let builds = compiled.entries().len();
 
     // The parameters of blocks 0 and 1 change places; size, header and manifest stay, and so does everything else.
     let swap = |bytes: &mut Vec<u8>| {
@@ -231,7 +231,7 @@ fn swapped_weights_are_compiled_anew() {
     run(&format!("{on} --save-latents after --trace after.json")).code(0);
     run("--save-latents cpu").code(0);
     assert_eq!(compiled.counts("after.json").0, 2, "the two blocks, and nothing else");
-    assert_eq!(compiled.entries().len(), engines + 2);
+    assert_eq!(compiled.entries().len(), builds + 2);
     let error = relative_l1(&compiled.shell.latents("after"), &compiled.shell.latents("cpu"));
     assert!(error <= LATENT_RELATIVE_L1, "{error:e}");
     let change = relative_l1(&compiled.shell.latents("before"), &compiled.shell.latents("after"));
@@ -274,7 +274,7 @@ fn every_option_of_the_provider_is_in_the_key() {
     let compiled = Compiled::new();
     let run = |options: &str, more: &str| {
         let provider = format!("--provider {}{options}", openvino());
-        let cache = format!("--engine-cache {}", compiled.store.display());
+        let cache = format!("--build-cache {}", compiled.store.display());
         compiled.shell.tiny(&format!("--steps 1 {provider} {cache} {more}"))
     };
     run("", "").code(0);
@@ -284,8 +284,8 @@ fn every_option_of_the_provider_is_in_the_key() {
     run(",threads=1", "").code(0);
     run(",threads=1", "--require-built").code(0);
     run("", "--require-built").code(0);
-    run(",cache=x", "").code(2).stderr("`cache` has no effect beside the engine cache");
-    let none = format!("--steps 1 --provider {} --engine-cache none --trace none.json", openvino());
+    run(",cache=x", "").code(2).stderr("`cache` has no effect beside the build cache");
+    let none = format!("--steps 1 --provider {} --build-cache none --trace none.json", openvino());
     compiled.shell.tiny(&none).code(0);
     assert!(compiled.counts("none.json").0 > 0 && compiled.counts("none.json").1 == 0);
 }
@@ -294,34 +294,34 @@ fn every_option_of_the_provider_is_in_the_key() {
 #[cfg(unix)]
 #[test]
 #[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
-fn a_plan_tells_hits_and_builds() {
+fn a_plan_tells_hits_and_misses() {
     let compiled = Compiled::new();
     let capi = Capi::build();
     let program = capi.compile("capi/tests/c/plan.c", With::Nothing);
     let plan = |cache: &str| -> (u64, u64, BTreeSet<String>) {
         let mut command = Command::new(&program);
-        command.arg(data("tiny-flux")).args(["provider", &openvino(), "cache", cache, "engine-cache"]);
+        command.arg(data("tiny-flux")).args(["provider", &openvino(), "cache", cache, "build-cache"]);
         let output = command.arg(&compiled.store).env("ORT_DYLIB_PATH", runtime()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let of = &plan["engine_cache"];
-        let built = of["engines"].as_array().unwrap().iter().filter(|engine| engine["is_built"] == true);
-        let keys = built.map(|engine| engine["key"].as_str().unwrap().to_owned()).collect();
-        (of["hits"].as_u64().unwrap(), of["builds"].as_u64().unwrap(), keys)
+        let of = &plan["build_cache"];
+        let built = of["builds"].as_array().unwrap().iter().filter(|build| build["is_built"] == true);
+        let keys = built.map(|build| build["key"].as_str().unwrap().to_owned()).collect();
+        (of["hits"].as_u64().unwrap(), of["misses"].as_u64().unwrap(), keys)
     };
-    let (hits, builds, keys) = plan("f1b1w2r0.5");
-    assert!(hits == 0 && builds >= 4 && keys.is_empty(), "{hits} {builds}");
+    let (hits, misses, keys) = plan("f1b1w2r0.5");
+    assert!(hits == 0 && misses >= 4 && keys.is_empty(), "{hits} {misses}");
     compiled.build(&data("tiny-flux"), CACHE).code(0);
-    assert_eq!(plan("f1b1w2r0.5"), (builds, 0, compiled.entries()));
+    assert_eq!(plan("f1b1w2r0.5"), (misses, 0, compiled.entries()));
     // Another policy has most of its stages in common with this one.
-    let (hits, builds, keys) = plan("f2b0w2r0.5");
-    assert!(hits >= 1 && builds >= 1 && keys.is_subset(&compiled.entries()), "{hits} {builds}");
+    let (hits, misses, keys) = plan("f2b0w2r0.5");
+    assert!(hits >= 1 && misses >= 1 && keys.is_subset(&compiled.entries()), "{hits} {misses}");
     assert_eq!(hits, keys.len() as u64);
 }
 
 #[test]
 #[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
-fn starts_at_once_compile_each_engine_once() {
+fn starts_at_once_make_each_build_once() {
     let compiled = Compiled::new();
     let start = |trace: &str| {
         let on = compiled.on();
@@ -353,19 +353,19 @@ fn a_graph_that_cannot_be_compiled_is_named_and_the_others_are_compiled() {
     let others = compiled.entries().len();
     let said = [format!("{others} compiled in"), "block_003.onnx FAILED: ".to_owned()];
     assert!(others >= 12 && said.iter().all(|words| failed.out.contains(words)), "{failed}");
-    let words = format!("1 of {} engines could not be compiled:\nblock_003.onnx (exit code 6)", others + 1);
+    let words = format!("1 of {} builds could not be made:\nblock_003.onnx (exit code 6)", others + 1);
     assert!(failed.err.contains(&words), "{failed}");
     assert!(failed.err.contains("Where"), "{failed}");
     assert!(names(&compiled.store.join("staging")).is_empty());
 }
 
-/// Starts a build of many engines and waits until some are compiled.
+/// Starts `dbcache-trt build` and waits until some builds are there.
 fn build_in_the_middle(compiled: &Compiled) -> Child {
     let all = format!("build --engine {} --stages per-block --jobs 2 {}", data("tiny-flux").display(), compiled.on());
     let mut command = compiled.shell.command();
     let child = command.args(all.split_whitespace()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let entries = compiled.store.join("entries");
-    wait_until("two engines are compiled", || entries.is_dir() && names(&entries).len() >= 2);
+    wait_until("two builds are there", || entries.is_dir() && names(&entries).len() >= 2);
     child
 }
 
@@ -386,16 +386,16 @@ fn a_build_that_is_stopped_goes_on_where_it_was() {
             assert!(names(&compiled.store.join("staging")).is_empty(), "Ctrl-C leaves a clean store");
         }
         // The processes of a command that was killed end by themselves: they let go of their locks.
-        let store = dbcache_trt::EngineStore::open_existing(&compiled.store).unwrap().unwrap();
+        let store = dbcache_trt::BuildStore::open_existing(&compiled.store).unwrap().unwrap();
         wait_until("no process builds any more", || {
             store.gc(&dbcache_trt::GcOptions::default()).unwrap().in_use.is_empty()
         });
         assert!(names(&compiled.store.join("staging")).is_empty());
         let before = compiled.entries().len();
-        compiled.run(&format!("engines verify --engine-cache {}", compiled.store.display())).code(0);
+        compiled.run(&format!("builds verify --build-cache {}", compiled.store.display())).code(0);
         let rest = compiled.build(&data("tiny-flux"), "--stages per-block --jobs 2 --json").json();
         assert_eq!(rest["found"].as_u64().unwrap() as usize, before, "{rest}");
-        let all = rest["engines"].as_array().unwrap().len();
+        let all = rest["builds"].as_array().unwrap().len();
         assert!((2..all).contains(&before), "{before} of {all}");
         assert_eq!(rest["built"].as_u64().unwrap() as usize, all - before, "{rest}");
     }
@@ -408,7 +408,7 @@ fn the_command_that_an_error_names_mends_it() {
     let compiled = Compiled::new();
     let tiny = data("tiny-flux");
     compiled.build(&tiny, CACHE).code(0);
-    let (name, entry) = compiled.engines().remove(0);
+    let (name, entry) = compiled.builds().remove(0);
     let bin = entry.join("model_OpenVINOExecutionProvider.bin");
     let mut bytes = fs::read(&bin).unwrap();
     let middle = bytes.len() / 2;

@@ -1,4 +1,4 @@
-//! Which engine directory uses which engines, so that those of no model that is left can be told.
+//! Which engine directory uses which builds, so that those of no model that is left can be told.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::key::Key;
-use super::{EngineStore, REFERENCES, lock, sealed};
+use super::{BuildStore, REFERENCES, lock, sealed};
 use crate::error::{Error, Result};
 use crate::model::weights::{hash_bytes, hash_file};
 
-/// One engine directory, as it was when its engines were built or loaded.
+/// One engine directory, as it was when its builds were made or loaded.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Reference {
@@ -33,8 +33,8 @@ pub(super) fn is_of_use(place: &Path) -> bool {
     sealed::read::<Reference>(place).is_ok_and(|reference| reference.holds())
 }
 
-impl EngineStore {
-    /// Remembers that an engine directory, whose manifest has this SHA-256, uses these engines.
+impl BuildStore {
+    /// Remembers that an engine directory, whose manifest has this SHA-256, uses these builds.
     ///
     /// # Errors
     /// `Io`.
@@ -53,7 +53,7 @@ impl EngineStore {
         sealed::write(&path, &Reference { directory, hash: hash.to_owned(), keys: all })
     }
 
-    /// The engines of all engine directories that are still there.
+    /// The builds of all engine directories that are still there.
     pub(super) fn referenced(&self) -> Result<BTreeSet<Key>> {
         let folder = self.folder.join(REFERENCES);
         let list = fs::read_dir(&folder).map_err(|error| Error::io("list", &folder, error))?;

@@ -1,18 +1,18 @@
-//! A store of compiled engines, found by content.
+//! A store of builds, which are what providers compiled, found by content.
 //!
 //! ```text
-//! <store>/dbcache-trt-engines.json   says that this folder is one
-//!         entries/<key>/             one engine: the provider's files and record.json
-//!         staging/                   engines that are being built; what is here counts for nothing
+//! <store>/dbcache-trt-builds.json   says that this folder is one
+//!         entries/<key>/             one build: the provider's files and record.json
+//!         staging/                   builds that are being made; what is here counts for nothing
 //!         weights/                   digests of parameters, by weights file
 //!         references/                which engine directory uses which keys
 //!         timing/                    timing caches that builds share
 //!         locks/
 //! ```
 //!
-//! An engine is built in `staging`, sealed by a record of every file's SHA-256, and renamed into `entries`: it is there
+//! A build is made in `staging`, sealed by a record of every file's SHA-256, and renamed into `entries`: it is there
 //! whole or not at all, whenever a builder dies. Each file is compared with its SHA-256 whenever it is loaded; providers
-//! do not notice a flipped byte. docs/compiled-engines.md tells all of this from the outside.
+//! do not notice a flipped byte. docs/builds.md tells all of this from the outside.
 
 mod entry;
 pub(crate) mod key;
@@ -31,11 +31,15 @@ use serde::{Deserialize, Serialize};
 
 use self::entry::{Depth, Record, short};
 use self::key::{Ingredients, Key};
-pub use self::upkeep::{EngineEntry, EngineState, GcOptions, GcReport, Removed};
+pub use self::upkeep::{BuildState, GcOptions, GcReport, Removed, StoredBuild};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The file that makes a folder a store.
-const MARKER: &str = "dbcache-trt-engines.json";
+const MARKER: &str = "dbcache-trt-builds.json";
+/// The same of versions that called builds engines. What lies there fits no version of today.
+const OLD_MARKER: &str = "dbcache-trt-engines.json";
+/// Where those versions kept it, beside the folder of today.
+const OLD_FOLDER: &str = "engines";
 const ENTRIES: &str = "entries";
 const STAGING: &str = "staging";
 const WEIGHTS: &str = "weights";
@@ -43,9 +47,9 @@ const REFERENCES: &str = "references";
 const TIMING: &str = "timing";
 const FOLDERS: [&str; 6] = [ENTRIES, STAGING, WEIGHTS, REFERENCES, TIMING, "locks"];
 
-/// A folder of compiled engines. Any number of processes may use one at the same time.
+/// A folder of builds, which are what providers compiled. Any number of processes may use one at the same time.
 #[derive(Clone, Debug)]
-pub struct EngineStore {
+pub struct BuildStore {
     folder: PathBuf,
 }
 
@@ -55,9 +59,9 @@ struct Marker {
     holds: String,
 }
 
-const MARKER_TEXT: &str = "engines that dbcache-trt compiled; `dbcache-trt engines` works on them";
+const MARKER_TEXT: &str = "builds, which dbcache-trt compiled; `dbcache-trt builds` works on them";
 
-/// What happened to one engine that was asked for.
+/// What happened to one build that was asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum StoreOutcome {
     Loaded,
@@ -68,14 +72,14 @@ pub(crate) enum StoreOutcome {
     },
 }
 
-/// An engine that was checked and may be loaded.
+/// A build that was checked and may be loaded.
 #[derive(Debug)]
 pub(crate) struct Found<'s> {
     pub folder: PathBuf,
     pub record: Box<Record>,
     /// Nobody removes the files while they are loaded.
     _held: lock::HeldLock,
-    _store: &'s EngineStore,
+    _store: &'s BuildStore,
 }
 
 impl Found<'_> {
@@ -94,7 +98,7 @@ pub(crate) enum Lookup<'s> {
     Damaged(String),
 }
 
-impl EngineStore {
+impl BuildStore {
     /// Opens a store, and makes it if the folder is missing or empty.
     ///
     /// # Errors
@@ -104,6 +108,10 @@ impl EngineStore {
         let folder = std::path::absolute(&folder).map_err(|error| Error::io("resolve", &folder, error))?;
         if folder.join(MARKER).exists() {
             return Self::existing(folder);
+        }
+        refuse_older(&folder)?;
+        if let Some(older) = Self::older_beside(&folder) {
+            tracing::warn!(folder = %older.display(), "builds of an older version, which nothing uses any more; delete them");
         }
         let create = |folder: &Path| fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error));
         create(&folder)?;
@@ -135,7 +143,14 @@ impl EngineStore {
         Self::existing(folder).map(Some)
     }
 
+    /// The folder beside this one in which an older version of this program kept its builds, if it is still there.
+    pub fn older_beside(folder: &Path) -> Option<PathBuf> {
+        let older = folder.with_file_name(OLD_FOLDER);
+        (older != folder && older.join(OLD_MARKER).exists()).then_some(older)
+    }
+
     fn existing(folder: PathBuf) -> Result<Self> {
+        refuse_older(&folder)?;
         match sealed::read::<Marker>(&folder.join(MARKER)) {
             Ok(_) => Ok(Self { folder }),
             Err(reason) => Err(not_a_store(&folder, &format!("its {MARKER} {reason}"))),
@@ -152,7 +167,7 @@ impl EngineStore {
         self.folder.join(WEIGHTS)
     }
 
-    /// Looks for an engine, and reads every byte of it.
+    /// Looks for a build, and reads every byte of it.
     pub(crate) fn find(&self, key: &Key) -> Lookup<'_> {
         let held = lock::shared(&self.folder, key);
         self.find_locked(key, held)
@@ -172,19 +187,19 @@ impl EngineStore {
         }
     }
 
-    /// Whether an engine seems to be there: the record and the sizes of its files.
+    /// Whether a build seems to be there: the record and the sizes of its files.
     pub(crate) fn seems_built(&self, key: &Key) -> bool {
         let _held = lock::shared(&self.folder, key);
         Record::check(&key.folder(&self.folder), key, Depth::Sizes).is_ok()
     }
 
-    /// Whether an engine is there and every byte of it is as it was built.
+    /// Whether a build is there and every byte of it is as it was built.
     pub(crate) fn is_whole(&self, key: &Key) -> bool {
         let _held = lock::shared(&self.folder, key);
         Record::check(&key.folder(&self.folder), key, Depth::Content).is_ok()
     }
 
-    /// Finds an engine, or has it built: `build` is given an empty folder, writes files into it and gives the name of the
+    /// Finds a build, or has it made: `build` is given an empty folder, writes files into it and gives the name of the
     /// one that is to be loaded. Of several processes that ask at the same time one builds, the others wait for it.
     ///
     /// # Errors
@@ -208,7 +223,7 @@ impl EngineStore {
             Lookup::Missing => None,
         };
         if let Some(reason) = &damaged {
-            tracing::warn!(engine = name, key = %key, reason, "a compiled engine is damaged");
+            tracing::warn!(graph = name, key = %key, reason, "a build is damaged");
         }
         if !may_build {
             return Err(not_built(name, &key, damaged.as_deref()));
@@ -219,12 +234,12 @@ impl EngineStore {
         let seconds = start.elapsed().as_secs_f64();
         let record = Record::seal(staging.path(), name, ingredients, &model, seconds)?;
         let folder = self.publish(&key, staging)?;
-        tracing::info!(engine = name, key = %key, seconds, "engine compiled");
+        tracing::info!(graph = name, key = %key, seconds, "compiled a build");
         let found = Found { folder, record: Box::new(record), _held: held, _store: self };
         Ok((found, StoreOutcome::Built { seconds, damaged }))
     }
 
-    /// An empty folder to build in. What a killed builder of this engine left behind goes.
+    /// An empty folder to build in. What a killed builder of this build left behind goes.
     fn stage(&self, key: &Key, held: &lock::HeldLock) -> Result<tempfile::TempDir> {
         let staging = self.folder.join(STAGING);
         if held.excludes_others() {
@@ -234,7 +249,7 @@ impl EngineStore {
         folder.map_err(|error| Error::io("write into", &staging, error))
     }
 
-    /// Puts a sealed engine in its place, in one step.
+    /// Puts a sealed build in its place, in one step.
     fn publish(&self, key: &Key, staging: tempfile::TempDir) -> Result<PathBuf> {
         let target = key.folder(&self.folder);
         let fail = |error| Error::io("write", &target, error);
@@ -252,16 +267,27 @@ impl EngineStore {
     }
 }
 
+fn refuse_older(folder: &Path) -> Result<()> {
+    if folder.join(MARKER).exists() || !folder.join(OLD_MARKER).exists() {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "{} holds builds of an older version of this program ({OLD_MARKER}), which this one does not use; delete the folder, \
+         or name another one with the option `build-cache`",
+        folder.display()
+    )))
+}
+
 fn not_a_store(folder: &Path, reason: &str) -> Error {
     Error::usage(format!(
-        "{} is not an engine cache ({reason}); name a new or empty folder with the option `engine-cache`",
+        "{} is not a build cache ({reason}); name a new or empty folder with the option `build-cache`",
         folder.display()
     ))
 }
 
 fn not_built(name: &str, key: &Key, damaged: Option<&str>) -> Error {
-    let state = damaged.map_or("is not in the engine cache".to_owned(), |reason| format!("is damaged: {reason}"));
-    Error::new(ErrorKind::NotBuilt, format!("the compiled engine {} {state}", short(key))).at(name)
+    let state = damaged.map_or("is not in the build cache".to_owned(), |reason| format!("is damaged: {reason}"));
+    Error::new(ErrorKind::NotBuilt, format!("the build {} {state}", short(key))).at(name)
 }
 
 #[cfg(test)]

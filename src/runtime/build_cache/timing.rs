@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::key::{Key, KeyTarget};
-use super::{EngineStore, STAGING, TIMING, sealed};
+use super::{BuildStore, STAGING, TIMING, sealed};
 use crate::error::{Error, Result};
 use crate::model::weights::hash_bytes;
 
@@ -22,7 +22,7 @@ impl Timing {
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn take(store: &EngineStore, key: &Key, target: &KeyTarget) -> Result<Self> {
+    pub(crate) fn take(store: &BuildStore, key: &Key, target: &KeyTarget) -> Result<Self> {
         let parts = [&target.provider, &target.sdk, &target.driver, &target.device].map(String::as_str);
         let shared = store.folder.join(TIMING).join(&hash_bytes(parts.join("\n").as_bytes())[..16]);
         let staging = store.folder.join(STAGING);

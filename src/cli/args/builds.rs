@@ -1,4 +1,4 @@
-//! `dbcache-trt engines`.
+//! `dbcache-trt builds`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,27 +7,39 @@ use clap::{Args, Subcommand};
 use dbcache_trt::options::parse_bytes;
 
 #[derive(Debug, Args)]
-pub struct EnginesArgs {
+pub struct BuildsArgs {
     #[command(subcommand)]
-    pub command: EnginesCommand,
+    pub command: BuildsCommand,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum EnginesCommand {
-    /// Lists the engines
+pub enum BuildsCommand {
+    /// Lists the builds
     List(StoreArgs),
-    /// Compares every file with its SHA-256; exit code 8 if an engine is damaged
+    /// Compares every file with its SHA-256; exit code 8 if a build is damaged
     Verify(StoreArgs),
-    /// Removes what killed builds left behind, engines whose files are incomplete (with --verify also those with a wrong
+    /// Removes what killed processes left behind, builds whose files are incomplete (with --verify also those with a wrong
     /// byte), notes on what is gone, and what the options name
     Gc(GcArgs),
 }
 
-/// Which cache of engines.
+impl BuildsCommand {
+    pub fn store(&self) -> &StoreArgs {
+        match self {
+            Self::List(args) | Self::Verify(args) => args,
+            Self::Gc(args) => &args.store,
+        }
+    }
+}
+
+/// Which build cache.
 #[derive(Debug, Args)]
 pub struct StoreArgs {
-    /// The folder of compiled engines [default: in the user's cache folder]
+    /// The folder of the builds [default: in the user's cache folder]
     #[arg(long, value_name = "DIR")]
+    pub build_cache: Option<PathBuf>,
+    /// What --build-cache was called
+    #[arg(long, value_name = "DIR", hide = true, conflicts_with = "build_cache")]
     pub engine_cache: Option<PathBuf>,
     /// Print one JSON object instead of text
     #[arg(long)]
@@ -39,19 +51,19 @@ pub struct StoreArgs {
 pub struct GcArgs {
     #[command(flatten)]
     pub store: StoreArgs,
-    /// Engines that were not loaded for longer: seconds, or with m, h or d
+    /// Builds that were not loaded for longer: seconds, or with m, h or d
     #[arg(long, value_name = "TIME", value_parser = parse_age)]
     pub max_age: Option<Duration>,
-    /// Engines not loaded for the longest time, until the others have so many bytes: bytes, or with K, M or G
+    /// Builds not loaded for the longest time, until the others have so many bytes: bytes, or with K, M or G
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub max_size: Option<u64>,
-    /// Engines of no engine directory that is still there unchanged
+    /// Builds of no engine directory that is still there unchanged
     #[arg(long)]
     pub unreferenced: bool,
-    /// Engines whose keys begin like this
+    /// Builds whose keys begin like this
     #[arg(long, value_name = "KEY", value_parser = parse_key)]
     pub key: Vec<String>,
-    /// Engines of which any byte is wrong: reads all of them
+    /// Builds of which any byte is wrong: reads all of them
     #[arg(long)]
     pub verify: bool,
     /// Remove nothing, only say what would go
@@ -63,7 +75,7 @@ pub struct GcArgs {
 fn parse_key(text: &str) -> Result<String, &'static str> {
     if text.is_empty() {
         return Err(
-            "it is empty, and every key begins like that; give the first characters of a key that `engines list` shows",
+            "it is empty, and every key begins like that; give the first characters of a key that `builds list` shows",
         );
     }
     Ok(text.to_owned())

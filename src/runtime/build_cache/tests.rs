@@ -35,13 +35,13 @@ fn no_build(_: &Path) -> Result<String> {
 }
 
 struct Place {
-    store: EngineStore,
+    store: BuildStore,
     _folder: tempfile::TempDir,
 }
 
 fn place() -> Place {
     let folder = tempfile::tempdir().unwrap();
-    Place { store: EngineStore::open(folder.path().join("store")).unwrap(), _folder: folder }
+    Place { store: BuildStore::open(folder.path().join("store")).unwrap(), _folder: folder }
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -80,7 +80,7 @@ fn builds_once_and_then_loads() {
     assert!(place.staged().is_empty());
     let missing = place.store.find_or_build("block_001.onnx", &ingredients("b"), false, no_build).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotBuilt);
-    assert!(missing.to_string().contains("block_001.onnx: the compiled engine"), "{missing}");
+    assert!(missing.to_string().contains("block_001.onnx: the build"), "{missing}");
     assert!(matches!(place.store.find(&ingredients("b").key().unwrap()), Lookup::Missing));
 }
 
@@ -258,7 +258,7 @@ fn digests_are_remembered_until_the_file_changes() {
 }
 
 #[test]
-fn damaged_engines_are_never_loaded() {
+fn damaged_builds_are_never_loaded() {
     type Damage = fn(&Path);
     fn flip(path: PathBuf, at: usize) {
         let mut bytes = fs::read(&path).unwrap();
@@ -302,7 +302,7 @@ fn damaged_engines_are_never_loaded() {
         ),
         (
             |entry| {
-                // Another engine, under the name of this one.
+                // Another build, under the name of this one.
                 fs::remove_dir_all(entry).unwrap();
                 fs::create_dir(entry).unwrap();
                 let model = build(entry).unwrap();
@@ -345,7 +345,7 @@ fn damaged_engines_are_never_loaded() {
         }
         let verified = place.store.verify().unwrap();
         let entry = verified.iter().find(|entry| entry.key == key.as_str()).unwrap();
-        assert!(matches!(&entry.state, EngineState::Damaged(found) if found.contains(reason)), "{entry:?}");
+        assert!(matches!(&entry.state, BuildState::Damaged(found) if found.contains(reason)), "{entry:?}");
 
         let refused = place.store.find_or_build("block_000.onnx", &ingredients("a"), false, no_build).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::NotBuilt);
@@ -384,7 +384,7 @@ fn a_builder_that_fails_leaves_nothing() {
                 fs::create_dir(folder.join("cache")).unwrap();
                 build(folder)
             },
-            "the provider wrote cache, which an engine cannot hold",
+            "the provider wrote cache, which a build cannot hold",
         ),
     ];
     for (build, reason) in broken {
@@ -397,11 +397,11 @@ fn a_builder_that_fails_leaves_nothing() {
     }
 }
 
-/// A process of its own that asks for one engine: run by the tests below.
+/// A process of its own that asks for one build: run by the tests below.
 #[test]
 #[ignore = "other tests start it as a process of its own"]
 fn process() {
-    let store = EngineStore::open(std::env::var_os("STORE").unwrap()).unwrap();
+    let store = BuildStore::open(std::env::var_os("STORE").unwrap()).unwrap();
     let hangs = std::env::var_os("HANGS").is_some();
     let (_, outcome) = store
         .find_or_build("block_000.onnx", &ingredients("a"), true, |folder| {
@@ -420,7 +420,7 @@ fn process() {
 
 fn start(place: &Place, hangs: bool) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "runtime::engine_cache::tests::process", "--ignored", "--nocapture"]);
+    command.args(["--exact", "runtime::build_cache::tests::process", "--ignored", "--nocapture"]);
     command.env("STORE", place.store.folder()).stdout(Stdio::piped());
     if hangs {
         command.env("HANGS", "1");
@@ -529,7 +529,7 @@ fn gc_removes_what_it_is_told() {
     let report = place.store.gc(&GcOptions { max_bytes: Some(0), ..GcOptions::default() }).unwrap();
     assert_eq!((report.in_use, report.removed.len()), (vec![keys[0].to_string()], 2));
     drop(found);
-    // Another model in the same place uses other engines.
+    // Another model in the same place uses other builds.
     fs::write(engine.path().join("manifest.json"), "{}").unwrap();
     let report = place.store.gc(&GcOptions { unreferenced: true, ..GcOptions::default() }).unwrap();
     assert_eq!(report.removed.iter().filter(|removed| removed.name == keys[0].as_str()).count(), 1);
@@ -540,7 +540,7 @@ fn gc_removes_what_it_is_told() {
     );
     assert_eq!(place.store.list().unwrap().len(), 1, "a folder that is not ours stays");
     for (key, words) in
-        [("abc", "holds no engine abc"), ("", "the option `key` is empty, and every key begins like that")]
+        [("abc", "holds no build abc"), ("", "the option `key` is empty, and every key begins like that")]
     {
         let error = place.store.gc(&GcOptions { keys: vec![key.into()], ..GcOptions::default() }).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
@@ -554,21 +554,31 @@ fn other_folders_are_no_stores() {
     let home = folder.path().join("home");
     fs::create_dir(&home).unwrap();
     fs::write(home.join("letters.txt"), "").unwrap();
-    let error = EngineStore::open(&home).unwrap_err();
+    let error = BuildStore::open(&home).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Usage);
     assert!(
-        error.to_string().contains("home is not an engine cache (holds other files); name a new or empty folder"),
+        error.to_string().contains("home is not a build cache (holds other files); name a new or empty folder"),
         "{error}"
     );
-    assert_eq!(EngineStore::open_existing(&home).unwrap_err().kind(), ErrorKind::Usage);
+    assert_eq!(BuildStore::open_existing(&home).unwrap_err().kind(), ErrorKind::Usage);
     assert_eq!(names(&home), ["letters.txt"]);
-    assert!(EngineStore::open_existing(folder.path().join("none")).unwrap().is_none());
+    assert!(BuildStore::open_existing(folder.path().join("none")).unwrap().is_none());
     assert!(!folder.path().join("none").exists());
-    EngineStore::open(folder.path().join("new/store")).unwrap();
-    assert!(EngineStore::open_existing(folder.path().join("new/store")).unwrap().is_some());
+    BuildStore::open(folder.path().join("new/store")).unwrap();
+    assert!(BuildStore::open_existing(folder.path().join("new/store")).unwrap().is_some());
     fs::write(folder.path().join("new/store").join(MARKER), "{}").unwrap();
-    assert_eq!(EngineStore::open(folder.path().join("new/store")).unwrap_err().kind(), ErrorKind::Usage);
-    let error = EngineStore::open(home.join("letters.txt/store")).unwrap_err();
+    assert_eq!(BuildStore::open(folder.path().join("new/store")).unwrap_err().kind(), ErrorKind::Usage);
+    let older = folder.path().join("engines");
+    assert_eq!(BuildStore::older_beside(&folder.path().join("builds")), None);
+    fs::create_dir(&older).unwrap();
+    fs::write(older.join(super::OLD_MARKER), "{}").unwrap();
+    for error in [BuildStore::open(&older).unwrap_err(), BuildStore::open_existing(&older).unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().contains("holds builds of an older version"), "{error}");
+    }
+    assert_eq!(BuildStore::older_beside(&folder.path().join("builds")), Some(older.clone()));
+    assert_eq!(BuildStore::older_beside(&older), None);
+    let error = BuildStore::open(home.join("letters.txt/store")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
 }
 

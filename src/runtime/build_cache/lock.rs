@@ -2,7 +2,7 @@
 //!
 //! The operating system lets go of a lock when its holder dies. Lock files are never removed, because two processes could
 //! then hold "the" lock on two files; so there is one for each first byte of a key, not one for each key. Where a file
-//! system has no locks, two builders may build the same engine: each writes into a folder of its own, the later one finds
+//! system has no locks, two builders may make the same build: each writes into a folder of its own, the later one finds
 //! the result of the first.
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -45,7 +45,7 @@ fn no_locks(error: &std::io::Error) -> HeldLock {
     HeldLock::nothing()
 }
 
-/// Waits until nobody builds or removes this engine.
+/// Waits until nobody makes or removes this build.
 pub(super) fn shared(store: &Path, key: &Key) -> HeldLock {
     let Some(file) = open(store, key) else { return HeldLock::nothing() };
     match outside(|| file.lock_shared()) {
@@ -54,7 +54,7 @@ pub(super) fn shared(store: &Path, key: &Key) -> HeldLock {
     }
 }
 
-/// Waits until nobody else builds, removes or loads this engine.
+/// Waits until nobody else makes, removes or loads this build.
 pub(super) fn exclusive(store: &Path, key: &Key) -> HeldLock {
     let Some(file) = open(store, key) else { return HeldLock::nothing() };
     match outside(|| file.lock()) {
