@@ -237,7 +237,7 @@ impl PolicyConfig {
     }
 
     /// Whether the uncond branch is judged by the diff of the cond branch: if its gate says
-    /// [`NeedsDiff`](Gate::NeedsDiff) and a diff was recorded for the cond branch of the same step, the loop passes
+    /// [`NeedsDiff`](super::Gate::NeedsDiff) and a diff was recorded for the cond branch of the same step, the loop passes
     /// that one to [`judge`](CachePolicy::judge), and records it for both. Otherwise it computes one. Tensors to
     /// compare are kept for both branches in any case.
     pub fn shares_cond_diff(&self) -> bool {

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::loader::Loader;
+use super::opening::{check_provider, choose_weights, open, verify, work};
 use super::stages::{Stages, sizes};
-use super::{check_provider, choose_weights, open, verify, work};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exit::enter;
 use crate::model::cache_dtype::CacheDType;

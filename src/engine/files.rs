@@ -7,8 +7,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::open;
-use super::planned;
+use super::opening::{open, planned};
 use super::stages::StageGraph;
 use crate::error::{At, Error, Result};
 use crate::files::Partial;
