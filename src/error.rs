@@ -158,7 +158,7 @@ impl Error {
     }
 
     /// What it is about, for programs: an option by its long flag without dashes (`steps`), a file by its path, else the
-    /// innermost place of the [`context`](Self::context) (a graph, a branch); none where no one thing is to blame.
+    /// innermost place of the [`context`](Self::context) (a graph, a branch); `None` if no one thing is to blame.
     pub fn field(&self) -> Option<&str> {
         self.0.field.as_deref().or_else(|| self.0.context.last().map(String::as_str))
     }

@@ -25,7 +25,7 @@ pub struct StageInfo {
     pub expert: usize,
     /// Whether it begins with the embed graph.
     pub embed: bool,
-    /// Its blocks; none where the embed graph or the final graph is alone.
+    /// Its blocks; `None` if the embed graph or the final graph is alone.
     pub blocks: Range<usize>,
     /// Whether it ends with the final graph.
     pub last: bool,
@@ -139,7 +139,7 @@ pub struct EngineInfo {
     pub fps: Option<f64>,
     /// Dynamic dimensions and their ranges.
     pub dimensions: Vec<(String, String)>,
-    /// What became of the builds that the provider compiles; none where it compiles none, or nothing is loaded.
+    /// What became of the builds that the provider compiles; `None` if it compiles none, or nothing is loaded.
     pub builds: Option<BuildCounts>,
     /// Tools and versions that made it.
     pub exported_with: Vec<(String, String)>,

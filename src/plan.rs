@@ -85,7 +85,7 @@ pub(crate) enum InStageArithmetic {
 pub(crate) struct InStages {
     pub head: Range<usize>,
     pub middle: Range<usize>,
-    /// How the head is compared; none where nothing is.
+    /// How the head is compared; `None` if nothing is.
     pub diff: Option<DiffOptions>,
     /// What the middle changes.
     pub streams: Vec<usize>,
@@ -310,7 +310,7 @@ impl Plan {
         &self.stages
     }
 
-    /// The indices of the stages that make up a range of blocks; none where the range begins or ends inside a stage.
+    /// The indices of the stages that make up a range of blocks; `None` if the range begins or ends inside a stage.
     pub(crate) fn cover(&self, blocks: &Range<usize>) -> Option<Range<usize>> {
         if blocks.is_empty() {
             return Some(0..0);

@@ -184,7 +184,7 @@ impl PolicyOption {
         Self::all().iter().map(|option| option.name)
     }
 
-    /// Its value in a policy; none where the policy lacks it.
+    /// Its value in a policy; `None` if the policy lacks it.
     pub(super) fn value_in(&self, policy: &PolicyConfig) -> Option<OptionValue> {
         let (own, calibrator) = match policy {
             PolicyConfig::DbCache(config) => {

@@ -61,7 +61,7 @@ impl Loader {
         Ok(Self { weights, compiler, extremes, fixed, directory })
     }
 
-    /// What became of the builds; none where the provider does not compile.
+    /// What became of the builds; `None` if the provider does not compile.
     pub(crate) fn counts(&self) -> Option<BuildCounts> {
         self.compiler.as_ref().map(Compiler::counts)
     }

@@ -7,7 +7,7 @@
 //!         a unit (the middle of the step, or a single block): gate ─ decided ───────────────┐
 //!                                                                └─ needs a diff ─▶ judge ─▶ decision
 //!             Compute: run, keep the residual      Skip: streams += kept residual, or a forecast of it
-//!             (pass.rs; samples.rs: the middle of those samples of a batch that compute, where each decides for itself)
+//!             (pass.rs; samples.rs runs the middle for some samples of a batch, if each decides for itself)
 //!     final ─▶ prediction
 //! guidance ─▶ scheduler's update ─▶ latents
 //! ```

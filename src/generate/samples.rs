@@ -45,7 +45,7 @@ pub(super) struct Samples {
 pub(crate) struct BranchSamples {
     /// One for each stream that the middle changes.
     keep: Vec<Op>,
-    /// The same, by the number of samples that compute.
+    /// What joins the samples that computed with the others: one for each stream, by the number that computed.
     join: BTreeMap<usize, Vec<Op>>,
 }
 

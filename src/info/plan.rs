@@ -37,7 +37,7 @@ pub struct DryRun {
     pub cache_bytes: CacheBytes,
     /// Whether weights will be mapped rather than packed; where the options leave it open, by the memory that is free now.
     pub is_mapped: bool,
-    /// The builds that the provider needs, and which of them the build cache has; none where nothing is compiled.
+    /// The builds that the provider needs, and which of them the build cache has; `None` if nothing is compiled.
     pub builds: Option<Vec<PlannedBuild>>,
 }
 

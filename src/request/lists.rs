@@ -10,7 +10,7 @@ use crate::model::manifest::Manifest;
 
 /// Blocks that are decided on together.
 pub(crate) struct List {
-    /// Which one; none where all blocks are one list.
+    /// Which one; `None` if all blocks are one list.
     pub index: Option<usize>,
     pub blocks: Range<usize>,
     /// Whether all streams flow through it as one.

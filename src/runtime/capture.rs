@@ -62,7 +62,7 @@ pub(super) struct Captures {
 pub(super) struct Capture {
     recorded: RunOptions<NoSelectedOutputs>,
     plain: RunOptions<NoSelectedOutputs>,
-    /// A [`State`], shared by all bindings of the same tensors; none where nothing is recorded.
+    /// A [`State`], shared by all bindings of the same tensors; `None` if nothing is recorded.
     state: Option<Arc<AtomicU8>>,
 }
 

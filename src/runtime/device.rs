@@ -82,17 +82,17 @@ impl Device {
         self.spec().kind() == ProviderKind::WebGpu || self.spec().captures().is_some()
     }
 
-    /// The stream on which runs may be left unfinished; none where each run waits for its end.
+    /// The stream on which runs may be left unfinished; `None` if each run waits for its end.
     pub(super) fn unwaited(&self) -> Option<Stream> {
         self.provider.unwaited()
     }
 
-    /// How many runs a session of this role records at most; none where it records none.
+    /// How many runs a session of this role records at most; `None` if it records none.
     pub(super) fn captures(&self, role: Role) -> Option<usize> {
         self.spec().captures().filter(|_| role == Role::Stage)
     }
 
-    /// Where tensors wait for the next request; none where nothing is recorded on them.
+    /// Where tensors wait for the next request; `None` if nothing is recorded on them.
     pub(super) fn shelf(&self) -> Option<&Shelf> {
         self.spec().captures().map(|_| &self.shelf)
     }

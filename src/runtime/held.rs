@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use super::turn::turn;
 use crate::exit::enter;
 
-/// What ONNX Runtime has made: freed while it is in use, and left alone once the process ends.
+/// What ONNX Runtime has made. It is freed when its owner drops it, and left alone once the process ends.
 pub(super) struct Held<T: Send + 'static> {
     value: ManuallyDrop<T>,
     takes_turns: bool,

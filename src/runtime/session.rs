@@ -226,7 +226,7 @@ impl Session {
         self.run_as(binding, State::Refused)
     }
 
-    /// The same, recorded or replayed if it can be.
+    /// Runs once over bound buffers. The run is recorded, or replays a recording, if it can.
     pub(super) fn replay(&self, binding: &Binding) -> Result<()> {
         self.run_as(binding, binding.capture.as_ref().map_or(State::Refused, Capture::state))
     }

@@ -48,7 +48,7 @@ pub struct Divergence {
     pub list: Option<usize>,
     /// The picture, where each decides for itself.
     pub sample: Option<usize>,
-    /// The block, where a single block was decided otherwise; none where the step as a whole was.
+    /// The block, where a single block was decided otherwise; `None` if the step as a whole was.
     pub block: Option<usize>,
     /// What the first run did; none if it did not decide there.
     pub a: Option<Side>,

@@ -13,19 +13,19 @@ pub struct StepRecord {
     pub steps: usize,
     /// The guidance branch.
     pub branch: Branch,
-    /// Which transformer ran, from 0; none where the model has one.
+    /// Which transformer ran, from 0; `None` if the model has one.
     pub expert: Option<usize>,
-    /// The list of blocks that was decided on, from 0; none where all blocks are one list.
+    /// The list of blocks that was decided on, from 0; `None` if all blocks are one list.
     pub list: Option<usize>,
-    /// The picture of the batch that decided, from 0; none where the batch decides as one.
+    /// The picture of the batch that decided, from 0; `None` if the batch decides as one.
     pub sample: Option<usize>,
     /// Noise level of the step, 1 … 0, dimensionless.
     pub sigma: f32,
     /// What was decided, and by which rule.
     pub decision: Decision,
-    /// Relative L1 change against the last computed step, dimensionless; none where no diff was taken.
+    /// Relative L1 change against the last computed step, dimensionless; `None` if no diff was taken.
     pub diff: Option<f32>,
-    /// What the diff was compared with; none where no diff was taken.
+    /// What the diff was compared with; `None` if no diff was taken.
     pub threshold: Option<f64>,
     /// One for each block that the policy decides on by itself, in their order.
     pub blocks: Vec<BlockRecord>,
@@ -47,7 +47,7 @@ pub struct BlockRecord {
     pub block: usize,
     /// What was decided, and by which rule.
     pub decision: Decision,
-    /// Relative L1 change of the block's input, dimensionless; none where no diff was taken.
+    /// Relative L1 change of the block's input, dimensionless; `None` if no diff was taken.
     pub diff: Option<f32>,
     /// What the diff was compared with.
     pub threshold: Option<f64>,

@@ -146,13 +146,13 @@ pub struct Trace {
     pub compute: ComputeChoice,
     /// The provider that computed, with its options.
     pub provider: String,
-    /// What became of the builds that the provider compiles, since the engine was loaded; none where it compiles none.
+    /// What became of the builds that the provider compiles, since the engine was loaded; `None` if it compiles none.
     pub builds: Option<BuildCounts>,
-    /// Runs of the stages that were recorded and replayed; none where the provider was not told to.
+    /// Runs of the stages that were recorded and replayed; `None` if the provider was not told to.
     pub captures: Option<CaptureCounts>,
     /// Bytes of the tensors by the memory that they lay in, in ONNX Runtime's words: `Cpu`, `Cuda`, `WebGPU_Buf`.
     pub memory: BTreeMap<String, u64>,
-    /// Bytes of tensors that the host read from a device while the steps ran: none where only sums come back. Where runs are
+    /// Bytes of tensors that the host read from a device while the steps ran: 0 if only sums come back. Where runs are
     /// recorded, those that the first replays were checked by, and the sums of stages that hold the cache's arithmetic.
     pub read_bytes: u64,
     /// What the user should know; see [`Warning`].

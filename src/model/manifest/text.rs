@@ -109,7 +109,7 @@ pub(crate) enum TextInputSpec {
 }
 
 impl TextSpec {
-    /// The tokens that a graph gives for every prompt; none where they follow from the prompt or from earlier graphs.
+    /// The tokens that a graph gives for every prompt; `None` if they follow from the prompt or from earlier graphs.
     pub(crate) fn fixed_length(&self, graph: &TextGraphSpec) -> Option<u64> {
         let tokenizer = graph.tokenizer().and_then(|name| self.tokenizers.get(name));
         let padded = tokenizer.filter(|tokenizer| tokenizer.padding == Padding::Length);

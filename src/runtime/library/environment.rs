@@ -30,7 +30,7 @@ const SAME_AS_REQUESTED: i32 = 1;
 pub(crate) enum Pool {
     /// One pool for all sessions of the process: ours.
     Shared,
-    /// The same, of a host that started ONNX Runtime first.
+    /// One pool for all sessions of the process: that of a host, which started ONNX Runtime first.
     OfHost,
     /// Each session has its own, because a host that started ONNX Runtime first made no pool.
     PerSession,

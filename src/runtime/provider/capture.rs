@@ -22,7 +22,7 @@ impl ProviderKind {
 }
 
 impl ProviderSpec {
-    /// How many runs each stage records at most; none where none are to be.
+    /// How many runs each stage records at most; `None` if it records none.
     pub(crate) fn captures(&self) -> Option<usize> {
         self.raw(CAPTURES.name)?.parse().ok()
     }

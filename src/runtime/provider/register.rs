@@ -40,7 +40,7 @@ pub(crate) struct Provider {
     spec: ProviderSpec,
     /// Whether nodes that it cannot run may run elsewhere.
     allows_fallback: bool,
-    /// The stream that its sessions share; none where each has its own.
+    /// The stream that its sessions share; `None` if each has its own.
     stream: Option<Stream>,
 }
 
@@ -60,7 +60,7 @@ impl Provider {
         Ok(provider)
     }
 
-    /// The stream on which runs may be left unfinished; none where each run waits for its end.
+    /// The stream on which runs may be left unfinished; `None` if each run waits for its end.
     pub(crate) fn unwaited(&self) -> Option<Stream> {
         self.stream.filter(|_| self.spec.is_async())
     }

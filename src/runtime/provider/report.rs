@@ -24,7 +24,7 @@ pub struct ProviderReport {
     pub version: Option<String>,
     /// What it can compute on, as far as it tells.
     pub devices: Vec<String>,
-    /// Why it cannot be used, with what to install; none where it can.
+    /// Why it cannot be used, with what to install; `None` if it can.
     pub missing: Option<String>,
 }
 

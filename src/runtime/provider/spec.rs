@@ -102,7 +102,7 @@ impl ProviderSpec {
         Ok(self)
     }
 
-    /// An option's value as ONNX Runtime reads it; none where it was not set.
+    /// An option's value as ONNX Runtime reads it; `None` if it was not set.
     pub(super) fn raw(&self, option: &str) -> Option<String> {
         let defs = self.kind.defs();
         let index = defs.iter().position(|def| def.name == option)?;
