@@ -14,7 +14,10 @@ use dbcache_trt::ErrorKind;
 static HEAP: cli::heap::Heap = cli::heap::Heap;
 
 fn main() -> ExitCode {
-    let cli = cli::args::Cli::parse();
+    let cli = match cli::args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::print::refused(&error),
+    };
     // The hook of the standard library has told where it happened.
     std::panic::catch_unwind(|| run(&cli)).unwrap_or_else(|_| {
         cli::print::note("error: this is a bug of dbcache-trt; please report it with the command and the lines above");

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::Write;
+use std::process::ExitCode;
 
 use anyhow::Context;
 
@@ -34,6 +35,19 @@ fn harmless(text: &str) -> Cow<'_, str> {
 /// Whether the reader of our output went away (`dbcache-trt … | head`).
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Prints why a command line is no command, or the help that it asks for.
+pub fn refused(error: &clap::Error) -> ExitCode {
+    let text = error.to_string();
+    // Texts of the library name options in its own way.
+    if text.contains("option `") && error.use_stderr() {
+        note(text.trim_end());
+    } else {
+        // A reader that went away, as in `dbcache-trt --help | head`, is no error.
+        let _ = error.print();
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))
 }
 
 /// The error with its causes. The library's own error tells its causes by itself.

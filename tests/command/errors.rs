@@ -55,7 +55,7 @@ fn usage() {
         ("--require-built", "--require-built has no effect: the provider `cpu` compiles nothing; leave it out"),
         ("--compute int8", "[possible values: exported, fp32, fp16, bf16]"),
         ("--compute bf16", "--compute bf16 cannot run on the provider `cpu`, which has no products in it"),
-        ("--provider cuda:bf16", "is chosen by --compute fp32, fp16 or bf16"),
+        ("--provider cuda:bf16", "is chosen by --compute (fp32, fp16 or bf16)"),
         ("--provider tensorrt:int8", "`int8` has no effect: no graph of this engine quantises"),
         ("--profile 16", "--profile has no effect: the provider `cpu` compiles nothing; leave it out\n"),
         (
