@@ -49,3 +49,20 @@ fn folder(inside: &[&str], xdg: &str, apple: &[&str], unix: &[&str]) -> Result<P
 fn extended(folder: PathBuf, parts: &[&str]) -> PathBuf {
     parts.iter().fold(folder, |folder, part| folder.join(part))
 }
+
+/// Where the system's loader looks, as far as that can be known.
+pub(crate) fn library_directories() -> Vec<PathBuf> {
+    let variable = if cfg!(target_vendor = "apple") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
+    let mut directories = Vec::new();
+    if cfg!(unix) {
+        if let Some(value) = std::env::var_os(variable) {
+            directories.extend(
+                std::env::split_paths(&value).map(|directory| std::path::absolute(&directory).unwrap_or(directory)),
+            );
+        }
+        let multiarch = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+        let known = ["/usr/local/lib", &multiarch, "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/opt/homebrew/lib"];
+        directories.extend(known.iter().map(PathBuf::from));
+    }
+    directories
+}

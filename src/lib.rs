@@ -118,3 +118,5 @@ pub use request::inputs::write_json;
 pub use runtime::build_cache::{BuildState, BuildStore, GcOptions, GcReport, Removed, StoredBuild};
 #[doc(hidden)]
 pub use runtime::library::{OLDEST as OLDEST_RUNTIME, Place, places as library_places};
+#[doc(hidden)]
+pub use units::bytes_in_words;

@@ -9,6 +9,18 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, ErrorKind, Result};
 use crate::folders::data_folder;
 
+mod bundle;
+mod pins;
+
+#[cfg(all(feature = "setup", test))]
+pub(crate) use bundle::Pinned;
+pub(crate) use bundle::{Bundle, Depth, bundle, bundle_of_library, installed_bundle, tensorrt_folder};
+#[cfg(feature = "setup")]
+pub(crate) use bundle::{Wheel, bundles, providers_folder};
+
+/// What TensorRT's provider asks for beside CUDA, in the order in which it must be loaded.
+pub(crate) const TENSORRT_LIBRARIES: [&str; 2] = ["libnvinfer.so.10", "libnvonnxparser.so.10"];
+
 /// The file name of the library on this system.
 pub const FILE_NAME: &str = if cfg!(windows) {
     "onnxruntime.dll"
@@ -71,6 +83,10 @@ pub enum SlotState {
     Valid,
     /// Something else.
     Damaged(String),
+    /// A part, of a setup that was ended before its end.
+    Unfinished,
+    /// What another version of this program installs.
+    Outdated,
 }
 
 impl Package {
@@ -80,27 +96,35 @@ impl Package {
 
     /// What lies where it is installed.
     pub(crate) fn state(&self, folder: &Path) -> SlotState {
-        match self.verify(&self.installed_path(folder)) {
+        let path = self.installed_path(folder);
+        match verify_size(&path, self.bytes).and_then(|()| verify_content(&path, self.sha256)) {
             Ok(()) => SlotState::Valid,
             Err(error) if error.kind() == io::ErrorKind::NotFound => SlotState::Empty,
             Err(error) => SlotState::Damaged(error.to_string()),
         }
     }
+}
 
-    fn verify(&self, path: &Path) -> io::Result<()> {
-        let metadata = path.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::other("not a regular file"));
-        }
-        if metadata.len() != self.bytes {
-            return Err(io::Error::other(format!("{} bytes instead of {}", metadata.len(), self.bytes)));
-        }
-        self.verify_digest(&copy_and_hash(&mut File::open(path)?, &mut io::sink())?).map_err(io::Error::other)
+/// Whether a file of so many bytes is there.
+fn verify_size(path: &Path, bytes: u64) -> io::Result<()> {
+    let metadata = path.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a regular file"));
     }
+    if metadata.len() != bytes {
+        return Err(io::Error::other(format!("{} bytes instead of {bytes}", metadata.len())));
+    }
+    Ok(())
+}
 
-    pub(crate) fn verify_digest(&self, digest: &str) -> Result<(), String> {
-        if digest == self.sha256 { Ok(()) } else { Err(format!("its SHA-256 is {digest}, expected {}", self.sha256)) }
-    }
+/// Whether a file has this SHA-256, read from its first byte to its last.
+fn verify_content(path: &Path, sha256: &str) -> io::Result<()> {
+    let digest = copy_and_hash(&mut File::open(path)?, &mut io::sink())?;
+    verify_digest(&digest, sha256).map_err(io::Error::other)
+}
+
+pub(crate) fn verify_digest(digest: &str, sha256: &str) -> Result<(), String> {
+    if digest == sha256 { Ok(()) } else { Err(format!("its SHA-256 is {digest}, expected {sha256}")) }
 }
 
 pub(crate) fn packages_for_this_system() -> Result<Vec<Package>> {
@@ -120,19 +144,30 @@ pub(crate) fn packages_for_this_system() -> Result<Vec<Package>> {
     Ok(packages)
 }
 
-/// The files that setup installs, best first; none if there is no folder or package for them.
+/// The libraries of ONNX Runtime that setup installs, best first: those for the CPU, then the build for GPUs where it is. None
+/// if there is no folder or package for them.
 pub(crate) fn expected_files() -> Vec<PathBuf> {
-    let (Ok(folder), Ok(packages)) = (library_folder(), packages_for_this_system()) else { return Vec::new() };
-    packages.iter().map(|package| package.installed_path(&folder)).collect()
+    let mut files = Vec::new();
+    if let (Ok(folder), Ok(packages)) = (library_folder(), packages_for_this_system()) {
+        files.extend(packages.iter().map(|package| package.installed_path(&folder)));
+    }
+    files.extend(installed_bundle("cuda").and_then(|(bundle, folder)| bundle.library(&folder)));
+    files
 }
 
 /// What is wrong with one of [`expected_files`], read from its first byte to its last.
 pub(crate) fn defect(path: &Path) -> Option<String> {
-    let (folder, packages) = (library_folder().ok()?, packages_for_this_system().ok()?);
-    let package = packages.iter().find(|package| package.installed_path(&folder) == path)?;
-    match package.state(&folder) {
+    let state = match bundle_of_library(path) {
+        // The other files are gigabytes: their sizes must do here, and setup's check reads them all.
+        Some((bundle, folder)) => bundle.state(&folder, Depth::Library),
+        None => {
+            let (folder, packages) = (library_folder().ok()?, packages_for_this_system().ok()?);
+            packages.iter().find(|package| package.installed_path(&folder) == path)?.state(&folder)
+        }
+    };
+    match state {
         SlotState::Damaged(reason) => Some(reason),
-        SlotState::Empty | SlotState::Valid => None,
+        _ => None,
     }
 }
 

@@ -1,6 +1,7 @@
-//! Fetches ONNX Runtime's shared library, so that a fresh machine needs one command and no account, compiler or root.
+//! Fetches ONNX Runtime's shared library and what providers need beside it, so that a fresh machine needs one command and no
+//! account, compiler or root.
 //!
-//! The library comes from a package registry through whichever package tool the machine has: uv, pip or npm. What they
+//! The libraries come from a package registry through whichever package tool the machine has: uv, pip or npm. What they
 //! deliver is trusted only if it has the SHA-256 pinned in `crate::packages`; it appears in the data folder under its final
 //! name in one step, or not at all. Finding and loading it is the business of the `runtime` module.
 
@@ -8,22 +9,37 @@ use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
+mod inventory;
+mod provider;
+mod target;
 mod tools;
 
-use tools::{fetch, is_about_space, is_fetched_by};
+#[doc(hidden)]
+pub use self::inventory::Slot;
+pub use self::target::{Target, Targets};
 
+use self::provider::{Job, TOOLS, room};
+use self::tools::{fetch, fetch_wheel, is_about_space, is_fetched_by};
 use crate::error::{Error, ErrorKind, Result};
-use crate::folders::FOLDER_VARIABLE;
+use crate::folders::{FOLDER_VARIABLE, library_directories};
 #[doc(hidden)]
 pub use crate::packages::SlotState;
-use crate::packages::{Package, copy_and_hash, library_folder, packages_for_this_system};
+use crate::packages::{
+    Depth, Package, TENSORRT_LIBRARIES, bundle, copy_and_hash, library_folder, packages_for_this_system,
+    providers_folder, tensorrt_folder, verify_digest,
+};
+use crate::units::bytes_in_words;
 use crate::words::words;
+
+const ONNX_RUNTIME: &str = "ONNX Runtime";
 
 /// How to set up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SetupOptions {
     /// The only package tool to use. Default: the first of [`Via::ALL`] that works.
     pub via: Option<Via>,
+    /// What to install. Default: ONNX Runtime itself, which computes on the CPU.
+    pub providers: Targets,
 }
 
 /// A package tool.
@@ -53,6 +69,39 @@ pub enum SetupEvent {
         /// Its command line.
         command: String,
     },
+    /// A tool still works.
+    StillRunning {
+        /// The tool.
+        via: Via,
+        /// For how long.
+        seconds: u64,
+    },
+    /// What will be done for a provider, before anything is fetched.
+    Planned {
+        /// The provider.
+        what: &'static str,
+        /// How many bytes are to be downloaded.
+        download: u64,
+        /// How many bytes they become on the disk.
+        disk: u64,
+        /// Where.
+        folder: PathBuf,
+        /// How many bytes of an earlier setup are kept.
+        kept: u64,
+    },
+    /// One package of several is fetched.
+    Fetching {
+        /// The package.
+        package: &'static str,
+        /// Its version.
+        version: &'static str,
+        /// How many bytes are to be downloaded.
+        bytes: u64,
+        /// Which one, from 1.
+        place: usize,
+        /// Of how many.
+        of: usize,
+    },
     /// A tool failed; the next one is tried.
     Failed {
         /// The tool.
@@ -67,28 +116,46 @@ impl fmt::Display for SetupEvent {
         match self {
             Self::Waiting => f.write_str("waiting for another setup"),
             Self::Running { command, .. } => write!(f, "running {command}"),
+            Self::StillRunning { via, seconds } => write!(f, "{via} is at work since {seconds} seconds"),
+            Self::Planned { what, download, disk, folder, kept } => {
+                let (download, disk, folder) = (bytes_in_words(*download), bytes_in_words(*disk), folder.display());
+                write!(f, "{what}: {download} to download, {disk} on the disk, in {folder}")?;
+                match kept {
+                    0 => Ok(()),
+                    kept => write!(f, "; {} are there already", bytes_in_words(*kept)),
+                }
+            }
+            Self::Fetching { package, version, bytes, place, of } => {
+                write!(f, "[{place}/{of}] {package} {version}, {}", bytes_in_words(*bytes))
+            }
             Self::Failed { via, reason } => write!(f, "{via}: {reason}"),
         }
     }
 }
 
-/// The result of [`run`].
+/// What [`run`] has installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installed {
-    /// The library.
+    /// ONNX Runtime, or the provider.
+    pub what: &'static str,
+    /// The library, or the folder of a provider's libraries.
     pub path: PathBuf,
-    /// The version of ONNX Runtime.
+    /// Its version.
     pub version: &'static str,
     /// What had to be done.
     pub outcome: Outcome,
+    /// What cannot be fetched, and how to get it.
+    pub remains: Option<String>,
 }
 
 /// What [`run`] had to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// Nothing: the library was there and is the pinned one.
+    /// Nothing: all was there and is what is pinned.
     AlreadyInstalled,
+    /// All was there, of a setup that had ended before its last step.
+    Resumed,
     /// It was fetched.
     Installed(Via),
     /// It was there but damaged, and was fetched again.
@@ -97,26 +164,15 @@ pub enum Outcome {
 
 impl fmt::Display for Installed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, version, outcome } = self;
+        let Self { what, path, version, outcome, .. } = self;
         let path = path.display();
         match outcome {
-            Outcome::AlreadyInstalled => write!(f, "ONNX Runtime {version} is already installed: {path}"),
-            Outcome::Installed(via) => write!(f, "installed ONNX Runtime {version} with {via}: {path}"),
-            Outcome::Repaired(via) => write!(f, "repaired ONNX Runtime {version} with {via}: {path}"),
+            Outcome::AlreadyInstalled => write!(f, "{what} {version} is already installed: {path}"),
+            Outcome::Resumed => write!(f, "finished what an earlier setup of {what} {version} had fetched: {path}"),
+            Outcome::Installed(via) => write!(f, "installed {what} {version} with {via}: {path}"),
+            Outcome::Repaired(via) => write!(f, "repaired {what} {version} with {via}: {path}"),
         }
     }
-}
-
-/// What lies at one of the places that [`run`] fills.
-#[doc(hidden)] // For the command, which shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slot {
-    /// The library.
-    pub path: PathBuf,
-    /// The version of ONNX Runtime that belongs there.
-    pub version: &'static str,
-    /// What is there.
-    pub state: SlotState,
 }
 
 impl fmt::Display for SlotState {
@@ -125,32 +181,121 @@ impl fmt::Display for SlotState {
             Self::Empty => f.write_str("not installed"),
             Self::Valid => f.write_str("installed"),
             Self::Damaged(reason) => write!(f, "damaged: {reason}"),
+            Self::Unfinished => f.write_str("a part, of a setup that was ended: the same setup goes on from there"),
+            Self::Outdated => f.write_str("not used: another version of this program has installed it"),
         }
     }
 }
 
-/// Installs the library unless a valid one is there. Writes only inside the data folder (and the tools' own caches).
+/// Installs what the options name, unless it is there and whole. Writes only inside the data folder (and the tools' own caches).
 ///
 /// # Errors
 /// [`ErrorKind::Library`] if no tool could fetch it, with every tool's reason, or if there is no package for this
-/// system; [`ErrorKind::Io`] if the data folder cannot be written or a disk is full; [`ErrorKind::Usage`] if there is no home folder.
-pub fn run(options: &SetupOptions, notify: &mut dyn FnMut(SetupEvent)) -> Result<Installed> {
-    let tools = options.via.map_or(Via::ALL.to_vec(), |via| vec![via]);
-    install(&library_folder()?, &packages_for_this_system()?, &tools, &mut fetch, notify)
+/// system; [`ErrorKind::Io`] if the data folder cannot be written or a disk is full; [`ErrorKind::Usage`] if there is no home
+/// folder, or a tool is named that has no such package.
+pub fn run(options: &SetupOptions, notify: &mut dyn FnMut(SetupEvent)) -> Result<Vec<Installed>> {
+    let mut steps = Vec::new();
+    for target in options.providers.iter() {
+        let of_target = match target {
+            Target::Cpu => vec![Target::Cpu],
+            Target::Cuda => vec![Target::Cuda],
+            Target::TensorRt => vec![Target::Cuda, Target::TensorRt],
+            // Plugins of any ONNX Runtime.
+            Target::OpenVino | Target::WebGpu => vec![Target::Cpu, target],
+        };
+        steps.extend(of_target.into_iter().filter(|step| !steps.contains(step)).collect::<Vec<_>>());
+    }
+    if steps.is_empty() {
+        steps.push(Target::Cpu);
+    }
+    let is_from_python = |step: &Target| *step != Target::Cpu;
+    if let Some(step) = steps.iter().find(|step| is_from_python(step)).filter(|_| options.via == Some(Via::Npm)) {
+        return Err(Error::option("via", format!("is `npm`, which has no package of `{step}`; use `uv` or `pip`")));
+    }
+    let mut installed: Vec<Installed> = Vec::new();
+    for step in steps {
+        match step {
+            Target::Cpu => {
+                let tools = options.via.map_or(Via::ALL.to_vec(), |via| vec![via]);
+                installed.push(install(&library_folder()?, &packages_for_this_system()?, &tools, &mut fetch, notify)?);
+            }
+            Target::TensorRt => {
+                // What it needs beside CUDA, which the step before this one has installed.
+                let remains = tensorrt_remains()?;
+                if let Some(cuda) = installed.iter_mut().find(|installed| installed.what == Target::Cuda.as_str()) {
+                    cuda.remains = remains;
+                }
+            }
+            provider => installed.push(install_provider(provider, options.via, notify)?),
+        }
+    }
+    Ok(installed)
 }
 
-/// Says what [`run`] would find, and changes nothing.
+fn install_provider(provider: Target, via: Option<Via>, notify: &mut dyn FnMut(SetupEvent)) -> Result<Installed> {
+    let Some(bundle) = bundle(provider.as_str()) else {
+        let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+        return Err(Error::new(
+            ErrorKind::Library,
+            format!(
+                "no packages of `{provider}` are known for {os} on {arch}: setup has those for Linux on x86-64 with the GNU C \
+                 library; install them by hand, and name the library with the option `ort-library` or ORT_DYLIB_PATH, or a \
+                 plugin with the provider's option `library`"
+            ),
+        ));
+    };
+    let tools = via.map_or(TOOLS.to_vec(), |via| vec![via]);
+    Job { bundle, providers: &providers_folder()?, tools: &tools, room }.run(&mut fetch_wheel, notify)
+}
+
+/// What is to be done for TensorRT, if its libraries lie nowhere.
+fn tensorrt_remains() -> Result<Option<String>> {
+    let own = tensorrt_folder()?;
+    let folders: Vec<PathBuf> = std::iter::once(own.clone()).chain(library_directories()).collect();
+    let is_missing = |name: &&&str| !folders.iter().any(|folder| folder.join(name).is_file());
+    let missing: Vec<&str> = TENSORRT_LIBRARIES.iter().filter(is_missing).copied().collect();
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(format!(
+        "`tensorrt` also needs {}, of TensorRT 10 for CUDA 13 (never 11), which no package tool can fetch from the Python \
+         registry alone: take NVIDIA's archive or packages of TensorRT 10, or `pip download 'tensorrt-cu13-libs<11'` where \
+         NVIDIA's own index can be reached, and copy all of its libraries (libnvinfer*.so*, libnvonnxparser.so*) to {}; then \
+         `dbcache-trt providers` shows whether they are found",
+        missing.join(" and "),
+        own.display()
+    )))
+}
+
+/// Says what [`run`] would find, reading all of it, and changes nothing.
 #[doc(hidden)]
 ///
 /// # Errors
-/// [`ErrorKind::Usage`] if there is no home folder, [`ErrorKind::Library`] if there is no package for this system.
+/// [`ErrorKind::Usage`] if there is no home folder.
 pub fn check() -> Result<Vec<Slot>> {
-    let folder = library_folder()?;
-    Ok(packages_for_this_system()?.into_iter().map(|package| slot(&package, &folder)).collect())
+    inventory::slots(Depth::Content)
 }
 
-fn slot(package: &Package, folder: &Path) -> Slot {
-    Slot { path: package.installed_path(folder), version: package.version, state: package.state(folder) }
+/// As [`check`], but of large files only the sizes.
+#[doc(hidden)]
+///
+/// # Errors
+/// As [`check`].
+pub fn list() -> Result<Vec<Slot>> {
+    inventory::slots(Depth::Library)
+}
+
+/// Removes all that setup has installed for a provider; returns how many bytes that were.
+///
+/// # Errors
+/// [`ErrorKind::Io`] if something cannot be removed; [`ErrorKind::Usage`] for `tensorrt`, which has nothing of its own, or
+/// without a home folder.
+pub fn remove(target: Target, notify: &mut dyn FnMut(SetupEvent)) -> Result<u64> {
+    inventory::remove(target, notify)
+}
+
+fn slot(package: &Package, folder: &Path) -> (PathBuf, SlotState) {
+    (package.installed_path(folder), package.state(folder))
 }
 
 /// Runs a tool: returns the library in the folder it unpacked, or the reason why there is none.
@@ -187,7 +332,7 @@ fn install(
         match placed {
             Ok(()) => {
                 let outcome = if damaged { Outcome::Repaired(via) } else { Outcome::Installed(via) };
-                return Ok(Installed { path, version: package.version, outcome });
+                return Ok(Installed { what: ONNX_RUNTIME, path, version: package.version, outcome, remains: None });
             }
             Err(reason) => {
                 tracing::debug!(%via, reason, "cannot fetch ONNX Runtime");
@@ -196,11 +341,11 @@ fn install(
             }
         }
     }
-    Err(no_tool_worked(folder, &refused))
+    Err(no_tool_worked(ONNX_RUNTIME, folder, &refused))
 }
 
-fn no_tool_worked(folder: &Path, refused: &[(Via, String)]) -> Error {
-    let mut message = format!("cannot fetch ONNX Runtime into {}:", folder.display());
+fn no_tool_worked(what: &str, folder: &Path, refused: &[(Via, String)]) -> Error {
+    let mut message = format!("cannot fetch {what} into {}:", folder.display());
     for (via, reason) in refused {
         message += &format!("\n  {via}: {reason}");
     }
@@ -208,15 +353,23 @@ fn no_tool_worked(folder: &Path, refused: &[(Via, String)]) -> Error {
         message += &format!("\nmake room, or set {FOLDER_VARIABLE} to a folder on another disk");
         return Error::new(ErrorKind::Io, message);
     }
-    message += "\none of uv, pip and npm is needed, and a network; or name a library you have with ORT_DYLIB_PATH";
+    message += match what {
+        ONNX_RUNTIME => {
+            "\none of uv, pip and npm is needed, and a network; or name a library you have with ORT_DYLIB_PATH"
+        }
+        _ => {
+            "\none of uv and pip is needed, and a network; what was fetched stays, and the next setup goes on from there"
+        }
+    };
     Error::new(ErrorKind::Library, message)
 }
 
 /// The library that would be loaded, if it is valid; a damaged one is worth a repair even if an older one is valid.
 fn find_installed(folder: &Path, wanted: &[(Via, &Package)]) -> Option<Installed> {
-    let mut slots = wanted.iter().map(|(_, package)| slot(package, folder));
-    let slot = slots.find(|slot| slot.state != SlotState::Empty).filter(|slot| slot.state == SlotState::Valid)?;
-    Some(Installed { path: slot.path, version: slot.version, outcome: Outcome::AlreadyInstalled })
+    let mut slots = wanted.iter().map(|(_, package)| (package.version, slot(package, folder)));
+    let (version, (path, state)) = slots.find(|(_, (_, state))| *state != SlotState::Empty)?;
+    let outcome = Outcome::AlreadyInstalled;
+    (state == SlotState::Valid).then_some(Installed { what: ONNX_RUNTIME, path, version, outcome, remains: None })
 }
 
 /// Lets one process at a time set up in a folder. Where a file system has no locks, two may: both then fetch the same
@@ -260,7 +413,7 @@ fn place(package: &Package, library: &Path, target: &Path) -> Result<Result<(), 
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)); // other users may read it too
     let mut copy = builder.prefix(STAGING_PREFIX).tempfile_in(folder).map_err(failed)?;
     let digest = copy_and_hash(&mut source, &mut copy).map_err(failed)?;
-    if let Err(reason) = package.verify_digest(&digest) {
+    if let Err(reason) = verify_digest(&digest, package.sha256) {
         return Ok(Err(format!("it delivered another library: {reason}")));
     }
     copy.as_file().sync_all().map_err(failed)?;
@@ -318,7 +471,14 @@ mod tests {
         let outcome = |result: Result<Installed>| result.unwrap().outcome;
 
         let (result, events) = install_with(&folder, &Via::ALL, |_| Ok("abc"));
-        let expected = Installed { path: library.clone(), version: "2.0", outcome: Outcome::Installed(Via::Uv) };
+        let outcome_of_first = Outcome::Installed(Via::Uv);
+        let expected = Installed {
+            what: ONNX_RUNTIME,
+            path: library.clone(),
+            version: "2.0",
+            outcome: outcome_of_first,
+            remains: None,
+        };
         assert_eq!((result.unwrap(), events), (expected, vec![]));
         assert_eq!(
             (names(&folder), names(library.parent().unwrap())),

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use dbcache_trt::options::{parse_bytes, parse_scale, parse_size, parse_value, read_policy, read_replay};
-use dbcache_trt::setup::Via;
+use dbcache_trt::setup::{Target, Targets, Via};
 use dbcache_trt::{CacheDType, CachePlace, ComputeChoice, Error, ErrorKind, Profile, Providers, RequestOptions};
 
 pub use self::build::{BuildArgs, BuildOneArgs};
@@ -240,12 +240,22 @@ impl GenerateArgs {
 
 #[derive(Debug, Args)]
 pub struct SetupArgs {
+    /// What to set up: cpu, cuda, tensorrt, openvino or webgpu, or a list of them [default: cpu]
+    #[arg(long, value_name = "LIST")]
+    pub provider: Option<Targets>,
     /// Use only this tool: uv, pip or npm [default: the first that works]
-    #[arg(long, value_name = "TOOL", conflicts_with = "check")]
+    #[arg(long, value_name = "TOOL")]
     pub via: Option<Via>,
-    /// Only show what is installed and where this program looks; exit code 3 if nothing can be used
-    #[arg(long)]
+    /// Only show what is installed, and how many bytes it takes
+    #[arg(long, conflicts_with_all = ["provider", "via"])]
+    pub list: bool,
+    /// Only read what is installed, and show where this program looks; exit code 3 if nothing can be used or something is
+    /// damaged
+    #[arg(long, conflicts_with_all = ["provider", "via", "list"])]
     pub check: bool,
+    /// Remove what is installed for a provider, in all its versions
+    #[arg(long, value_name = "PROVIDER", conflicts_with_all = ["provider", "via", "list", "check"])]
+    pub remove: Option<Target>,
 }
 
 #[derive(Debug, Args)]

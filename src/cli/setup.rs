@@ -1,17 +1,50 @@
 //! `dbcache-trt setup`.
 
-use dbcache_trt::setup::{self, SetupOptions, SlotState};
-use dbcache_trt::{Error, ErrorKind, LibraryOptions, library_info, library_places};
+use dbcache_trt::setup::{self, SetupOptions, Slot, SlotState, Target};
+use dbcache_trt::{Error, ErrorKind, LibraryOptions, bytes_in_words, library_info, library_places};
 
 use super::args::SetupArgs;
 use super::print::{line, note};
 
 pub fn run(args: &SetupArgs) -> anyhow::Result<()> {
-    if args.check {
-        return check();
+    match args.remove {
+        _ if args.check => check(),
+        _ if args.list => list(),
+        Some(target) => remove(target),
+        None => install(args),
     }
-    let installed = setup::run(&SetupOptions { via: args.via }, &mut |event| note(event))?;
-    line(installed)
+}
+
+fn install(args: &SetupArgs) -> anyhow::Result<()> {
+    let options = SetupOptions { via: args.via, providers: args.provider.clone().unwrap_or_default() };
+    let installed = setup::run(&options, &mut |event| note(event))?;
+    for installed in &installed {
+        line(installed)?;
+    }
+    let remains: Vec<&str> = installed.iter().filter_map(|installed| installed.remains.as_deref()).collect();
+    if !remains.is_empty() {
+        anyhow::bail!(Error::with_kind(ErrorKind::Provider, remains.join("; ")));
+    }
+    Ok(())
+}
+
+fn list() -> anyhow::Result<()> {
+    for slot in setup::list()? {
+        show(&slot)?;
+    }
+    Ok(())
+}
+
+fn show(slot: &Slot) -> anyhow::Result<()> {
+    let Slot { provider, path, version, bytes, state } = slot;
+    line(format_args!("{provider:<9} {version}, {}, {}: {state}", bytes_in_words(*bytes), path.display()))
+}
+
+fn remove(target: Target) -> anyhow::Result<()> {
+    match setup::remove(target, &mut |event| note(event))? {
+        0 => line(format_args!("{target} is not installed: nothing was removed")),
+        bytes => line(format_args!("removed {target}, {}", bytes_in_words(bytes))),
+    }
 }
 
 fn check() -> anyhow::Result<()> {
@@ -26,10 +59,14 @@ fn check() -> anyhow::Result<()> {
     line("installed by setup:")?;
     let slots = setup::check()?;
     for slot in &slots {
-        line(format_args!("  {} (ONNX Runtime {}): {}", slot.path.display(), slot.version, slot.state))?;
+        show(slot)?;
     }
     if let Some(slot) = slots.iter().find(|slot| matches!(slot.state, SlotState::Damaged(_))) {
-        let message = format!("{} is {}; run `dbcache-trt setup` to repair it", slot.path.display(), slot.state);
+        let command = match slot.provider {
+            "cpu" => "dbcache-trt setup".to_owned(),
+            provider => format!("dbcache-trt setup --provider {provider}"),
+        };
+        let message = format!("{} is {}; run `{command}` to repair it", slot.path.display(), slot.state);
         anyhow::bail!(Error::with_kind(ErrorKind::Library, message));
     }
     let info = library_info(&options)?;

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::{SetupEvent, Via};
-use crate::packages::{Package, Registry};
+use crate::packages::{Package, Registry, Wheel};
 
 /// Lets a tool unpack a package in a folder; returns the library in it, or why there is none.
 pub(super) fn fetch(
@@ -16,10 +16,68 @@ pub(super) fn fetch(
     staging: &Path,
     notify: &mut dyn FnMut(SetupEvent),
 ) -> Result<PathBuf, String> {
+    if via == Via::Npm {
+        return fetch_with_npm(package, staging, notify);
+    }
+    let wanted = Wanted {
+        name: "onnxruntime",
+        version: package.version,
+        platform: wheel_platform(package),
+        uv_platform: uv_platform(package),
+        bytes: package.bytes,
+    };
+    unpack(via, &wanted, staging, notify)?;
+    Ok(staging.join("onnxruntime").join("capi").join(package.file))
+}
+
+/// Lets a tool unpack a wheel in a folder; returns the folder in it that holds the pinned files, or why there is none.
+pub(super) fn fetch_wheel(
+    via: Via,
+    wheel: &Wheel,
+    staging: &Path,
+    notify: &mut dyn FnMut(SetupEvent),
+) -> Result<PathBuf, String> {
+    let wanted = Wanted {
+        name: wheel.package,
+        version: wheel.version,
+        platform: wheel.platform,
+        // The newest of which all wheels for it are; the version that is pinned has no other wheel for it.
+        uv_platform: "x86_64-manylinux_2_28",
+        bytes: wheel.bytes,
+    };
+    unpack(via, &wanted, staging, notify)?;
+    Ok(staging.join(wheel.folder))
+}
+
+/// A wheel of the Python registry.
+struct Wanted {
+    name: &'static str,
+    version: &'static str,
+    /// The wheel's platform tag, by which pip asks for it.
+    platform: &'static str,
+    /// The platform as uv names it.
+    uv_platform: &'static str,
+    /// About how much is downloaded.
+    bytes: u64,
+}
+
+impl Wanted {
+    fn requirement(&self) -> String {
+        format!("{}=={}", self.name, self.version)
+    }
+
+    /// A download that takes longer is stuck: a quarter of an hour, and longer for what is large.
+    fn time_limit(&self) -> Duration {
+        const SLOW_BYTES_A_SECOND: u64 = 100_000;
+        Duration::from_secs(15 * 60).max(Duration::from_secs(self.bytes / SLOW_BYTES_A_SECOND))
+    }
+}
+
+fn unpack(via: Via, wanted: &Wanted, staging: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<(), String> {
     match via {
-        Via::Uv => fetch_with_uv(package, staging, notify),
-        Via::Pip => fetch_with_pip(package, staging, notify),
-        Via::Npm => fetch_with_npm(package, staging, notify),
+        Via::Uv => unpack_with_uv(wanted, staging, notify),
+        Via::Pip => unpack_with_pip(wanted, staging, notify),
+        Via::Npm => Err("it has no packages of Python".to_owned()),
     }
 }
 
@@ -57,29 +115,32 @@ fn uv_platform(package: &Package) -> &'static str {
 // The library belongs to no Python, but wheels do. Both commands ask for the wheel for Python 3.12, whatever Python the
 // tool itself runs on: pip spells the version so that old releases understand it.
 
-fn fetch_with_uv(package: &Package, staging: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<PathBuf, String> {
+fn unpack_with_uv(wanted: &Wanted, staging: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<(), String> {
     let mut command = Command::new("uv");
     command.args(["pip", "install", "--no-progress", "--no-deps", "--only-binary", ":all:"]);
-    command.args(["--python-version", "3.12", "--python-platform", uv_platform(package), "--target"]);
-    command.arg(staging).arg(format!("onnxruntime=={}", package.version));
+    // A link into uv's cache would be one file in two places: damage here would be damage there.
+    command.args(["--link-mode", "copy"]);
+    command.args(["--python-version", "3.12", "--python-platform", wanted.uv_platform, "--target"]);
+    command.arg(staging).arg(wanted.requirement());
     // Without a Python, uv would download one: pip or npm need no such thing.
     command.env("UV_PYTHON_DOWNLOADS", "never");
     // The wheel for macOS needs 14.0, uv would assume an older one.
     command.env("MACOSX_DEPLOYMENT_TARGET", "14.0");
-    run_tool(Via::Uv, command, staging, notify)?;
-    Ok(staging.join("onnxruntime").join("capi").join(package.file))
+    run_tool(Via::Uv, command, staging, wanted.time_limit(), notify)
 }
 
-fn fetch_with_pip(package: &Package, staging: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<PathBuf, String> {
+fn unpack_with_pip(wanted: &Wanted, staging: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<(), String> {
     let mut reasons = Vec::new();
     for pip in find_pips(staging) {
         let mut command = pip_command(pip);
         command.args(["install", "--no-deps", "--no-compile", "--only-binary=:all:", "--ignore-requires-python"]);
-        command.args(["--python-version", "312", "--implementation", "cp", "--abi", "cp312"]);
-        command.args(["--platform", wheel_platform(package), "--retries", "2", "--target"]);
-        command.arg(staging).arg(format!("onnxruntime=={}", package.version));
-        match run_tool(Via::Pip, command, staging, notify) {
-            Ok(()) => return Ok(staging.join("onnxruntime").join("capi").join(package.file)),
+        command.args(["--python-version", "312", "--implementation", "cp", "--abi", "cp312", "--abi", "none"]);
+        command.args(["--platform", wanted.platform, "--retries", "2", "--target"]);
+        command.arg(staging).arg(wanted.requirement());
+        // The system's folder for such files is often small, or in memory.
+        command.env("TMPDIR", staging);
+        match run_tool(Via::Pip, command, staging, wanted.time_limit(), notify) {
+            Ok(()) => return Ok(()),
             Err(reason) => reasons.push(reason),
         }
     }
@@ -94,7 +155,7 @@ fn find_pips(staging: &Path) -> Vec<&'static [&'static str]> {
     let is_new = |call: &&[&str]| {
         let mut command = pip_command(call);
         command.arg("--version");
-        match run_quietly(&mut command, staging, || ()) {
+        match run_quietly(&mut command, staging, TIME_LIMIT, &mut |_| ()) {
             // "pip 24.0 from /usr/lib/python3/dist-packages/pip (python 3.12)"
             Ok(version) if !seen.contains(&version) => {
                 seen.push(version);
@@ -132,24 +193,42 @@ fn fetch_with_npm(package: &Package, staging: &Path, notify: &mut dyn FnMut(Setu
     command.args(["install", "--ignore-scripts", "--no-save", "--no-package-lock", "--no-audit", "--no-fund"]);
     command.args(["--fetch-retries=1", "--fetch-retry-mintimeout=1000"]);
     command.arg("--prefix").arg(staging).arg(format!("onnxruntime-node@{}", package.version));
-    run_tool(Via::Npm, command, staging, notify)?;
+    run_tool(Via::Npm, command, staging, TIME_LIMIT, notify)?;
     Ok(staging.join("node_modules/onnxruntime-node/bin/napi-v6").join(package.file))
 }
 
-const NOT_INSTALLED: &str = "not installed";
+pub(super) const NOT_INSTALLED: &str = "not installed";
 
-/// A download that takes longer is stuck.
+/// What takes longer is stuck.
 const TIME_LIMIT: Duration = Duration::from_secs(15 * 60);
 
-fn run_tool(via: Via, mut command: Command, staging: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<(), String> {
+/// How often a person hears that a tool still works.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+
+fn run_tool(
+    via: Via,
+    mut command: Command,
+    staging: &Path,
+    limit: Duration,
+    notify: &mut dyn FnMut(SetupEvent),
+) -> Result<(), String> {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
-    let started = || notify(SetupEvent::Running { via, command: line });
-    run_quietly(&mut command, staging, started).map(|_| ())
+    let mut heard = |since_start: Duration| match since_start.as_secs() {
+        0 => notify(SetupEvent::Running { via, command: line.clone() }),
+        seconds => notify(SetupEvent::StillRunning { via, seconds }),
+    };
+    run_quietly(&mut command, staging, limit, &mut heard).map(|_| ())
 }
 
-/// Runs a command and returns what it printed. It must not print over our caller's output, nor ask questions.
-fn run_quietly(command: &mut Command, folder: &Path, started: impl FnOnce()) -> Result<String, String> {
+/// Runs a command and returns what it printed. It must not print over our caller's output, nor ask questions. `heard` is told
+/// when it has started, and from time to time for how long it runs.
+fn run_quietly(
+    command: &mut Command,
+    folder: &Path,
+    limit: Duration,
+    heard: &mut dyn FnMut(Duration),
+) -> Result<String, String> {
     let describe = |error: io::Error| error.to_string();
     let log = tempfile::NamedTempFile::new_in(folder).map_err(describe)?;
     let out = log.reopen().map_err(describe)?;
@@ -159,24 +238,29 @@ fn run_quietly(command: &mut Command, folder: &Path, started: impl FnOnce()) -> 
         io::ErrorKind::NotFound => NOT_INSTALLED.to_owned(),
         _ => error.to_string(),
     })?;
-    started();
-    let status = wait(&mut child)?;
+    heard(Duration::ZERO);
+    let status = wait(&mut child, limit, heard)?;
     let output = fs::read(log.path()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(describe)?;
     if status.success() { Ok(output) } else { Err(complaint(&output).unwrap_or_else(|| status.to_string())) }
 }
 
-fn wait(child: &mut Child) -> Result<ExitStatus, String> {
+fn wait(child: &mut Child, limit: Duration, heard: &mut dyn FnMut(Duration)) -> Result<ExitStatus, String> {
     let start = Instant::now();
-    while start.elapsed() < TIME_LIMIT {
+    let mut next = SIGN_OF_LIFE;
+    while start.elapsed() < limit {
         if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
             return Ok(status);
+        }
+        if start.elapsed() >= next {
+            heard(next);
+            next += SIGN_OF_LIFE;
         }
         std::thread::sleep(Duration::from_millis(20));
     }
     // Either fails only if the child has just ended by itself.
     let _ = child.kill();
     let _ = child.wait();
-    Err(format!("stopped after {} minutes", TIME_LIMIT.as_secs() / 60))
+    Err(format!("stopped after {} minutes", limit.as_secs() / 60))
 }
 
 /// What a failed tool says, in one line.
@@ -234,7 +318,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = |program: &str, arguments: &[&str]| {
             let mut started = false;
-            let result = run_quietly(Command::new(program).args(arguments), folder.path(), || started = true);
+            let mut command = Command::new(program);
+            let result = run_quietly(command.args(arguments), folder.path(), TIME_LIMIT, &mut |_| started = true);
             (result, started)
         };
         assert_eq!(run("no-such-tool-at-all", &[]), (Err(NOT_INSTALLED.into()), false));

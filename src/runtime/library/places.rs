@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::LibraryOptions;
 use super::inspect::inspect_file;
 use crate::error::{Error, ErrorKind, Result};
+use crate::folders::library_directories;
 use crate::packages::{self, FILE_NAME};
 
 /// The environment variable that names the library file; `ort` and other programs know it too.
@@ -106,7 +107,7 @@ pub fn places(options: &LibraryOptions) -> Vec<Place> {
 /// is examined like any other; the rest is left to the loader.
 fn system_places() -> Vec<Place> {
     let names: &[&str] = if cfg!(target_os = "linux") { &[FILE_NAME, SONAME] } else { &[FILE_NAME] };
-    let found = system_directories()
+    let found = library_directories()
         .iter()
         .flat_map(|directory| names.iter().map(move |name| directory.join(name)))
         .find(|path| path.symlink_metadata().is_ok());
@@ -119,18 +120,4 @@ fn system_places() -> Vec<Place> {
 /// Makes a path independent of the working directory; `ort` would first try it beside the executable.
 pub(super) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
-fn system_directories() -> Vec<PathBuf> {
-    let variable = if cfg!(target_vendor = "apple") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
-    let mut directories = Vec::new();
-    if cfg!(unix) {
-        if let Some(value) = std::env::var_os(variable) {
-            directories.extend(std::env::split_paths(&value).map(|directory| absolute(&directory)));
-        }
-        let multiarch = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
-        let known = ["/usr/local/lib", &multiarch, "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/opt/homebrew/lib"];
-        directories.extend(known.iter().map(PathBuf::from));
-    }
-    directories
 }

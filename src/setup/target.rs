@@ -1,0 +1,95 @@
+//! What setup can be asked for: the words of `--provider`.
+
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+use crate::words::{Word, words};
+
+/// A provider to set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Target {
+    /// ONNX Runtime itself, which computes on the CPU.
+    Cpu,
+    /// ONNX Runtime's build for NVIDIA's GPUs, with CUDA and cuDNN.
+    Cuda,
+    /// The same, and TensorRT, which is left to the user: no package tool can fetch it.
+    TensorRt,
+    /// Intel's plugin, and ONNX Runtime itself.
+    OpenVino,
+    /// The plugin for Vulkan, and ONNX Runtime itself.
+    WebGpu,
+}
+
+words!(Target, "provider", { Cpu = "cpu", Cuda = "cuda", TensorRt = "tensorrt", OpenVino = "openvino", WebGpu = "webgpu" });
+
+/// Several providers, in the order in which they are set up: `cuda,openvino`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Targets(Vec<Target>);
+
+impl Targets {
+    /// In order.
+    pub fn iter(&self) -> impl Iterator<Item = Target> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+impl From<Target> for Targets {
+    fn from(target: Target) -> Self {
+        Self(vec![target])
+    }
+}
+
+impl FromStr for Targets {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut targets = Vec::new();
+        for word in text.split(',') {
+            let target = read(word.trim())?;
+            if targets.contains(&target) {
+                return Err(Error::option("provider", format!("names `{target}` twice; leave one out")));
+            }
+            targets.push(target);
+        }
+        Ok(Self(targets))
+    }
+}
+
+fn read(word: &str) -> Result<Target> {
+    if word.eq_ignore_ascii_case("tensorrt-rtx") {
+        return Err(Error::option(
+            "provider",
+            "is `tensorrt-rtx`, which this program does not run: its plugin takes no GPU of the data centre before \
+             Blackwell; set up `tensorrt` or `cuda`",
+        ));
+    }
+    if word.contains(':') {
+        return Err(Error::option(
+            "provider",
+            format!("is `{word}`: options of a provider have no effect on setup; leave them out"),
+        ));
+    }
+    Target::read(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_providers() {
+        let parsed: Targets = "cuda, OpenVINO".parse().unwrap();
+        assert_eq!(parsed.iter().collect::<Vec<_>>(), [Target::Cuda, Target::OpenVino]);
+        for (text, words) in [
+            ("", "expected `cpu`, `cuda`, `tensorrt`, `openvino` or `webgpu`"),
+            ("cuda,cuda", "names `cuda` twice"),
+            ("tensorrt-rtx", "which this program does not run"),
+            ("cuda:device=1", "have no effect on setup"),
+            ("cuda,rocm", "unknown provider `rocm`"),
+        ] {
+            let error = text.parse::<Targets>().unwrap_err();
+            assert!(error.to_string().contains(words), "{text}: {error}");
+        }
+    }
+}
