@@ -79,7 +79,7 @@ impl Engine {
             verify(&directory)?;
         }
         let cuts = cuts::of_engine(&directory.manifest, options)?;
-        let library = library::environment_for(&options.library, work(&directory))?;
+        let library = library::environment_for(&options.library, &options.provider, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let graphs: Vec<&Graph> = directory.text.iter().chain(&directory.decode).collect();
         check_provider(options, &directory)?;

@@ -14,9 +14,9 @@ mod pins;
 
 #[cfg(all(feature = "setup", test))]
 pub(crate) use bundle::Pinned;
-pub(crate) use bundle::{Bundle, Depth, bundle, bundle_of_library, installed_bundle, tensorrt_folder};
 #[cfg(feature = "setup")]
-pub(crate) use bundle::{Wheel, bundles, providers_folder};
+pub(crate) use bundle::{Bundle, Wheel, bundle, bundles, providers_folder};
+pub(crate) use bundle::{Depth, bundle_of_library, installed_bundle, tensorrt_folder};
 
 /// What TensorRT's provider asks for beside CUDA, in the order in which it must be loaded.
 pub(crate) const TENSORRT_LIBRARIES: [&str; 2] = ["libnvinfer.so.10", "libnvonnxparser.so.10"];
@@ -84,8 +84,10 @@ pub enum SlotState {
     /// Something else.
     Damaged(String),
     /// A part, of a setup that was ended before its end.
+    #[cfg(feature = "setup")]
     Unfinished,
     /// What another version of this program installs.
+    #[cfg(feature = "setup")]
     Outdated,
 }
 

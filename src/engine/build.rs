@@ -87,7 +87,7 @@ impl Builder {
             let message = "has no effect on a build without the option `arithmetic=stages`: no stage holds what the cache keeps; leave it out";
             return Err(Error::option("cache-dtype", message));
         }
-        let library = library::environment_for(&options.library, work(&directory))?;
+        let library = library::environment_for(&options.library, &options.provider, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let open = |device: &Device| Loader::new(&directory, options, device, weights);
         let (device, loader, refused) = Device::first(&library, &options.provider, options.allow_fallback, open)?;

@@ -18,6 +18,8 @@ pub(crate) struct Bundle {
     pub(crate) name: &'static str,
     /// The folder's name: another choice of packages is another version.
     pub(crate) version: &'static str,
+    /// What is loaded before the provider, in this order, since the provider asks the system's loader for it by bare names.
+    pub(crate) preload: &'static [&'static str],
     pub(crate) wheels: &'static [Wheel],
 }
 
@@ -70,6 +72,7 @@ impl Bundle {
     }
 
     /// What it takes on the disk.
+    #[cfg(feature = "setup")]
     pub(crate) fn bytes(&self) -> u64 {
         self.files().map(|file| file.bytes).sum()
     }
@@ -138,6 +141,7 @@ mod tests {
         for bundle in bundles() {
             let names: Vec<_> = bundle.files().map(|file| file.name).collect();
             assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "a name twice: {names:?}");
+            assert!(bundle.preload.iter().all(|name| names.contains(name)), "{:?}", bundle.preload);
             assert!(bundle.files().all(|file| file.sha256.len() == 64 && !file.name.contains('/')), "{bundle:?}");
             assert!(bundle.wheels.iter().all(|wheel| wheel.bytes > 1_000_000 && !wheel.files.is_empty()), "{bundle:?}");
         }
@@ -150,7 +154,7 @@ mod tests {
             Pinned { name: "b", bytes: 3, sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" },
         ];
         const WHEEL: Wheel = Wheel { package: "p", version: "1", platform: "any", bytes: 1, folder: "", files: FILES };
-        let bundle = Bundle { name: "x", version: "1", wheels: &[WHEEL] };
+        let bundle = Bundle { name: "x", version: "1", preload: &[], wheels: &[WHEEL] };
         let home = tempfile::tempdir().unwrap();
         let folder = bundle.folder(home.path());
         let states = || [Depth::Library, Depth::Content].map(|depth| bundle.state(&folder, depth));

@@ -18,6 +18,16 @@ const fn file(name: &'static str, bytes: u64, sha256: &'static str) -> Pinned {
 const CUDA: Bundle = Bundle {
     name: "cuda",
     version: "1.31.1-cuda13.0-cudnn9.28.1",
+    preload: &[
+        "libcudart.so.13",
+        "libcublasLt.so.13",
+        "libcublas.so.13",
+        "libcufft.so.12",
+        "libcurand.so.10",
+        "libnvrtc-builtins.so.13.0",
+        "libnvrtc.so.13",
+        "libcudnn.so.9",
+    ],
     wheels: &[
         Wheel {
             package: "onnxruntime-gpu",
@@ -176,6 +186,7 @@ const CUDA: Bundle = Bundle {
 const OPENVINO: Bundle = Bundle {
     name: "openvino",
     version: "1.8.1",
+    preload: &[],
     wheels: &[Wheel {
         package: "onnxruntime-ep-openvino",
         version: "1.8.1",
@@ -243,6 +254,7 @@ const OPENVINO: Bundle = Bundle {
 const WEBGPU: Bundle = Bundle {
     name: "webgpu",
     version: "0.4.0",
+    preload: &[],
     wheels: &[Wheel {
         package: "onnxruntime-ep-webgpu",
         version: "0.4.0",

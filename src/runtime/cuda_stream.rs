@@ -8,17 +8,14 @@
 //! CUDA's runtime is loaded when it is needed, by the name under which the provider has loaded it: nothing of it is linked.
 
 use std::collections::BTreeMap;
-use std::error::Error as _;
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::{Mutex, PoisonError};
 
 use libloading::{Library, Symbol};
 
+use super::driver::with_cause;
+use super::provider::{CUDA_RUNTIMES, INSTALL_CUDA};
 use crate::error::{Error, ErrorKind, Result};
-
-/// CUDA's runtime as ONNX Runtime's providers name it, newest first.
-const LIBRARIES: &[&str] =
-    if cfg!(windows) { &["cudart64_13.dll", "cudart64_12.dll"] } else { &["libcudart.so.13", "libcudart.so.12"] };
 
 /// Does not wait for the stream that everything else in the process shares.
 const NON_BLOCKING: c_uint = 1;
@@ -49,7 +46,7 @@ impl Stream {
         if let Some(stream) = streams.get(&device) {
             return Ok(*stream);
         }
-        let stream = create(LIBRARIES, device)?;
+        let stream = create(CUDA_RUNTIMES, device)?;
         streams.insert(device, stream);
         Ok(stream)
     }
@@ -111,8 +108,7 @@ fn open(names: &[&str]) -> Result<Library> {
         // SAFETY: CUDA's runtime does nothing when it is loaded; where a provider has loaded it, it is the same library.
         match unsafe { Library::new(*name) } {
             Ok(library) => return Ok(library),
-            // The error itself only says that loading failed.
-            Err(error) => reasons.push(error.source().map_or_else(|| format!("{name}: {error}"), ToString::to_string)),
+            Err(error) => reasons.push(with_cause(&error)),
         }
     }
     Err(refuse(format!("CUDA's runtime cannot be loaded ({})", reasons.join("; "))))
@@ -127,9 +123,8 @@ fn check(function: &str, device: i32, code: c_int) -> Result<()> {
 }
 
 fn refuse(reason: String) -> Error {
-    let remedy = "install CUDA 13 (pip install 'onnxruntime-gpu[cuda,cudnn]'), or put its folder into LD_LIBRARY_PATH; \
-                  `stream=own` gives each session a stream by itself, for which ONNX Runtime needs the same library";
-    Error::new(ErrorKind::Provider, format!("no CUDA stream for the sessions: {reason}; {remedy}"))
+    let remedy = "`stream=own` gives each session a stream by itself, for which ONNX Runtime needs the same library";
+    Error::new(ErrorKind::Provider, format!("no CUDA stream for the sessions: {reason}; {INSTALL_CUDA}; {remedy}"))
 }
 
 #[cfg(test)]
@@ -145,7 +140,7 @@ mod tests {
         ] {
             let error = create(names, 0).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Provider);
-            for word in [words, "install CUDA 13", "LD_LIBRARY_PATH", "`stream=own`"] {
+            for word in [words, "dbcache-trt setup --provider cuda", "LD_LIBRARY_PATH", "`stream=own`"] {
                 assert!(error.to_string().contains(word), "{error}");
             }
         }

@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 
-use super::provider::{ProviderKind, refused};
+use super::provider::{ProviderKind, Providers, refused};
 use crate::contain::contain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exit::{coming_first, enter, lock};
+use crate::packages;
 
 mod cores;
 mod environment;
@@ -31,8 +32,8 @@ use environment::build_environment;
 use inspect::NOT_THERE;
 #[cfg(test)]
 use places::PATH_VARIABLE;
-use places::absolute;
 pub use places::{FoundBy, Place, places};
+use places::{absolute, places_for};
 
 /// The oldest release of ONNX Runtime that is accepted is 1.x with this x.
 pub const OLDEST: u32 = ort::MINOR_VERSION;
@@ -163,7 +164,7 @@ static PROCESS: Mutex<Process> = Mutex::new(Process { library: None, loaded: Non
 /// # Errors
 /// See [`info`].
 pub(crate) fn environment(options: &LibraryOptions) -> Result<Arc<Loaded>> {
-    environment_for(options, Work::Large)
+    environment_for(options, &Providers::default(), Work::Large)
 }
 
 /// How much one session computes at a time: decides the number of threads where the options do not.
@@ -175,11 +176,11 @@ pub(crate) enum Work {
     Large,
 }
 
-/// As [`environment`](fn@environment), for an engine whose blocks do so much work.
+/// As [`environment`](fn@environment), for an engine on these providers whose blocks do so much work.
 ///
 /// # Errors
 /// See [`info`].
-pub(crate) fn environment_for(options: &LibraryOptions, work: Work) -> Result<Arc<Loaded>> {
+pub(crate) fn environment_for(options: &LibraryOptions, providers: &Providers, work: Work) -> Result<Arc<Loaded>> {
     let _inside = enter()?;
     if let Some(threads) = options.threads.filter(|threads| !(1..=MAX_THREADS).contains(threads)) {
         return Err(
@@ -211,7 +212,7 @@ pub(crate) fn environment_for(options: &LibraryOptions, work: Work) -> Result<Ar
     }
     let library = match process.library.take() {
         Some(library) => library,
-        None => load_first_usable(places(options))?,
+        None => load_first_usable(places_for(options, providers))?,
     };
     process.library = Some(library.clone());
     let loaded = Arc::new(coming_first(|| build_environment(library, options, work))?);
@@ -294,10 +295,15 @@ fn no_usable_library(refused: &[(Place, String)]) -> Error {
     for (place, reason) in refused {
         message += &format!("\n  {} ({}): {reason}", place.path.display(), place.found_by);
     }
-    message += match refused.first().map(|(place, _)| place.found_by) {
-        Some(FoundBy::Option) => "\ncorrect the path, or leave it out and run `dbcache-trt setup`",
-        Some(FoundBy::Variable) => "\ncorrect the variable, or unset it and run `dbcache-trt setup`",
-        _ => "\nrun `dbcache-trt setup`, which installs one, or repairs what it has installed",
+    let of_provider = refused.last().and_then(|(place, _)| packages::bundle_of_library(&place.path));
+    let found_by = refused.first().map(|(place, _)| place.found_by);
+    message += &match found_by {
+        Some(FoundBy::Option) => "\ncorrect the path, or leave it out and run `dbcache-trt setup`".to_owned(),
+        Some(FoundBy::Variable) => "\ncorrect the variable, or unset it and run `dbcache-trt setup`".to_owned(),
+        _ => match of_provider {
+            Some((bundle, _)) => format!("\nrun `dbcache-trt setup --provider {}`, which repairs it", bundle.name),
+            None => "\nrun `dbcache-trt setup`, which installs one, or repairs what it has installed".to_owned(),
+        },
     };
     let error = Error::new(ErrorKind::Library, message);
     match refused.first() {

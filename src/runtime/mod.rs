@@ -10,6 +10,8 @@ pub(crate) mod cuda_stream;
 #[path = "no_cuda_stream.rs"]
 pub(crate) mod cuda_stream;
 pub(crate) mod device;
+#[expect(unsafe_code, reason = "the driver's functions are found in a library by their names")]
+pub(crate) mod driver;
 pub(crate) mod errors;
 #[expect(unsafe_code, reason = "the memory is a host's, who promises what it holds")]
 pub(crate) mod foreign;

@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn parts_and_other_versions_are_listed_with_their_bytes() {
-        let bundle = Bundle { name: "gpu", version: "7", wheels: &[] };
+        let bundle = Bundle { name: "gpu", version: "7", preload: &[], wheels: &[] };
         let providers = tempfile::tempdir().unwrap();
         let home = providers.path().join("gpu");
         for (folder, bytes) in [("6", 3), (".partial-7", 5), (".fetch-x", 9)] {

@@ -232,6 +232,7 @@ mod tests {
     const BUNDLE: Bundle = Bundle {
         name: "gpu",
         version: "7",
+        preload: &[],
         wheels: &[
             wheel("one", &[Pinned { name: "a", bytes: 3, sha256: ABC }, Pinned { name: "b", bytes: 3, sha256: ABD }]),
             wheel("two", &[Pinned { name: "c", bytes: 3, sha256: ABC }]),

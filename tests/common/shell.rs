@@ -18,6 +18,8 @@ use super::{data, tiny_inputs};
 pub struct Shell {
     pub folder: TempDir,
     few_blocks: Copy,
+    /// What the commands find in their environment.
+    pub variables: Vec<(&'static str, PathBuf)>,
 }
 
 /// What a command left behind.
@@ -30,7 +32,8 @@ pub struct Ran {
 
 impl Shell {
     pub fn new() -> Self {
-        let shell = Self { folder: tempfile::tempdir().unwrap(), few_blocks: Copy::few_blocks() };
+        let shell =
+            Self { folder: tempfile::tempdir().unwrap(), few_blocks: Copy::few_blocks(), variables: Vec::new() };
         write_tensors(&shell.path("in.safetensors"), &tiny_inputs(false).tensors).unwrap();
         write_tensors(&shell.path("guided.safetensors"), &tiny_inputs(true).tensors).unwrap();
         shell
@@ -42,7 +45,7 @@ impl Shell {
 
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dbcache-trt"));
-        command.current_dir(self.folder.path());
+        command.current_dir(self.folder.path()).envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -1,18 +1,29 @@
 //! What providers say of themselves, and what happens where one cannot be used. The tests' own library is ONNX Runtime's for
 //! the CPU; one test needs that for GPUs, and is run by hand.
 
+use dbcache_trt::library_places;
+use serde_json::json;
+
 use crate::common::data;
 use crate::common::shell::Shell;
-use serde_json::json;
+
+/// A machine on which setup has installed ONNX Runtime for the CPU and no provider, whatever this one has.
+fn without_providers() -> Shell {
+    let mut shell = Shell::new();
+    let library = library_places(&Default::default()).into_iter().find(|place| place.examine().is_ok());
+    let home = shell.path("home");
+    shell.variables = vec![("ORT_DYLIB_PATH", library.unwrap().path), ("DBCACHE_TRT_HOME", home)];
+    shell
+}
 
 #[test]
 fn every_provider_is_listed_with_what_is_missing() {
-    let shell = Shell::new();
+    let shell = without_providers();
     let mut ran = shell.run(&["providers", "--options"]).code(0);
     for words in [
         "cpu       usable, version ",
         "cuda      not usable",
-        "is built without it; install the build for NVIDIA GPUs (pip install onnxruntime-gpu)",
+        "is built without it; run `dbcache-trt setup --provider cuda`",
         "openvino  not usable",
         "its plugin is not at ",
         "pip install onnxruntime-ep-webgpu",
@@ -32,11 +43,11 @@ fn every_provider_is_listed_with_what_is_missing() {
 
 #[test]
 fn a_provider_that_cannot_be_used_is_an_error_with_the_remedy() {
-    let shell = Shell::new();
+    let shell = without_providers();
     let engine = data("tiny-flux").display().to_string();
     for (provider, words) in [
         ("cuda", "the provider `cuda` cannot be used: the ONNX Runtime at "),
-        ("tensorrt:fp16", "pip install onnxruntime-gpu"),
+        ("tensorrt:fp16", "is built without it; "),
         ("tensorrt,cuda", "; and then: the provider `cuda` cannot be used"),
         ("openvino:library=/no/such.so", "its plugin is not at /no/such.so"),
         ("webgpu", "pip install onnxruntime-ep-webgpu"),
@@ -58,7 +69,7 @@ fn a_provider_that_cannot_be_used_is_an_error_with_the_remedy() {
 /// A list falls back from provider to provider, and says so.
 #[test]
 fn the_first_of_a_list_that_can_be_used_runs_everything() {
-    let shell = Shell::new();
+    let shell = without_providers();
     let engine = crate::common::emoji().display().to_string();
     let line = ["--engine", &engine, "--prompt", "lemon", "--steps", "2", "--provider", "tensorrt,cpu", "--json"];
     let report = shell.run(&line).code(0).json();
@@ -79,6 +90,6 @@ fn without_cuda_the_missing_library_is_named() {
         ("tensorrt", "libonnxruntime_providers_tensorrt.so needs libcublas.so.13"),
     ] {
         let ran = shell.tiny(&format!("--provider {provider} --ort-library {library}")).code(10);
-        ran.stderr(words).stderr("pip install 'onnxruntime-gpu[cuda,cudnn]'");
+        ran.stderr(words).stderr("run `dbcache-trt setup --provider cuda`");
     }
 }

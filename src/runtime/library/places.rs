@@ -8,6 +8,7 @@ use super::inspect::inspect_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::folders::library_directories;
 use crate::packages::{self, FILE_NAME};
+use crate::runtime::provider::{ProviderKind, Providers};
 
 /// The environment variable that names the library file; `ort` and other programs know it too.
 pub(super) const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -68,6 +69,13 @@ impl Place {
         unknown.or_else(|| self.defect()).map_or(Ok(()), |reason| Err(Error::new(ErrorKind::Library, reason)))
     }
 
+    /// Whether the file is ONNX Runtime's build for NVIDIA's GPUs: its providers are files beside it.
+    fn has_providers(&self) -> bool {
+        let is_there =
+            |kind: ProviderKind| kind.built_in_file().is_some_and(|file| self.path.with_file_name(file).is_file());
+        !self.is_bare_name() && ProviderKind::ALL.into_iter().any(is_there)
+    }
+
     pub(super) fn is_bare_name(&self) -> bool {
         self.found_by == FoundBy::System && self.path.components().count() == 1
     }
@@ -77,12 +85,14 @@ impl Place {
         if self.is_bare_name() {
             return None;
         }
-        if let Err(reason) = inspect_file(&self.path) {
-            return Some(reason);
-        }
         // The content of what setup has placed is known: a damaged library may crash, or compute something else.
-        let damage = (self.found_by == FoundBy::Setup).then(|| packages::defect(&self.path)).flatten();
-        damage.map(|reason| format!("damaged: {reason}"))
+        let damage = || (self.found_by == FoundBy::Setup).then(|| packages::defect(&self.path)).flatten();
+        let damage = || damage().map(|reason| format!("damaged: {reason}"));
+        match inspect_file(&self.path) {
+            // Of a provider's folder every file must be there.
+            Err(reason) => Some(damage().unwrap_or(reason)),
+            Ok(()) => damage(),
+        }
     }
 }
 
@@ -100,6 +110,16 @@ pub fn places(options: &LibraryOptions) -> Vec<Place> {
     }
     places.extend(packages::expected_files().into_iter().map(|path| Place::new(FoundBy::Setup, path)));
     places.extend(system_places());
+    places
+}
+
+/// The places in the order in which they are tried for these providers: `cuda` and `tensorrt` are parts of a build of ONNX
+/// Runtime of their own, so the places that have such a build come first.
+pub(super) fn places_for(options: &LibraryOptions, providers: &Providers) -> Vec<Place> {
+    let mut places = places(options);
+    if providers.iter().any(|spec| spec.kind().built_in_file().is_some()) {
+        places.sort_by_key(|place| !place.has_providers());
+    }
     places
 }
 

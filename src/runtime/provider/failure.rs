@@ -1,62 +1,71 @@
 //! Why a provider cannot be used, in words that name the package to install. ONNX Runtime's own texts name symptoms.
 
+use std::fmt;
 use std::path::Path;
 
 use super::spec::ProviderKind;
 use super::{openvino, webgpu};
 use crate::error::{Error, ErrorKind};
 
-/// What must be installed for a library, by how its file name begins.
-const PACKAGES: &[(&str, &str)] = &[
-    ("libcudnn", CUDA_PACKAGES),
-    ("libcublas", CUDA_PACKAGES),
-    ("libcudart", CUDA_PACKAGES),
-    ("libcurand", CUDA_PACKAGES),
-    ("libcufft", CUDA_PACKAGES),
-    ("libnvrtc", CUDA_PACKAGES),
-    ("libcuda.so", DRIVER),
-    ("libnvidia-ml", DRIVER),
-    ("libnvinfer", TENSORRT),
-    ("libnvonnxparser", TENSORRT),
+/// What helps where a library is missing, by how its file name begins.
+const REMEDIES: &[(&str, &str)] = &[
+    ("libcudnn", INSTALL_CUDA),
+    ("libcublas", INSTALL_CUDA),
+    ("libcudart", INSTALL_CUDA),
+    ("libcurand", INSTALL_CUDA),
+    ("libcufft", INSTALL_CUDA),
+    ("libnvrtc", INSTALL_CUDA),
+    ("libcuda.so", INSTALL_DRIVER),
+    ("libnvidia-ml", INSTALL_DRIVER),
+    ("libnvinfer", INSTALL_TENSORRT),
+    ("libnvonnxparser", INSTALL_TENSORRT),
     (
         "libvulkan",
-        "the Vulkan loader (Debian: libvulkan1) and a driver for the GPU (Debian: mesa-vulkan-drivers 25 or newer)",
+        "install the Vulkan loader (Debian: libvulkan1) and a driver for the GPU (Debian: mesa-vulkan-drivers 25 or newer)",
     ),
 ];
-const CUDA_PACKAGES: &str = "CUDA 13 and cuDNN 9 (pip install 'onnxruntime-gpu[cuda,cudnn]')";
-const DRIVER: &str = "the NVIDIA driver";
-const TENSORRT: &str = "TensorRT 10 for CUDA 13 (NVIDIA's package tensorrt-cu13, version 10, never 11)";
+/// CUDA's libraries belong to a build of ONNX Runtime, so setup installs both.
+pub(crate) const INSTALL_CUDA: &str = "run `dbcache-trt setup --provider cuda` and name no ONNX Runtime, or install CUDA 13 \
+                                       and cuDNN 9 and put their folder into LD_LIBRARY_PATH";
+/// What only the administrator of a machine can install.
+pub(super) const INSTALL_DRIVER: &str = "install the NVIDIA driver, release 580 or newer";
+const INSTALL_TENSORRT: &str =
+    "`dbcache-trt setup --provider tensorrt` says how to get TensorRT 10 for CUDA 13 (never 11)";
+
+/// A provider that cannot be used.
+pub(super) fn unusable(kind: ProviderKind, reason: impl fmt::Display) -> Error {
+    Error::new(ErrorKind::Provider, format!("the provider `{kind}` cannot be used: {reason}"))
+}
 
 /// An error of registration as ours, with the remedy.
 pub(crate) fn refused(kind: ProviderKind, onnx_runtime: &Path, text: &str) -> Error {
     let text = text.replace('\n', " ");
-    let reason = reason(kind, onnx_runtime, &text);
-    Error::new(ErrorKind::Provider, format!("the provider `{kind}` cannot be used: {reason}"))
+    unusable(kind, reason(kind, onnx_runtime, &text))
 }
 
 fn reason(kind: ProviderKind, onnx_runtime: &Path, text: &str) -> String {
     if text.contains("not enabled in this build") {
         let path = onnx_runtime.display();
-        return format!(
-            "the ONNX Runtime at {path} is built without it; install the build for NVIDIA GPUs (pip install \
-             onnxruntime-gpu) and name its library with the option `ort-library` or ORT_DYLIB_PATH"
-        );
+        let remedy = match crate::packages::installed_bundle(ProviderKind::Cuda.as_str()) {
+            // It is there, and yet another one was loaded: only this process can mend that.
+            Some(_) => {
+                "setup has installed one that has it: leave out the option `ort-library` and ORT_DYLIB_PATH, and let the first \
+                 engine of the process be one on this provider"
+            }
+            None => {
+                "run `dbcache-trt setup --provider cuda`, or name another build for NVIDIA GPUs with the option `ort-library` \
+                 or ORT_DYLIB_PATH"
+            }
+        };
+        return format!("the ONNX Runtime at {path} is built without it; {remedy}");
     }
     if let Some((needing, missing)) = missing_library(text) {
         if needing == missing {
             return format!("its library {missing} is not there; {}", install(kind));
         }
-        let package = PACKAGES.iter().find(|(start, _)| missing.starts_with(start)).map(|(_, package)| *package);
-        return match package {
-            Some(package) => format!(
-                "{needing} needs {missing}, which the system does not find; install {package}, or put its folder into \
-                 LD_LIBRARY_PATH"
-            ),
-            None => format!(
-                "{needing} needs {missing}, which the system does not find; install it, or put its folder into \
-                 LD_LIBRARY_PATH"
-            ),
-        };
+        let remedy = REMEDIES.iter().find(|(start, _)| missing.starts_with(start)).map(|(_, remedy)| *remedy);
+        let remedy = remedy.unwrap_or("install it, or put its folder into LD_LIBRARY_PATH");
+        return format!("{needing} needs {missing}, which the system does not find; {remedy}");
     }
     for symptom in
         ["no CUDA-capable device", "CUDA driver version is insufficient", "CUDA failure 100", "CUDA failure 35"]
@@ -82,16 +91,19 @@ pub(super) fn install(kind: ProviderKind) -> String {
     match kind {
         ProviderKind::Cpu => "it is a part of every ONNX Runtime".to_owned(),
         ProviderKind::Cuda | ProviderKind::TensorRt => {
-            "take it and ONNX Runtime's library from one installation of one version (pip install onnxruntime-gpu)"
+            "it and ONNX Runtime's library must be of one installation; run `dbcache-trt setup --provider cuda`"
                 .to_owned()
         }
-        ProviderKind::OpenVino => plugin(openvino::PACKAGE),
-        ProviderKind::WebGpu => plugin(webgpu::PACKAGE),
+        ProviderKind::OpenVino => plugin(kind, openvino::PACKAGE),
+        ProviderKind::WebGpu => plugin(kind, webgpu::PACKAGE),
     }
 }
 
-fn plugin(package: &str) -> String {
-    format!("install it (pip install {package}) and name the file with the option `library`")
+fn plugin(kind: ProviderKind, package: &str) -> String {
+    format!(
+        "run `dbcache-trt setup --provider {kind}`, or install it (pip install {package}) and name the file with the option \
+         `library`"
+    )
 }
 
 /// A plugin that is there, but has nothing to compute on.
@@ -125,14 +137,14 @@ mod tests {
             (
                 Cuda,
                 load(cuda, "libcudnn.so.9"),
-                "install CUDA 13 and cuDNN 9 (pip install 'onnxruntime-gpu[cuda,cudnn]')",
+                "run `dbcache-trt setup --provider cuda` and name no ONNX Runtime, or install CUDA 13",
             ),
-            (Cuda, load(cuda, "libcuda.so.1"), "install the NVIDIA driver"),
+            (Cuda, load(cuda, "libcuda.so.1"), "install the NVIDIA driver, release 580 or newer"),
             (Cuda, load(cuda, "libother.so"), "needs libother.so, which the system does not find; install it"),
-            (Cuda, load(cuda, cuda), "libonnxruntime_providers_cuda.so is not there; take it and ONNX Runtime's"),
+            (Cuda, load(cuda, cuda), "libonnxruntime_providers_cuda.so is not there; it and ONNX Runtime's library"),
             (TensorRt, load(tensorrt, "libcublas.so.13"), "install CUDA 13"),
-            (TensorRt, load(tensorrt, "libnvinfer.so.10"), "install TensorRT 10 for CUDA 13"),
-            (TensorRt, load(tensorrt, "libnvonnxparser.so.10"), "version 10, never 11"),
+            (TensorRt, load(tensorrt, "libnvinfer.so.10"), "says how to get TensorRT 10 for CUDA 13"),
+            (TensorRt, load(tensorrt, "libnvonnxparser.so.10"), "(never 11)"),
             (
                 Cuda,
                 "CUDA execution provider is not enabled in this build. ".into(),
@@ -141,10 +153,10 @@ mod tests {
             (
                 TensorRt,
                 "TensorRT execution provider is not enabled in this build. ".into(),
-                "pip install onnxruntime-gpu",
+                "run `dbcache-trt setup --provider cuda`",
             ),
             (Cuda, "CUDA failure 100: no CUDA-capable device is detected".into(), "no GPU that its driver offers"),
-            (OpenVino, load("/p.so", "/p.so"), "p.so is not there; install it (pip install onnxruntime-ep-openvino)"),
+            (OpenVino, load("/p.so", "/p.so"), "p.so is not there; run `dbcache-trt setup --provider openvino`"),
             (WebGpu, load("/p.so", "libvulkan.so.1"), "install the Vulkan loader (Debian: libvulkan1)"),
             (WebGpu, "a text\nof two lines".into(), "a text of two lines"),
         ] {

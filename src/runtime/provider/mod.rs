@@ -7,6 +7,11 @@ pub(crate) mod compile;
 mod cpu;
 mod cuda;
 mod failure;
+#[expect(
+    unsafe_code,
+    reason = "libraries that a provider needs are loaded, and CUDA's runtime is asked for its version"
+)]
+mod nvidia;
 mod openvino;
 mod options;
 mod precision;
@@ -17,7 +22,11 @@ mod spec;
 mod tensorrt;
 mod webgpu;
 
+#[cfg(feature = "cuda")]
+pub(crate) use self::failure::INSTALL_CUDA;
 pub(crate) use self::failure::refused;
+#[cfg(feature = "cuda")]
+pub(crate) use self::nvidia::CUDA_RUNTIMES;
 pub(crate) use self::precision::{BY_COMPUTE, is_precision};
 pub(crate) use self::register::{Provider, Role};
 pub use self::report::{ProviderReport, provider_reports};
@@ -30,5 +39,5 @@ const LIBRARY_OPTION: OptionDef = OptionDef {
     name: "library",
     form: Form::Text,
     key: None,
-    about: "the plugin's library file; looked for beside ONNX Runtime's library and beside the program unless given",
+    about: "the plugin's library file; unless given, looked for where setup puts it, beside ONNX Runtime's library and beside the program",
 };

@@ -15,8 +15,9 @@ use ort::session::builder::SessionBuilder;
 
 use super::failure::{install, no_device, refused};
 use super::spec::{ProviderKind, ProviderSpec};
-use super::{cuda, openvino, webgpu};
+use super::{cuda, nvidia, openvino, webgpu};
 use crate::error::{Error, ErrorKind, Result};
+use crate::packages;
 use crate::runtime::cuda_stream::Stream;
 use crate::runtime::library::Loaded;
 use crate::runtime::memory::Memory;
@@ -51,10 +52,17 @@ impl Provider {
         if let Some(file) = plugin_file(spec.kind()) {
             library.register_plugin(spec.kind(), &plugin_path(library, spec, file)?)?;
         }
+        let is_of_nvidia = matches!(spec.kind(), ProviderKind::Cuda | ProviderKind::TensorRt);
+        if is_of_nvidia {
+            nvidia::preload(spec.kind(), &library.info.path)?;
+        }
         let mut provider = Self { spec: spec.clone(), allows_fallback, stream: None };
         let builder =
             library.session_builder().map_err(|error| refused(spec.kind(), &library.info.path, error.message()))?;
         provider.append(library, builder, Role::Model, &[])?;
+        if is_of_nvidia {
+            nvidia::check(spec.kind(), gpu(spec))?;
+        }
         // Now that the provider is loaded, so is CUDA's runtime.
         provider.stream = stream(spec)?;
         Ok(provider)
@@ -236,21 +244,25 @@ pub(super) fn plugin_file(kind: ProviderKind) -> Option<&'static str> {
     }
 }
 
-/// Where a plugin's library lies: as given, else beside ONNX Runtime's, else beside the program.
+/// Where a plugin's library lies: as given, else where setup has put it, else beside ONNX Runtime's, else beside the program.
 ///
 /// # Errors
 /// `Provider` with the places that were looked at.
 pub(super) fn plugin_path(library: &Loaded, spec: &ProviderSpec, file: &str) -> Result<PathBuf> {
     let given = spec.raw(super::LIBRARY_OPTION.name).map(PathBuf::from);
     let program = std::env::current_exe().ok();
+    let own = packages::installed_bundle(spec.kind().as_str()).map(|(_, folder)| folder);
     let places: Vec<PathBuf> = match given {
         Some(path) => vec![std::path::absolute(&path).unwrap_or(path)],
-        None => [Some(library.info.path.as_path()), program.as_deref()]
-            .into_iter()
-            .flatten()
-            .filter_map(Path::parent)
-            .map(|folder| folder.join(file))
-            .collect(),
+        None => {
+            let beside = [Some(library.info.path.as_path()), program.as_deref()]
+                .into_iter()
+                .flatten()
+                .filter_map(Path::parent)
+                .map(Path::to_owned)
+                .collect::<Vec<_>>();
+            own.into_iter().chain(beside).map(|folder| folder.join(file)).collect()
+        }
     };
     if let Some(path) = places.iter().find(|path| path.is_file()) {
         return Ok(path.clone());

@@ -45,7 +45,7 @@ fn report(library: &Loaded, spec: &ProviderSpec) -> ProviderReport {
     let kind = spec.kind();
     let opened = Provider::open(library, spec, false).and_then(|provider| provider.memory(library));
     let plugin = plugin_file(kind);
-    let file = match (plugin, built_in_file(kind)) {
+    let file = match (plugin, kind.built_in_file()) {
         (Some(file), _) => plugin_path(library, spec, file).ok(),
         (None, Some(file)) => Some(library.info.path.with_file_name(file)).filter(|path| path.is_file()),
         (None, None) => Some(library.info.path.clone()),
@@ -66,15 +66,6 @@ fn report(library: &Loaded, spec: &ProviderSpec) -> ProviderReport {
         version,
         devices: found_devices(library, kind),
         missing: opened.err().map(|error| error.message().to_owned()),
-    }
-}
-
-/// The part of ONNX Runtime's GPU build that holds a provider.
-fn built_in_file(kind: ProviderKind) -> Option<&'static str> {
-    match kind {
-        ProviderKind::Cuda => Some("libonnxruntime_providers_cuda.so"),
-        ProviderKind::TensorRt => Some("libonnxruntime_providers_tensorrt.so"),
-        ProviderKind::Cpu | ProviderKind::OpenVino | ProviderKind::WebGpu => None,
     }
 }
 

@@ -46,6 +46,15 @@ impl ProviderKind {
         self.defs().iter().map(|option| (option.name, option.form.to_string(), option.about))
     }
 
+    /// The part of ONNX Runtime's GPU build that holds the provider; none where it is no such part.
+    pub(crate) fn built_in_file(self) -> Option<&'static str> {
+        match self {
+            Self::Cuda => Some("libonnxruntime_providers_cuda.so"),
+            Self::TensorRt => Some("libonnxruntime_providers_tensorrt.so"),
+            Self::Cpu | Self::OpenVino | Self::WebGpu => None,
+        }
+    }
+
     fn defs(self) -> &'static [OptionDef] {
         match self {
             Self::Cpu => cpu::OPTIONS,
