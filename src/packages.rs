@@ -16,7 +16,7 @@ mod pins;
 pub(crate) use bundle::Pinned;
 #[cfg(feature = "setup")]
 pub(crate) use bundle::{Bundle, Wheel, bundle, bundles, providers_folder};
-pub(crate) use bundle::{Depth, bundle_of_library, installed_bundle, tensorrt_folder};
+pub(crate) use bundle::{Depth, bundle_of_library, installed_bundle, is_installable, tensorrt_folder};
 
 /// What TensorRT's provider asks for beside CUDA, in the order in which it must be loaded.
 pub(crate) const TENSORRT_LIBRARIES: [&str; 2] = ["libnvinfer.so.10", "libnvonnxparser.so.10"];

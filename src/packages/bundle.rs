@@ -117,6 +117,11 @@ pub(crate) fn bundle(name: &str) -> Option<&'static Bundle> {
     bundles().iter().find(|bundle| bundle.name == name)
 }
 
+/// Whether setup has packages of a provider for this system.
+pub(crate) fn is_installable(name: &str) -> bool {
+    bundle(name).is_some()
+}
+
 /// The provider of this name and its folder, where setup has installed it, whole or damaged.
 pub(crate) fn installed_bundle(name: &str) -> Option<(&'static Bundle, PathBuf)> {
     let bundle = bundle(name)?;

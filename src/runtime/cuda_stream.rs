@@ -119,12 +119,23 @@ fn not_cuda(error: libloading::Error) -> Error {
 }
 
 fn check(function: &str, device: i32, code: c_int) -> Result<()> {
-    if code == 0 { Ok(()) } else { Err(refuse(format!("{function} failed on GPU {device} with CUDA's error {code}"))) }
+    if code == 0 {
+        return Ok(());
+    }
+    let reason = format!("{function} failed on GPU {device} with CUDA's error {code}");
+    Err(no_stream(reason, "`nvidia-smi` must list the GPU, and show memory that is free"))
 }
 
+/// CUDA's runtime itself is missing, or another library.
 fn refuse(reason: String) -> Error {
-    let remedy = "`stream=own` gives each session a stream by itself, for which ONNX Runtime needs the same library";
-    Error::new(ErrorKind::Provider, format!("no CUDA stream for the sessions: {reason}; {INSTALL_CUDA}; {remedy}"))
+    let remedy = format!(
+        "{INSTALL_CUDA}; `stream=own` gives each session a stream by itself, for which ONNX Runtime needs the same library"
+    );
+    no_stream(reason, &remedy)
+}
+
+fn no_stream(reason: String, remedy: &str) -> Error {
+    Error::new(ErrorKind::Provider, format!("no CUDA stream for the sessions: {reason}; {remedy}"))
 }
 
 #[cfg(test)]

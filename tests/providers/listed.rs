@@ -24,6 +24,7 @@ fn every_provider_is_listed_with_what_is_missing() {
         "cpu       usable, version ",
         "cuda      not usable",
         "is built without it; run `dbcache-trt setup --provider cuda`",
+        "driver: ",
         "openvino  not usable",
         "its plugin is not at ",
         "pip install onnxruntime-ep-webgpu",
@@ -39,6 +40,12 @@ fn every_provider_is_listed_with_what_is_missing() {
     assert_eq!((providers[0]["usable"].clone(), providers[0]["missing"].clone()), (json!(true), json!(null)));
     assert!(providers[1..].iter().all(|provider| provider["usable"] == json!(false)));
     assert!(providers.iter().all(|provider| provider["compiled_in"] == json!(true)));
+    if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        for provider in &providers[1..] {
+            let name = provider["provider"].as_str().unwrap();
+            assert_eq!(provider["remedy"], json!(format!("dbcache-trt setup --provider {name}")));
+        }
+    }
 }
 
 #[test]

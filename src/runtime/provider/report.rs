@@ -5,11 +5,15 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::failure::unusable;
+use super::nvidia::runtime_version;
 use super::register::{devices, metadata, plugin_file, plugin_path};
 use super::spec::{ProviderKind, ProviderSpec, Providers};
 use super::{Provider, openvino};
-use crate::error::Result;
-use crate::runtime::library::{LibraryOptions, Loaded, environment};
+use crate::error::Error;
+use crate::packages::{self, Depth, SlotState};
+use crate::runtime::driver::{CudaVersion, Driver, driver};
+use crate::runtime::library::{LibraryOptions, Loaded, Work, environment_for};
 
 /// One provider on this machine.
 #[derive(Clone, Debug)]
@@ -24,26 +28,49 @@ pub struct ProviderReport {
     pub version: Option<String>,
     /// What it can compute on, as far as it tells.
     pub devices: Vec<String>,
+    /// The driver that it needs, and its version; `None` for a provider without one.
+    pub driver: Option<String>,
     /// Why it cannot be used, with what to install; `None` if it can.
     pub missing: Option<String>,
+    /// The command that mends that, where one command does.
+    pub remedy: Option<String>,
 }
 
 /// Every provider, tried on the library that the options find. `given` holds options for some, such as a plugin's file.
 ///
 /// # Errors
 /// `Library` when there is no usable ONNX Runtime.
-pub fn provider_reports(options: &LibraryOptions, given: Option<&Providers>) -> Result<Vec<ProviderReport>> {
-    let library = environment(options)?;
+pub fn provider_reports(options: &LibraryOptions, given: Option<&Providers>) -> Result<Vec<ProviderReport>, Error> {
+    let damage = options.path.is_none().then(damage).flatten();
+    // ONNX Runtime's build for GPUs has the CPU and takes plugins as well: if it is there and whole, it shows all providers.
+    let wanted = if damage.is_none() { ProviderSpec::new(ProviderKind::Cuda).into() } else { Providers::default() };
+    let library = environment_for(options, &wanted, Work::Large)?;
     let spec = |kind: ProviderKind| {
         let given = given.and_then(|given| given.iter().find(|spec| spec.kind() == kind));
         given.cloned().unwrap_or_else(|| ProviderSpec::new(kind))
     };
-    Ok(ProviderKind::ALL.into_iter().map(|kind| report(&library, &spec(kind))).collect())
+    Ok(ProviderKind::ALL.into_iter().map(|kind| report(&library, &spec(kind), damage.as_deref())).collect())
 }
 
-fn report(library: &Loaded, spec: &ProviderSpec) -> ProviderReport {
+/// What is wrong with the build for GPUs that setup has installed.
+fn damage() -> Option<String> {
+    let (bundle, folder) = packages::installed_bundle(ProviderKind::Cuda.as_str())?;
+    match bundle.state(&folder, Depth::Library) {
+        SlotState::Damaged(reason) => {
+            Some(format!("what setup has installed in {} is damaged: {reason}", folder.display()))
+        }
+        _ => None,
+    }
+}
+
+/// `damage` is what is wrong with the build for GPUs.
+fn report(library: &Loaded, spec: &ProviderSpec, damage: Option<&str>) -> ProviderReport {
     let kind = spec.kind();
-    let opened = Provider::open(library, spec, false).and_then(|provider| provider.memory(library));
+    let opened = match damage.filter(|_| kind.built_in_file().is_some()) {
+        Some(damage) => Err(unusable(kind, damage)),
+        None => Provider::open(library, spec, false).and_then(|provider| provider.memory(library)),
+    };
+    let missing = opened.err().map(|error| error.message().to_owned());
     let plugin = plugin_file(kind);
     let file = match (plugin, kind.built_in_file()) {
         (Some(file), _) => plugin_path(library, spec, file).ok(),
@@ -55,6 +82,7 @@ fn report(library: &Loaded, spec: &ProviderSpec) -> ProviderReport {
         Some(_) => of_plugin.and_then(|device| metadata(&device, "version")),
         None => file.as_ref().map(|_| library.info.version.clone()),
     };
+    let driver = kind.built_in_file().map(|_| driver());
     ProviderReport {
         kind,
         is_compiled_in: match kind {
@@ -64,9 +92,39 @@ fn report(library: &Loaded, spec: &ProviderSpec) -> ProviderReport {
         },
         library: file.map(|path| path.display().to_string()),
         version,
-        devices: found_devices(library, kind),
-        missing: opened.err().map(|error| error.message().to_owned()),
+        devices: match &driver {
+            Some(Ok(driver)) if !driver.gpus.is_empty() => driver.gpus.iter().map(ToString::to_string).collect(),
+            _ => found_devices(library, kind),
+        },
+        driver: driver.map(|driver| told(&driver)),
+        remedy: missing.as_deref().and_then(|missing| remedy(kind, missing)),
+        missing,
     }
+}
+
+/// A driver beside what is needed: the CUDA of the provider's libraries, if they are loaded, else that of setup's.
+fn told(driver: &Result<Driver, String>) -> String {
+    let needed = runtime_version().unwrap_or(CudaVersion(13000));
+    let oldest = needed.oldest_driver().map_or_else(String::new, |oldest| format!(", release {oldest} or newer"));
+    match driver {
+        Ok(driver) => format!("{driver}; CUDA {}.0 is needed{oldest}", needed.major()),
+        Err(reason) => format!("none ({reason}); one for CUDA {}.0 is needed{oldest}", needed.major()),
+    }
+}
+
+/// The command that installs what is missing. What only an administrator can install has none.
+fn remedy(kind: ProviderKind, missing: &str) -> Option<String> {
+    let name = match kind {
+        ProviderKind::Cpu => return None,
+        // Parts of one build.
+        ProviderKind::Cuda | ProviderKind::TensorRt => ProviderKind::Cuda.as_str(),
+        ProviderKind::OpenVino | ProviderKind::WebGpu => kind.as_str(),
+    };
+    let is_whole = packages::installed_bundle(name)
+        .is_some_and(|(bundle, folder)| bundle.state(&folder, Depth::Library) == SlotState::Valid);
+    let is_about_tensorrt = kind == ProviderKind::TensorRt && missing.contains("libnv");
+    (packages::is_installable(name) && (!is_whole || is_about_tensorrt))
+        .then(|| format!("dbcache-trt setup --provider {kind}"))
 }
 
 fn found_devices(library: &Loaded, kind: ProviderKind) -> Vec<String> {
@@ -108,12 +166,14 @@ impl ProviderReport {
             "library": self.library,
             "version": self.version,
             "devices": self.devices,
+            "driver": self.driver,
             "missing": self.missing,
+            "remedy": self.remedy,
         })
     }
 }
 
-/// A line for what it is, one for each device, and one for what is missing.
+/// A line for what it is, one for each device, and one each for the driver, what is missing and what mends it.
 impl fmt::Display for ProviderReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = if self.missing.is_none() { "usable" } else { "not usable" };
@@ -130,8 +190,14 @@ impl fmt::Display for ProviderReport {
         for device in &self.devices {
             write!(f, "\n          device: {device}")?;
         }
-        match &self.missing {
-            Some(missing) => write!(f, "\n          {missing}"),
+        if let Some(driver) = &self.driver {
+            write!(f, "\n          driver: {driver}")?;
+        }
+        if let Some(missing) = &self.missing {
+            write!(f, "\n          {missing}")?;
+        }
+        match &self.remedy {
+            Some(remedy) => write!(f, "\n          mend it: {remedy}"),
             None => Ok(()),
         }
     }
