@@ -27,7 +27,7 @@ pub struct BuildCounts {
     pub loaded: usize,
     /// How long compiling took, all builds together.
     pub build_seconds: f64,
-    /// Builds that were damaged, and compiled again: which, and what was wrong.
+    /// Builds that were damaged, and made again: which, and what was wrong.
     pub damaged: Vec<String>,
 }
 

@@ -115,7 +115,7 @@ fn a_build_ahead_of_time_leaves_nothing_to_compile() {
     let refused = compiled.tiny(&format!("{CACHE} --require-built")).code(11);
     let count: usize = refused.err.split(' ').nth(1).unwrap().parse().unwrap();
     assert!(refused.err.contains(&format!("{count} of {count} builds are missing (")), "{refused}");
-    let (_, command) = refused.err.split_once("compile them with `dbcache-trt ").unwrap();
+    let (_, command) = refused.err.split_once("compile with `dbcache-trt ").unwrap();
     let (command, _) = command.split_once('`').unwrap();
     assert!(compiled.entries().is_empty());
 
@@ -185,7 +185,7 @@ fn damaged_builds_are_made_again() {
         damage(entry, other);
         compiled.tiny(&format!("{CACHE} --require-built")).code(11).stderr(name);
         let told = compiled.tiny(&format!("{CACHE} --save-latents new --trace new.json")).code(0);
-        let words = format!("was compiled again: {name}: ");
+        let words = format!("was made again: {name}: ");
         assert!(told.out.contains(&words) && told.out.contains(reason), "{reason}: {told}");
         assert_eq!(compiled.counts("new.json"), (1, rest), "{reason}");
         assert_eq!(compiled.shell.latents("new"), compiled.shell.latents("good"), "{reason}");
