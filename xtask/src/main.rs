@@ -8,6 +8,7 @@ mod check_families;
 mod check_gpu;
 mod check_plugins;
 mod check_published;
+mod check_setup;
 mod check_tensorrt;
 mod check_video;
 mod demo;
@@ -71,6 +72,12 @@ const TASKS: &[Task] = &[
         arguments: "[ARGUMENTS OF cargo test]",
         about: "test on the WebGPU plugin and a software Vulkan, a provider with memory of its own (Debian; 30 MB)",
         run: check_plugins::check_webgpu,
+    },
+    Task {
+        name: "check-setup",
+        arguments: "",
+        about: "set up providers, killed and damaged, and run all that comes before a GPU (Linux; downloads 1.7 GB; needs cc)",
+        run: check_setup::check_setup,
     },
     Task {
         name: "check-video",
