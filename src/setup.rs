@@ -9,14 +9,18 @@ use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
+mod event;
 mod inventory;
 mod provider;
 mod target;
 mod tools;
+mod via;
 
+pub use self::event::SetupEvent;
 #[doc(hidden)]
 pub use self::inventory::Slot;
 pub use self::target::{Target, Targets};
+pub use self::via::Via;
 
 use self::provider::{Job, TOOLS, room};
 use self::tools::{fetch, fetch_wheel, is_about_space, is_fetched_by};
@@ -28,8 +32,6 @@ use crate::packages::{
     Depth, Package, TENSORRT_LIBRARIES, bundle, copy_and_hash, library_folder, packages_for_this_system,
     providers_folder, tensorrt_folder, verify_digest,
 };
-use crate::units::bytes_in_words;
-use crate::words::words;
 
 const ONNX_RUNTIME: &str = "ONNX Runtime";
 
@@ -40,97 +42,6 @@ pub struct SetupOptions {
     pub via: Option<Via>,
     /// What to install. Default: ONNX Runtime itself, which computes on the CPU.
     pub providers: Targets,
-}
-
-/// A package tool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Via {
-    /// uv, from PyPI.
-    Uv,
-    /// pip, from PyPI.
-    Pip,
-    /// npm, from the npm registry, whose package is larger and somewhat older.
-    Npm,
-}
-
-words!(Via, "package tool", { Uv = "uv", Pip = "pip", Npm = "npm" });
-
-/// What happens while setting up. `Display` is one line for a person.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SetupEvent {
-    /// Another process sets up in the same folder; its result will do.
-    Waiting,
-    /// A tool starts to download.
-    Running {
-        /// The tool.
-        via: Via,
-        /// Its command line.
-        command: String,
-    },
-    /// A tool still works.
-    StillRunning {
-        /// The tool.
-        via: Via,
-        /// For how long.
-        seconds: u64,
-    },
-    /// What will be done for a provider, before anything is fetched.
-    Planned {
-        /// The provider.
-        what: &'static str,
-        /// How many bytes are to be downloaded.
-        download: u64,
-        /// How many bytes they become on the disk.
-        disk: u64,
-        /// Where.
-        folder: PathBuf,
-        /// How many bytes of an earlier setup are kept.
-        kept: u64,
-    },
-    /// One package of several is fetched.
-    Fetching {
-        /// The package.
-        package: &'static str,
-        /// Its version.
-        version: &'static str,
-        /// How many bytes are to be downloaded.
-        bytes: u64,
-        /// Which one, from 1.
-        place: usize,
-        /// Of how many.
-        of: usize,
-    },
-    /// A tool failed; the next one is tried.
-    Failed {
-        /// The tool.
-        via: Via,
-        /// Why, in its own words.
-        reason: String,
-    },
-}
-
-impl fmt::Display for SetupEvent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Waiting => f.write_str("waiting for another setup"),
-            Self::Running { command, .. } => write!(f, "running {command}"),
-            Self::StillRunning { via, seconds } => write!(f, "{via} is at work since {seconds} seconds"),
-            Self::Planned { what, download, disk, folder, kept } => {
-                let (download, disk, folder) = (bytes_in_words(*download), bytes_in_words(*disk), folder.display());
-                write!(f, "{what}: {download} to download, {disk} on the disk, in {folder}")?;
-                match kept {
-                    0 => Ok(()),
-                    kept => write!(f, "; {} are there already", bytes_in_words(*kept)),
-                }
-            }
-            Self::Fetching { package, version, bytes, place, of } => {
-                write!(f, "[{place}/{of}] {package} {version}, {}", bytes_in_words(*bytes))
-            }
-            Self::Failed { via, reason } => write!(f, "{via}: {reason}"),
-        }
-    }
 }
 
 /// What [`run`] has installed.

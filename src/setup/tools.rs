@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{SetupEvent, Via};
+use super::event::SetupEvent;
+use super::via::Via;
 use crate::packages::{Package, Registry, Wheel};
 
 /// Lets a tool unpack a package in a folder; returns the library in it, or why there is none.

@@ -104,7 +104,7 @@ pub(super) fn defect(driver: &Driver, runtime: Option<CudaVersion>, gpu: i32) ->
             std::env::var("CUDA_VISIBLE_DEVICES").map(|value| format!(", and CUDA_VISIBLE_DEVICES is `{value}`"));
         return Some(format!(
             "no CUDA device was found: the NVIDIA driver lists no GPU ({driver}){}; `nvidia-smi` must list one, and a \
-             container must be started with its GPUs (`--gpus all`)",
+             container must be started with its GPUs (Docker's option `gpus`)",
             hidden.unwrap_or_default()
         ));
     }
