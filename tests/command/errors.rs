@@ -103,8 +103,8 @@ fn usage() {
     for (options, words) in [
         ("--true-cfg 2", "--true-cfg has no effect: the guidance of this model is classifier-free; use --guidance"),
         ("--negative-prompt melon", "--negative-prompt has no effect without classifier-free guidance"),
-        ("--negative-prompt melon --guidance 1", "give a --guidance above 1, or leave the negative prompt out"),
-        ("--negative-prompt melon --guidance 0.5", "give a --guidance above 1, or leave the negative prompt out"),
+        ("--negative-prompt melon --guidance 1", "give --guidance above 1, or leave the negative prompt out"),
+        ("--negative-prompt melon --guidance 0.5", "give --guidance above 1, or leave the negative prompt out"),
     ] {
         shell.lemon(options).code(2).stderr(words);
     }
