@@ -87,8 +87,8 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "check-gpu",
-        arguments: "[PROVIDERS]",
-        about: "test and measure on a GPU: cuda and tensorrt, or the providers that are named (docs/gpu.md)",
+        arguments: "[--engine DIR] [--debug] [PROVIDERS]",
+        about: "test and measure on a GPU in a quarter of an hour: cuda, or the providers that are named (docs/gpu.md)",
         run: check_gpu::check_gpu,
     },
     Task {
