@@ -120,9 +120,9 @@ impl Inputs {
             return Ok(());
         }
         Err(match manifest.text {
-            Some(_) => Error::usage("no prompt; give the option `prompt`").about("prompt"),
+            Some(_) => Error::usage("no prompt; give one with the option `prompt`").about("prompt"),
             None => {
-                let message = format!("this engine has no text graphs; give the tensors {}", text.join(" and "));
+                let message = format!("this engine has no text graphs; give {} as tensors", text.join(" and "));
                 Error::usage(message).about("inputs")
             }
         })
