@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::args::ProvidersArgs;
 use super::print::line;
+use super::remedy::spelled;
 
 pub fn run(args: &ProvidersArgs) -> anyhow::Result<()> {
     let options = LibraryOptions { path: args.ort_library.clone(), ..LibraryOptions::default() };
@@ -23,7 +24,7 @@ pub fn run(args: &ProvidersArgs) -> anyhow::Result<()> {
         return line(serde_json::to_string_pretty(&json!({ "version": 1, "providers": providers }))?);
     }
     for report in &reports {
-        line(report)?;
+        line(spelled(&report.to_string()))?;
         if args.options {
             for (name, expected, about) in report.kind.options() {
                 line(format_args!("  {name:<20} {about}; {expected}"))?;
