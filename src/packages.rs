@@ -16,7 +16,7 @@ mod pins;
 pub(crate) use bundle::Pinned;
 #[cfg(feature = "setup")]
 pub(crate) use bundle::{Bundle, Wheel, bundle, bundles, providers_folder};
-pub(crate) use bundle::{Depth, bundle_of_library, installed_bundle, is_installable, tensorrt_folder};
+pub(crate) use bundle::{ReadDepth, bundle_of_library, installed_bundle, is_installable, tensorrt_folder};
 
 /// What TensorRT's provider asks for beside CUDA, in the order in which it must be loaded.
 pub(crate) const TENSORRT_LIBRARIES: [&str; 2] = ["libnvinfer.so.10", "libnvonnxparser.so.10"];
@@ -161,7 +161,7 @@ pub(crate) fn expected_files() -> Vec<PathBuf> {
 pub(crate) fn defect(path: &Path) -> Option<String> {
     let state = match bundle_of_library(path) {
         // The other files are gigabytes: their sizes must do here, and setup's check reads them all.
-        Some((bundle, folder)) => bundle.state(&folder, Depth::Library),
+        Some((bundle, folder)) => bundle.state(&folder, ReadDepth::Library),
         None => {
             let (folder, packages) = (library_folder().ok()?, packages_for_this_system().ok()?);
             packages.iter().find(|package| package.installed_path(&folder) == path)?.state(&folder)

@@ -22,14 +22,14 @@ pub use self::inventory::Slot;
 pub use self::target::{Target, Targets};
 pub use self::via::Via;
 
-use self::provider::{Job, TOOLS, room};
+use self::provider::{ProviderSetup, TOOLS, room};
 use self::tools::{fetch, fetch_wheel, is_about_space, is_fetched_by};
 use crate::error::{Error, ErrorKind, Result};
 use crate::folders::{FOLDER_VARIABLE, library_directories};
 #[doc(hidden)]
 pub use crate::packages::SlotState;
 use crate::packages::{
-    Depth, Package, TENSORRT_LIBRARIES, bundle, copy_and_hash, library_folder, packages_for_this_system,
+    Package, ReadDepth, TENSORRT_LIBRARIES, bundle, copy_and_hash, library_folder, packages_for_this_system,
     providers_folder, tensorrt_folder, verify_digest,
 };
 
@@ -156,7 +156,7 @@ fn install_provider(provider: Target, via: Option<Via>, notify: &mut dyn FnMut(S
         ));
     };
     let tools = via.map_or(TOOLS.to_vec(), |via| vec![via]);
-    Job { bundle, providers: &providers_folder()?, tools: &tools, room }.run(&mut fetch_wheel, notify)
+    ProviderSetup { bundle, providers: &providers_folder()?, tools: &tools, room }.run(&mut fetch_wheel, notify)
 }
 
 /// What is to be done for TensorRT, if its libraries lie nowhere.
@@ -184,7 +184,7 @@ fn tensorrt_remains() -> Result<Option<String>> {
 /// # Errors
 /// [`ErrorKind::Usage`] if there is no home folder.
 pub fn check() -> Result<Vec<Slot>> {
-    inventory::slots(Depth::Content)
+    inventory::slots(ReadDepth::Content)
 }
 
 /// As [`check`], but of large files only the sizes.
@@ -193,7 +193,7 @@ pub fn check() -> Result<Vec<Slot>> {
 /// # Errors
 /// As [`check`].
 pub fn list() -> Result<Vec<Slot>> {
-    inventory::slots(Depth::Library)
+    inventory::slots(ReadDepth::Library)
 }
 
 /// Removes all that setup has installed for a provider; returns how many bytes that were.

@@ -59,7 +59,7 @@ impl Pinned {
 
 /// How much of an installed provider is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Depth {
+pub(crate) enum ReadDepth {
     /// The sizes of all files, and the content of the first one, which is what the program itself loads.
     Library,
     /// All files, from the first byte to the last.
@@ -88,11 +88,11 @@ impl Bundle {
     }
 
     /// What lies in its folder.
-    pub(crate) fn state(&self, folder: &Path, depth: Depth) -> SlotState {
+    pub(crate) fn state(&self, folder: &Path, depth: ReadDepth) -> SlotState {
         if !folder.is_dir() {
             return SlotState::Empty;
         }
-        let defect = |(index, file): (usize, &Pinned)| file.defect(folder, depth == Depth::Content || index == 0);
+        let defect = |(index, file): (usize, &Pinned)| file.defect(folder, depth == ReadDepth::Content || index == 0);
         self.files().enumerate().find_map(defect).map_or(SlotState::Valid, SlotState::Damaged)
     }
 }
@@ -162,7 +162,7 @@ mod tests {
         let bundle = Bundle { name: "x", version: "1", preload: &[], wheels: &[WHEEL] };
         let home = tempfile::tempdir().unwrap();
         let folder = bundle.folder(home.path());
-        let states = || [Depth::Library, Depth::Content].map(|depth| bundle.state(&folder, depth));
+        let states = || [ReadDepth::Library, ReadDepth::Content].map(|depth| bundle.state(&folder, depth));
         let damaged = |reason: &str| SlotState::Damaged(reason.to_owned());
         assert_eq!(states(), [SlotState::Empty, SlotState::Empty]);
         std::fs::create_dir_all(&folder).unwrap();

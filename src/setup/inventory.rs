@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::provider::{PARTIAL_PREFIX, remove_all};
 use super::{SetupEvent, SlotState, Target, lock, remove_leftovers};
 use crate::error::{Error, Result};
-use crate::packages::{Bundle, Depth, bundles, library_folder, packages_for_this_system, providers_folder};
+use crate::packages::{Bundle, ReadDepth, bundles, library_folder, packages_for_this_system, providers_folder};
 
 /// What lies at one of the places that setup fills.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Slot {
 ///
 /// # Errors
 /// `Usage` if there is no home folder.
-pub(super) fn slots(depth: Depth) -> Result<Vec<Slot>> {
+pub(super) fn slots(depth: ReadDepth) -> Result<Vec<Slot>> {
     let folder = library_folder()?;
     // What cannot be installed here is told by whoever asks for it.
     let packages = packages_for_this_system().unwrap_or_default();
@@ -49,7 +49,7 @@ pub(super) fn slots(depth: Depth) -> Result<Vec<Slot>> {
 }
 
 /// The place of the pinned version, and whatever lies beside it.
-fn slots_of(bundle: &Bundle, providers: &Path, depth: Depth) -> Vec<Slot> {
+fn slots_of(bundle: &Bundle, providers: &Path, depth: ReadDepth) -> Vec<Slot> {
     let path = bundle.folder(providers);
     let state = bundle.state(&path, depth);
     let version = bundle.version.to_owned();
@@ -134,7 +134,7 @@ mod tests {
             fs::create_dir_all(home.join(folder).join("deep")).unwrap();
             fs::write(home.join(folder).join("deep").join("file"), vec![0; bytes]).unwrap();
         }
-        let told: Vec<_> = slots_of(&bundle, providers.path(), Depth::Content)
+        let told: Vec<_> = slots_of(&bundle, providers.path(), ReadDepth::Content)
             .into_iter()
             .map(|slot| (slot.version, slot.bytes, slot.state))
             .collect();

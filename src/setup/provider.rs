@@ -11,7 +11,7 @@ use super::tools::NOT_INSTALLED;
 use super::{Installed, Outcome, STAGING_PREFIX, SetupEvent, Via, lock, no_tool_worked, remove_leftovers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::folders::FOLDER_VARIABLE;
-use crate::packages::{Bundle, Depth, SlotState, Wheel};
+use crate::packages::{Bundle, ReadDepth, SlotState, Wheel};
 use crate::units::bytes_in_words;
 
 /// What the folder of parts is called until it is whole; the version follows.
@@ -25,7 +25,7 @@ pub(super) type FetchWheel<'a> =
     dyn FnMut(Via, &Wheel, &Path, &mut dyn FnMut(SetupEvent)) -> Result<PathBuf, String> + 'a;
 
 /// What is installed, and where.
-pub(super) struct Job<'a> {
+pub(super) struct ProviderSetup<'a> {
     pub(super) bundle: &'a Bundle,
     /// The folder of all providers.
     pub(super) providers: &'a Path,
@@ -34,7 +34,7 @@ pub(super) struct Job<'a> {
     pub(super) room: fn(&Path) -> Option<u64>,
 }
 
-impl Job<'_> {
+impl ProviderSetup<'_> {
     /// Installs the provider unless it is there, whole.
     ///
     /// # Errors
@@ -72,7 +72,7 @@ impl Job<'_> {
     }
 
     fn is_valid(&self, target: &Path) -> bool {
-        self.bundle.state(target, Depth::Content) == SlotState::Valid
+        self.bundle.state(target, ReadDepth::Content) == SlotState::Valid
     }
 
     fn installed(&self, path: PathBuf, outcome: Outcome) -> Installed {
@@ -259,7 +259,7 @@ mod tests {
             fetched.push(format!("{via} {}", wheel.package));
             deliver(via, wheel, staging)
         };
-        let job = Job { bundle: &BUNDLE, providers, tools: &TOOLS, room };
+        let job = ProviderSetup { bundle: &BUNDLE, providers, tools: &TOOLS, room };
         let result = job.run(&mut fetch, &mut |_| ());
         (result, fetched)
     }

@@ -11,7 +11,7 @@ use super::register::{devices, metadata, plugin_file, plugin_path};
 use super::spec::{ProviderKind, ProviderSpec, Providers};
 use super::{Provider, openvino};
 use crate::error::Error;
-use crate::packages::{self, Depth, SlotState};
+use crate::packages::{self, ReadDepth, SlotState};
 use crate::runtime::driver::{CudaVersion, Driver, driver};
 use crate::runtime::library::{LibraryOptions, Loaded, Work, environment_for};
 
@@ -55,7 +55,7 @@ pub fn provider_reports(options: &LibraryOptions, given: Option<&Providers>) -> 
 /// What is wrong with the build for GPUs that setup has installed.
 fn damage() -> Option<String> {
     let (bundle, folder) = packages::installed_bundle(ProviderKind::Cuda.as_str())?;
-    match bundle.state(&folder, Depth::Library) {
+    match bundle.state(&folder, ReadDepth::Library) {
         SlotState::Damaged(reason) => {
             Some(format!("what setup has installed in {} is damaged: {reason}", folder.display()))
         }
@@ -121,7 +121,7 @@ fn remedy(kind: ProviderKind, missing: &str) -> Option<String> {
         ProviderKind::OpenVino | ProviderKind::WebGpu => kind.as_str(),
     };
     let is_whole = packages::installed_bundle(name)
-        .is_some_and(|(bundle, folder)| bundle.state(&folder, Depth::Library) == SlotState::Valid);
+        .is_some_and(|(bundle, folder)| bundle.state(&folder, ReadDepth::Library) == SlotState::Valid);
     let is_about_tensorrt = kind == ProviderKind::TensorRt && missing.contains("libnv");
     (packages::is_installable(name) && (!is_whole || is_about_tensorrt))
         .then(|| format!("dbcache-trt setup --provider {kind}"))
