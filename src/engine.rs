@@ -33,11 +33,13 @@ use crate::request::cuts;
 use crate::request::engine_options::{ArithmeticChoice, EngineOptions};
 pub use crate::runtime::compiler::BuildCounts;
 use crate::runtime::device::Device;
+use crate::runtime::device_memory::DeviceMemory;
 use crate::runtime::foreign::{self, ForeignTensor};
 use crate::runtime::kernels::Kernels;
 use crate::runtime::library::{self, LibraryInfo};
 use crate::runtime::provider::{ProviderSpec, Role};
-use crate::runtime::session::{Session, WeightsMode};
+use crate::runtime::session::Session;
+use crate::runtime::source::WeightsMode;
 use crate::text::TextEncoder;
 
 /// A loaded model. Cloning gives another handle to the same engine; requests may run on several threads at once.
@@ -53,6 +55,7 @@ pub(crate) struct LoadedEngine {
     pub text: Option<TextEncoder>,
     pub decode: Option<Arc<Session>>,
     pub device: Arc<Device>,
+    pub memory: Arc<DeviceMemory>,
     /// Providers that were asked for before the one that is used, and why they are not.
     pub refused: Vec<String>,
     pub weights: WeightsMode,
@@ -119,6 +122,7 @@ impl Engine {
             stages,
             text,
             decode,
+            memory: Arc::new(DeviceMemory::new(Arc::clone(&device))),
             device,
             refused,
             weights,
@@ -134,7 +138,7 @@ impl Engine {
     /// `Usage` where the engine's provider does not know that memory; `Input` for an impossible shape; `Runtime`.
     pub fn import(&self, tensor: &ForeignTensor) -> Result<ArrayD<f32>> {
         let _inside = enter()?;
-        foreign::read(&self.0.device, tensor)
+        foreign::read(&self.0.memory, tensor)
     }
 
     /// What its requests share.

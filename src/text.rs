@@ -15,6 +15,7 @@ use crate::model::manifest::{
     Axis, DType, PadSide, Padding, TextGraphSpec, TextInputSpec, TextSpec, TokenField, TokenizerSpec,
 };
 use crate::nearest::edit_distance;
+use crate::runtime::op::Op;
 use crate::runtime::session::Session;
 use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 
@@ -200,8 +201,7 @@ impl TextEncoder {
                 let shape = port.shape.iter().map(extent).collect::<Result<Vec<i64>>>()?;
                 outputs.push((name.clone(), buffers.add(port.dtype, &shape)?));
             }
-            let binding = session.bind(buffers, &inputs, &outputs)?;
-            session.run(&binding)?;
+            Op::bind(session, buffers, &inputs, &outputs)?.run()?;
             encoded.extend(outputs);
         }
         Ok(encoded)

@@ -15,8 +15,8 @@ use crate::model::join::{Part, Piece};
 use crate::model::manifest::{Axis, Manifest};
 use crate::model::onnx::{self, build};
 use crate::plan::{InStageArithmetic, Stage};
-use crate::runtime::measure::{self, StreamType};
-use crate::runtime::ops;
+use crate::runtime::graphs::{self, StreamType};
+use crate::runtime::measure;
 
 /// A graph of this file, with the tensors that it takes and gives.
 pub(super) struct Small {
@@ -143,7 +143,7 @@ fn residual(manifest: &Manifest, streams: &[usize], kept: CacheDType) -> Result<
     let kinds = streams.iter().map(|stream| stream_type(manifest, *stream, kept)).collect::<Result<Vec<_>>>()?;
     let count = streams.len();
     small(
-        &ops::residuals(&kinds),
+        &graphs::residuals(&kinds),
         names(&["ran", "from"], count),
         names(&["residual"], count),
         axes_of(manifest, streams),
@@ -154,5 +154,5 @@ fn add(manifest: &Manifest, streams: &[usize], kept: CacheDType) -> Result<Small
     let kinds = streams.iter().map(|stream| stream_type(manifest, *stream, kept)).collect::<Result<Vec<_>>>()?;
     let written: Vec<String> = streams.iter().map(|stream| manifest.streams[*stream].clone()).collect();
     let inputs = names(&["base", "addend"], streams.len());
-    small(&ops::additions(&kinds, &written), inputs, written, axes_of(manifest, streams))
+    small(&graphs::additions(&kinds, &written), inputs, written, axes_of(manifest, streams))
 }

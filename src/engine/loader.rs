@@ -18,7 +18,8 @@ use crate::runtime::build_cache::BuildStore;
 use crate::runtime::compiler::{BuildCounts, Compiler, Job};
 use crate::runtime::device::Device;
 use crate::runtime::provider::Role;
-use crate::runtime::session::{Session, SessionSource, WeightsMode};
+use crate::runtime::session::Session;
+use crate::runtime::source::{SessionSource, WeightsMode};
 use crate::threads::on_threads;
 
 /// Makes sessions of graphs.

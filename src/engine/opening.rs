@@ -12,7 +12,7 @@ use crate::request::cuts;
 use crate::request::engine_options::{ArithmeticChoice, BuildCache, EngineOptions, WeightsChoice};
 use crate::runtime::library::Work;
 use crate::runtime::provider::{ProviderKind, ProviderSpec};
-use crate::runtime::session::WeightsMode;
+use crate::runtime::source::WeightsMode;
 
 /// The plan that an engine would have for a policy; nothing is loaded.
 pub(crate) fn planned(directory: &EngineDirectory, load: &EngineOptions, cache: &PolicyConfig) -> Result<Plan> {

@@ -14,7 +14,7 @@ use crate::model::graph::output_port;
 use crate::model::manifest::{Axis, Extents};
 use crate::plan::Stage;
 use crate::request::inputs;
-use crate::runtime::ops::Op;
+use crate::runtime::op::Op;
 use crate::runtime::provider::Role;
 use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 
@@ -55,7 +55,7 @@ impl Engine {
             loaded.loader.sessions(&loaded.device, Role::Model, &[graph.as_ref()], &CancelToken::default())?;
         let session = sessions.first().ok_or_else(|| Error::internal("a stage without a session"))?;
 
-        let mut buffers = Buffers::new(&loaded.device, TensorPlace::Device)?;
+        let mut buffers = Buffers::new(&loaded.memory, TensorPlace::Device)?;
         let mut extents = Extents::new();
         let mut bound: Vec<(String, BufferId)> = Vec::new();
         for name in &inputs {

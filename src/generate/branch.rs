@@ -9,7 +9,7 @@ use crate::cache::{Branch, CachePolicy};
 use crate::error::{Error, Result};
 use crate::model::graph::output_port;
 use crate::model::manifest::GraphSpec;
-use crate::runtime::ops::Op;
+use crate::runtime::op::Op;
 use crate::runtime::session::Session;
 use crate::runtime::tensor::{BufferId, Buffers};
 

@@ -16,7 +16,7 @@ use crate::model::graph::output_port;
 use crate::model::manifest::{Extents, Manifest};
 use crate::plan::places::{count_places, places};
 use crate::plan::{Plan, Stage};
-use crate::runtime::ops::Op;
+use crate::runtime::op::Op;
 use crate::runtime::tensor::{BufferId, Buffers};
 
 /// The tensors that cross graph boundaries, by the manifest's names.

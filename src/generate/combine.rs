@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::model::manifest::{CfgMode, DType};
 use crate::request::guidance::Cfg;
 use crate::runtime::guidance::{GuideInputs, GuideSpec};
-use crate::runtime::ops::Op;
+use crate::runtime::op::Op;
 use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 
 /// The guidance of a request, bound.

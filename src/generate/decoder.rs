@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::request::latents::Grid;
 use crate::request::options::RequestOptions;
 use crate::request::tiles::tile;
-use crate::runtime::ops::Op;
+use crate::runtime::op::Op;
 use crate::runtime::tensor::BufferId;
 
 /// The decode graph, bound to tensors of the request.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use crate::cache::{Calibrator, Gram, Sum};
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
-use crate::runtime::ops::{Arithmetic, Op};
+use crate::runtime::op::Op;
+use crate::runtime::ops::Arithmetic;
 use crate::runtime::sums::Sums;
 use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 

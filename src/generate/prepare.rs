@@ -73,7 +73,7 @@ pub(super) fn request(
     let cut = preparation.cut(&asked)?;
     let mut warnings = preparation.warnings(&asked);
 
-    let mut buffers = Buffers::new(&engine.device, options.cache_place.place())?;
+    let mut buffers = Buffers::new(&engine.memory, options.cache_place.place())?;
     let mut timings = Timings::default();
     let start = Instant::now();
     let texts = conditioning::texts(&engine, inputs, &asked.guidance, asked.batch, &mut buffers)?;

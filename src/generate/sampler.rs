@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::model::manifest::DType;
 use crate::request::noise::Generator;
 use crate::request::scheduler::{Schedule, Terms, Update};
-use crate::runtime::ops::Op;
+use crate::runtime::op::Op;
 use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 
 /// Where the noise of stochastic schedulers comes from.

@@ -22,7 +22,7 @@ use crate::engine::{LoadedEngine, LoadedPlan};
 use crate::error::{Error, Result};
 use crate::model::manifest::{DType, Extents, Manifest};
 use crate::runtime::items::{Items, JoinItems, Joined};
-use crate::runtime::ops::Op;
+use crate::runtime::op::Op;
 use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 
 /// What all branches share.

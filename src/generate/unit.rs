@@ -13,10 +13,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::cache_dtype::CacheDType;
 use crate::model::manifest::DType;
 use crate::request::lists::List;
+use crate::runtime::graphs::StreamType;
 use crate::runtime::host;
 use crate::runtime::items::Joined;
-use crate::runtime::measure::{Compared, Measure, Over, StreamType};
-use crate::runtime::ops::Op;
+use crate::runtime::measure::{Compared, Measure, Over};
+use crate::runtime::op::Op;
 use crate::runtime::tensor::{BufferId, Buffers, TensorPlace};
 use crate::trace::CacheBytes;
 

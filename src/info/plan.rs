@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::model::directory::EngineDirectory;
 use crate::request::engine_options::{EngineOptions, WeightsChoice};
 use crate::request::options::RequestOptions;
-use crate::runtime::session::WeightsMode;
+use crate::runtime::source::WeightsMode;
 use crate::trace::CacheBytes;
 
 /// The version of the JSON that [`DryRun::to_json`] gives.

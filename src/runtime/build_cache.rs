@@ -16,6 +16,7 @@
 
 mod entry;
 pub(crate) mod key;
+mod layout;
 mod lock;
 pub(crate) mod parameters;
 mod references;
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use self::entry::{Depth, Record, short};
 use self::key::{Ingredients, Key};
+use self::layout::{ENTRIES, FOLDERS, STAGING, WEIGHTS};
 pub use self::upkeep::{BuildState, GcOptions, GcReport, Removed, StoredBuild};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -40,12 +42,6 @@ const MARKER: &str = "dbcache-trt-builds.json";
 const OLD_MARKER: &str = "dbcache-trt-engines.json";
 /// Where those versions kept it, beside the folder of today.
 const OLD_FOLDER: &str = "engines";
-const ENTRIES: &str = "entries";
-const STAGING: &str = "staging";
-const WEIGHTS: &str = "weights";
-const REFERENCES: &str = "references";
-const TIMING: &str = "timing";
-const FOLDERS: [&str; 6] = [ENTRIES, STAGING, WEIGHTS, REFERENCES, TIMING, "locks"];
 
 /// A folder of builds, which are what providers compiled. Any number of processes may use one at the same time.
 #[derive(Clone, Debug)]

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort::session::{NoSelectedOutputs, RunOptions};
 use serde_json::{Value, json};
 
-use super::session::run_options;
+use super::errors::runtime_error;
 use super::shelf::TensorId;
 use crate::error::Result;
 
@@ -137,6 +137,15 @@ impl Capture {
     pub(super) fn options(&self, is_plain: bool) -> &RunOptions<NoSelectedOutputs> {
         if is_plain { &self.plain } else { &self.recorded }
     }
+}
+
+/// Options of a run by ONNX Runtime's keys.
+pub(super) fn run_options(pairs: &[(&str, &str)]) -> Result<RunOptions<NoSelectedOutputs>> {
+    let mut options = RunOptions::new().map_err(runtime_error)?;
+    for (key, value) in pairs {
+        options.set(key, value).map_err(runtime_error)?;
+    }
+    Ok(options)
 }
 
 #[cfg(test)]

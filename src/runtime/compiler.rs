@@ -14,7 +14,8 @@ use super::build_cache::timing::Timing;
 use super::build_cache::{BuildStore, StoreOutcome};
 use super::device::Device;
 use super::provider::compile::{Extra, MODEL, Shapes, check_places, shape_options, writing};
-use super::session::{Session, SessionSource};
+use super::session::Session;
+use super::source::SessionSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::graph::Graph;
 

@@ -14,7 +14,8 @@ use std::sync::{Mutex, PoisonError};
 use libloading::{Library, Symbol};
 
 use super::driver::with_cause;
-use super::provider::{CUDA_RUNTIMES, INSTALL_CUDA};
+use super::provider::failure::INSTALL_CUDA;
+use super::provider::nvidia::CUDA_RUNTIMES;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Does not wait for the stream that everything else in the process shares.

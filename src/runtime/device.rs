@@ -4,30 +4,23 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::session::builder::SessionBuilder;
-use ort::value::DynTensor;
 
 use super::build_cache::key::KeyTarget;
 use super::cuda_stream::Stream;
 use super::errors::runtime_error;
 use super::library::Loaded;
-use super::memory::{Memory, Tensors};
+use super::memory::Memory;
 use super::provider::assignment::{RECORD, strays};
 use super::provider::compile::Extra;
 use super::provider::{Provider, ProviderKind, ProviderSpec, Providers, Role};
-use super::session::SessionSource;
-use super::shelf::Shelf;
-use super::transfer::{TensorKind, Transfer};
+use super::source::SessionSource;
 use crate::error::{At, Error, ErrorKind, Result};
-use crate::model::manifest::DType;
 
 /// A provider in use. All sessions and tensors of an engine are made for it.
 pub(crate) struct Device {
     pub(crate) library: Arc<Loaded>,
     provider: Provider,
     memory: Memory,
-    /// Tensors of ended requests, where runs are recorded. Before the sessions that allocated them: it is dropped first.
-    shelf: Shelf,
-    transfer: Transfer,
     allows_fallback: bool,
     fallbacks: Mutex<Vec<String>>,
     /// Stages whose runs are not recorded although that was asked for.
@@ -40,9 +33,9 @@ impl Device {
     pub(crate) fn open(library: &Arc<Loaded>, spec: &ProviderSpec, allows_fallback: bool) -> Result<Arc<Self>> {
         let provider = Provider::open(library, spec, allows_fallback)?;
         let memory = provider.memory(library)?;
-        let (shelf, transfer, fallbacks, unrecorded) = Default::default();
+        let (fallbacks, unrecorded) = Default::default();
         let library = Arc::clone(library);
-        Ok(Arc::new(Self { library, provider, memory, shelf, transfer, allows_fallback, fallbacks, unrecorded }))
+        Ok(Arc::new(Self { library, provider, memory, allows_fallback, fallbacks, unrecorded }))
     }
 
     /// The first of several providers on which `load` succeeds, with what it gave, and why not on those before it.
@@ -92,11 +85,6 @@ impl Device {
         self.spec().captures().filter(|_| role == Role::Stage)
     }
 
-    /// Where tensors wait for the next request; `None` if nothing is recorded on them.
-    pub(super) fn shelf(&self) -> Option<&Shelf> {
-        self.spec().captures().map(|_| &self.shelf)
-    }
-
     /// Whether a session was refused because its runs cannot be recorded. Noted, since it is then loaded without.
     pub(super) fn refuses_capture(&self, source: &SessionSource<'_>, error: &Error) -> bool {
         let text = error.to_string();
@@ -127,24 +115,9 @@ impl Device {
         self.memory.is_host()
     }
 
-    /// Allocates where tensors lie.
-    ///
-    /// # Errors
-    /// `Runtime`, `Provider`.
-    pub(super) fn tensors(&self) -> Result<Tensors> {
-        Tensors::new(self.memory, &self.library, || {
-            self.transfer.copier(self, TensorKind { dtype: DType::F32, rank: 1 })
-        })
-    }
-
-    /// to = from, wherever they lie.
-    pub(super) fn copy(&self, kind: TensorKind, from: &DynTensor, to: &mut DynTensor) -> Result<()> {
-        self.transfer.copy(self, kind, from, to)
-    }
-
-    /// Whether all numbers of a tensor on the device are finite: one number comes back.
-    pub(super) fn is_finite(&self, kind: TensorKind, tensor: &DynTensor) -> Result<bool> {
-        self.transfer.is_finite(self, kind, tensor)
+    /// The kind of memory that its tensors lie in.
+    pub(super) fn memory(&self) -> Memory {
+        self.memory
     }
 
     /// Nodes that run on another provider, a line for each graph; only where that is allowed.

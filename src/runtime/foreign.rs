@@ -11,10 +11,10 @@ use ort::AsPointer;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::value::{DynTensor, DynTensorValueType, DynValue, PrimitiveTensorElementType};
 
-use super::device::Device;
+use super::device_memory::{DeviceMemory, TensorKind};
 use super::errors::runtime_error;
+use super::memory::host_tensor;
 use super::provider::ProviderKind;
-use super::transfer::{TensorKind, host_tensor};
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
 
@@ -69,14 +69,14 @@ impl ForeignTensor {
 ///
 /// # Errors
 /// `Usage` where the provider does not know that memory; `Input` for an impossible shape; `Runtime`.
-pub(crate) fn read(device: &Device, tensor: &ForeignTensor) -> Result<ArrayD<f32>> {
-    let provider = device.spec().kind();
+pub(crate) fn read(memory: &DeviceMemory, tensor: &ForeignTensor) -> Result<ArrayD<f32>> {
+    let provider = memory.device.spec().kind();
     let place = match tensor.memory {
         MemoryKind::Host => AllocationDevice::CPU,
         MemoryKind::Cuda if matches!(provider, ProviderKind::Cuda | ProviderKind::TensorRt) => AllocationDevice::CUDA,
-        memory => {
+        kind => {
             return Err(Error::usage(format!(
-                "the provider `{provider}` has no memory of the kind {memory}; give the tensor in host memory, or load the \
+                "the provider `{provider}` has no memory of the kind {kind}; give the tensor in host memory, or load the \
                  engine with a provider that computes there"
             ))
             .about("provider"));
@@ -94,22 +94,22 @@ pub(crate) fn read(device: &Device, tensor: &ForeignTensor) -> Result<ArrayD<f32
     let info = MemoryInfo::new(place, tensor.device_id, AllocatorType::Device, MemoryType::Default);
     let info = info.map_err(runtime_error)?;
     let numbers = match tensor.float {
-        FloatType::F32 => copy::<f32>(device, tensor, info, DType::F32)?,
-        FloatType::F16 => copy::<f16>(device, tensor, info, DType::F16)?.into_iter().map(f16::to_f32).collect(),
-        FloatType::Bf16 => copy::<bf16>(device, tensor, info, DType::Bf16)?.into_iter().map(bf16::to_f32).collect(),
+        FloatType::F32 => copy::<f32>(memory, tensor, info, DType::F32)?,
+        FloatType::F16 => copy::<f16>(memory, tensor, info, DType::F16)?.into_iter().map(f16::to_f32).collect(),
+        FloatType::Bf16 => copy::<bf16>(memory, tensor, info, DType::Bf16)?.into_iter().map(bf16::to_f32).collect(),
     };
     ArrayD::from_shape_vec(extents, numbers).map_err(|_| misfit())
 }
 
 fn copy<T: PrimitiveTensorElementType + Clone + fmt::Debug>(
-    device: &Device,
+    memory: &DeviceMemory,
     tensor: &ForeignTensor,
     info: MemoryInfo<'_>,
     dtype: DType,
 ) -> Result<Vec<T>> {
     let from = wrap(tensor, &info, dtype)?;
     let mut to = host_tensor(dtype, &tensor.shape)?;
-    device.copy(TensorKind { dtype, rank: tensor.shape.len() }, &from, &mut to)?;
+    memory.copy(TensorKind { dtype, rank: tensor.shape.len() }, &from, &mut to)?;
     let (_, numbers) = to.try_extract_tensor::<T>().map_err(runtime_error)?;
     Ok(numbers.to_vec())
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::device::Device;
-use super::ops::{Op, encode, load};
+use super::graphs::encode;
+use super::op::Op;
+use super::ops::load;
 use super::session::Session;
 use super::tensor::{BufferId, Buffers};
 use crate::error::Result;

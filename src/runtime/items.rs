@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use super::device::Device;
-use super::ops::{Narrow, Op, cast, encode, load, widen};
+use super::graphs::{Narrow, cast, encode, widen};
+use super::op::Op;
+use super::ops::load;
 use super::session::Session;
 use super::tensor::{BufferId, Buffers};
 use crate::error::Result;

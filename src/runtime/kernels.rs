@@ -2,15 +2,16 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::cached::{Cached, cached};
 use super::device::Device;
+use super::graphs::StreamType;
 use super::guidance::{Guide, GuideSpec, Stack};
 use super::items::{Gather, Items};
-use super::measure::{Measure, Over, StreamType};
+use super::measure::{Measure, Over};
 use super::ops::Arithmetic;
 use super::sums::Sums;
 use crate::cache::DiffOptions;
 use crate::error::Result;
-use crate::exit::lock;
 use crate::model::manifest::DType;
 
 /// The small graphs of one device.
@@ -74,17 +75,4 @@ impl Kernels {
     pub(crate) fn stack(&self, dtype: DType, rank: usize) -> Result<Arc<Stack>> {
         cached(&self.stacks, (dtype, rank), || Stack::load(&self.device, dtype, rank))
     }
-}
-
-/// Small graphs by what they are for: few enough for a list.
-pub(super) type Cached<K, V> = Mutex<Vec<(K, Arc<V>)>>;
-
-pub(super) fn cached<K: PartialEq, V>(list: &Cached<K, V>, key: K, load: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
-    let mut list = lock(list);
-    if let Some((_, value)) = list.iter().find(|(other, _)| *other == key) {
-        return Ok(Arc::clone(value));
-    }
-    let value = Arc::new(load()?);
-    list.push((key, Arc::clone(&value)));
-    Ok(value)
 }

@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 
-use super::provider::{ProviderKind, Providers, refused};
+use super::provider::failure::refused;
+use super::provider::kind::ProviderKind;
+use super::provider::spec::Providers;
 use crate::contain::contain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exit::{coming_first, enter, lock};

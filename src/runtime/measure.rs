@@ -6,8 +6,10 @@
 use std::sync::Arc;
 
 use super::device::Device;
+use super::graphs::{Narrow, StreamType, add_all, cast, encode};
 use super::items::{column, select};
-use super::ops::{Narrow, Op, add_all, cast, encode, load};
+use super::op::Op;
+use super::ops::load;
 use super::session::Session;
 use super::tensor::{BufferId, Buffers};
 use crate::cache::{DiffOptions, DiffTensor};
@@ -30,15 +32,6 @@ pub(crate) enum Over {
     Batch,
     /// Each item of the batch: so many sums.
     Item,
-}
-
-/// What the tensors of a compared stream are.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct StreamType {
-    pub dtype: DType,
-    /// The dtype in which it is kept.
-    pub kept: DType,
-    pub rank: usize,
 }
 
 /// One compared stream.

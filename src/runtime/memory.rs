@@ -1,16 +1,13 @@
 //! The memory that a provider's tensors lie in, and how they are allocated there.
 
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
 
 use ort::AsPointer;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
-use ort::value::DynTensor;
+use ort::value::{DynTensor, TensorElementType};
 
 use super::errors::runtime_error;
 use super::library::Loaded;
-use super::session::Session;
-use super::tensor::element;
 use crate::error::{At, Error, Result};
 use crate::model::manifest::DType;
 
@@ -58,21 +55,21 @@ pub(super) enum Tensors {
 unsafe impl Send for Tensors {}
 
 impl Tensors {
-    /// `session` is any session of the provider.
+    /// `of_session` gives the allocator of any session of the provider.
     ///
     /// # Errors
     /// `Runtime` when the memory is not to be had.
     pub(super) fn new(
         memory: Memory,
         library: &Loaded,
-        session: impl FnOnce() -> Result<Arc<Session>>,
+        of_session: impl FnOnce(MemoryInfo<'static>) -> Result<Allocator>,
     ) -> Result<Self> {
         match memory {
             Memory::Host => Ok(Self::Host(Allocator::default())),
             Memory::Cuda { device } => {
                 let info = MemoryInfo::new(AllocationDevice::CUDA, device, AllocatorType::Device, MemoryType::Default)
                     .map_err(runtime_error)?;
-                session()?.allocator(info).map(Self::Session)
+                of_session(info).map(Self::Session)
             }
             Memory::Plugin { info, .. } => {
                 let mut allocator = ptr::null_mut();
@@ -111,5 +108,21 @@ impl Tensors {
                 Ok(unsafe { DynTensor::from_ptr(value, Some(&Allocator::default())) })
             }
         }
+    }
+}
+
+/// A tensor of zeros in host memory.
+pub(super) fn host_tensor(dtype: DType, shape: &[i64]) -> Result<DynTensor> {
+    DynTensor::new(&Allocator::default(), element(dtype), shape.to_vec())
+        .map_err(|error| runtime_error(error).at(format!("allocating {} {shape:?}", dtype.name())))
+}
+
+/// ONNX Runtime's name of a dtype.
+pub(super) fn element(dtype: DType) -> TensorElementType {
+    match dtype {
+        DType::F32 => TensorElementType::Float32,
+        DType::F16 => TensorElementType::Float16,
+        DType::Bf16 => TensorElementType::Bfloat16,
+        DType::I64 => TensorElementType::Int64,
     }
 }

@@ -1,6 +1,7 @@
 //! ONNX Runtime, and nothing that decides.
 
 pub(crate) mod build_cache;
+mod cached;
 pub(crate) mod capture;
 pub(crate) mod compiler;
 #[cfg(feature = "cuda")]
@@ -10,11 +11,13 @@ pub(crate) mod cuda_stream;
 #[path = "no_cuda_stream.rs"]
 pub(crate) mod cuda_stream;
 pub(crate) mod device;
+pub(crate) mod device_memory;
 #[expect(unsafe_code, reason = "the driver's functions are found in a library by their names")]
 pub(crate) mod driver;
 pub(crate) mod errors;
 #[expect(unsafe_code, reason = "the memory is a host's, who promises what it holds")]
 pub(crate) mod foreign;
+pub(crate) mod graphs;
 pub(crate) mod guidance;
 #[expect(unsafe_code, reason = "the C library's heap is only to be had through a raw call")]
 pub(crate) mod heap;
@@ -28,12 +31,14 @@ pub(crate) mod library;
 pub(crate) mod measure;
 #[expect(unsafe_code, reason = "tensors in a plugin's memory are only to be had through raw calls")]
 pub(crate) mod memory;
+#[expect(unsafe_code, reason = "binding an input again is only to be had through a raw call")]
+pub(crate) mod op;
 pub(crate) mod ops;
 pub(crate) mod provider;
-#[expect(unsafe_code, reason = "binding an input again is only to be had through a raw call")]
+#[expect(unsafe_code, reason = "a run that makes no values of its outputs is only to be had through a raw call")]
 pub(crate) mod session;
 mod shelf;
+pub(crate) mod source;
 pub(crate) mod sums;
 pub(crate) mod tensor;
-mod transfer;
 mod turn;

@@ -44,7 +44,7 @@ impl Shelf {
 mod tests {
     use super::*;
     use crate::runtime::library::{self, LibraryOptions};
-    use crate::runtime::transfer::host_tensor;
+    use crate::runtime::memory::host_tensor;
 
     /// So that the same request is given the same tensors, whatever ran in between.
     #[test]

@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use super::device::Device;
-use super::ops::{Narrow, Op, add_all, cast, encode, load};
+use super::graphs::{Narrow, add_all, cast, encode};
+use super::op::Op;
+use super::ops::load;
 use super::session::Session;
 use super::tensor::{BufferId, Buffers};
 use crate::error::Result;

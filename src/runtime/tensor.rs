@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use half::{bf16, f16};
-use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType};
+use ort::value::{DynTensor, PrimitiveTensorElementType};
 
 use super::capture::CaptureCounts;
-use super::device::Device;
+use super::device_memory::{DeviceMemory, TensorKind};
 use super::errors::runtime_error;
 use super::held::Held;
-use super::memory::Tensors;
+use super::memory::{Tensors, host_tensor};
 use super::shelf::TensorId;
-use super::transfer::{TensorKind, host_tensor};
 use super::turn::turn;
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
@@ -37,7 +36,7 @@ pub(crate) struct Buffers {
     tensors: Vec<Buffer>,
     /// Where the tensors of the cache lie.
     kept: TensorPlace,
-    device: Arc<Device>,
+    memory: Arc<DeviceMemory>,
     /// Allocates where the provider computes.
     of_device: Tensors,
     /// Bytes that were copied from a device at the host's wish.
@@ -77,10 +76,10 @@ impl Buffer {
 
 impl Buffers {
     /// `kept` is where the tensors of the cache lie.
-    pub(crate) fn new(device: &Arc<Device>, kept: TensorPlace) -> Result<Self> {
+    pub(crate) fn new(memory: &Arc<DeviceMemory>, kept: TensorPlace) -> Result<Self> {
         let (tensors, read_bytes, runs, is_recorded, refused) = Default::default();
-        let (device, of_device) = (Arc::clone(device), device.tensors()?);
-        Ok(Self { tensors, kept, device, of_device, read_bytes, runs, is_recorded, refused })
+        let (memory, of_device) = (Arc::clone(memory), memory.tensors()?);
+        Ok(Self { tensors, kept, memory, of_device, read_bytes, runs, is_recorded, refused })
     }
 
     /// Allocates a tensor filled with zeros, where the provider computes.
@@ -95,13 +94,13 @@ impl Buffers {
 
     /// Allocates a tensor filled with zeros.
     pub(crate) fn add_at(&mut self, place: TensorPlace, dtype: DType, shape: &[i64]) -> Result<BufferId> {
-        let is_host = place == TensorPlace::Host || self.device.is_host();
-        let kept = if is_host { None } else { self.device.shelf().and_then(|shelf| shelf.take(dtype, shape)) };
+        let is_host = place == TensorPlace::Host || self.memory.device.is_host();
+        let kept = if is_host { None } else { self.memory.shelf().and_then(|shelf| shelf.take(dtype, shape)) };
         let (tensor, value) = match (kept, place) {
             (Some(kept), _) => kept,
             (None, TensorPlace::Host) => (TensorId::new(), Held::new(host_tensor(dtype, shape)?, false)),
             (None, TensorPlace::Device) => {
-                let takes_turns = self.device.takes_turns();
+                let takes_turns = self.memory.device.takes_turns();
                 let _turn = turn(takes_turns);
                 (TensorId::new(), Held::new(self.of_device.tensor(dtype, shape)?, takes_turns))
             }
@@ -116,7 +115,7 @@ impl Buffers {
     pub(super) fn clear(&mut self, id: BufferId) -> Result<()> {
         let Buffer { value, dtype, shape, is_host, .. } = &mut self.tensors[id.0];
         match (*is_host, *dtype) {
-            (false, _) => self.device.copy(
+            (false, _) => self.memory.copy(
                 TensorKind { dtype: *dtype, rank: shape.len() },
                 &host_tensor(*dtype, shape)?,
                 value,
@@ -162,7 +161,7 @@ impl Buffers {
 
     /// Whether runs of stages are recorded.
     pub(crate) fn records_runs(&self) -> bool {
-        self.device.shelf().is_some()
+        self.memory.shelf().is_some()
     }
 
     /// The tensors of a binding, if its runs can be recorded.
@@ -248,14 +247,14 @@ impl Buffers {
     }
 
     fn write_by(&mut self, id: BufferId, write: impl FnOnce(&mut DynTensor) -> Result<()>) -> Result<()> {
-        let Self { tensors, device, .. } = self;
+        let Self { tensors, memory, .. } = self;
         let buffer = &mut tensors[id.0];
         if buffer.is_host {
             return write(&mut buffer.value);
         }
         let mut host = host_tensor(buffer.dtype, &buffer.shape)?;
         write(&mut host)?;
-        device.copy(buffer.kind(), &host, &mut buffer.value)
+        memory.copy(buffer.kind(), &host, &mut buffer.value)
     }
 
     /// Copies the numbers out as f32, which holds token ids and labels.
@@ -276,7 +275,7 @@ impl Buffers {
             return read(&buffer.value, buffer.dtype);
         }
         let mut host = host_tensor(buffer.dtype, &buffer.shape)?;
-        self.device.copy(buffer.kind(), &buffer.value, &mut host)?;
+        self.memory.copy(buffer.kind(), &buffer.value, &mut host)?;
         self.read_bytes.fetch_add(self.bytes(id), Ordering::Relaxed);
         read(&host, buffer.dtype)
     }
@@ -290,7 +289,7 @@ impl Buffers {
     /// copied to the host.
     pub(crate) fn first_not_finite(&self, id: BufferId) -> Result<Option<f32>> {
         let buffer = &self.tensors[id.0];
-        if buffer.dtype == DType::I64 || (!buffer.is_host && self.device.is_finite(buffer.kind(), &buffer.value)?) {
+        if buffer.dtype == DType::I64 || (!buffer.is_host && self.memory.is_finite(buffer.kind(), &buffer.value)?) {
             return Ok(None);
         }
         self.read_by(id, |value, dtype| {
@@ -336,20 +335,10 @@ impl Buffers {
 /// What was recorded on the tensors is of use to the next request that is given them.
 impl Drop for Buffers {
     fn drop(&mut self) {
-        let Some(shelf) = self.device.shelf().filter(|_| self.is_recorded) else { return };
+        let Some(shelf) = self.memory.shelf().filter(|_| self.is_recorded) else { return };
         for Buffer { id, value, dtype, shape, .. } in self.tensors.drain(..).filter(|buffer| !buffer.is_host) {
             shelf.put(dtype, shape, id, value);
         }
-    }
-}
-
-/// ONNX Runtime's name of a dtype.
-pub(super) fn element(dtype: DType) -> TensorElementType {
-    match dtype {
-        DType::F32 => TensorElementType::Float32,
-        DType::F16 => TensorElementType::Float16,
-        DType::Bf16 => TensorElementType::Bfloat16,
-        DType::I64 => TensorElementType::Int64,
     }
 }
 

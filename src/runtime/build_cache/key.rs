@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use super::layout::ENTRIES;
 use super::parameters::{Digests, Range};
 use crate::error::{Error, Result};
 use crate::model::graph::Graph;
@@ -136,7 +137,7 @@ impl Key {
 
     /// Where all builds of a store lie.
     pub(super) fn folder(&self, store: &std::path::Path) -> PathBuf {
-        store.join(super::ENTRIES).join(&self.0)
+        store.join(ENTRIES).join(&self.0)
     }
 }
 

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::key::Key;
-use super::{BuildStore, REFERENCES, lock, sealed};
+use super::layout::REFERENCES;
+use super::{BuildStore, lock, sealed};
 use crate::error::{Error, Result};
 use crate::model::weights::{hash_bytes, hash_file};
 

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use super::key::{KeyTarget, ranges};
+use super::layout::{ENTRIES, STAGING};
 use super::parameters::digests;
 use super::*;
 use crate::model::compute::Attention;

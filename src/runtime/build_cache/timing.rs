@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::key::{Key, KeyTarget};
-use super::{BuildStore, STAGING, TIMING, sealed};
+use super::layout::{STAGING, TIMING};
+use super::{BuildStore, sealed};
 use crate::error::{Error, Result};
 use crate::model::weights::hash_bytes;
 

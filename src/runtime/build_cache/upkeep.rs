@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::entry::{Depth, Record, seconds, short};
 use super::key::Key;
-use super::{BuildStore, ENTRIES, REFERENCES, STAGING, WEIGHTS, lock};
+use super::layout::{ENTRIES, REFERENCES, STAGING, WEIGHTS};
+use super::{BuildStore, lock};
 use crate::error::{Error, Result};
 
 /// One folder among the builds of a store.

@@ -20,7 +20,7 @@ use super::{LibraryInfo, LibraryOptions, Loaded, Place, Work, reports};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::onnx::{GraphProto, build, element};
 use crate::runtime::errors::wants_more;
-use crate::runtime::ops::encode;
+use crate::runtime::graphs::encode;
 
 /// ONNX Runtime's word for an arena that grows by what is asked of it, not by powers of two.
 const SAME_AS_REQUESTED: i32 = 1;

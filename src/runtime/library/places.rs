@@ -8,7 +8,8 @@ use super::inspect::inspect_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::folders::library_directories;
 use crate::packages::{self, FILE_NAME};
-use crate::runtime::provider::{ProviderKind, Providers};
+use crate::runtime::provider::kind::ProviderKind;
+use crate::runtime::provider::spec::Providers;
 
 /// The environment variable that names the library file; `ort` and other programs know it too.
 pub(super) const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";

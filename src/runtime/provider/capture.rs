@@ -3,16 +3,9 @@
 //! CUDA's graphs, and the recorded commands of WebGPU. TensorRT's provider is not told of it: it keeps one recording a
 //! session, and replays that whatever is bound to the session.
 
-use super::options::{Form, OptionDef};
-use super::spec::{ProviderKind, ProviderSpec};
-
-/// How many.
-pub(super) const CAPTURES: OptionDef = OptionDef {
-    name: "graph-captures",
-    form: Form::Number { min: 1, max: 1000 },
-    key: None,
-    about: "most runs that each stage records and replays, each with tensors that stay; none unless asked for",
-};
+use super::kind::ProviderKind;
+use super::shared::CAPTURES;
+use super::spec::ProviderSpec;
 
 impl ProviderKind {
     /// Whether it records runs where its option says so.
@@ -37,21 +30,4 @@ impl ProviderSpec {
         };
         Some((key.to_owned(), "1".to_owned()))
     }
-}
-
-/// What to do where recordings are asked for by another name, or of a provider that makes none.
-pub(super) fn remedy(provider: &str, option: &str) -> String {
-    if !option.contains("graph") && !option.contains("captur") {
-        return String::new();
-    }
-    let has = |kind: ProviderKind| kind.as_str() == provider;
-    if has(ProviderKind::TensorRt) {
-        return "; its provider keeps one recording a session, and replays it whatever is bound: use `cuda` with \
-                graph-captures=N"
-            .to_owned();
-    }
-    if has(ProviderKind::Cuda) || has(ProviderKind::WebGpu) {
-        return "; runs are recorded and replayed with `graph-captures=N`".to_owned();
-    }
-    String::new()
 }

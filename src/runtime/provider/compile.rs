@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::register::metadata;
-use super::spec::{ProviderKind, ProviderSpec};
-use super::{Provider, openvino, tensorrt};
+use super::kind::ProviderKind;
+use super::register::{Provider, metadata};
+use super::spec::ProviderSpec;
+use super::{openvino, tensorrt};
 use crate::error::{Error, Result};
 use crate::runtime::build_cache::key::KeyTarget;
 use crate::runtime::library::Loaded;

@@ -2,8 +2,8 @@
 //!
 //! The provider is a part of ONNX Runtime's GPU build, locked to its version, and needs CUDA 13 and cuDNN 9.
 
-use super::capture::CAPTURES;
 use super::options::{Form, OptionDef};
+use super::shared::CAPTURES;
 
 /// ONNX Runtime's name.
 pub(super) const NAME: &str = "CUDAExecutionProvider";

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use super::spec::ProviderKind;
+use super::kind::ProviderKind;
 use super::{openvino, webgpu};
 use crate::error::{Error, ErrorKind};
 

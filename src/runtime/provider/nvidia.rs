@@ -7,7 +7,7 @@ use std::path::Path;
 use libloading::{Library, Symbol};
 
 use super::failure::{INSTALL_CUDA, INSTALL_DRIVER, unusable};
-use super::spec::ProviderKind;
+use super::kind::ProviderKind;
 use crate::error::Result;
 use crate::packages::{self, TENSORRT_LIBRARIES};
 use crate::runtime::driver::{CudaVersion, Driver, driver, with_cause};

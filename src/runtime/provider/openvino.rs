@@ -5,6 +5,7 @@
 //! does not know there is an error; the plugin's older options (`precision`, `num_of_threads`) are passed over.
 
 use super::options::{Form, OptionDef};
+use super::shared::LIBRARY_OPTION;
 
 /// ONNX Runtime's name.
 pub(super) const NAME: &str = "OpenVINOExecutionProvider";
@@ -25,7 +26,7 @@ pub(super) const CACHE: &str = "cache";
 pub(super) const DEVICE_METADATA: &str = "ov_device";
 
 pub(super) const OPTIONS: &[OptionDef] = &[
-    super::LIBRARY_OPTION,
+    LIBRARY_OPTION,
     OptionDef {
         name: DEVICE,
         form: Form::Choice(&[("cpu", "CPU"), ("gpu", "GPU"), ("npu", "NPU")]),

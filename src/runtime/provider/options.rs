@@ -3,11 +3,7 @@
 use std::fmt;
 
 use crate::error::{Error, Result};
-use crate::nearest::did_you_mean;
 use crate::units::parse_bytes;
-
-use super::capture;
-use super::precision::{BY_COMPUTE, is_precision};
 
 /// One option of a provider.
 #[derive(Debug)]
@@ -133,28 +129,6 @@ impl fmt::Display for Form {
             Self::Text => f.write_str("a text without commas"),
         }
     }
-}
-
-/// The option of this name.
-///
-/// # Errors
-/// `Usage` that names the nearest.
-pub(super) fn find(provider: &str, options: &'static [OptionDef], name: &str) -> Result<usize> {
-    if let Some(index) = options.iter().position(|option| option.name == name) {
-        return Ok(index);
-    }
-    let remedy = if is_precision(name) { format!("; {BY_COMPUTE}") } else { capture::remedy(provider, name) };
-    if options.is_empty() {
-        return Err(Error::usage(format!(
-            "the option `provider={provider}`: there is no option `{name}`; this provider has none{remedy}"
-        )));
-    }
-    let near = did_you_mean(name, options.iter().map(|option| option.name));
-    let all: Vec<&str> = options.iter().map(|option| option.name).collect();
-    let all = all.join(", ");
-    Err(Error::usage(format!(
-        "the option `provider={provider}`: there is no option `{name}`{near}; it has {all}{remedy}"
-    )))
 }
 
 #[cfg(test)]

@@ -1,21 +1,13 @@
 //! In which dtype graphs compute: `--compute` says so, here or at export, and no provider changes it in silence.
 
-use super::spec::{ProviderKind, ProviderSpec};
+use super::kind::ProviderKind;
+use super::spec::ProviderSpec;
 use crate::error::{Error, Result};
 use crate::model::manifest::DType;
 
 /// Options of TensorRT 10 that allow other kernels in graphs exported as f32.
 const OF_F32: [&str; 2] = ["fp16", "bf16"];
 const INT8: &str = "int8";
-
-/// Where a precision is asked for by a name that there is not.
-pub(crate) const BY_COMPUTE: &str = "the dtype in which graphs compute is chosen by the option `compute` (fp32, fp16 or bf16): of this \
-                                     engine's options for models exported in fp32, else of dbcache-export";
-
-/// Whether a word asks for a precision.
-pub(crate) fn is_precision(option: &str) -> bool {
-    ["fp32", "fp16", "bf16", "f32", "f16", "int8", "fp8", "precision", "compute", "dtype"].contains(&option)
-}
 
 impl ProviderKind {
     /// Whether graphs may begin and end in bf16. TensorRT computes in it, but its plugin refuses it there, and its wrapper of

@@ -14,7 +14,9 @@ use ort::ep::ArbitrarilyConfigurableExecutionProvider;
 use ort::session::builder::SessionBuilder;
 
 use super::failure::{install, no_device, refused};
-use super::spec::{ProviderKind, ProviderSpec};
+use super::kind::ProviderKind;
+use super::shared::LIBRARY_OPTION;
+use super::spec::ProviderSpec;
 use super::{cuda, nvidia, openvino, webgpu};
 use crate::error::{Error, ErrorKind, Result};
 use crate::packages;
@@ -249,7 +251,7 @@ pub(super) fn plugin_file(kind: ProviderKind) -> Option<&'static str> {
 /// # Errors
 /// `Provider` with the places that were looked at.
 pub(super) fn plugin_path(library: &Loaded, spec: &ProviderSpec, file: &str) -> Result<PathBuf> {
-    let given = spec.raw(super::LIBRARY_OPTION.name).map(PathBuf::from);
+    let given = spec.raw(LIBRARY_OPTION.name).map(PathBuf::from);
     let program = std::env::current_exe().ok();
     let own = packages::installed_bundle(spec.kind().as_str()).map(|(_, folder)| folder);
     let places: Vec<PathBuf> = match given {

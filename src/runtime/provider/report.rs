@@ -6,10 +6,11 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::failure::unusable;
+use super::kind::ProviderKind;
 use super::nvidia::runtime_version;
-use super::register::{devices, metadata, plugin_file, plugin_path};
-use super::spec::{ProviderKind, ProviderSpec, Providers};
-use super::{Provider, openvino};
+use super::openvino;
+use super::register::{Provider, devices, metadata, plugin_file, plugin_path};
+use super::spec::{ProviderSpec, Providers};
 use crate::error::Error;
 use crate::packages::{self, ReadDepth, SlotState};
 use crate::runtime::driver::{CudaVersion, Driver, driver};

@@ -4,67 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use super::options::{OptionDef, Value, find};
-use super::{cpu, cuda, openvino, tensorrt, webgpu};
+use super::kind::ProviderKind;
+use super::options::Value;
+use super::unknown::{find, names, unknown_provider};
+use super::{cuda, openvino, tensorrt};
 use crate::error::{Error, Result};
-use crate::nearest::did_you_mean;
-use crate::words::words;
-
-/// What computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum ProviderKind {
-    /// ONNX Runtime's own kernels in host memory.
-    #[default]
-    Cpu,
-    /// NVIDIA GPUs, a kernel for each node.
-    Cuda,
-    /// NVIDIA GPUs, a build for each graph.
-    TensorRt,
-    /// Intel's compiler, through a plugin.
-    OpenVino,
-    /// Vulkan, Metal and Direct3D, through a plugin.
-    WebGpu,
-}
-
-words!(ProviderKind, "provider", { Cpu = "cpu", Cuda = "cuda", TensorRt = "tensorrt", OpenVino = "openvino", WebGpu = "webgpu" });
-
-impl ProviderKind {
-    /// ONNX Runtime's name.
-    pub fn ort_name(self) -> &'static str {
-        match self {
-            Self::Cpu => cpu::NAME,
-            Self::Cuda => cuda::NAME,
-            Self::TensorRt => tensorrt::NAME,
-            Self::OpenVino => openvino::NAME,
-            Self::WebGpu => webgpu::NAME,
-        }
-    }
-
-    /// Its options: name, what is expected, and what it does.
-    pub fn options(self) -> impl Iterator<Item = (&'static str, String, &'static str)> {
-        self.defs().iter().map(|option| (option.name, option.form.to_string(), option.about))
-    }
-
-    /// The part of ONNX Runtime's GPU build that holds the provider; none where it is no such part.
-    pub(crate) fn built_in_file(self) -> Option<&'static str> {
-        match self {
-            Self::Cuda => Some("libonnxruntime_providers_cuda.so"),
-            Self::TensorRt => Some("libonnxruntime_providers_tensorrt.so"),
-            Self::Cpu | Self::OpenVino | Self::WebGpu => None,
-        }
-    }
-
-    fn defs(self) -> &'static [OptionDef] {
-        match self {
-            Self::Cpu => cpu::OPTIONS,
-            Self::Cuda => cuda::OPTIONS,
-            Self::TensorRt => tensorrt::OPTIONS,
-            Self::OpenVino => openvino::OPTIONS,
-            Self::WebGpu => webgpu::OPTIONS,
-        }
-    }
-}
 
 /// One provider with its options.
 ///
@@ -101,7 +45,7 @@ impl ProviderSpec {
     pub fn with(mut self, option: &str, value: Option<&str>) -> Result<Self> {
         let name = self.kind.as_str();
         let defs = self.kind.defs();
-        let index = find(name, defs, option)?;
+        let index = find(self.kind, option)?;
         let value = defs[index].parse(name, value)?;
         if self.values.insert(index, value).is_some() {
             return Err(Error::usage(format!(
@@ -272,7 +216,7 @@ impl FromStr for Providers {
             // A colon after a `=` belongs to a path.
             let begins = !head.contains('=') && (first.is_some() || head.parse::<ProviderKind>().is_ok());
             let option = if begins || list.is_empty() {
-                list.push(ProviderSpec::new(head.parse().map_err(|_| unknown(head))?));
+                list.push(ProviderSpec::new(head.parse().map_err(|_| unknown_provider(head))?));
                 first
             } else {
                 Some(word)
@@ -286,15 +230,6 @@ impl FromStr for Providers {
         }
         Self::new(list)
     }
-}
-
-fn unknown(name: &str) -> Error {
-    let near = did_you_mean(name, ProviderKind::ALL.map(ProviderKind::as_str));
-    Error::usage(format!("there is no provider `{name}`{near}; there are {}", names()))
-}
-
-fn names() -> String {
-    ProviderKind::ALL.map(|kind| format!("`{kind}`")).join(", ")
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //!
 //! The plugin is a library of its own, which ONNX Runtime loads at run time. Its tensors lie on the device.
 
-use super::capture::CAPTURES;
 use super::options::{Form, OptionDef};
+use super::shared::{CAPTURES, LIBRARY_OPTION};
 
 /// ONNX Runtime's name.
 pub(super) const NAME: &str = "WebGpuExecutionProvider";
@@ -15,7 +15,7 @@ pub(super) const LIBRARY: &str = "libonnxruntime_providers_webgpu.so";
 pub(super) const PACKAGE: &str = "onnxruntime-ep-webgpu";
 
 pub(super) const OPTIONS: &[OptionDef] = &[
-    super::LIBRARY_OPTION,
+    LIBRARY_OPTION,
     OptionDef {
         name: "power",
         form: Form::Choice(&[("high-performance", "high-performance"), ("low-power", "low-power")]),

@@ -1,28 +1,31 @@
-//! Moves tensors between host and device, and looks at them there.
+//! Where the tensors of an engine lie: they are allocated there, moved to the host and back, and looked at.
 //!
 //! ONNX Runtime's own copy function knows plugins only. A graph of one node works with every provider: its input is
 //! bound where the tensor lies, its output where it should lie.
 
 use std::sync::Arc;
 
-use ort::memory::Allocator;
-use ort::value::{DynTensor, TensorElementType};
+use ort::value::DynTensor;
 
+use super::cached::{Cached, cached};
 use super::device::Device;
 use super::errors::runtime_error;
-use super::kernels::{Cached, cached};
-use super::ops::{cast, encode};
+use super::graphs::{cast, encode};
+use super::memory::{Tensors, host_tensor};
 use super::provider::Role;
-use super::session::{Session, SessionSource, WeightsMode};
-use super::tensor::element;
+use super::session::Session;
+use super::shelf::Shelf;
+use super::source::{SessionSource, WeightsMode};
 use crate::error::Result;
 use crate::model::graph::element_type;
 use crate::model::manifest::DType;
 use crate::model::onnx::{GraphProto, NodeProto, TensorProto, ValueInfoProto, build, element};
 
-/// Graphs of one node, by dtype and rank; loaded when they are first needed.
-#[derive(Default)]
-pub(super) struct Transfer {
+/// The memory of one engine's device. Its small graphs have one node, by dtype and rank; they are loaded when they are first needed.
+pub(crate) struct DeviceMemory {
+    pub(super) device: Arc<Device>,
+    /// Tensors of ended requests, where runs are recorded. Before the sessions that allocated them: it is dropped first.
+    shelf: Shelf,
     copies: Cached<TensorKind, Session>,
     probes: Cached<TensorKind, Session>,
 }
@@ -42,22 +45,48 @@ impl TensorKind {
     }
 }
 
-impl Transfer {
+impl DeviceMemory {
+    pub(crate) fn new(device: Arc<Device>) -> Self {
+        let (shelf, copies, probes) = Default::default();
+        Self { device, shelf, copies, probes }
+    }
+
+    /// Where tensors wait for the next request; `None` if nothing is recorded on them.
+    pub(super) fn shelf(&self) -> Option<&Shelf> {
+        self.device.spec().captures().map(|_| &self.shelf)
+    }
+
+    /// Allocates where tensors lie.
+    ///
+    /// # Errors
+    /// `Runtime`, `Provider`.
+    pub(super) fn tensors(&self) -> Result<Tensors> {
+        Tensors::new(self.device.memory(), &self.device.library, |info| {
+            self.copier(TensorKind { dtype: DType::F32, rank: 1 })?.allocator(info)
+        })
+    }
+
     /// to = from, wherever they lie.
-    pub(super) fn copy(&self, device: &Device, kind: TensorKind, from: &DynTensor, to: &mut DynTensor) -> Result<()> {
-        self.copier(device, kind)?.run_once("in", from, "out", to)
+    pub(super) fn copy(&self, kind: TensorKind, from: &DynTensor, to: &mut DynTensor) -> Result<()> {
+        self.copier(kind)?.run_once("in", from, "out", to)
     }
 
     /// The session of such copies.
-    pub(super) fn copier(&self, device: &Device, kind: TensorKind) -> Result<Arc<Session>> {
+    fn copier(&self, kind: TensorKind) -> Result<Arc<Session>> {
         cached(&self.copies, kind, || {
             let nodes = vec![build::node("Identity", &["in"], "out")];
-            load(device, "copy", kind, Nodes { nodes, output: kind.port("out"), constants: Vec::new() }, Role::Copy)
+            load(
+                &self.device,
+                "copy",
+                kind,
+                Nodes { nodes, output: kind.port("out"), constants: Vec::new() },
+                Role::Copy,
+            )
         })
     }
 
     /// Whether all numbers of a tensor on the device are finite: one number comes back.
-    pub(super) fn is_finite(&self, device: &Device, kind: TensorKind, tensor: &DynTensor) -> Result<bool> {
+    pub(super) fn is_finite(&self, kind: TensorKind, tensor: &DynTensor) -> Result<bool> {
         let session = cached(&self.probes, kind, || {
             // Zero times a finite number is zero, and NaN otherwise. The zero is a parameter, so that no compiler knows it.
             let nodes = vec![
@@ -69,20 +98,13 @@ impl Transfer {
             ];
             let constants = vec![build::float("zero", 0.0), build::ints("last", &[-1]), build::ints("one", &[1])];
             let nodes = Nodes { nodes, output: build::port("out", element::FLOAT, &["1"]), constants };
-            load(device, "finite", kind, nodes, Role::Arithmetic)
+            load(&self.device, "finite", kind, nodes, Role::Arithmetic)
         })?;
         let mut probe = host_tensor(DType::F32, &[1])?;
         session.run_once("in", tensor, "out", &mut probe)?;
         let (_, numbers) = probe.try_extract_tensor::<f32>().map_err(runtime_error)?;
         Ok(numbers.iter().all(|number| number.is_finite()))
     }
-}
-
-/// A tensor of zeros in host memory.
-pub(super) fn host_tensor(dtype: DType, shape: &[i64]) -> Result<DynTensor> {
-    let element: TensorElementType = element(dtype);
-    DynTensor::new(&Allocator::default(), element, shape.to_vec())
-        .map_err(|error| runtime_error(error).at(format!("allocating {} {shape:?}", dtype.name())))
 }
 
 /// What a graph does with its input `in`.
