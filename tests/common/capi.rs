@@ -52,8 +52,8 @@ impl Capi {
             // What `cargo xtask install` builds.
             cargo.args(["--package", "dbcache-trt-capi"]);
         } else {
-            // All members: the same features, so nothing is compiled twice.
-            cargo.args(["--workspace", "--lib"]);
+            // As the tests were built: the same features, those of their own dependencies too, so nothing is compiled twice.
+            cargo.args(["--workspace", "--lib", "--tests"]);
         }
         if built.ends_with("release") {
             cargo.arg("--release");

@@ -15,6 +15,7 @@ mod demo;
 mod fuzz;
 mod header;
 mod install;
+mod lint;
 mod run;
 mod test;
 
@@ -34,9 +35,10 @@ const TASKS: &[Task] = &[
     Task {
         name: "test",
         arguments: "[ARGUMENTS OF cargo test]",
-        about: "check format and lints, run all Rust tests",
+        about: "set up, and run all Rust tests",
         run: test::test,
     },
+    Task { name: "lint", arguments: "", about: "check format, lints and documentation", run: lint::lint },
     Task {
         name: "check-export",
         arguments: "[ARGUMENTS OF pytest]",

@@ -1,4 +1,4 @@
-//! Everything that must hold for the Rust code.
+//! All Rust tests.
 
 use std::process::Command;
 
@@ -10,10 +10,6 @@ use crate::run::{built, cargo, root, set_up, step};
 const TESTS: [&str; 5] = ["test", "--workspace", "--lib", "--bins", "--tests"];
 
 pub fn test(arguments: &[String]) -> Result<()> {
-    step(&mut cargo(&["fmt", "--all", "--check"]))?;
-    step(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    let documents = ["doc", "--workspace", "--no-deps", "--document-private-items"];
-    step(cargo(&documents).env("RUSTDOCFLAGS", "-D warnings"))?;
     // Building the tests builds the command too, with the same features; building it alone would compile twice.
     step(cargo(&TESTS).arg("--no-run"))?;
     set_up(Command::new(built("dbcache-trt")?).current_dir(root()))?;
