@@ -40,7 +40,7 @@ use crate::runtime::library::{self, LibraryInfo};
 use crate::runtime::provider::{ProviderSpec, Role};
 use crate::runtime::session::Session;
 use crate::runtime::source::WeightsMode;
-use crate::text::TextEncoder;
+use crate::text::{PromptReader, TextEncoder};
 
 /// A loaded model. Cloning gives another handle to the same engine; requests may run on several threads at once.
 #[derive(Clone)]
@@ -72,15 +72,25 @@ impl Engine {
     /// `EngineDirectory`, `Runtime`, `Cancelled`, `Library`; `Usage` for other threads than the process has already.
     pub fn load(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
         let start = Instant::now();
-        Self::of(open(directory.as_ref(), options)?, options, start)
+        Self::of(open(directory.as_ref(), options)?, None, options, start)
     }
 
-    /// As [`load`](Self::load), of a directory that [`open`] has given for these options, since `start`.
-    pub(crate) fn of(mut directory: EngineDirectory, options: &EngineOptions, start: Instant) -> Result<Self> {
+    /// As [`load`](Self::load), of a directory that [`open`] has given for these options, since `start`. `reader` is that of
+    /// its prompts, if it was made already.
+    pub(crate) fn of(
+        mut directory: EngineDirectory,
+        reader: Option<Arc<PromptReader>>,
+        options: &EngineOptions,
+        start: Instant,
+    ) -> Result<Self> {
         let _inside = enter()?;
         if options.verify {
             verify(&directory)?;
         }
+        let reader = match (reader, &directory.manifest.text) {
+            (None, Some(spec)) => Some(Arc::new(PromptReader::load(&directory, spec)?)),
+            (reader, _) => reader,
+        };
         let cuts = cuts::of_engine(&directory.manifest, options)?;
         let library = library::environment_for(&options.library, &options.provider, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
@@ -108,10 +118,7 @@ impl Engine {
         let mut sessions = sessions.into_iter();
         let text_sessions = sessions.by_ref().take(directory.text.len()).collect();
         let decode = sessions.next();
-        let text = match &directory.manifest.text {
-            Some(spec) => Some(TextEncoder::load(&directory, spec, text_sessions)?),
-            None => None,
-        };
+        let text = reader.map(|reader| TextEncoder::new(reader, text_sessions));
         directory.tokenizers.clear();
         let kernels = Kernels::new(Arc::clone(&device));
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -168,7 +175,7 @@ impl Engine {
 
     /// The words of a model that knows words rather than text.
     pub fn words(&self) -> Option<Vec<String>> {
-        self.0.text.as_ref().and_then(TextEncoder::words)
+        self.0.text.as_ref().and_then(|text| text.reader.words())
     }
 }
 

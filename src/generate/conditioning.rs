@@ -3,42 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::chain::Named;
+use super::prompts;
 use crate::cache::Branch;
 use crate::engine::LoadedEngine;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::model::graph::ports;
 use crate::model::manifest::{Axis, DType, Extents, Manifest, Source};
 use crate::request::guidance::{Cfg, Guidance};
 use crate::request::inputs::{Inputs, NEGATIVE, numbers, write};
 use crate::request::latents::Grid;
 use crate::runtime::tensor::{BufferId, Buffers};
-
-/// What the text graphs read for one branch.
-pub(super) fn prompt<'a>(engine: &'a LoadedEngine, inputs: &'a Inputs, branch: Branch) -> Option<&'a str> {
-    match branch {
-        Branch::Cond => inputs.prompt.as_deref(),
-        Branch::Uncond => {
-            inputs.negative_prompt.as_deref().or_else(|| engine.text.as_ref().map(|text| text.unconditional()))
-        }
-    }
-}
-
-/// What people call the prompt of a branch.
-pub(super) fn called(branch: Branch) -> &'static str {
-    match branch {
-        Branch::Cond => "the prompt",
-        Branch::Uncond => "the negative prompt",
-    }
-}
-
-/// Names the option that gave the prompt of a branch.
-fn about_prompt(branch: Branch, error: Error) -> Error {
-    match (error.kind(), branch) {
-        (ErrorKind::Input, Branch::Cond) => error.about("prompt"),
-        (ErrorKind::Input, Branch::Uncond) => error.about("negative-prompt").at(called(branch)),
-        _ => error,
-    }
-}
 
 /// The inputs of every branch that differ from branch to branch, by branch: those of a fused batch are one.
 pub(super) fn texts(
@@ -49,14 +23,10 @@ pub(super) fn texts(
     buffers: &mut Buffers,
 ) -> Result<HashMap<Branch, Named>> {
     let branches = guidance.texts();
-    let mut lengths = BTreeMap::new();
-    if let Some(encoder) = &engine.text {
-        let prompts: Vec<&str> = branches.iter().filter_map(|branch| prompt(engine, inputs, *branch)).collect();
-        let fails =
-            |branch: &&Branch| prompt(engine, inputs, **branch).is_some_and(|one| encoder.lengths(&[one]).is_err());
-        let failed = || branches.iter().find(fails).copied().unwrap_or(Branch::Cond);
-        lengths = encoder.lengths(&prompts).map_err(|error| about_prompt(failed(), error))?;
-    }
+    let lengths = match &engine.text {
+        Some(encoder) => prompts::lengths(&encoder.reader, inputs, guidance)?,
+        None => BTreeMap::new(),
+    };
     let of_batch = BranchTexts { engine, inputs, lengths, batch };
     let mut texts: HashMap<Branch, Named> = HashMap::new();
     for branch in branches {
@@ -88,11 +58,13 @@ impl BranchTexts<'_> {
         let Self { engine, inputs, ref lengths, batch } = *self;
         let manifest = &engine.directory.manifest;
         let mut named = Named::new();
-        if let (Some(prompt), Some(encoder)) = (prompt(engine, inputs, branch), &engine.text) {
+        if let Some(encoder) = &engine.text
+            && let Some(prompt) = prompts::prompt(&encoder.reader, inputs, branch)
+        {
             let names: Vec<String> = encoder.outputs().map(str::to_owned).collect();
             let (_, ports) = ports(manifest, &[], &names)?;
             let encoded = encoder.encode(&vec![prompt.to_owned(); batch], &ports, lengths, buffers);
-            named.extend(encoded.map_err(|error| about_prompt(branch, error))?);
+            named.extend(encoded.map_err(|error| prompts::about(branch, error))?);
             named.retain(|name, _| manifest.inputs.contains_key(name));
         }
         for (name, input) in manifest.inputs.iter().filter(|(_, input)| input.from.differs_by_branch()) {

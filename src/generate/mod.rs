@@ -19,6 +19,7 @@ pub(crate) mod observer;
 mod outcome;
 mod pass;
 pub(crate) mod prepare;
+pub(crate) mod prompts;
 pub(crate) mod request;
 mod sampler;
 mod samples;

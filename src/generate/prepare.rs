@@ -12,6 +12,7 @@ use super::conditioning::{self, Fixed};
 use super::decoder::check_tiles;
 use super::expert::Expert;
 use super::meter::elapsed_ms;
+use super::prompts;
 use super::request::Request;
 use super::sampler::{NoiseSource, Sampler, SamplerSpec};
 use crate::cache::{Branch, PolicyConfig, StreamKind};
@@ -204,9 +205,11 @@ impl Preparation<'_> {
         let Self { engine, inputs, .. } = *self;
         let mut warnings = Vec::new();
         for branch in asked.guidance.texts() {
-            if let (Some(prompt), Some(encoder)) = (conditioning::prompt(engine, inputs, branch), &engine.text) {
-                let called = conditioning::called(branch);
-                warnings.extend(encoder.warnings(called, prompt)?.into_iter().map(Warning::Setting));
+            if let Some(encoder) = &engine.text
+                && let Some(prompt) = prompts::prompt(&encoder.reader, inputs, branch)
+            {
+                let called = prompts::called(branch);
+                warnings.extend(encoder.reader.warnings(called, prompt)?.into_iter().map(Warning::Setting));
             }
         }
         Ok(warnings)

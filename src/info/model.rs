@@ -1,18 +1,20 @@
 //! A model on the disk, opened: what it is, what a run of it would be, and the engine that runs it.
 
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::{EngineInfo, StageInfo};
 use crate::cache::PolicyConfig;
 use crate::engine::{Engine, check_provider, open, planned};
 use crate::error::Result;
+use crate::generate::prompts;
 use crate::model::directory::EngineDirectory;
 use crate::request::engine_options::EngineOptions;
 use crate::request::inputs::Inputs;
 use crate::request::options::{GuidanceBy, RequestOptions};
 use crate::request::{Asked, memory};
-use crate::text::TextEncoder;
+use crate::text::PromptReader;
 use crate::trace::CacheBytes;
 
 /// An engine directory that was opened: each file but the weights was read, and compared with its hash, once. No library is
@@ -32,6 +34,8 @@ use crate::trace::CacheBytes;
 pub struct Model {
     pub(super) directory: EngineDirectory,
     pub(super) load: EngineOptions,
+    /// Made when it is needed first, and then handed to the engine.
+    reader: OnceLock<Arc<PromptReader>>,
     start: Instant,
 }
 
@@ -42,7 +46,8 @@ impl Model {
     /// `EngineDirectory` for what is missing or damaged; `Usage` for options that do not fit; `Io`.
     pub fn open(directory: impl AsRef<Path>, load: &EngineOptions) -> Result<Self> {
         let start = Instant::now();
-        Ok(Self { directory: open(directory.as_ref(), load)?, load: load.clone(), start })
+        let directory = open(directory.as_ref(), load)?;
+        Ok(Self { directory, load: load.clone(), reader: OnceLock::new(), start })
     }
 
     /// Loads it.
@@ -50,7 +55,7 @@ impl Model {
     /// # Errors
     /// As [`Engine::load`].
     pub fn load(self) -> Result<Engine> {
-        Engine::of(self.directory, &self.load, self.start)
+        Engine::of(self.directory, self.reader.into_inner(), &self.load, self.start)
     }
 
     /// What it is: blocks, parameters, bytes, defaults, licence.
@@ -72,19 +77,32 @@ impl Model {
     /// # Errors
     /// `EngineDirectory` for a damaged tokenizer.
     pub fn words(&self) -> Result<Option<Vec<String>>> {
-        let Some(spec) = &self.directory.manifest.text else { return Ok(None) };
-        Ok(TextEncoder::load(&self.directory, spec, Vec::new())?.words())
+        Ok(self.reader()?.and_then(|reader| reader.words()))
     }
 
-    /// Refuses a request that its options, its inputs and the manifest show to be impossible: a model may take minutes to
-    /// load, and a typing error should not. What passes can still be refused by [`Engine::request`], which knows the provider
-    /// and the texts.
+    /// What reads prompts; none for a model that takes no text.
+    fn reader(&self) -> Result<Option<&Arc<PromptReader>>> {
+        let Some(spec) = &self.directory.manifest.text else { return Ok(None) };
+        if self.reader.get().is_none() {
+            // Another thread may have made the same one meanwhile.
+            let _ = self.reader.set(Arc::new(PromptReader::load(&self.directory, spec)?));
+        }
+        Ok(self.reader.get())
+    }
+
+    /// Refuses a request that its options, its inputs and the manifest show to be impossible, or whose prompts the model cannot
+    /// read: a model may take minutes to load, and a typing error should not. What passes can still be refused by
+    /// [`Engine::request`], which knows the provider.
     ///
     /// # Errors
-    /// `Usage` and `Input` for options and inputs that do not fit.
+    /// `Usage` and `Input` for options and inputs that do not fit; `EngineDirectory` for a damaged tokenizer.
     pub fn check(&self, inputs: &Inputs, options: &RequestOptions) -> Result<()> {
         check_provider(&self.load, &self.directory)?;
-        Asked::new(&self.directory.manifest, inputs, options, GuidanceBy::Library).map(drop)
+        let asked = Asked::new(&self.directory.manifest, inputs, options, GuidanceBy::Library)?;
+        match self.reader()? {
+            Some(reader) => prompts::check(reader, inputs, &asked.guidance),
+            None => Ok(()),
+        }
     }
 
     /// As [`Engine::cache_bytes`].

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 
 /// Words `w0` to `w99`; longer texts are cut by the tokenizer, at `direction`, or by the manifest where it is `Null`.
-fn encoder(direction: &Value, clean: &Value) -> TextEncoder {
+fn reader(direction: &Value, clean: &Value) -> PromptReader {
     let vocab: BTreeMap<String, u32> = (0..100).map(|id| (format!("w{id}"), id)).collect();
     let cut = json!({"direction": direction, "max_length": 3, "strategy": "LongestFirst", "stride": 0});
     let tokenizer = json!({
@@ -28,12 +28,7 @@ fn encoder(direction: &Value, clean: &Value) -> TextEncoder {
     });
     let spec: TextSpec = serde_json::from_value(spec).unwrap();
     let tokenizer = read_tokenizer(tokenizer.to_string().as_bytes(), &spec.tokenizers["words"]).unwrap();
-    TextEncoder {
-        cleaner: Cleaner::new(&spec.clean).unwrap(),
-        spec,
-        tokenizers: [("words".into(), tokenizer)].into(),
-        graphs: Vec::new(),
-    }
+    PromptReader { cleaner: Cleaner::new(&spec.clean).unwrap(), spec, tokenizers: [("words".into(), tokenizer)].into() }
 }
 
 #[test]
@@ -43,21 +38,21 @@ fn a_long_prompt_is_cut_where_the_tokenizer_says_and_the_warning_says_where() {
         (json!("Left"), [3, 4, 5], "reads its last 3 tokens"),
         (Value::Null, [1, 2, 3], "reads its first 3 tokens"),
     ] {
-        let encoder = encoder(&direction, &json!([]));
-        assert_eq!(encoder.tokens("words", "w1 w2 w3 w4 w5").unwrap().ids, kept, "{direction}");
-        let warnings = encoder.warnings("the prompt", "w1 w2 w3 w4 w5").unwrap();
+        let reader = reader(&direction, &json!([]));
+        assert_eq!(reader.tokens("words", "w1 w2 w3 w4 w5").unwrap().ids, kept, "{direction}");
+        let warnings = reader.warnings("the prompt", "w1 w2 w3 w4 w5").unwrap();
         assert!(warnings.len() == 1 && warnings[0].contains(words), "{warnings:?}");
-        let negative = encoder.warnings("the negative prompt", "w1 w2 w3 w4 w5").unwrap();
+        let negative = reader.warnings("the negative prompt", "w1 w2 w3 w4 w5").unwrap();
         assert!(negative[0].starts_with("the negative prompt is cut"), "{negative:?}");
-        assert_eq!(encoder.warnings("the prompt", "w1 w2 w3").unwrap(), [""; 0]);
+        assert_eq!(reader.warnings("the prompt", "w1 w2 w3").unwrap(), [""; 0]);
     }
 }
 
 #[test]
 fn prompts_are_cleaned_before_they_are_tokenized() {
     let rules = json!(["fix_text", "html_unescape", {"replace": {"pattern": r"\s+", "with": " "}}, "strip"]);
-    let (plain, cleaning) = (encoder(&Value::Null, &json!([])), encoder(&Value::Null, &rules));
-    let ids = |encoder: &TextEncoder, prompt: &str| encoder.tokens("words", prompt).unwrap().ids;
+    let (plain, cleaning) = (reader(&Value::Null, &json!([])), reader(&Value::Null, &rules));
+    let ids = |reader: &PromptReader, prompt: &str| reader.tokens("words", prompt).unwrap().ids;
     for prompt in ["w1 w2", "w1&nbsp;w2", "w1\nw2", " w1  w2 ", "ｗ1\u{3000}w2"] {
         assert_eq!(ids(&cleaning, prompt), [1, 2], "{prompt:?}");
         assert_eq!(cleaning.lengths(&[prompt]).unwrap()["words"], 3);
@@ -69,10 +64,10 @@ fn prompts_are_cleaned_before_they_are_tokenized() {
 
 #[test]
 fn a_refused_prompt_is_an_error_wherever_it_is_read() {
-    let encoder = encoder(&Value::Null, &json!(["refuse_markup"]));
+    let reader = reader(&Value::Null, &json!(["refuse_markup"]));
     for result in [
-        encoder.warnings("the prompt", "w1 <b>").err(),
-        encoder.lengths(&["w1 <b>"]).err().or(encoder.tokens("words", "w1 <b>").err()),
+        reader.warnings("the prompt", "w1 <b>").err(),
+        reader.lengths(&["w1 <b>"]).err().or(reader.tokens("words", "w1 <b>").err()),
     ] {
         assert!(result.is_some_and(|error| error.to_string().contains("HTML markup at \"<b>\"")));
     }
