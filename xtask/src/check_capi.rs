@@ -9,32 +9,35 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::install;
-use crate::run::{built, cargo, root, set_up, step, succeeds, target_folder};
+use crate::run::{build_command, cargo, root, set_up, step, succeeds, target_folder};
 
-/// With the word `valgrind` also under valgrind, which takes long.
+/// With the word `valgrind` also under valgrind, which takes long. With `--debug` the library of the tests is installed, not that
+/// of a release, which takes minutes to build.
 pub fn check_capi(arguments: &[String]) -> Result<()> {
-    let uses_valgrind = match arguments {
-        [] => false,
-        [word] if word == "valgrind" => true,
-        other => bail!("check-capi takes nothing, or `valgrind`: {other:?}"),
-    };
+    let (mut uses_valgrind, mut is_debug) = (false, false);
+    for argument in arguments {
+        match argument.as_str() {
+            "valgrind" => uses_valgrind = true,
+            "--debug" => is_debug = true,
+            other => bail!("check-capi takes `--debug` and `valgrind`: {other:?}"),
+        }
+    }
     for tool in ["cc", "c++", "nm", "valgrind", "pkg-config", "cmake"] {
         if !succeeds(Command::new(tool).arg("--version")) {
             bail!("`{tool}` is missing; on Debian: apt-get install gcc g++ binutils valgrind pkg-config cmake");
         }
     }
-    step(&mut cargo(&["test", "--workspace", "--test", "capi", "--no-run"]))?;
-    set_up(Command::new(built("dbcache-trt")?).current_dir(root()))?;
+    set_up(Command::new(build_command()?).current_dir(root()))?;
     for with in ["sanitizers"].into_iter().chain(uses_valgrind.then_some("valgrind")) {
         eprintln!("\nC programs with {with}");
         let mut programs = cargo(&["test", "--workspace", "--test", "capi", "programs::"]);
         step(programs.env("DBCACHE_CAPI_WITH", with))?;
     }
-    consumers()
+    consumers(is_debug)
 }
 
 /// Builds a project outside the tree, and loads an engine with what it built.
-fn consumers() -> Result<()> {
+fn consumers(is_debug: bool) -> Result<()> {
     let folder = target_folder()?.join("capi-check");
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
@@ -44,7 +47,12 @@ fn consumers() -> Result<()> {
     for name in ["CMakeLists.txt", "consumer.c", "consumer.cpp"] {
         fs::copy(root().join("capi/consumer").join(name), project.join(name))?;
     }
-    install::install(&["--prefix".to_owned(), prefix.display().to_string()])?;
+    if is_debug {
+        step(&mut cargo(&["build", "--workspace", "--lib", "--tests"]))?;
+        install::put(&target_folder()?.join("debug"), &prefix)?;
+    } else {
+        install::install(&["--prefix".to_owned(), prefix.display().to_string()])?;
+    }
 
     let config = prefix.join("lib/pkgconfig");
     let of_shared = flags(&config, "dbcache_trt", &["--cflags", "--libs"])?;

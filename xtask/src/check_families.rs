@@ -6,11 +6,10 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::check_export::environment;
-use crate::run::{built, cargo, root, set_up, step};
+use crate::run::{build_command, root, set_up, step};
 
 pub fn check_families(arguments: &[String]) -> Result<()> {
-    step(&mut cargo(&["build", "--package", "dbcache-trt"]))?;
-    let command = built("dbcache-trt")?;
+    let command = build_command()?;
     set_up(Command::new(&command).current_dir(root()))?;
     let python = environment(&["dev"])?;
     let mut check = Command::new(python);

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::run::{built, cargo, command, root, set_up, step, succeeds, target_folder};
+use crate::run::{build_command, cargo, command, root, set_up, step, succeeds, target_folder};
 
 /// A Python wheel that carries a plugin.
 struct Plugin {
@@ -66,10 +66,9 @@ fn check(plugin: &Plugin, arguments: &[String], more: &[(&str, String)]) -> Resu
     }
     let library = fetch(plugin)?;
     let shim = build_shim()?;
-    step(&mut cargo(&["test", "--test", "providers", "--no-run"]))?;
-    set_up(Command::new(built("dbcache-trt")?).current_dir(root()))?;
+    set_up(Command::new(build_command()?).current_dir(root()))?;
     for (names, how) in plugin.tests {
-        let mut tests = cargo(&["test", "--test", "providers"]);
+        let mut tests = cargo(&["test", "--workspace", "--test", "providers"]);
         // The caller's own choice takes the place of ours.
         if arguments.first().is_none_or(|argument| argument.starts_with('-')) {
             tests.arg(names);

@@ -4,12 +4,12 @@
 use anyhow::Result;
 
 use crate::check_export::environment;
-use crate::run::{built, cargo, root, step};
+use crate::run::{build_command, root, step};
 
 pub fn check_published(arguments: &[String]) -> Result<()> {
-    step(&mut cargo(&["build"]))?;
+    let command = build_command()?;
     let python = environment(&["dev"])?;
     let mut check = std::process::Command::new(python);
     check.arg("published/check.py").args(arguments);
-    step(check.current_dir(root().join("export")).env("DBCACHE_TRT", built("dbcache-trt")?))
+    step(check.current_dir(root().join("export")).env("DBCACHE_TRT", command))
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::run::{built, cargo, command, root, set_up, step, succeeds};
+use crate::run::{build_command, cargo, command, root, set_up, step, succeeds};
 
 /// How to get both programs.
 const PACKAGE: &str = "the package `ffmpeg` holds both (Debian: apt-get install ffmpeg)";
@@ -15,7 +15,6 @@ pub fn check_video(_: &[String]) -> Result<()> {
             bail!("{program} is not installed, or does not run; {PACKAGE}");
         }
     }
-    step(&mut cargo(&["test", "--no-run", "--test", "command"]))?;
-    set_up(Command::new(built("dbcache-trt")?).current_dir(root()))?;
-    step(&mut cargo(&["test", "--test", "command", "video::", "--", "--include-ignored"]))
+    set_up(Command::new(build_command()?).current_dir(root()))?;
+    step(&mut cargo(&["test", "--workspace", "--test", "command", "video::", "--", "--include-ignored"]))
 }

@@ -14,9 +14,7 @@ pub fn install(arguments: &[String]) -> Result<()> {
         _ => bail!("usage: cargo xtask install --prefix FOLDER"),
     };
     step(&mut cargo(&["build", "--release", "--package", "dbcache-trt-capi"]))?;
-    put(&target_folder()?.join("release"), &prefix)?;
-    eprintln!("\ninstalled under {}", prefix.display());
-    Ok(())
+    put(&target_folder()?.join("release"), &prefix)
 }
 
 /// A line of the header that defines a name.
@@ -27,7 +25,7 @@ fn defined(header: &str, name: &str) -> Result<String> {
 }
 
 /// Copies what was built to `built`, and writes the files that describe it.
-fn put(built: &Path, prefix: &Path) -> Result<()> {
+pub fn put(built: &Path, prefix: &Path) -> Result<()> {
     let include = root().join("capi/include");
     let header = fs::read_to_string(include.join("dbcache_trt.h"))?;
     let (version, abi) = (defined(&header, "DBCACHE_VERSION")?, defined(&header, "DBCACHE_ABI_VERSION")?);
@@ -61,6 +59,7 @@ fn put(built: &Path, prefix: &Path) -> Result<()> {
         let text = fs::read_to_string(describe.join(name)).with_context(|| format!("capi/install/{name}"))?;
         fs::write(prefix.join(folder).join(name), fill(&text))?;
     }
+    eprintln!("\ninstalled under {}", prefix.display());
     Ok(())
 }
 

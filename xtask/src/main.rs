@@ -59,7 +59,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "check-capi",
-        arguments: "[valgrind]",
+        arguments: "[--debug] [valgrind]",
         about: "check the C library: sanitizers, projects that use the installed files (needs cmake, valgrind); with valgrind: long",
         run: check_capi::check_capi,
     },

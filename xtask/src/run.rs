@@ -18,6 +18,16 @@ pub fn built(name: &str) -> Result<PathBuf> {
     Ok(this_program()?.with_file_name(format!("{name}{}", env::consts::EXE_SUFFIX)))
 }
 
+/// What the tests need. Whatever runs with the dev profile builds all of it: for another set Cargo would choose other features,
+/// and compile most crates once more.
+pub const TESTED: [&str; 4] = ["--workspace", "--lib", "--bins", "--tests"];
+
+/// Builds what the tests need; gives the command.
+pub fn build_command() -> Result<PathBuf> {
+    step(cargo(&["test", "--no-run"]).args(TESTED))?;
+    built("dbcache-trt")
+}
+
 /// Cargo's folder for results; what a task makes goes there as well.
 pub fn target_folder() -> Result<PathBuf> {
     let folder = this_program()?.parent().and_then(Path::parent).map(Path::to_owned);

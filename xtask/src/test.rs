@@ -4,15 +4,11 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::run::{built, cargo, root, set_up, step};
-
-/// All but the examples, which clippy has compiled already.
-const TESTS: [&str; 5] = ["test", "--workspace", "--lib", "--bins", "--tests"];
+use crate::run::{TESTED, build_command, cargo, root, set_up, step};
 
 pub fn test(arguments: &[String]) -> Result<()> {
-    // Building the tests builds the command too, with the same features; building it alone would compile twice.
-    step(cargo(&TESTS).arg("--no-run"))?;
-    set_up(Command::new(built("dbcache-trt")?).current_dir(root()))?;
-    step(cargo(&TESTS).args(arguments))?;
+    set_up(Command::new(build_command()?).current_dir(root()))?;
+    // The examples are compiled by clippy.
+    step(cargo(&["test"]).args(TESTED).args(arguments))?;
     step(&mut cargo(&["test", "--workspace", "--doc"]))
 }
