@@ -42,20 +42,21 @@ impl PolicyConfig {
     pub fn policies(&self, run: RunShape) -> Result<Vec<(Branch, Box<dyn CachePolicy>)>> {
         self.validate(run)?;
         let cond_diffs = dbprune::CondDiffs::default();
-        let policy = |branch: Branch| {
-            let policy: Box<dyn CachePolicy> = match self {
-                Self::None => Box::new(policy::ComputeAll),
-                Self::DbCache(config) => Box::new(dbcache::DbCache::new(config, run)?),
-                Self::DbPrune(config) => Box::new(dbprune::DbPrune::new(config, run, cond_diffs.clone())?),
-                Self::Replay { config, recording } => {
-                    let recorded =
-                        recording.list()?.find(branch).ok_or_else(|| Error::internal("a branch is not recorded"))?;
-                    Box::new(replay::Replay::new(config, recorded, run)?)
-                }
-            };
-            Ok((branch, policy))
-        };
-        self.branches(run).into_iter().map(policy).collect()
+        let of_branch = |branch| Ok((branch, self.policy(branch, run, &cond_diffs)?));
+        self.branches(run).into_iter().map(of_branch).collect()
+    }
+
+    fn policy(&self, branch: Branch, run: RunShape, cond_diffs: &dbprune::CondDiffs) -> Result<Box<dyn CachePolicy>> {
+        Ok(match self {
+            Self::None => Box::new(policy::ComputeAll),
+            Self::DbCache(config) => Box::new(dbcache::DbCache::new(config, run)?),
+            Self::DbPrune(config) => Box::new(dbprune::DbPrune::new(config, run, cond_diffs.clone())?),
+            Self::Replay { config, recording } => {
+                let recorded =
+                    recording.list()?.find(branch).ok_or_else(|| Error::internal("a branch is not recorded"))?;
+                Box::new(replay::Replay::new(config, recorded, run)?)
+            }
+        })
     }
 
     /// The branches of a run, in the order in which they are computed.

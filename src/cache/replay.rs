@@ -43,6 +43,23 @@ pub struct RecordedStep {
     pub skipped_blocks: Vec<usize>,
 }
 
+impl RecordedStep {
+    fn new(branch: Branch, step: usize, letter: char, mut skipped_blocks: Vec<usize>) -> Result<Self> {
+        let action = match letter {
+            'C' | 'P' => Action::Compute,
+            'S' => Action::Skip,
+            _ => {
+                return Err(Error::usage(format!(
+                    "the recording of the {branch} branch says `{letter}` on step {step}; expected C, S or P"
+                )));
+            }
+        };
+        skipped_blocks.sort_unstable();
+        skipped_blocks.dedup();
+        Ok(Self { action, skipped_blocks })
+    }
+}
+
 impl RecordedBranch {
     /// From the letters of a trace: `C` for a computed step, `S` for a skipped one, and `P` for one that skipped blocks
     /// alone. `skipped_blocks` has the blocks of each step; empty if none was ever skipped alone.
@@ -57,22 +74,11 @@ impl RecordedBranch {
                 skipped_blocks.len()
             )));
         }
-        let step = |(step, letter): (usize, char)| {
-            let action = match letter {
-                'C' | 'P' => Action::Compute,
-                'S' => Action::Skip,
-                _ => {
-                    return Err(Error::usage(format!(
-                        "the recording of the {branch} branch says `{letter}` on step {step}; expected C, S or P"
-                    )));
-                }
-            };
-            let mut skipped_blocks = skipped_blocks.get(step).cloned().unwrap_or_default();
-            skipped_blocks.sort_unstable();
-            skipped_blocks.dedup();
-            Ok(RecordedStep { action, skipped_blocks })
-        };
-        Ok(Self { branch, steps: letters.chars().enumerate().map(step).collect::<Result<_>>()? })
+        let recorded = letters.chars().enumerate().map(|(step, letter)| {
+            let skipped = skipped_blocks.get(step).cloned().unwrap_or_default();
+            RecordedStep::new(branch, step, letter, skipped)
+        });
+        Ok(Self { branch, steps: recorded.collect::<Result<_>>()? })
     }
 }
 

@@ -141,24 +141,25 @@ impl EngineDirectory {
 
 /// What a graph of the text takes.
 fn text_ports(manifest: &Manifest, spec: &TextSpec, graph: &TextGraphSpec) -> Result<Vec<Port>> {
-    let port = |(port, input): (&String, &TextInputSpec)| {
-        let (dtype, shape) = match input {
-            TextInputSpec::Tokens { tokenizer: name, .. } => {
-                let tokenizer = &spec.tokenizers[name]; // Checked by Manifest::parse as well.
-                let tokens = match tokenizer.padding {
-                    Padding::Length => Axis::Fixed(tokenizer.length),
-                    Padding::Longest => Axis::Named(name.clone()),
-                };
-                (DType::I64, vec![Axis::Named("batch".into()), tokens])
-            }
-            TextInputSpec::Tensor { tensor } => {
-                let tensor = manifest.tensor(tensor)?;
-                (tensor.dtype, tensor.shape.clone())
-            }
-        };
-        Ok(Port { name: port.clone(), dtype, shape })
+    graph.inputs.iter().map(|(port, input)| text_port(manifest, spec, port, input)).collect()
+}
+
+fn text_port(manifest: &Manifest, spec: &TextSpec, port: &str, input: &TextInputSpec) -> Result<Port> {
+    let (dtype, shape) = match input {
+        TextInputSpec::Tokens { tokenizer: name, .. } => {
+            let tokenizer = &spec.tokenizers[name]; // Checked by Manifest::parse as well.
+            let tokens = match tokenizer.padding {
+                Padding::Length => Axis::Fixed(tokenizer.length),
+                Padding::Longest => Axis::Named(name.clone()),
+            };
+            (DType::I64, vec![Axis::Named("batch".into()), tokens])
+        }
+        TextInputSpec::Tensor { tensor } => {
+            let tensor = manifest.tensor(tensor)?;
+            (tensor.dtype, tensor.shape.clone())
+        }
     };
-    graph.inputs.iter().map(port).collect()
+    Ok(Port { name: port.to_owned(), dtype, shape })
 }
 
 fn read_regular(directory: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {

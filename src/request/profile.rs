@@ -200,25 +200,27 @@ pub(crate) fn check(extremes: &Extremes, extents: &Extents, remedy: &str) -> Res
 pub(crate) fn shapes(graph: &Graph, extremes: &Extremes) -> Result<Vec<(String, [Vec<u64>; 3])>> {
     let model = onnx::decode(&graph.bytes).map_err(Error::internal)?;
     let ports = model.graph.map(|graph| graph.input).unwrap_or_default();
-    let shape = |port: onnx::ValueInfoProto| {
-        let name = port.name.unwrap_or_default();
-        let shape = port.r#type.and_then(|port| port.tensor_type).and_then(|tensor| tensor.shape).unwrap_or_default();
-        let mut shapes: [Vec<u64>; 3] = Default::default();
-        for dim in shape.dim {
-            let extents = match (dim.dim_value, dim.dim_param) {
-                (Some(value), _) => [value.max(0) as u64; 3],
-                (None, Some(dim)) => *extremes
-                    .get(&dim)
-                    .ok_or_else(|| Error::internal(format!("dimension `{dim}` of `{name}` has no extents")))?,
-                (None, None) => return Err(Error::internal(format!("`{name}` has a dimension without a name"))),
-            };
-            for (shape, extent) in shapes.iter_mut().zip(extents) {
-                shape.push(extent);
-            }
+    ports.into_iter().map(|port| shapes_of(port, extremes)).collect()
+}
+
+/// The same of one input, with its name.
+fn shapes_of(port: onnx::ValueInfoProto, extremes: &Extremes) -> Result<(String, [Vec<u64>; 3])> {
+    let name = port.name.unwrap_or_default();
+    let shape = port.r#type.and_then(|port| port.tensor_type).and_then(|tensor| tensor.shape).unwrap_or_default();
+    let mut shapes: [Vec<u64>; 3] = Default::default();
+    for dim in shape.dim {
+        let extents = match (dim.dim_value, dim.dim_param) {
+            (Some(value), _) => [value.max(0) as u64; 3],
+            (None, Some(dim)) => *extremes
+                .get(&dim)
+                .ok_or_else(|| Error::internal(format!("dimension `{dim}` of `{name}` has no extents")))?,
+            (None, None) => return Err(Error::internal(format!("`{name}` has a dimension without a name"))),
+        };
+        for (shape, extent) in shapes.iter_mut().zip(extents) {
+            shape.push(extent);
         }
-        Ok((name, shapes))
-    };
-    ports.into_iter().map(shape).collect()
+    }
+    Ok((name, shapes))
 }
 
 #[cfg(test)]

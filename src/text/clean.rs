@@ -54,6 +54,35 @@ pub(crate) struct Cleaned {
     pub suspicious: Option<String>,
 }
 
+/// # Errors
+/// `EngineDirectory` for a pattern that is none, or may take any time.
+fn compile(rule: &CleanRule) -> Result<Rule> {
+    Ok(match rule {
+        CleanRule::Strip => Rule::Step(|text| text.trim_matches(is_space).to_owned()),
+        CleanRule::Lowercase => Rule::Step(str::to_lowercase),
+        CleanRule::HtmlUnescape => Rule::Step(unescape),
+        CleanRule::UrlUnquote => Rule::Step(unquote),
+        CleanRule::FixText => Rule::FixText,
+        CleanRule::RefuseMarkup => Rule::RefuseMarkup,
+        CleanRule::Replace { pattern, with, if_more_than } => {
+            let shown: String = pattern.chars().take(SHOWN).collect();
+            let translated = pattern::from_python(pattern);
+            let regex = Regex::new(&translated).map_err(|error| {
+                let reason = format!("manifest.json: `text.clean` has the bad pattern `{shown}`");
+                Error::directory(reason).with_source(error)
+            })?;
+            let is_fast = PATTERNS.lines().any(|known| known == pattern) || is_repeated_class(&translated);
+            if !is_fast || with.len() > MAX_WITH {
+                return Err(Error::directory(format!(
+                    "manifest.json: `text.clean` has the pattern `{shown}`, which is none of the exporter's and \
+                     may take hours, or replaces it by more than {MAX_WITH} bytes; export again"
+                )));
+            }
+            Rule::Replace { regex, with: with.clone(), if_more_than: *if_more_than }
+        }
+    })
+}
+
 impl Cleaner {
     /// # Errors
     /// `EngineDirectory` for a pattern that is none, or may take any time.
@@ -63,32 +92,6 @@ impl Cleaner {
                 format!("manifest.json: `text.clean` has {} rules; at most {MAX_RULES} are taken", rules.len());
             return Err(Error::directory(reason));
         }
-        let compile = |rule: &CleanRule| {
-            Ok(match rule {
-                CleanRule::Strip => Rule::Step(|text| text.trim_matches(is_space).to_owned()),
-                CleanRule::Lowercase => Rule::Step(str::to_lowercase),
-                CleanRule::HtmlUnescape => Rule::Step(unescape),
-                CleanRule::UrlUnquote => Rule::Step(unquote),
-                CleanRule::FixText => Rule::FixText,
-                CleanRule::RefuseMarkup => Rule::RefuseMarkup,
-                CleanRule::Replace { pattern, with, if_more_than } => {
-                    let shown: String = pattern.chars().take(SHOWN).collect();
-                    let translated = pattern::from_python(pattern);
-                    let regex = Regex::new(&translated).map_err(|error| {
-                        let reason = format!("manifest.json: `text.clean` has the bad pattern `{shown}`");
-                        Error::directory(reason).with_source(error)
-                    })?;
-                    let is_fast = PATTERNS.lines().any(|known| known == pattern) || is_repeated_class(&translated);
-                    if !is_fast || with.len() > MAX_WITH {
-                        return Err(Error::directory(format!(
-                            "manifest.json: `text.clean` has the pattern `{shown}`, which is none of the exporter's and \
-                             may take hours, or replaces it by more than {MAX_WITH} bytes; export again"
-                        )));
-                    }
-                    Rule::Replace { regex, with: with.clone(), if_more_than: *if_more_than }
-                }
-            })
-        };
         Ok(Self(rules.iter().map(compile).collect::<Result<_>>()?))
     }
 

@@ -106,34 +106,36 @@ pub fn compare(a: &Trace, b: &Trace) -> Comparison {
 }
 
 fn settings(a: &Trace, b: &Trace) -> Vec<Setting> {
-    let texts = |trace: &Trace| {
-        let scale = |scale: Option<f32>| scale.map_or("none".to_owned(), |scale| scale.to_string());
-        let has_uncond = trace.branch(Branch::Uncond).next().is_some();
-        [
-            ("cache", trace.cache.to_string()),
-            ("engine", trace.engine.clone()),
-            ("engine_hash", trace.engine_hash.clone()),
-            ("blocks", trace.blocks().to_string()),
-            ("lists", format!("{:?}", trace.lists)),
-            ("seed", trace.seed.to_string()),
-            ("steps", trace.records.first().map_or(0, |record| record.steps).to_string()),
-            ("size", format!("{}x{}", trace.width, trace.height)),
-            ("batch", trace.batch.to_string()),
-            ("per_sample", trace.is_per_sample().to_string()),
-            ("cache_dtype", trace.cache_dtype.to_string()),
-            ("compute", trace.compute.to_string()),
-            ("guidance", scale(trace.guidance)),
-            ("cfg", scale(trace.cfg)),
-            ("cfg_2", scale(trace.cfg_2)),
-            ("guidance_rescale", scale(trace.guidance_rescale)),
-            ("decode_tile", trace.decode_tile.map_or("none".to_owned(), |pixels| pixels.to_string())),
-            ("frames", trace.frames.map_or("none".to_owned(), |frames| frames.to_string())),
-            ("fps", trace.fps.map_or("none".to_owned(), |fps| fps.to_string())),
-            ("branches", if has_uncond { "cond and uncond" } else { "cond" }.to_owned()),
-        ]
-    };
     let pairs = texts(a).into_iter().zip(texts(b));
     pairs.filter(|(a, b)| a.1 != b.1).map(|((name, a), (_, b))| Setting { name, a, b }).collect()
+}
+
+/// The settings of a run by name, as text.
+fn texts(trace: &Trace) -> [(&'static str, String); 20] {
+    let scale = |scale: Option<f32>| scale.map_or("none".to_owned(), |scale| scale.to_string());
+    let has_uncond = trace.branch(Branch::Uncond).next().is_some();
+    [
+        ("cache", trace.cache.to_string()),
+        ("engine", trace.engine.clone()),
+        ("engine_hash", trace.engine_hash.clone()),
+        ("blocks", trace.blocks().to_string()),
+        ("lists", format!("{:?}", trace.lists)),
+        ("seed", trace.seed.to_string()),
+        ("steps", trace.records.first().map_or(0, |record| record.steps).to_string()),
+        ("size", format!("{}x{}", trace.width, trace.height)),
+        ("batch", trace.batch.to_string()),
+        ("per_sample", trace.is_per_sample().to_string()),
+        ("cache_dtype", trace.cache_dtype.to_string()),
+        ("compute", trace.compute.to_string()),
+        ("guidance", scale(trace.guidance)),
+        ("cfg", scale(trace.cfg)),
+        ("cfg_2", scale(trace.cfg_2)),
+        ("guidance_rescale", scale(trace.guidance_rescale)),
+        ("decode_tile", trace.decode_tile.map_or("none".to_owned(), |pixels| pixels.to_string())),
+        ("frames", trace.frames.map_or("none".to_owned(), |frames| frames.to_string())),
+        ("fps", trace.fps.map_or("none".to_owned(), |fps| fps.to_string())),
+        ("branches", if has_uncond { "cond and uncond" } else { "cond" }.to_owned()),
+    ]
 }
 
 impl Comparison {
@@ -190,16 +192,6 @@ impl Comparison {
 
     /// The comparison as JSON, version 1.
     pub fn to_json(&self) -> Value {
-        let side = |side: &Option<Side>| {
-            side.map(|side| {
-                json!({
-                    "action": side.decision.action.letter().to_string(),
-                    "reason": side.decision.reason.as_str(),
-                    "diff": side.diff,
-                    "threshold": side.threshold,
-                })
-            })
-        };
         json!({
             "version": 1,
             "equal": self.is_equal(),
@@ -284,4 +276,16 @@ impl fmt::Display for Comparison {
         write!(f, "decisions    {} of {} steps differ", self.differing_steps, self.steps)?;
         write!(f, ", and {} single blocks of the others", self.differing_blocks)
     }
+}
+
+fn side(side: &Option<Side>) -> Value {
+    side.map(|side| {
+        json!({
+            "action": side.decision.action.letter().to_string(),
+            "reason": side.decision.reason.as_str(),
+            "diff": side.diff,
+            "threshold": side.threshold,
+        })
+    })
+    .into()
 }

@@ -37,7 +37,6 @@ pub(crate) enum Pool {
 }
 
 pub(super) fn build_environment(library: Place, options: &LibraryOptions, work: Work) -> Result<Loaded> {
-    let failed = |error: ort::Error| Error::new(ErrorKind::Library, "cannot start ONNX Runtime").with_source(error);
     // Without spinning, one thread hands small work over at a loss; with it, the user expects several.
     let is_small = work == Work::Small && !options.spin;
     let threads = options.threads.unwrap_or_else(|| if is_small { 1 } else { physical_cores() });
@@ -48,23 +47,14 @@ pub(super) fn build_environment(library: Place, options: &LibraryOptions, work: 
         .with_intra_threads(threads)
         .and_then(|pool| pool.with_inter_threads(1))
         .and_then(|pool| pool.with_spin_control(options.spin))
-        .map_err(failed)?;
+        .map_err(|error| not_started(error, threads))?;
     reports::forbid();
-    let failed = |error: ort::Error| {
-        match error.to_string() {
-        text if wants_more(&text) => Error::new(
-            ErrorKind::Resources,
-            format!(
-                "ONNX Runtime's {threads} thread(s) are not to be had; ask for fewer with the option `threads`, or raise the limit"
-            ),
-        )
-        .about("threads")
-        .with_source(error),
-        _ => failed(error),
-    }
-    };
-    let environment =
-        builder.with_name("dbcache-trt").with_telemetry(false).with_global_thread_pool(pool).build().map_err(failed)?;
+    let environment = builder
+        .with_name("dbcache-trt")
+        .with_telemetry(false)
+        .with_global_thread_pool(pool)
+        .build()
+        .map_err(|error| not_started(error, threads))?;
     if let Err(error) = share_scratch(&environment) {
         tracing::warn!(%error, "sessions have scratch memory of their own, or that of the host");
     }
@@ -79,6 +69,17 @@ pub(super) fn build_environment(library: Place, options: &LibraryOptions, work: 
         spin: options.spin,
     };
     Ok(Loaded { environment, info, pool, plugins: Mutex::default() })
+}
+
+/// Why ONNX Runtime does not start with so many threads.
+fn not_started(error: ort::Error, threads: usize) -> Error {
+    if !wants_more(&error.to_string()) {
+        return Error::new(ErrorKind::Library, "cannot start ONNX Runtime").with_source(error);
+    }
+    let message = format!(
+        "ONNX Runtime's {threads} thread(s) are not to be had; ask for fewer with the option `threads`, or raise the limit"
+    );
+    Error::new(ErrorKind::Resources, message).about("threads").with_source(error)
 }
 
 impl Loaded {

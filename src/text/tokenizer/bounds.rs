@@ -34,31 +34,34 @@ struct Step {
     replaces: Option<(fancy_regex::Regex, usize)>,
 }
 
+impl Step {
+    fn new(part: Normalizer) -> Result<Self, String> {
+        let replaces = match &part {
+            Normalizer::Precompiled { precompiled_charsmap } => {
+                charsmap::check(precompiled_charsmap)?;
+                None
+            }
+            Normalizer::Prepend { prepend } => {
+                check_content(prepend)?;
+                None
+            }
+            Normalizer::Replace { pattern, content } => {
+                check_content(content)?;
+                Some((compiled(pattern)?, content.len()))
+            }
+            _ => None,
+        };
+        Ok(Self { normalizer: into_crate(&part)?, replaces })
+    }
+}
+
 /// The pre-tokenizers of a file, in their order.
 pub(super) struct PreTokenizers(Vec<PreTokenizerWrapper>);
 
 impl Normalizers {
     pub(super) fn new(part: Option<Normalizer>) -> Result<Self, String> {
         let parts = part.map_or(Ok(Vec::new()), Normalizer::flat)?;
-        let step = |part: Normalizer| {
-            let replaces = match &part {
-                Normalizer::Precompiled { precompiled_charsmap } => {
-                    charsmap::check(precompiled_charsmap)?;
-                    None
-                }
-                Normalizer::Prepend { prepend } => {
-                    check_content(prepend)?;
-                    None
-                }
-                Normalizer::Replace { pattern, content } => {
-                    check_content(content)?;
-                    Some((compiled(pattern)?, content.len()))
-                }
-                _ => None,
-            };
-            Ok(Step { normalizer: into_crate(&part)?, replaces })
-        };
-        Ok(Self(parts.into_iter().map(step).collect::<Result<_, String>>()?))
+        Ok(Self(parts.into_iter().map(Step::new).collect::<Result<_, String>>()?))
     }
 
     /// What becomes of a text.
@@ -90,16 +93,17 @@ impl tokenizers::Normalizer for Normalizers {
 impl PreTokenizers {
     pub(super) fn new(part: Option<PreTokenizer>) -> Result<Self, String> {
         let parts = part.map_or(Ok(Vec::new()), PreTokenizer::flat)?;
-        let step = |part: PreTokenizer| {
-            match &part {
-                PreTokenizer::FixedLength { length: 0 } => return Err("the `length` is 0; expected at least 1".into()),
-                PreTokenizer::Split { pattern, .. } => drop(compiled(pattern)?),
-                _ => {}
-            }
-            into_crate(&part)
-        };
-        Ok(Self(parts.into_iter().map(step).collect::<Result<_, String>>()?))
+        Ok(Self(parts.into_iter().map(checked).collect::<Result<_, String>>()?))
     }
+}
+
+fn checked(part: PreTokenizer) -> Result<PreTokenizerWrapper, String> {
+    match &part {
+        PreTokenizer::FixedLength { length: 0 } => return Err("the `length` is 0; expected at least 1".into()),
+        PreTokenizer::Split { pattern, .. } => drop(compiled(pattern)?),
+        _ => {}
+    }
+    into_crate(&part)
 }
 
 impl tokenizers::PreTokenizer for PreTokenizers {

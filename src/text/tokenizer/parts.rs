@@ -335,18 +335,20 @@ fn template(pieces: &[TextPiece], tokens: &BTreeMap<String, SpecialToken>) -> Re
     if !is_text(&text) {
         return Err("the template holds the second text of a pair instead of the text".into());
     }
-    let ids = |pieces: &[TextPiece]| {
-        let mut found = Vec::new();
-        for piece in pieces {
-            if let TextPiece::SpecialToken { id, .. } = piece {
-                let token = tokens.get(id).ok_or(format!("the template names the token {id:?}, which is not there"))?;
-                if token.ids.len() > MAX_AROUND {
-                    return Err(format!("the token {id:?} has {} ids", token.ids.len()));
-                }
-                found.extend(&token.ids);
+    Ok((ids_of(&pieces[..text], tokens)?, ids_of(&pieces[text + 1..], tokens)?))
+}
+
+/// The ids of the special tokens among the pieces.
+fn ids_of(pieces: &[TextPiece], tokens: &BTreeMap<String, SpecialToken>) -> Result<Vec<u32>, String> {
+    let mut found = Vec::new();
+    for piece in pieces {
+        if let TextPiece::SpecialToken { id, .. } = piece {
+            let token = tokens.get(id).ok_or(format!("the template names the token {id:?}, which is not there"))?;
+            if token.ids.len() > MAX_AROUND {
+                return Err(format!("the token {id:?} has {} ids", token.ids.len()));
             }
+            found.extend(&token.ids);
         }
-        Ok(found)
-    };
-    Ok((ids(&pieces[..text])?, ids(&pieces[text + 1..])?))
+    }
+    Ok(found)
 }
