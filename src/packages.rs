@@ -21,6 +21,10 @@ pub(crate) use bundle::{ReadDepth, bundle_of_library, installed_bundle, is_insta
 /// What TensorRT's provider asks for beside CUDA, in the order in which it must be loaded.
 pub(crate) const TENSORRT_LIBRARIES: [&str; 2] = ["libnvinfer.so.10", "libnvonnxparser.so.10"];
 
+/// What the plugin of TensorRT for RTX asks for, as its package names the files, in the order in which they must be loaded.
+pub(crate) const TENSORRT_RTX_LIBRARIES: [&str; 3] =
+    ["libcudart.so.13.4.36", "libtensorrt_rtx.so.1.7.1", "libtensorrt_onnxparser_rtx.so.1.7.1"];
+
 /// The file name of the library on this system.
 pub const FILE_NAME: &str = if cfg!(windows) {
     "onnxruntime.dll"

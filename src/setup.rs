@@ -112,7 +112,7 @@ pub fn run(options: &SetupOptions, notify: &mut dyn FnMut(SetupEvent)) -> Result
             Target::Cuda => vec![Target::Cuda],
             Target::TensorRt => vec![Target::Cuda, Target::TensorRt],
             // Plugins of any ONNX Runtime.
-            Target::OpenVino | Target::WebGpu => vec![Target::Cpu, target],
+            Target::TensorRtRtx | Target::OpenVino | Target::WebGpu => vec![Target::Cpu, target],
         };
         steps.extend(of_target.into_iter().filter(|step| !steps.contains(step)).collect::<Vec<_>>());
     }

@@ -240,7 +240,7 @@ impl GenerateArgs {
 
 #[derive(Debug, Args)]
 pub struct SetupArgs {
-    /// What to set up: cpu, cuda, tensorrt, openvino or webgpu, or a list of them [default: cpu]
+    /// What to set up: cpu, cuda, tensorrt, tensorrt-rtx, openvino or webgpu, or a list of them [default: cpu]
     #[arg(long, value_name = "LIST")]
     pub provider: Option<Targets>,
     /// Use only this tool: uv, pip or npm [default: the first that works]

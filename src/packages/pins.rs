@@ -1,11 +1,12 @@
 //! The packages of the providers, file by file. Computed from the wheels for Linux on x86-64, the one system on which they
 //! were tried; a wheel that several Pythons can use is the one for Python 3.12.
 
+use super::TENSORRT_RTX_LIBRARIES;
 use super::bundle::{Bundle, Pinned, Wheel};
 
 /// What setup can install for a provider.
 pub(crate) const BUNDLES: &[Bundle] = if cfg!(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")) {
-    &[CUDA, OPENVINO, WEBGPU]
+    &[CUDA, TENSORRT_RTX, OPENVINO, WEBGPU]
 } else {
     &[]
 };
@@ -180,6 +181,44 @@ const CUDA: Bundle = Bundle {
             ],
         },
     ],
+};
+
+/// NVIDIA's plugin, with TensorRT for RTX itself and CUDA's runtime. Its package also has a library that records calls, which
+/// nothing asks for.
+const TENSORRT_RTX: Bundle = Bundle {
+    name: "tensorrt-rtx",
+    version: "0.5.0",
+    preload: &TENSORRT_RTX_LIBRARIES,
+    wheels: &[Wheel {
+        package: "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+        version: "0.5.0",
+        platform: "manylinux_2_28_x86_64",
+        bytes: 146_476_965,
+        folder: "onnxruntime_ep_nv_tensorrt_rtx",
+        files: &[
+            file(
+                "libonnxruntime_providers_nv_tensorrt_rtx.so",
+                5_113_208,
+                "d83dde283dd583376fa17b49fbc9d7c85674ae1a077f7e5671f79c4e2f056d78",
+            ),
+            file("libcudart.so.13.4.36", 798_496, "82d50fc923566a86ff5449cb190d58007a26280669b4f62be2c284cacb51ed24"),
+            file(
+                "libtensorrt_onnxparser_rtx.so.1.7.1",
+                4_097_984,
+                "8bc09093b0e460f494d0410d8a2d2739b3e4de441d016e1f8ffa74bfb99a49aa",
+            ),
+            file(
+                "libtensorrt_plugins.so",
+                69_706_480,
+                "45eb50eb35378a737ba96e63f7aa8b4ef1f7c7e1739f9066fe869a7074d7a0d4",
+            ),
+            file(
+                "libtensorrt_rtx.so.1.7.1",
+                234_013_248,
+                "6980f8946580af43f06ccbd82a06c65d61638ff76329d726764a0a408747be84",
+            ),
+        ],
+    }],
 };
 
 /// Intel's plugin, with OpenVINO itself.

@@ -15,13 +15,22 @@ pub enum Target {
     Cuda,
     /// The same, and TensorRT, which is left to the user: no package tool can fetch it.
     TensorRt,
+    /// The plugin of TensorRT for RTX, and ONNX Runtime itself.
+    TensorRtRtx,
     /// Intel's plugin, and ONNX Runtime itself.
     OpenVino,
     /// The plugin for Vulkan, and ONNX Runtime itself.
     WebGpu,
 }
 
-words!(Target, "provider", { Cpu = "cpu", Cuda = "cuda", TensorRt = "tensorrt", OpenVino = "openvino", WebGpu = "webgpu" });
+words!(Target, "provider", {
+    Cpu = "cpu",
+    Cuda = "cuda",
+    TensorRt = "tensorrt",
+    TensorRtRtx = "tensorrt-rtx",
+    OpenVino = "openvino",
+    WebGpu = "webgpu",
+});
 
 /// Several providers, in the order in which they are set up: `cuda,openvino`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,13 +66,6 @@ impl FromStr for Targets {
 }
 
 fn read(word: &str) -> Result<Target> {
-    if word.eq_ignore_ascii_case("tensorrt-rtx") {
-        return Err(Error::option(
-            "provider",
-            "is `tensorrt-rtx`, which this program does not run: its plugin takes no GPU of the data centre before \
-             Blackwell; set up `tensorrt` or `cuda`",
-        ));
-    }
     if word.contains(':') {
         return Err(Error::option(
             "provider",
@@ -79,12 +81,11 @@ mod tests {
 
     #[test]
     fn lists_of_providers() {
-        let parsed: Targets = "cuda, OpenVINO".parse().unwrap();
-        assert_eq!(parsed.iter().collect::<Vec<_>>(), [Target::Cuda, Target::OpenVino]);
+        let parsed: Targets = "cuda, OpenVINO,tensorrt-rtx".parse().unwrap();
+        assert_eq!(parsed.iter().collect::<Vec<_>>(), [Target::Cuda, Target::OpenVino, Target::TensorRtRtx]);
         for (text, words) in [
-            ("", "expected `cpu`, `cuda`, `tensorrt`, `openvino` or `webgpu`"),
+            ("", "expected `cpu`, `cuda`, `tensorrt`, `tensorrt-rtx`, `openvino` or `webgpu`"),
             ("cuda,cuda", "names `cuda` twice"),
-            ("tensorrt-rtx", "which this program does not run"),
             ("cuda:device=1", "have no effect on setup"),
             ("cuda,rocm", "unknown provider `rocm`"),
         ] {

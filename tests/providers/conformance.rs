@@ -50,7 +50,8 @@ fn tested() -> Engine {
 fn on_tested(arithmetic: ArithmeticChoice) -> EngineOptions {
     let provider = provider().unwrap_or_default();
     // What is compiled is for this process: nobody's cache grows.
-    let compiles = provider.iter().any(|spec| matches!(spec.kind(), ProviderKind::OpenVino | ProviderKind::TensorRt));
+    let compiling = [ProviderKind::OpenVino, ProviderKind::TensorRt, ProviderKind::TensorRtRtx];
+    let compiles = provider.iter().any(|spec| compiling.contains(&spec.kind()));
     let build_cache = if compiles { BuildCache::None } else { BuildCache::User };
     let allow_fallback = !fallbacks().is_empty();
     EngineOptions { provider, arithmetic, allow_fallback, build_cache, ..EngineOptions::default() }

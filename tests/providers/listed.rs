@@ -25,6 +25,7 @@ fn every_provider_is_listed_with_what_is_missing() {
         "cuda      not usable",
         "is built without it; run `dbcache-trt setup --provider cuda`",
         "driver: ",
+        "tensorrt-rtx not usable",
         "openvino  not usable",
         "its plugin is not at ",
         "pip install onnxruntime-ep-webgpu",
@@ -36,7 +37,7 @@ fn every_provider_is_listed_with_what_is_missing() {
     assert_eq!(report["version"], 1);
     let providers = report["providers"].as_array().unwrap();
     let names: Vec<&str> = providers.iter().map(|provider| provider["provider"].as_str().unwrap()).collect();
-    assert_eq!(names, ["cpu", "cuda", "tensorrt", "openvino", "webgpu"]);
+    assert_eq!(names, ["cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino", "webgpu"]);
     assert_eq!((providers[0]["usable"].clone(), providers[0]["missing"].clone()), (json!(true), json!(null)));
     assert!(providers[1..].iter().all(|provider| provider["usable"] == json!(false)));
     assert!(providers.iter().all(|provider| provider["compiled_in"] == json!(true)));
@@ -56,6 +57,8 @@ fn a_provider_that_cannot_be_used_is_an_error_with_the_remedy() {
         ("cuda", "the provider `cuda` cannot be used: the ONNX Runtime at "),
         ("tensorrt:fp16", "is built without it; "),
         ("tensorrt,cuda", "; and then: the provider `cuda` cannot be used"),
+        ("tensorrt-rtx:device=1", "run `dbcache-trt setup --provider tensorrt-rtx`, or install it"),
+        ("tensorrt-rtx,cuda", "; and then: the provider `cuda` cannot be used"),
         ("openvino:library=/no/such.so", "its plugin is not at /no/such.so"),
         ("webgpu", "pip install onnxruntime-ep-webgpu"),
     ] {

@@ -8,6 +8,7 @@
  *   STAND_IN_CUDA=12040   the newest CUDA that this driver knows, 1000 * major + 10 * minor (13000 unless set)
  *   STAND_IN_FAILS=803    the error with which the driver fails to start (100, no device, unless set)
  *   STAND_IN_GPU=1        the driver lists a GPU, on which nothing can be done
+ *   STAND_IN_CAPABILITY=89  its compute capability, 10 * major + minor (90 unless set)
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -62,7 +63,8 @@ CUresult cuDeviceTotalMem_v2(size_t *bytes, int device) {
 
 CUresult cuDeviceGetAttribute(int *value, int attribute, int device) {
     (void)device;
-    *value = attribute == COMPUTE_MAJOR ? 9 : 0;
+    int capability = number("STAND_IN_CAPABILITY", 90);
+    *value = attribute == COMPUTE_MAJOR ? capability / 10 : attribute == COMPUTE_MINOR ? capability % 10 : 0;
     return SUCCESS;
 }
 
@@ -87,6 +89,23 @@ CUresult cuModuleGetFunction(void) { return no_device(); }
 CUresult cuModuleLoadData(void) { return no_device(); }
 CUresult cuModuleUnload(void) { return no_device(); }
 CUresult cuGetExportTable(void) { return no_device(); }
+/* And these for the plugin of TensorRT for RTX. */
+CUresult cuCtxCreate_v4(void) { return no_device(); }
+CUresult cuCtxDestroy_v2(void) { return no_device(); }
+CUresult cuCtxGetCurrent(void) { return no_device(); }
+CUresult cuCtxPopCurrent_v2(void) { return no_device(); }
+CUresult cuCtxPushCurrent_v2(void) { return no_device(); }
+CUresult cuCtxSetCurrent(void) { return no_device(); }
+CUresult cuDestroyExternalMemory(void) { return no_device(); }
+CUresult cuDestroyExternalSemaphore(void) { return no_device(); }
+CUresult cuExternalMemoryGetMappedBuffer(void) { return no_device(); }
+CUresult cuImportExternalMemory(void) { return no_device(); }
+CUresult cuImportExternalSemaphore(void) { return no_device(); }
+CUresult cuSignalExternalSemaphoresAsync(void) { return no_device(); }
+CUresult cuStreamGetCtx(void) { return no_device(); }
+CUresult cuWaitExternalSemaphoresAsync(void) { return no_device(); }
+CUresult cuFuncSetAttribute(void) { return no_device(); }
+CUresult cuLaunchKernel(void) { return no_device(); }
 
 /* CUDA's runtime takes all other functions of the driver through this one. */
 CUresult cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *status) {
@@ -122,6 +141,7 @@ CUresult cuGetProcAddress(const char *name, void **function, int version, uint64
 /* The library for administration. */
 int nvmlInit_v2(void) { return SUCCESS; }
 int nvmlShutdown(void) { return SUCCESS; }
+const char *nvmlErrorString(int error) { return error == SUCCESS ? "success" : "an error of the stand-in driver"; }
 
 int nvmlSystemGetDriverVersion(char *version, unsigned int length) {
     snprintf(version, length, "%s", number("STAND_IN_CUDA", 13000) < 13000 ? "550.54.14" : "580.65.06");

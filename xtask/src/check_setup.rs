@@ -34,6 +34,7 @@ pub fn check_setup(_: &[String]) -> Result<()> {
     check.chain()?;
     check.hosts()?;
     check.plugins()?;
+    check.tensorrt_rtx()?;
     check.full_disk()?;
     check.remove()?;
     fs::remove_dir_all(&check.folder)?;
@@ -105,12 +106,6 @@ impl Check {
     /// Sets up, through every kind of trouble.
     fn set_up(&self) -> Result<()> {
         let cuda = ["setup", "--provider", "cuda"];
-        expect(
-            "a provider that is not run here",
-            &mut self.program(&["setup", "--provider", "tensorrt-rtx"]),
-            2,
-            &["does not run"],
-        )?;
         expect(
             "a tool without such packages",
             &mut self.program(&["setup", "--provider", "cuda", "--via", "npm"]),
@@ -310,6 +305,46 @@ impl Check {
         println!("ok   two set-ups at once: one installs, one waits");
         let looked = ["openvino", "webgpu"].map(|name| format!("{}/providers/{name}", self.home.display()));
         expect("plugins are found", &mut self.program(&["providers"]), 0, &[looked[0].as_str(), looked[1].as_str()])
+    }
+
+    /// The plugin of TensorRT for RTX up to its device: it loads with all that it needs, and there is no GPU for it.
+    fn tensorrt_rtx(&self) -> Result<()> {
+        let provider = "tensorrt-rtx";
+        let set_up = &mut self.program(&["setup", "--provider", provider]);
+        expect("TensorRT for RTX", set_up, 0, &["installed tensorrt-rtx 0.5.0 with"])?;
+        let list = ["providers", "--provider", provider];
+        let told =
+            |word: &'static str| ["tensorrt-rtx not usable", "libonnxruntime_providers_nv_tensorrt_rtx.so", word];
+        let on_gpu = |capability| vec![("STAND_IN_GPU", "1"), ("STAND_IN_CAPABILITY", capability)];
+        for (driver, variables, word) in [
+            ("no device", vec![], "the provider `tensorrt-rtx` cannot be used: no CUDA device was found"),
+            ("a GPU of the data centre", on_gpu("90"), "compute capability 9.0; use `cuda`"),
+            (
+                "a GPU that only the driver sees",
+                on_gpu("89"),
+                "its plugin offers no GPU here; NVIDIA's driver lists one",
+            ),
+            (
+                "an old driver",
+                vec![("STAND_IN_CUDA", "12040")],
+                "the provider `tensorrt-rtx` cannot be used: the NVIDIA driver is too old: release 550.54.14",
+            ),
+        ] {
+            let name = format!("TensorRT for RTX: {driver}");
+            expect(&name, &mut self.with_driver(&list, &variables), 0, &told(word))?;
+        }
+        let words = ["needs libcuda.so.1", "install the NVIDIA driver"];
+        expect("TensorRT for RTX: no driver", &mut self.program(&list), 0, &words)?;
+        let model = root().join("models/emoji").display().to_string();
+        let line = ["--engine", &model, "--prompt", "lemon", "--steps", "1", "--provider", provider];
+        let words = ["the provider `tensorrt-rtx` cannot be used: no CUDA device was found"];
+        expect("TensorRT for RTX: a run without a device", &mut self.with_driver(&line, &[]), 10, &words)?;
+        let library = self.home.join("providers/tensorrt-rtx/0.5.0/libtensorrt_rtx.so.1.7.1");
+        fs::rename(&library, self.folder.join("away"))?;
+        let words = ["needs libtensorrt_rtx.so.1", "mend it: dbcache-trt setup --provider tensorrt-rtx"];
+        expect("TensorRT for RTX: a part of it is gone", &mut self.with_driver(&list, &[]), 0, &words)?;
+        let repair = &mut self.program(&["setup", "--provider", provider]);
+        expect("TensorRT for RTX: repair", repair, 0, &["repaired tensorrt-rtx"])
     }
 
     /// A disk of 64 MB, where this user may have one.

@@ -41,15 +41,15 @@ pub struct LoadArgs {
     /// [default: as exported]
     #[arg(long, value_name = "DTYPE", value_parser = choice::<ComputeChoice>(ComputeChoice::NAMES))]
     compute: Option<ComputeChoice>,
-    /// What computes: cpu, cuda, tensorrt, openvino or webgpu, with options (tensorrt:device=0,workspace=4G); or a list, of
-    /// which the first that can be used runs everything [default: cpu]. `dbcache-trt providers` explains them
+    /// What computes: cpu, cuda, tensorrt, tensorrt-rtx, openvino or webgpu, with options (tensorrt:device=0,workspace=4G); or
+    /// a list, of which the first that can be used runs everything [default: cpu]. `dbcache-trt providers` explains them
     #[arg(long, value_name = "LIST")]
     provider: Option<Providers>,
     /// Let nodes that the provider cannot run run elsewhere; they are listed as warnings
     #[arg(long)]
     allow_fallback: bool,
-    /// Where the builds are kept, which are what tensorrt and openvino compile: a folder, or `none` [default: in the user's
-    /// cache folder]
+    /// Where the builds are kept, which are what tensorrt, tensorrt-rtx and openvino compile: a folder, or `none` [default: in
+    /// the user's cache folder]
     #[arg(long, value_name = "DIR")]
     build_cache: Option<BuildCache>,
     /// What --build-cache was called

@@ -26,7 +26,9 @@ impl ProviderSpec {
         let key = match self.kind() {
             ProviderKind::Cuda => "enable_cuda_graph",
             ProviderKind::WebGpu => "enableGraphCapture",
-            ProviderKind::Cpu | ProviderKind::TensorRt | ProviderKind::OpenVino => return None,
+            ProviderKind::Cpu | ProviderKind::TensorRt | ProviderKind::TensorRtRtx | ProviderKind::OpenVino => {
+                return None;
+            }
         };
         Some((key.to_owned(), "1".to_owned()))
     }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::kind::ProviderKind;
-use super::register::{Provider, metadata};
+use super::register::{Provider, gpu, metadata};
 use super::spec::ProviderSpec;
-use super::{openvino, tensorrt};
+use super::{openvino, tensorrt, tensorrt_rtx};
 use crate::error::{Error, Result};
 use crate::runtime::build_cache::key::KeyTarget;
 use crate::runtime::library::Loaded;
@@ -32,13 +32,18 @@ const CONTEXT_FILE: &str = "ep.context_file_path";
 const CONTEXT_EMBED: &str = "ep.context_embed_mode";
 
 /// Options that name places, or keep builds by other keys than ours.
-const PLACES: [&str; 4] =
-    ["trt_timing_cache_path", "trt_engine_cache_enable", "trt_engine_cache_path", "trt_engine_cache_prefix"];
+const PLACES: [&str; 5] = [
+    "trt_timing_cache_path",
+    "trt_engine_cache_enable",
+    "trt_engine_cache_path",
+    "trt_engine_cache_prefix",
+    tensorrt_rtx::RUNTIME_CACHE_KEY,
+];
 
 impl ProviderKind {
     /// Whether a graph is compiled as a whole when it is loaded.
     pub(crate) fn compiles(self) -> bool {
-        matches!(self, Self::TensorRt | Self::OpenVino)
+        matches!(self, Self::TensorRt | Self::TensorRtRtx | Self::OpenVino)
     }
 
     /// Whether its builds share what they have timed.
@@ -46,9 +51,10 @@ impl ProviderKind {
         self == Self::TensorRt
     }
 
-    /// Whether it must be told for which shapes: TensorRT would compile again at each new one, in the middle of a run.
+    /// Whether it must be told for which shapes: TensorRT would compile again at each new one, in the middle of a run, and
+    /// TensorRT for RTX would choose its kernels for extents from 0 to 32767.
     pub(crate) fn needs_shapes(self) -> bool {
-        self == Self::TensorRt
+        matches!(self, Self::TensorRt | Self::TensorRtRtx)
     }
 }
 
@@ -62,12 +68,14 @@ pub(crate) fn shape_options(kind: ProviderKind, shapes: &Shapes) -> Vec<(String,
         shapes.iter().map(port).collect::<Vec<_>>().join(",")
     };
     let pair = |key: &str, value: String| (key.to_owned(), value);
+    let profile = |keys: [&str; 3]| keys.iter().enumerate().map(|(place, key)| pair(key, list(place))).collect();
     match kind {
-        ProviderKind::TensorRt => vec![
-            pair("trt_profile_min_shapes", list(0)),
-            pair("trt_profile_opt_shapes", list(1)),
-            pair("trt_profile_max_shapes", list(2)),
-        ],
+        ProviderKind::TensorRt => {
+            profile(["trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes"])
+        }
+        ProviderKind::TensorRtRtx => {
+            profile(["nv_profile_min_shapes", "nv_profile_opt_shapes", "nv_profile_max_shapes"])
+        }
         ProviderKind::OpenVino => {
             let port = |(name, [least, _, most]): &(String, [Vec<u64>; 3])| {
                 let axis = |(least, most): (&u64, &u64)| {
@@ -141,6 +149,12 @@ impl Provider {
                 libraries(&["libnvinfer", "libnvonnxparser", "libcudart", "libcudnn", "libcublas"]),
                 nvidia_driver(),
                 nvidia_devices(),
+            ],
+            ProviderKind::TensorRtRtx => [
+                libraries(tensorrt_rtx::LIBRARIES),
+                nvidia_driver(),
+                // The plugin is not told which GPU as an option, but by the device that it is made for.
+                format!("{}, GPU {}", nvidia_devices(), gpu(spec)),
             ],
             ProviderKind::Cpu | ProviderKind::Cuda | ProviderKind::WebGpu => Default::default(),
         };
@@ -227,6 +241,12 @@ mod tests {
              trt_profile_opt_shapes=hidden_states:1x64x64,temb:1x64\n\
              trt_profile_max_shapes=hidden_states:2x256x64,temb:2x64"
         );
+        assert_eq!(
+            text(ProviderKind::TensorRtRtx),
+            "nv_profile_min_shapes=hidden_states:1x16x64,temb:1x64\n\
+             nv_profile_opt_shapes=hidden_states:1x64x64,temb:1x64\n\
+             nv_profile_max_shapes=hidden_states:2x256x64,temb:2x64"
+        );
         assert_eq!(text(ProviderKind::OpenVino), "reshape_input=hidden_states[1..2,16..256,64],temb[1..2,64]");
         assert_eq!(text(ProviderKind::Cuda), "");
     }
@@ -240,6 +260,7 @@ mod tests {
         };
         let context = "ep.context_enable=1 ep.context_file_path=/s/e/model.onnx ep.context_embed_mode=0";
         assert_eq!(text(ProviderKind::OpenVino), context);
+        assert_eq!(text(ProviderKind::TensorRtRtx), context);
         let tensorrt = "trt_engine_cache_enable=1 trt_engine_cache_prefix=abc trt_timing_cache_enable=1 \
                         trt_timing_cache_path=/s/t";
         assert_eq!(text(ProviderKind::TensorRt), format!("{context} {tensorrt}"));
@@ -255,7 +276,9 @@ mod tests {
             let error = check_places(&spec.parse().unwrap()).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
         }
-        for spec in ["tensorrt:fp16,timing-cache=x", "openvino:threads=2", "cpu", "cuda"] {
+        for spec in
+            ["tensorrt:fp16,timing-cache=x", "tensorrt-rtx:runtime-cache=x", "openvino:threads=2", "cpu", "cuda"]
+        {
             check_places(&spec.parse().unwrap()).unwrap();
         }
     }

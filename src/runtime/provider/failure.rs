@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::kind::ProviderKind;
-use super::{openvino, webgpu};
+use super::{openvino, tensorrt_rtx, webgpu};
 use crate::error::{Error, ErrorKind};
 
 /// What helps where a library is missing, by how its file name begins.
@@ -19,6 +19,7 @@ const REMEDIES: &[(&str, &str)] = &[
     ("libnvidia-ml", INSTALL_DRIVER),
     ("libnvinfer", INSTALL_TENSORRT),
     ("libnvonnxparser", INSTALL_TENSORRT),
+    ("libtensorrt", INSTALL_TENSORRT_RTX),
     (
         "libvulkan",
         "install the Vulkan loader (Debian: libvulkan1) and a driver for the GPU (Debian: mesa-vulkan-drivers 25 or newer)",
@@ -31,6 +32,8 @@ pub(crate) const INSTALL_CUDA: &str = "run `dbcache-trt setup --provider cuda` a
 pub(super) const INSTALL_DRIVER: &str = "install the NVIDIA driver, release 580 or newer";
 const INSTALL_TENSORRT: &str =
     "`dbcache-trt setup --provider tensorrt` says how to get TensorRT 10 for CUDA 13 (never 11)";
+const INSTALL_TENSORRT_RTX: &str =
+    "run `dbcache-trt setup --provider tensorrt-rtx`, or keep the plugin's file beside the others of its package";
 
 /// A provider that cannot be used.
 pub(super) fn unusable(kind: ProviderKind, reason: impl fmt::Display) -> Error {
@@ -63,8 +66,10 @@ fn reason(kind: ProviderKind, onnx_runtime: &Path, text: &str) -> String {
         if needing == missing {
             return format!("its library {missing} is not there; {}", install(kind));
         }
+        let is_of_plugin = kind == ProviderKind::TensorRtRtx && missing.starts_with("libcudart");
+        let own = is_of_plugin.then_some(INSTALL_TENSORRT_RTX);
         let remedy = REMEDIES.iter().find(|(start, _)| missing.starts_with(start)).map(|(_, remedy)| *remedy);
-        let remedy = remedy.unwrap_or("install it, or put its folder into LD_LIBRARY_PATH");
+        let remedy = own.or(remedy).unwrap_or("install it, or put its folder into LD_LIBRARY_PATH");
         return format!("{needing} needs {missing}, which the system does not find; {remedy}");
     }
     for symptom in
@@ -94,6 +99,7 @@ pub(super) fn install(kind: ProviderKind) -> String {
             "it and ONNX Runtime's library must be of one installation; run `dbcache-trt setup --provider cuda`"
                 .to_owned()
         }
+        ProviderKind::TensorRtRtx => plugin(kind, tensorrt_rtx::PACKAGE),
         ProviderKind::OpenVino => plugin(kind, openvino::PACKAGE),
         ProviderKind::WebGpu => plugin(kind, webgpu::PACKAGE),
     }
@@ -110,6 +116,10 @@ fn plugin(kind: ProviderKind, package: &str) -> String {
 pub(super) fn no_device(kind: ProviderKind, wanted: &str) -> Error {
     let remedy = match kind {
         ProviderKind::OpenVino => "it offers CPUs, GPUs and NPUs of Intel; on others, use `cpu`",
+        ProviderKind::TensorRtRtx => {
+            "NVIDIA's driver lists one that it takes, but ONNX Runtime or the plugin does not see it: on Linux, /sys/bus/pci or \
+             /sys/class/drm must show it, in a container too, and the option `device` counts only such GPUs; or use `cuda`"
+        }
         _ => "it needs a GPU that the system lists, its driver, and the Vulkan loader (Debian: libvulkan1)",
     };
     let message = format!("the provider `{kind}` cannot be used: its plugin offers no {wanted} here; {remedy}");
@@ -122,7 +132,7 @@ mod tests {
 
     #[test]
     fn texts_of_onnx_runtime_name_what_to_install() {
-        use ProviderKind::{Cuda, OpenVino, TensorRt, WebGpu};
+        use ProviderKind::{Cuda, OpenVino, TensorRt, TensorRtRtx, WebGpu};
         let load = |needing: &str, missing: &str| {
             format!(
                 "/src/provider_bridge_ort.cc:2043 onnxruntime::Provider& onnxruntime::ProviderLibrary::Get() \
@@ -156,6 +166,19 @@ mod tests {
                 "run `dbcache-trt setup --provider cuda`",
             ),
             (Cuda, "CUDA failure 100: no CUDA-capable device is detected".into(), "no GPU that its driver offers"),
+            (
+                TensorRtRtx,
+                load("/nv.so", "libtensorrt_rtx.so.1"),
+                "nv.so needs libtensorrt_rtx.so.1, which the system does not find; run `dbcache-trt setup --provider tensorrt-rtx`",
+            ),
+            (
+                TensorRtRtx,
+                load("/nv.so", "libcudart.so.13"),
+                "run `dbcache-trt setup --provider tensorrt-rtx`, or keep",
+            ),
+            (TensorRtRtx, load("/nv.so", "libcuda.so.1"), "install the NVIDIA driver, release 580 or newer"),
+            (TensorRtRtx, load("/nv.so", "libnvidia-ml.so.1"), "install the NVIDIA driver"),
+            (TensorRtRtx, load("/nv.so", "/nv.so"), "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13"),
             (OpenVino, load("/p.so", "/p.so"), "p.so is not there; run `dbcache-trt setup --provider openvino`"),
             (WebGpu, load("/p.so", "libvulkan.so.1"), "install the Vulkan loader (Debian: libvulkan1)"),
             (WebGpu, "a text\nof two lines".into(), "a text of two lines"),

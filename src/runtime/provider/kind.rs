@@ -1,7 +1,7 @@
 //! The providers, by their names.
 
 use super::options::OptionDef;
-use super::{cpu, cuda, openvino, tensorrt, webgpu};
+use super::{cpu, cuda, openvino, tensorrt, tensorrt_rtx, webgpu};
 use crate::words::words;
 
 /// What computes.
@@ -15,13 +15,22 @@ pub enum ProviderKind {
     Cuda,
     /// NVIDIA GPUs, a build for each graph.
     TensorRt,
+    /// NVIDIA's GPUs of workstations, a build for each graph, through a plugin.
+    TensorRtRtx,
     /// Intel's compiler, through a plugin.
     OpenVino,
     /// Vulkan, Metal and Direct3D, through a plugin.
     WebGpu,
 }
 
-words!(ProviderKind, "provider", { Cpu = "cpu", Cuda = "cuda", TensorRt = "tensorrt", OpenVino = "openvino", WebGpu = "webgpu" });
+words!(ProviderKind, "provider", {
+    Cpu = "cpu",
+    Cuda = "cuda",
+    TensorRt = "tensorrt",
+    TensorRtRtx = "tensorrt-rtx",
+    OpenVino = "openvino",
+    WebGpu = "webgpu",
+});
 
 impl ProviderKind {
     /// ONNX Runtime's name.
@@ -30,6 +39,7 @@ impl ProviderKind {
             Self::Cpu => cpu::NAME,
             Self::Cuda => cuda::NAME,
             Self::TensorRt => tensorrt::NAME,
+            Self::TensorRtRtx => tensorrt_rtx::NAME,
             Self::OpenVino => openvino::NAME,
             Self::WebGpu => webgpu::NAME,
         }
@@ -45,8 +55,13 @@ impl ProviderKind {
         match self {
             Self::Cuda => Some("libonnxruntime_providers_cuda.so"),
             Self::TensorRt => Some("libonnxruntime_providers_tensorrt.so"),
-            Self::Cpu | Self::OpenVino | Self::WebGpu => None,
+            Self::Cpu | Self::TensorRtRtx | Self::OpenVino | Self::WebGpu => None,
         }
+    }
+
+    /// Whether it computes on NVIDIA's GPUs, in CUDA's memory, and so needs NVIDIA's driver.
+    pub(crate) fn is_of_nvidia(self) -> bool {
+        matches!(self, Self::Cuda | Self::TensorRt | Self::TensorRtRtx)
     }
 
     /// The table of its options.
@@ -55,6 +70,7 @@ impl ProviderKind {
             Self::Cpu => cpu::OPTIONS,
             Self::Cuda => cuda::OPTIONS,
             Self::TensorRt => tensorrt::OPTIONS,
+            Self::TensorRtRtx => tensorrt_rtx::OPTIONS,
             Self::OpenVino => openvino::OPTIONS,
             Self::WebGpu => webgpu::OPTIONS,
         }

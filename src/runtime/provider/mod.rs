@@ -22,6 +22,7 @@ mod report;
 mod shared;
 pub(super) mod spec;
 mod tensorrt;
+mod tensorrt_rtx;
 mod unknown;
 mod webgpu;
 

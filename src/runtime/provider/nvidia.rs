@@ -1,4 +1,4 @@
-//! What CUDA's and TensorRT's providers need of this machine: libraries, which they ask the system's loader for by bare names,
+//! What the providers on NVIDIA's GPUs need of this machine: libraries, which they ask the system's loader for by bare names,
 //! and the driver.
 
 use std::ffi::c_int;
@@ -8,9 +8,10 @@ use libloading::{Library, Symbol};
 
 use super::failure::{INSTALL_CUDA, INSTALL_DRIVER, unusable};
 use super::kind::ProviderKind;
+use super::tensorrt_rtx::{TAKES, takes};
 use crate::error::Result;
-use crate::packages::{self, TENSORRT_LIBRARIES};
-use crate::runtime::driver::{CudaVersion, Driver, driver, with_cause};
+use crate::packages::{self, TENSORRT_LIBRARIES, TENSORRT_RTX_LIBRARIES};
+use crate::runtime::driver::{CudaVersion, Driver, Gpu, driver, with_cause};
 
 /// CUDA's runtime as ONNX Runtime's providers name it, newest first.
 pub(crate) const CUDA_RUNTIMES: &[&str] =
@@ -46,6 +47,23 @@ pub(super) fn preload(kind: ProviderKind, onnx_runtime: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Loads what the plugin of TensorRT for RTX needs, where it lies beside it: in the folder of setup, or of the package. What
+/// does not lie there is left to the system's loader.
+///
+/// # Errors
+/// `Provider` if one of them cannot be loaded.
+pub(super) fn preload_beside(kind: ProviderKind, plugin: &Path) -> Result<()> {
+    for path in TENSORRT_RTX_LIBRARIES.map(|name| plugin.with_file_name(name)) {
+        if path.is_file() {
+            load(&path).map_err(|reason| {
+                let (path, command) = (path.display(), format!("dbcache-trt setup --provider {kind}"));
+                unusable(kind, format!("{path} cannot be loaded: {reason}; run `{command}`"))
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// Loads a library for the life of the process.
 fn load(path: &Path) -> Result<(), String> {
     // SAFETY: NVIDIA's libraries do nothing when they are loaded; the provider would load the same ones.
@@ -68,6 +86,38 @@ pub(super) fn check(kind: ProviderKind, gpu: i32) -> Result<()> {
         Ok(driver) => defect(&driver, runtime_version(), gpu).map_or(Ok(()), refuse),
         Err(reason) => refuse(format!("the NVIDIA driver cannot be asked: {reason}; {}", INSTALL_DRIVER)),
     }
+}
+
+/// Whether the plugin of TensorRT for RTX has a GPU to compute on, now that it is loaded.
+///
+/// # Errors
+/// `Provider` with what is missing, or with the GPUs that it does not take.
+pub(super) fn check_for_rtx(kind: ProviderKind, gpu: i32) -> Result<()> {
+    let found = match driver() {
+        // The number counts other GPUs than the driver's numbers do: each GPU that is there is looked at below.
+        Ok(driver) => defect(&driver, runtime_version(), 0).or_else(|| refused_gpu(&driver.gpus, gpu)),
+        Err(reason) => Some(format!("the NVIDIA driver cannot be asked: {reason}; {INSTALL_DRIVER}")),
+    };
+    found.map_or(Ok(()), |reason| Err(unusable(kind, reason)))
+}
+
+/// Why there is no GPU of this number among those that TensorRT for RTX takes.
+fn refused_gpu(gpus: &[Gpu], wanted: i32) -> Option<String> {
+    // A GPU that does not tell its capability is left to the plugin.
+    let is_taken = |gpu: &&Gpu| gpu.compute_capability.is_none_or(takes);
+    let taken = gpus.iter().filter(is_taken).count();
+    if usize::try_from(wanted).is_ok_and(|wanted| wanted < taken) {
+        return None;
+    }
+    let listed: Vec<String> = gpus.iter().map(ToString::to_string).collect();
+    let listed = listed.join("; ");
+    Some(match taken {
+        0 => format!("TensorRT for RTX takes GPUs of compute capability {TAKES}, and here is {listed}; use `cuda`"),
+        _ => format!(
+            "there is no GPU {wanted} among the {taken} that TensorRT for RTX takes (compute capability {TAKES}); the driver \
+             lists {listed}"
+        ),
+    })
 }
 
 /// The version of CUDA's runtime that the provider has loaded.
@@ -120,7 +170,6 @@ pub(super) fn defect(driver: &Driver, runtime: Option<CudaVersion>, gpu: i32) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::driver::Gpu;
 
     #[test]
     fn what_is_wrong_with_a_driver_is_named() {
@@ -153,5 +202,30 @@ mod tests {
             }
         }
         assert_eq!(defect(&driver(12080, &one, None), None, 0), None);
+    }
+
+    #[test]
+    fn gpus_that_tensorrt_for_rtx_does_not_take_are_named() {
+        let gpu = |name: &str, compute_capability| Gpu { name: name.into(), memory_bytes: None, compute_capability };
+        let (h200, ada) = (gpu("H200", Some((9, 0))), gpu("RTX 4090", Some((8, 9))));
+        for (gpus, wanted, words) in [
+            (vec![ada.clone()], 0, None),
+            (vec![h200.clone(), ada.clone()], 0, None),
+            (vec![gpu("of no capability", None)], 0, None),
+            (
+                vec![h200.clone()],
+                0,
+                Some(
+                    "compute capability 8.6, 8.9, and 12.0 or newer, and here is H200, compute capability 9.0; use `cuda`",
+                ),
+            ),
+            (vec![h200, ada], 1, Some("there is no GPU 1 among the 1 that TensorRT for RTX takes")),
+        ] {
+            match (refused_gpu(&gpus, wanted), words) {
+                (None, None) => {}
+                (Some(reason), Some(words)) => assert!(reason.contains(words), "{reason}"),
+                (found, _) => panic!("{gpus:?} {wanted}: {found:?}"),
+            }
+        }
     }
 }

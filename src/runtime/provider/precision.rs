@@ -16,9 +16,9 @@ impl ProviderKind {
         self != Self::TensorRt
     }
 
-    /// Whether the operator `Attention` may say in which dtype its softmax runs. TensorRT refuses the attribute.
+    /// Whether the operator `Attention` may say in which dtype its softmax runs. TensorRT's parsers refuse the attribute.
     pub(crate) fn takes_softmax_precision(self) -> bool {
-        self != Self::TensorRt
+        !matches!(self, Self::TensorRt | Self::TensorRtRtx)
     }
 
     /// Refuses a dtype in which this provider does not compute; `is_cast` says whether the engine casts its graphs to it.

@@ -17,7 +17,7 @@ use super::failure::{install, no_device, refused};
 use super::kind::ProviderKind;
 use super::shared::LIBRARY_OPTION;
 use super::spec::ProviderSpec;
-use super::{cuda, nvidia, openvino, webgpu};
+use super::{cuda, nvidia, openvino, tensorrt_rtx, webgpu};
 use crate::error::{Error, ErrorKind, Result};
 use crate::packages;
 use crate::runtime::cuda_stream::Stream;
@@ -51,19 +51,26 @@ impl Provider {
     /// # Errors
     /// `Provider` with what is missing; `Library` when the process has loaded another plugin of this kind.
     pub(crate) fn open(library: &Loaded, spec: &ProviderSpec, allows_fallback: bool) -> Result<Self> {
-        if let Some(file) = plugin_file(spec.kind()) {
-            library.register_plugin(spec.kind(), &plugin_path(library, spec, file)?)?;
-        }
-        let is_of_nvidia = matches!(spec.kind(), ProviderKind::Cuda | ProviderKind::TensorRt);
-        if is_of_nvidia {
-            nvidia::preload(spec.kind(), &library.info.path)?;
+        let kind = spec.kind();
+        match plugin_file(kind) {
+            Some(file) => {
+                let plugin = plugin_path(library, spec, file)?;
+                if kind.is_of_nvidia() {
+                    nvidia::preload_beside(kind, &plugin)?;
+                }
+                library.register_plugin(kind, &plugin)?;
+                if kind.is_of_nvidia() {
+                    nvidia::check_for_rtx(kind, gpu(spec))?;
+                }
+            }
+            None if kind.is_of_nvidia() => nvidia::preload(kind, &library.info.path)?,
+            None => {}
         }
         let mut provider = Self { spec: spec.clone(), allows_fallback, stream: None };
-        let builder =
-            library.session_builder().map_err(|error| refused(spec.kind(), &library.info.path, error.message()))?;
+        let builder = library.session_builder().map_err(|error| refused(kind, &library.info.path, error.message()))?;
         provider.append(library, builder, Role::Model, &[])?;
-        if is_of_nvidia {
-            nvidia::check(spec.kind(), gpu(spec))?;
+        if kind.built_in_file().is_some() {
+            nvidia::check(kind, gpu(spec))?;
         }
         // Now that the provider is loaded, so is CUDA's runtime.
         provider.stream = stream(spec)?;
@@ -82,7 +89,8 @@ impl Provider {
     /// Whether sessions of this role run on the provider itself.
     pub(crate) fn runs(&self, role: Role) -> bool {
         matches!(role, Role::Stage | Role::Model)
-            || matches!(self.spec.kind(), ProviderKind::Cuda | ProviderKind::WebGpu)
+            // Its tensors lie where no other provider of its ONNX Runtime computes.
+            || matches!(self.spec.kind(), ProviderKind::Cuda | ProviderKind::TensorRtRtx | ProviderKind::WebGpu)
     }
 
     /// The provider that runs a role, in ONNX Runtime's words.
@@ -112,7 +120,9 @@ impl Provider {
         let builder = match kind {
             ProviderKind::Cpu => append_cpu(library, builder).map_err(refuse)?,
             ProviderKind::OpenVino if !self.runs(role) => append_cpu(library, builder).map_err(refuse)?,
-            ProviderKind::OpenVino | ProviderKind::WebGpu => self.append_plugin(library, builder, &extra)?,
+            ProviderKind::TensorRtRtx | ProviderKind::OpenVino | ProviderKind::WebGpu => {
+                self.append_plugin(library, builder, &extra)?
+            }
             ProviderKind::TensorRt if !self.runs(role) => append_cuda(builder, &self.cuda_pairs()).map_err(refuse)?,
             ProviderKind::TensorRt => {
                 let builder = append_tensorrt(builder, &self.pairs(&extra)).map_err(refuse)?;
@@ -175,7 +185,9 @@ impl Provider {
             kind != ProviderKind::OpenVino
                 || metadata(device, openvino::DEVICE_METADATA).is_none_or(|name| name.starts_with(&wanted))
         };
-        devices(library, kind).find(fits).ok_or_else(|| no_device(kind, &wanted))
+        // Of the GPUs of TensorRT for RTX, the option names one; the plugin gives each its number among those that it takes.
+        let place = if kind == ProviderKind::TensorRtRtx { gpu(&self.spec).unsigned_abs() as usize } else { 0 };
+        devices(library, kind).filter(fits).nth(place).ok_or_else(|| no_device(kind, &wanted))
     }
 
     /// The memory that the provider's tensors lie in.
@@ -186,13 +198,15 @@ impl Provider {
         Ok(match self.spec.kind() {
             ProviderKind::Cpu => Memory::Host,
             ProviderKind::Cuda | ProviderKind::TensorRt => Memory::Cuda { device: gpu(&self.spec) },
-            ProviderKind::OpenVino | ProviderKind::WebGpu => device_memory(&self.device(library)?),
+            ProviderKind::TensorRtRtx | ProviderKind::OpenVino | ProviderKind::WebGpu => {
+                device_memory(&self.device(library)?)
+            }
         })
     }
 }
 
 /// Which GPU of NVIDIA's.
-fn gpu(spec: &ProviderSpec) -> i32 {
+pub(super) fn gpu(spec: &ProviderSpec) -> i32 {
     spec.raw(cuda::DEVICE).and_then(|device| device.parse().ok()).unwrap_or(0)
 }
 
@@ -240,6 +254,7 @@ pub(super) fn metadata(device: &EpDevice<'_>, key: &str) -> Option<String> {
 /// The library file of a provider that is a plugin.
 pub(super) fn plugin_file(kind: ProviderKind) -> Option<&'static str> {
     match kind {
+        ProviderKind::TensorRtRtx => Some(tensorrt_rtx::LIBRARY),
         ProviderKind::OpenVino => Some(openvino::LIBRARY),
         ProviderKind::WebGpu => Some(webgpu::LIBRARY),
         ProviderKind::Cpu | ProviderKind::Cuda | ProviderKind::TensorRt => None,
@@ -362,6 +377,7 @@ mod tests {
             ("cuda", None),
             ("webgpu", None),
             ("tensorrt", None),
+            ("tensorrt-rtx", None),
         ] {
             let provider = Provider { spec: spec.parse().unwrap(), allows_fallback: false, stream: None };
             for role in [Role::Stage, Role::Model, Role::Arithmetic, Role::Copy] {
@@ -375,7 +391,7 @@ mod tests {
     /// A stream that cannot be made is an error, never a session with another one.
     #[test]
     fn only_sessions_on_cuda_share_a_stream() {
-        for spec in ["cpu", "webgpu", "openvino", "cuda:stream=own", "tensorrt:device=1,stream=own"] {
+        for spec in ["cpu", "webgpu", "openvino", "tensorrt-rtx", "cuda:stream=own", "tensorrt:device=1,stream=own"] {
             assert!(stream(&spec.parse().unwrap()).unwrap().is_none(), "{spec}");
         }
     }

@@ -83,13 +83,13 @@ fn report(library: &Loaded, spec: &ProviderSpec, damage: Option<&str>) -> Provid
         Some(_) => of_plugin.and_then(|device| metadata(&device, "version")),
         None => file.as_ref().map(|_| library.info.version.clone()),
     };
-    let driver = kind.built_in_file().map(|_| driver());
+    let driver = kind.is_of_nvidia().then(driver);
     ProviderReport {
         kind,
         is_compiled_in: match kind {
             ProviderKind::Cuda => cfg!(feature = "cuda"),
             ProviderKind::TensorRt => cfg!(feature = "tensorrt"),
-            ProviderKind::Cpu | ProviderKind::OpenVino | ProviderKind::WebGpu => true,
+            ProviderKind::Cpu | ProviderKind::TensorRtRtx | ProviderKind::OpenVino | ProviderKind::WebGpu => true,
         },
         library: file.map(|path| path.display().to_string()),
         version,
@@ -119,7 +119,7 @@ fn remedy(kind: ProviderKind, missing: &str) -> Option<String> {
         ProviderKind::Cpu => return None,
         // Parts of one build.
         ProviderKind::Cuda | ProviderKind::TensorRt => ProviderKind::Cuda.as_str(),
-        ProviderKind::OpenVino | ProviderKind::WebGpu => kind.as_str(),
+        ProviderKind::TensorRtRtx | ProviderKind::OpenVino | ProviderKind::WebGpu => kind.as_str(),
     };
     let is_whole = packages::installed_bundle(name)
         .is_some_and(|(bundle, folder)| bundle.state(&folder, ReadDepth::Library) == SlotState::Valid);
@@ -131,7 +131,9 @@ fn remedy(kind: ProviderKind, missing: &str) -> Option<String> {
 fn found_devices(library: &Loaded, kind: ProviderKind) -> Vec<String> {
     match kind {
         ProviderKind::Cpu => vec![format!("{} thread(s)", library.info.threads)],
-        ProviderKind::Cuda | ProviderKind::TensorRt => nvidia_gpus(Path::new("/proc/driver/nvidia/gpus")),
+        ProviderKind::Cuda | ProviderKind::TensorRt | ProviderKind::TensorRtRtx => {
+            nvidia_gpus(Path::new("/proc/driver/nvidia/gpus"))
+        }
         ProviderKind::OpenVino | ProviderKind::WebGpu => {
             let name = |device: ort::device::Device<'_>| {
                 let told =

@@ -87,7 +87,7 @@ impl ProviderSpec {
         let fixed = match self.kind {
             ProviderKind::Cuda => cuda::FIXED,
             ProviderKind::OpenVino => openvino::FIXED,
-            ProviderKind::Cpu | ProviderKind::TensorRt | ProviderKind::WebGpu => &[],
+            ProviderKind::Cpu | ProviderKind::TensorRt | ProviderKind::TensorRtRtx | ProviderKind::WebGpu => &[],
         };
         let mut pairs: BTreeMap<String, String> =
             fixed.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
@@ -255,6 +255,7 @@ mod tests {
             ("cuda:arena=AS-requested,memory=2g,tf32", "cuda:memory=2G,arena=as-requested,tf32"),
             ("openvino:library=/a:b/c.so,precision=fp16", "openvino:library=/a:b/c.so,precision=fp16"),
             ("webgpu:power=low-power", "webgpu:power=low-power"),
+            ("tensorrt-rtx:workspace=1024M,device=1,cuda", "tensorrt-rtx:device=1,workspace=1G,cuda"),
             ("cuda:graph-captures=16", "cuda:graph-captures=16"),
             ("tensorrt:async,stream=shared", "tensorrt:stream=shared,async"),
         ] {
@@ -288,6 +289,10 @@ mod tests {
                 "its provider keeps one recording a session, and replays it whatever is bound",
             ),
             ("tensorrt:cuda-graph", "use `cuda` with graph-captures=N"),
+            ("tensorrt-rtx:graph-captures=4", "not offered: use `cuda` with graph-captures=N"),
+            ("tensorrt-rtx:fp16", "is chosen by the option `compute`"),
+            ("tensorrt-rtx:async", "there is no option `async`"),
+            ("tensorrtrtx", "(did you mean `tensorrt-rtx`?)"),
             (
                 "cuda:stream=own,async",
                 "cuda: `async` goes with one stream for all sessions only; leave out `stream=own`",
@@ -334,6 +339,12 @@ mod tests {
                 "tensorrt:sequential,min-subgraph=3,sparsity,build-log",
                 "trt_detailed_build_log=1 trt_force_sequential_engine_build=1 \
                  trt_min_subgraph_size=3 trt_sparsity_enable=1",
+            ),
+            ("tensorrt-rtx:library=x.so,device=1", ""),
+            (
+                "tensorrt-rtx:workspace=4G,weights-memory=2G,keep-scratch,runtime-cache=r,build-log",
+                "nv_detailed_build_log=1 nv_max_workspace_size=4294967296 nv_persistent_context_memory=1 \
+                 nv_runtime_cache_path=r nv_weight_streaming_budget=2147483648",
             ),
             ("openvino", r#"load_config={"CPU":{"INFERENCE_PRECISION_HINT":"f32"}}"#),
             (

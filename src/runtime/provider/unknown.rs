@@ -50,6 +50,9 @@ fn by_captures(provider: ProviderKind, option: &str) -> String {
         ProviderKind::Cuda | ProviderKind::WebGpu => {
             "; runs are recorded and replayed with `graph-captures=N`".to_owned()
         }
+        ProviderKind::TensorRtRtx => {
+            "; its recordings were not tried yet, and are not offered: use `cuda` with graph-captures=N".to_owned()
+        }
         ProviderKind::Cpu | ProviderKind::OpenVino => String::new(),
     }
 }
