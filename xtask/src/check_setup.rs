@@ -116,10 +116,13 @@ impl Check {
         let mut first = self.program(&cuda).stderr(Stdio::null()).stdout(Stdio::null()).spawn()?;
         let files = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().count();
         let (folder, _) = self.cuda();
+        // The last file of the first package: a package of which a part is there is fetched again as a whole.
+        let has_package = |path: &Path| path.join("libonnxruntime_providers_tensorrt.so").is_file();
+        let is_of_parts =
+            |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".partial-"));
         let parts = || {
-            fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()).find(|path| {
-                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".partial-")) && files(path) > 0
-            })
+            let entries = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+            entries.into_iter().find(|path| is_of_parts(path) && has_package(path))
         };
         let parts = wait_for(&mut first, "the first package", parts)?;
         first.kill()?;
