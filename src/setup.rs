@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
+mod arrival;
 mod event;
 mod inventory;
 mod provider;

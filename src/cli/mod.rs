@@ -12,6 +12,7 @@ mod progress;
 pub mod providers;
 mod remedy;
 pub mod setup;
+mod setup_bar;
 mod signals;
 pub mod stages;
 pub mod trace;

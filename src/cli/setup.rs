@@ -5,6 +5,7 @@ use dbcache_trt::{Error, ErrorKind, LibraryOptions, bytes_in_words, library_info
 
 use super::args::SetupArgs;
 use super::print::{line, note};
+use super::setup_bar::SetupBar;
 
 pub fn run(args: &SetupArgs) -> anyhow::Result<()> {
     match args.remove {
@@ -17,7 +18,10 @@ pub fn run(args: &SetupArgs) -> anyhow::Result<()> {
 
 fn install(args: &SetupArgs) -> anyhow::Result<()> {
     let options = SetupOptions { via: args.via, providers: args.provider.clone().unwrap_or_default() };
-    let installed = setup::run(&options, &mut |event| note(event))?;
+    let mut bar = SetupBar::new();
+    let installed = setup::run(&options, &mut |event| bar.hear(&event));
+    bar.clear();
+    let installed = installed?;
     for installed in &installed {
         line(installed)?;
     }

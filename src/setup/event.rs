@@ -52,6 +52,13 @@ pub enum SetupEvent {
         /// Of how many.
         of: usize,
     },
+    /// More of the package that is being fetched has arrived.
+    Arrived {
+        /// How many bytes of its archive; about as many, where a tool unpacks while it downloads.
+        bytes: u64,
+        /// Of how many.
+        of: u64,
+    },
     /// A tool failed; the next one is tried.
     Failed {
         /// The tool.
@@ -78,6 +85,7 @@ impl fmt::Display for SetupEvent {
             Self::Fetching { package, version, bytes, place, of } => {
                 write!(f, "[{place}/{of}] {package} {version}, {}", bytes_in_words(*bytes))
             }
+            Self::Arrived { bytes, of } => write!(f, "{} of {}", bytes_in_words(*bytes), bytes_in_words(*of)),
             Self::Failed { via, reason } => write!(f, "{via}: {reason}"),
         }
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use super::arrival::{Arrival, Content};
 use super::event::SetupEvent;
 use super::via::Via;
 use crate::packages::{Package, Registry, Wheel};
@@ -26,9 +27,12 @@ pub(super) fn fetch(
         platform: wheel_platform(package),
         uv_platform: uv_platform(package),
         bytes: package.bytes,
+        folder: "onnxruntime/capi",
+        // The size of the archive is not known, and it is small.
+        contents: Vec::new(),
     };
     unpack(via, &wanted, staging, notify)?;
-    Ok(staging.join("onnxruntime").join("capi").join(package.file))
+    Ok(staging.join(wanted.folder).join(package.file))
 }
 
 /// Lets a tool unpack a wheel in a folder; returns the folder in it that holds the pinned files, or why there is none.
@@ -45,6 +49,8 @@ pub(super) fn fetch_wheel(
         // The newest of which all wheels for it are; the version that is pinned has no other wheel for it.
         uv_platform: "x86_64-manylinux_2_28",
         bytes: wheel.bytes,
+        folder: wheel.folder,
+        contents: wheel.files.iter().map(|file| Content { name: file.name, bytes: file.bytes }).collect(),
     };
     unpack(via, &wanted, staging, notify)?;
     Ok(staging.join(wheel.folder))
@@ -60,9 +66,19 @@ struct Wanted {
     uv_platform: &'static str,
     /// About how much is downloaded.
     bytes: u64,
+    /// Where its files lie in it.
+    folder: &'static str,
+    /// The files in it whose arrival is watched; none if nobody is told of it.
+    contents: Vec<Content>,
 }
 
 impl Wanted {
+    /// What tells how much of it has arrived.
+    fn arrival(&self, staging: &Path, cache: Option<PathBuf>) -> Option<Arrival> {
+        let contents = self.contents.clone();
+        (!contents.is_empty()).then(|| Arrival::new(self.bytes, self.folder, contents, staging, cache))
+    }
+
     fn requirement(&self) -> String {
         format!("{}=={}", self.name, self.version)
     }
@@ -127,7 +143,8 @@ fn unpack_with_uv(wanted: &Wanted, staging: &Path, notify: &mut dyn FnMut(SetupE
     command.env("UV_PYTHON_DOWNLOADS", "never");
     // The wheel for macOS needs 14.0, uv would assume an older one.
     command.env("MACOSX_DEPLOYMENT_TARGET", "14.0");
-    run_tool(Via::Uv, command, staging, wanted.time_limit(), notify)
+    let arrival = wanted.arrival(staging, uv_cache(staging));
+    Run { via: Via::Uv, command, limit: wanted.time_limit(), arrival }.finish(staging, notify)
 }
 
 fn unpack_with_pip(wanted: &Wanted, staging: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<(), String> {
@@ -140,12 +157,20 @@ fn unpack_with_pip(wanted: &Wanted, staging: &Path, notify: &mut dyn FnMut(Setup
         command.arg(staging).arg(wanted.requirement());
         // The system's folder for such files is often small, or in memory.
         command.env("TMPDIR", staging);
-        match run_tool(Via::Pip, command, staging, wanted.time_limit(), notify) {
+        let arrival = wanted.arrival(staging, None);
+        match (Run { via: Via::Pip, command, limit: wanted.time_limit(), arrival }).finish(staging, notify) {
             Ok(()) => return Ok(()),
             Err(reason) => reasons.push(reason),
         }
     }
     Err(if reasons.is_empty() { NOT_INSTALLED.to_owned() } else { reasons.join("; ") })
+}
+
+/// The folder in which uv keeps, and unpacks, what it fetches.
+fn uv_cache(staging: &Path) -> Option<PathBuf> {
+    let told =
+        run_quietly(Command::new("uv").args(["cache", "dir", "--color", "never"]), staging, TIME_LIMIT, &mut |_| ());
+    told.ok().map(|text| PathBuf::from(text.trim())).filter(|folder| folder.is_absolute())
 }
 
 /// The ways to call pip that work, each different pip once.
@@ -194,7 +219,7 @@ fn fetch_with_npm(package: &Package, staging: &Path, notify: &mut dyn FnMut(Setu
     command.args(["install", "--ignore-scripts", "--no-save", "--no-package-lock", "--no-audit", "--no-fund"]);
     command.args(["--fetch-retries=1", "--fetch-retry-mintimeout=1000"]);
     command.arg("--prefix").arg(staging).arg(format!("onnxruntime-node@{}", package.version));
-    run_tool(Via::Npm, command, staging, TIME_LIMIT, notify)?;
+    Run { via: Via::Npm, command, limit: TIME_LIMIT, arrival: None }.finish(staging, notify)?;
     Ok(staging.join("node_modules/onnxruntime-node/bin/napi-v6").join(package.file))
 }
 
@@ -206,24 +231,46 @@ const TIME_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// How often a person hears that a tool still works.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 
-fn run_tool(
+/// How often it is looked at how much has arrived.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// A call of a tool, of which a person hears.
+struct Run {
     via: Via,
-    mut command: Command,
-    staging: &Path,
+    command: Command,
     limit: Duration,
-    notify: &mut dyn FnMut(SetupEvent),
-) -> Result<(), String> {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
-    let mut heard = |since_start: Duration| match since_start.as_secs() {
-        0 => notify(SetupEvent::Running { via, command: line.clone() }),
-        seconds => notify(SetupEvent::StillRunning { via, seconds }),
-    };
-    run_quietly(&mut command, staging, limit, &mut heard).map(|_| ())
+    /// What is watched while it runs.
+    arrival: Option<Arrival>,
+}
+
+impl Run {
+    /// Runs it in a folder to its end.
+    fn finish(mut self, staging: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<(), String> {
+        let words = std::iter::once(self.command.get_program()).chain(self.command.get_args());
+        let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let (via, mut next, mut seen) = (self.via, SIGN_OF_LIFE, 0);
+        let mut heard = |since_start: Duration| {
+            if since_start.is_zero() {
+                notify(SetupEvent::Running { via, command: line.clone() });
+            }
+            if since_start >= next {
+                notify(SetupEvent::StillRunning { via, seconds: next.as_secs() });
+                next += SIGN_OF_LIFE;
+            }
+            if let Some(arrival) = &self.arrival {
+                let bytes = arrival.bytes();
+                if bytes != seen {
+                    seen = bytes;
+                    notify(SetupEvent::Arrived { bytes, of: arrival.total() });
+                }
+            }
+        };
+        run_quietly(&mut self.command, staging, self.limit, &mut heard).map(|_| ())
+    }
 }
 
 /// Runs a command and returns what it printed. It must not print over our caller's output, nor ask questions. `heard` is told
-/// when it has started, and from time to time for how long it runs.
+/// when it has started, and a few times in each second for how long it runs.
 fn run_quietly(
     command: &mut Command,
     folder: &Path,
@@ -247,14 +294,14 @@ fn run_quietly(
 
 fn wait(child: &mut Child, limit: Duration, heard: &mut dyn FnMut(Duration)) -> Result<ExitStatus, String> {
     let start = Instant::now();
-    let mut next = SIGN_OF_LIFE;
+    let mut next = LOOK;
     while start.elapsed() < limit {
         if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
             return Ok(status);
         }
         if start.elapsed() >= next {
-            heard(next);
-            next += SIGN_OF_LIFE;
+            heard(start.elapsed());
+            next += LOOK;
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -312,6 +359,30 @@ mod tests {
         check("ERROR: Exception:\nTraceback (most recent call last):\n  File x\nOSError: y\n", Some("OSError: y"));
         check("error: failed\n cause: No space left on device\n", Some("cause: No space left on device"));
         assert_eq!(complaint(&"é".repeat(1000)).unwrap().chars().count(), 600);
+    }
+
+    /// A tool that writes like pip: it is heard of while it runs, and how much is there.
+    #[cfg(unix)]
+    #[test]
+    fn what_arrives_is_told_while_a_tool_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let wanted = Wanted {
+            name: "p",
+            version: "1",
+            platform: "any",
+            uv_platform: "any",
+            bytes: 2000,
+            folder: "lib",
+            contents: vec![Content { name: "a", bytes: 10 }],
+        };
+        let mut command = Command::new("sh");
+        command.args(["-c", "mkdir pip-unpack-x; printf %01000d 0 > pip-unpack-x/p.whl; sleep 1"]);
+        let arrival = wanted.arrival(folder.path(), None);
+        let mut events = Vec::new();
+        let run = Run { via: Via::Pip, command, limit: TIME_LIMIT, arrival };
+        run.finish(folder.path(), &mut |event| events.push(event)).unwrap();
+        assert!(matches!(events[0], SetupEvent::Running { .. }), "{events:?}");
+        assert_eq!(events[1..], [SetupEvent::Arrived { bytes: 1000, of: 2000 }]);
     }
 
     #[test]

@@ -8,4 +8,6 @@ mod errors;
 mod generate;
 #[cfg(target_os = "linux")]
 mod outputs;
+#[cfg(unix)]
+mod setup;
 mod video;
