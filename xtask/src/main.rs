@@ -3,6 +3,7 @@
 //! A chore is one entry in [`TASKS`] and one function; [`run`] has what they share.
 
 mod check_capi;
+mod check_deploy;
 mod check_export;
 mod check_families;
 mod check_gpu;
@@ -78,8 +79,14 @@ const TASKS: &[Task] = &[
     Task {
         name: "check-setup",
         arguments: "",
-        about: "set up providers, killed and damaged, and run all that comes before a GPU (Linux; downloads 1.7 GB; needs cc)",
+        about: "set up providers, killed and damaged, and run all that comes before a GPU (Linux; downloads 1.8 GB; needs cc)",
         run: check_setup::check_setup,
+    },
+    Task {
+        name: "check-deploy",
+        arguments: "",
+        about: "lint the Dockerfiles in deploy/, and check what they copy and call; nothing is built (downloads 12 MB)",
+        run: check_deploy::check_deploy,
     },
     Task {
         name: "check-video",
