@@ -29,20 +29,7 @@ from dbcache_export.families.family import Family
 #: All families, by the class of the transformer.
 FAMILIES: Mapping[str, Family] = {
     module.FAMILY.name: module.FAMILY
-    for module in (
-        flux,
-        flux2,
-        sd3,
-        pixart,
-        dit,
-        qwen_image,
-        z_image,
-        cogvideox,
-        mochi,
-        wan,
-        ltx,
-        hunyuan_video,
-    )
+    for module in (flux, flux2, sd3, pixart, dit, qwen_image, z_image, cogvideox, mochi, wan, ltx, hunyuan_video)
 }
 
 #: A class that diffusers has split up, by the setting that says which part a model belongs to.

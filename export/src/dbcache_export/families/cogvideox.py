@@ -11,19 +11,8 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor
 
-from dbcache_export.families.family import (
-    ROTARY,
-    STREAMS,
-    TIMESTEP,
-    Cut,
-    Family,
-    Kind,
-    Sampling,
-    Source,
-    states,
-    streams,
-    tables,
-)
+from dbcache_export.families import tensors
+from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers
 from dbcache_export.families.positions import counted, over_grid, rotary_tables, sinusoids
 from dbcache_export.families.sizes import Video
@@ -32,7 +21,6 @@ from dbcache_export.families.video import Grid
 from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import fused
-from dbcache_export.pipeline_calls import CALLS
 from dbcache_export.spec import Tensor as Port
 
 _DOWNSCALE, _FPS = 8, 8.0
@@ -48,9 +36,9 @@ _SCHEDULER = {
 }
 
 
-def _texts(source: Source, tensors: Mapping[str, Port]) -> Texts | None:
+def _texts(source: Source, made: Mapping[str, Port]) -> Texts | None:
     """As many tokens as the model was trained with."""
-    return t5_texts(source, tensors, source.config["max_text_seq_length"], "seen")
+    return t5_texts(source, made, source.config["max_text_seq_length"], "seen")
 
 
 def _fixed(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
@@ -79,16 +67,16 @@ def _cut(model: Any, source: Source) -> Cut:
     )
     rotates: bool = config["use_rotary_positional_embeddings"]
     # Manifests have the tables behind the prediction.
-    positions = {"prediction": Port("f32", sizes.latents()), **tables("image", head)} if rotates else {}
+    positions = {"prediction": Port("f32", sizes.latents()), **tensors.tables("image", head)} if rotates else {}
     most = config["max_text_seq_length"]
     return Cut(
         description=f"CogVideoX transformer: {layers} blocks, width {width}, "
         + ("rotary positions" if rotates else "added positions"),
         sizes=sizes,
-        inputs={"timestep": TIMESTEP, "prompt_embeds": states(config["text_embed_dim"])},
-        inside={**streams(width), "temb": ("batch", config["time_embed_dim"]), **positions},
+        inputs={"timestep": tensors.TIMESTEP, "prompt_embeds": tensors.states(config["text_embed_dim"])},
+        inside={**tensors.streams(width), "temb": ("batch", config["time_embed_dim"]), **positions},
         lists={"transformer_blocks": [Kind("block", _Block(model.transformer_blocks[0]))] * layers},
-        embedded=(*STREAMS, "temb", *(ROTARY if rotates else ())),
+        embedded=(*tensors.STREAMS, "temb", *(tensors.ROTARY if rotates else ())),
         text=(most, most),  # as the model was trained: padding is attended to
     )
 
@@ -171,8 +159,9 @@ def _watch(model: Any) -> Watch:
         return {"image_rotary_emb": _pipeline_rotary(model.config, inputs["latents"])}
 
     def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
-        rotary = dict(zip(ROTARY, taken["image_rotary_emb"] or (), strict=False))
-        return {name: taken[name] for name in (*STREAMS, "temb")} | rotary, dict(zip(STREAMS, result, strict=True))
+        turns = taken["image_rotary_emb"]
+        given = {name: taken[name] for name in (*tensors.STREAMS, "temb")} | (tensors.rotary(turns) if turns else {})
+        return given, dict(zip(tensors.STREAMS, result, strict=True))
 
     return Watch(named, arguments)
 
@@ -203,7 +192,7 @@ FAMILY = Family(
     final=_Final,
     watch=_watch,
     texts=_texts,
-    calls=CALLS["cogvideox"],
+    calls="cogvideox",
     published=_SCHEDULER,
     sampling=lambda _: Sampling(fused(6.0, "uncond"), steps=50),
 )

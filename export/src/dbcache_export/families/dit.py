@@ -12,13 +12,13 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dbcache_export.families.family import GRAPHS, GRID, STREAMS, TIMESTEP, Cut, Family, Input, Kind, Sampling, Source
+from dbcache_export.families import tensors
+from dbcache_export.families.family import GRAPHS, Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers
 from dbcache_export.families.patches import embed_patches, pack, sinusoidal_positions, to_packed, unpack
 from dbcache_export.families.sizes import Picture
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import fused
-from dbcache_export.pipeline_calls import CALLS
 from dbcache_export.spec import Tensor as Port
 
 
@@ -36,24 +36,29 @@ def _cut(model: Any, source: Source) -> Cut:
     labels = config["num_embeds_ada_norm"]
     (block,) = model.transformer_blocks
     block.norm1.emb.time_proj = nn.Identity()  # embed has taken the sinusoids
+
+    def any_label(shape: Sequence[int], random: torch.Generator) -> Tensor:
+        return torch.randint(0, labels + 1, tuple(shape), generator=random)
+
     return Cut(
         description=f"DiT transformer: {layers} blocks, width {width}, {labels} labels",
         sizes=Picture(config["in_channels"], config["patch_size"], config["sample_size"], shifts_latents=False),
         inputs={
-            "timestep": TIMESTEP,
+            "timestep": tensors.TIMESTEP,
             # The last row of the table of labels is that of no label.
-            "class_labels": Input({"given": {"unconditional": labels}}, ("batch",), dtype="i64"),
-            "img_ids": GRID,
+            "class_labels": tensors.Input(
+                {"given": {"unconditional": labels}}, ("batch",), dtype="i64", example=any_label
+            ),
+            "img_ids": tensors.GRID,
         },
         inside={
             "hidden_states": ("batch", "image", width),
             "timestep_sinusoids": ("batch", 256),
             "label": Port("i64", ("batch", 1)),
         },
-        streams=STREAMS[:1],
+        streams=tensors.STREAMS[:1],
         lists={"transformer_blocks": [Kind("block", _Block(block))] * layers},
         oblong=False,
-        examples={"class_labels": lambda shape, random: torch.randint(0, labels + 1, tuple(shape), generator=random)},
     )
 
 
@@ -122,7 +127,7 @@ FAMILY = Family(
     cut=_cut,
     final=_Final,
     watch=_watch,
-    calls=CALLS["dit"],
+    calls="dit",
     needs_scheduler=True,
     sampling=lambda _: Sampling(fused(4.0, "cond"), steps=50),
 )

@@ -2,27 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "GRAPHS",
-    "GRID",
-    "GUIDANCE",
-    "ROTARY",
-    "SIGMA",
-    "STREAMS",
-    "TEXT_MASK",
-    "TIMESTEP",
-    "Cut",
-    "Family",
-    "Input",
-    "Kind",
-    "Sampling",
-    "Second",
-    "Source",
-    "pooled",
-    "states",
-    "streams",
-    "tables",
-]
+__all__ = ["GRAPHS", "Cut", "Family", "Kind", "Sampling", "Second", "Source"]
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,14 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dbcache_export.families.layers import Layers, Projection
 from dbcache_export.families.sizes import Picture, Shape, Video
+from dbcache_export.families.tensors import STREAMS, Input
 from dbcache_export.families.texts import Texts
 from dbcache_export.families.watched import Watch
-from dbcache_export.pipeline_calls import Calls
-from dbcache_export.spec import DTYPES, DType, Options, Tensor
-
-#: Tensors that most families have. The picture or the video comes first.
-STREAMS = ("hidden_states", "encoder_hidden_states")
-ROTARY = ("rotary_cos", "rotary_sin")
+from dbcache_export.spec import DTYPES, Options, Tensor
 
 #: What the tests compare of each transformer.
 GRAPHS = "every graph and the chain of all blocks, two sizes, batches of 1 and 2"
@@ -77,50 +53,6 @@ class Source:
         return DTYPES[self.options.compute][0]
 
 
-@dataclass(frozen=True)
-class Input:
-    """A tensor that the embed graph takes.
-
-    Attributes:
-        source: Where the engine gets it, as the manifest's `from` says it.
-        shape: Its axes.
-        per: How often the engine makes it: once a `request`, or once a `step`.
-        dtype: Its type.
-    """
-
-    source: str | Mapping[str, Any]
-    shape: Shape
-    per: str = "request"
-    dtype: DType = "f32"
-
-
-TIMESTEP = Input("timestep", ("batch",), "step")
-SIGMA = Input("sigma", ("batch",), "step")
-GRID = Input("grid", ("image", 3))
-GUIDANCE = Input("guidance", ("batch",))
-TEXT_MASK = Input("text", ("batch", "text"))
-
-
-def states(width: int) -> Input:
-    """What text encoders make of each token."""
-    return Input("text", ("batch", "text", width))
-
-
-def pooled(width: int) -> Input:
-    """What text encoders make of the whole text."""
-    return Input("text", ("batch", width))
-
-
-def streams(width: int, text_width: int | None = None) -> dict[str, Shape]:
-    """The stream of a picture or a video, and that of the text."""
-    return {"hidden_states": ("batch", "image", width), "encoder_hidden_states": ("batch", "text", text_width or width)}
-
-
-def tables(*shape: int | str) -> dict[str, Tensor]:
-    """The cosines and sines of rotary positions, which stay float32."""
-    return {name: Tensor("f32", shape) for name in ROTARY}
-
-
 @dataclass(frozen=True, eq=False)
 class Kind:
     """Blocks that differ only in their parameters.
@@ -153,7 +85,6 @@ class Cut:
         streams: What each block takes and gives.
         embedded: The order in which the embed graph gives what it makes, if it is not that of `inside`.
         text: The shortest and the longest text, in tokens; None where the text has no axis of its own.
-        examples: For the check: values of inputs that are not any numbers, from a shape and a generator.
         ignored: Prefixes of parameters that the engine has no use for.
         oblong: Whether the original can make pictures that are no squares; otherwise the check takes squares.
     """
@@ -166,7 +97,6 @@ class Cut:
     streams: Sequence[str] = STREAMS
     text: tuple[int, int] | None = None
     embedded: Sequence[str] | None = None
-    examples: Mapping[str, Callable[[Sequence[int], torch.Generator], torch.Tensor]] = field(default_factory=dict)
     ignored: Sequence[str] = ()
     oblong: bool = True
 
@@ -203,7 +133,7 @@ class Family:
         embed: The layers before the blocks. They make all that the blocks and `final` take.
         cut: Takes the original, without weights and with few blocks, and says the rest of what its transformer is.
         watch: Takes the original with its weights, and says where the check finds the tensors of the graphs in it.
-        calls: How the pipeline calls its scheduler.
+        calls: How the pipeline calls its scheduler: the key into `pipeline_calls.CALLS`.
         sampling: The guidance and the steps of the pipeline.
         final: The layers behind the blocks. They make the prediction.
         few: The arguments of the class that make the original short; one block of each kind is enough.
@@ -222,7 +152,7 @@ class Family:
     embed: type[Layers]
     cut: Callable[[Any, Source], Cut]
     watch: Callable[[Any], Watch]
-    calls: Calls
+    calls: str
     sampling: Callable[[Source], Sampling]
     final: type[Layers] = Projection
     few: Mapping[str, int] = field(default_factory=lambda: {"num_layers": 1})

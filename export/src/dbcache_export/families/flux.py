@@ -10,29 +10,13 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from dbcache_export.families.family import (
-    GRID,
-    GUIDANCE,
-    ROTARY,
-    SIGMA,
-    STREAMS,
-    Cut,
-    Family,
-    Input,
-    Kind,
-    Sampling,
-    Source,
-    pooled,
-    states,
-    streams,
-    tables,
-)
+from dbcache_export.families import tensors
+from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.flux_text import flux_text
 from dbcache_export.families.layers import Block, Layers
 from dbcache_export.families.sizes import Picture
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import NONE, embedded
-from dbcache_export.pipeline_calls import CALLS
 
 #: Latent cells on each side of a token.
 _PATCH = 2
@@ -55,17 +39,17 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"FLUX transformer: {doubles} double and {singles} single blocks, width {width}",
         sizes=Picture(config["in_channels"] // _PATCH**2, _PATCH, _DEFAULT_CELLS),
         inputs={
-            "timestep": SIGMA,
-            **({"guidance": GUIDANCE} if config["guidance_embeds"] else {}),
-            "prompt_embeds": states(config["joint_attention_dim"]),
-            "pooled_projections": pooled(config["pooled_projection_dim"]),
-            "img_ids": GRID,
-            "txt_ids": Input("zeros", ("text", 3)),
+            "timestep": tensors.SIGMA,
+            **({"guidance": tensors.GUIDANCE} if config["guidance_embeds"] else {}),
+            "prompt_embeds": tensors.states(config["joint_attention_dim"]),
+            "pooled_projections": tensors.pooled(config["pooled_projection_dim"]),
+            "img_ids": tensors.GRID,
+            "txt_ids": tensors.Input("zeros", ("text", 3)),
         },
         inside={
-            **streams(width),
+            **tensors.streams(width),
             "temb": ("batch", width),
-            **tables("total", config["attention_head_dim"]),
+            **tensors.tables("total", config["attention_head_dim"]),
         },
         lists={"transformer_blocks": [double] * doubles, "single_transformer_blocks": [single] * singles},
         text=(1, _MAX_TEXT),
@@ -133,10 +117,10 @@ class _Block(Block):
 
 def _watch(model: Any) -> Watch:
     def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
-        rotary = dict(zip(ROTARY, taken["image_rotary_emb"], strict=True))
+        rotary = tensors.rotary(taken["image_rotary_emb"])
         text, image = result
         given = {"hidden_states": image, "encoder_hidden_states": text}
-        return {name: taken[name] for name in (*STREAMS, "temb")} | rotary, given
+        return {name: taken[name] for name in (*tensors.STREAMS, "temb")} | rotary, given
 
     return Watch(named)
 
@@ -153,6 +137,6 @@ FAMILY = Family(
     texts=lambda source, _: flux_text(
         source.folder, source.options, source.fake, embeds_guidance=source.config["guidance_embeds"]
     ),
-    calls=CALLS["flux"],
+    calls="flux",
     sampling=_sampling,
 )

@@ -14,28 +14,14 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
-from dbcache_export.families.family import (
-    GRID,
-    GUIDANCE,
-    ROTARY,
-    SIGMA,
-    STREAMS,
-    Cut,
-    Family,
-    Kind,
-    Sampling,
-    Source,
-    states,
-    streams,
-    tables,
-)
+from dbcache_export.families import tensors
+from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.flux2_text import flux2_text
 from dbcache_export.families.layers import Block, Layers
 from dbcache_export.families.sizes import Picture
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.folder import read_json
 from dbcache_export.guidance import NONE, embedded, separate
-from dbcache_export.pipeline_calls import CALLS
 
 #: A latent cell has the channels of two by two cells of the autoencoder, so a token is one cell of 16 pixels.
 _PATCH, _DOWNSCALE, _DEFAULT_CELLS = 1, 16, 64
@@ -62,18 +48,18 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"FLUX.2 transformer: {doubles} double and {singles} single blocks, width {width}",
         sizes=Picture(config["in_channels"], _PATCH, _DEFAULT_CELLS, downscale=_DOWNSCALE),
         inputs={
-            "timestep": SIGMA,
-            "prompt_embeds": states(config["joint_attention_dim"]),
-            "img_ids": GRID,
-            **({"guidance": GUIDANCE} if config["guidance_embeds"] else {}),
+            "timestep": tensors.SIGMA,
+            "prompt_embeds": tensors.states(config["joint_attention_dim"]),
+            "img_ids": tensors.GRID,
+            **({"guidance": tensors.GUIDANCE} if config["guidance_embeds"] else {}),
         },
         inside={
-            **streams(width),
+            **tensors.streams(width),
             "temb": ("batch", width),
             "image_modulation": ("batch", 6 * width),
             "text_modulation": ("batch", 6 * width),
             "single_modulation": ("batch", 3 * width),
-            **tables("total", head),
+            **tensors.tables("total", head),
         },
         lists={"transformer_blocks": [double] * doubles, "single_transformer_blocks": [single] * singles},
         text=(1, _MAX_TEXT),
@@ -177,11 +163,11 @@ def _watch(model: Any) -> Watch:
         }
 
     def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
-        given = dict(zip(ROTARY, taken["image_rotary_emb"], strict=True)) | {"temb": kept["temb"]}
+        given = tensors.rotary(taken["image_rotary_emb"]) | {"temb": kept["temb"]}
         if "temb_mod_img" in taken:
-            given |= {name: taken[name] for name in STREAMS}
+            given |= {name: taken[name] for name in tensors.STREAMS}
             given |= {"image_modulation": taken["temb_mod_img"], "text_modulation": taken["temb_mod_txt"]}
-            return given, dict(zip(reversed(STREAMS), result, strict=True))
+            return given, dict(zip(reversed(tensors.STREAMS), result, strict=True))
         length = kept["text"].shape[1]  # the original has joined the streams
 
         def streams(joined: Tensor) -> dict[str, Tensor]:
@@ -202,6 +188,6 @@ FAMILY = Family(
     cut=_cut,
     watch=_watch,
     texts=flux2_text,
-    calls=CALLS["flux2"],
+    calls="flux2",
     sampling=_sampling,
 )

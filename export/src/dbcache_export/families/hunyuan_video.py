@@ -14,22 +14,8 @@ from torch.nn import functional
 
 from dbcache_export import spec
 from dbcache_export.encoders import clip, tokenizer
-from dbcache_export.families.examples import prefix_mask
-from dbcache_export.families.family import (
-    GUIDANCE,
-    STREAMS,
-    TEXT_MASK,
-    TIMESTEP,
-    Cut,
-    Family,
-    Kind,
-    Sampling,
-    Source,
-    pooled,
-    states,
-    streams,
-    tables,
-)
+from dbcache_export.families import tensors
+from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers, Masked, Modulated
 from dbcache_export.families.positions import counted, rotary_tables
 from dbcache_export.families.sizes import Video
@@ -38,7 +24,6 @@ from dbcache_export.families.video import Grid
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import NONE, embedded
 from dbcache_export.language import language_model
-from dbcache_export.pipeline_calls import CALLS
 from dbcache_export.spec import Graph
 
 #: Of the pipeline's defaults and its autoencoder.
@@ -97,21 +82,20 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"HunyuanVideo transformer: {doubles} double and {singles} single blocks, width {width}",
         sizes=Video(config["in_channels"], config["patch_size"], _DOWNSCALE, _TEMPORAL_DOWNSCALE, **_VIDEO),
         inputs={
-            "timestep": TIMESTEP,
-            **({"guidance": GUIDANCE} if config["guidance_embeds"] else {}),
-            "prompt_embeds": states(config["text_embed_dim"]),
-            "prompt_attention_mask": TEXT_MASK,
-            "pooled_projections": pooled(config["pooled_projection_dim"]),
+            "timestep": tensors.TIMESTEP,
+            **({"guidance": tensors.GUIDANCE} if config["guidance_embeds"] else {}),
+            "prompt_embeds": tensors.states(config["text_embed_dim"]),
+            "prompt_attention_mask": tensors.TEXT_MASK,
+            "pooled_projections": tensors.pooled(config["pooled_projection_dim"]),
         },
         inside={
-            **streams(width),
+            **tensors.streams(width),
             "temb": ("batch", width),
             "attention_bias": ("batch", 1, 1, "total"),
-            **tables("image", head),
+            **tensors.tables("image", head),
         },
         lists={"transformer_blocks": [double] * doubles, "single_transformer_blocks": [single] * singles},
         text=(1, _MAX_TEXT),
-        examples={"prompt_attention_mask": prefix_mask},
     )
 
 
@@ -196,9 +180,9 @@ def _watch(model: Any) -> Watch:
     def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
         cos, sin = taken.get("freqs_cis") or taken["image_rotary_emb"]
         bias = _bias(taken["attention_mask"].float(), torch.float32)
-        inputs = {name: taken[name] for name in (*STREAMS, "temb")}
+        inputs = {name: taken[name] for name in (*tensors.STREAMS, "temb")}
         inputs |= {"attention_bias": bias, "rotary_cos": cos, "rotary_sin": sin}
-        return inputs, dict(zip(STREAMS, result, strict=True))
+        return inputs, dict(zip(tensors.STREAMS, result, strict=True))
 
     return Watch(named, arguments)
 
@@ -214,7 +198,7 @@ FAMILY = Family(
     final=_Final,
     watch=_watch,
     texts=_texts,
-    calls=CALLS["hunyuan_video"],
+    calls="hunyuan_video",
     published=_SCHEDULER,
     sampling=lambda source: Sampling(embedded(6.0) if source.config["guidance_embeds"] else NONE, steps=50),
 )

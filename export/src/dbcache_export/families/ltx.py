@@ -13,22 +13,8 @@ from diffusers import LTXVideoTransformer3DModel
 from torch import Tensor
 from torch.nn import functional
 
-from dbcache_export.families.examples import prefix_mask
-from dbcache_export.families.family import (
-    ROTARY,
-    STREAMS,
-    TEXT_MASK,
-    TIMESTEP,
-    Cut,
-    Family,
-    Input,
-    Kind,
-    Sampling,
-    Source,
-    states,
-    streams,
-    tables,
-)
+from dbcache_export.families import tensors
+from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers, split_heads
 from dbcache_export.families.literal import Literal
 from dbcache_export.families.positions import counted, over_grid
@@ -37,7 +23,6 @@ from dbcache_export.families.sizes import Video
 from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import fused
-from dbcache_export.pipeline_calls import CALLS
 
 #: Of the pipeline's defaults and its autoencoder.
 _VIDEO: Any = {"width": 704, "height": 512, "frames": 161, "fps": 25.0}
@@ -64,23 +49,22 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"LTX-Video transformer: {layers} blocks, width {width}",
         sizes=Video(config["in_channels"], 1, _DOWNSCALE, _TEMPORAL_DOWNSCALE, **_VIDEO),
         inputs={
-            "timestep": TIMESTEP,
-            "prompt_embeds": states(config["caption_channels"]),
-            "prompt_attention_mask": TEXT_MASK,
-            "fps": Input("fps", (1,)),
+            "timestep": tensors.TIMESTEP,
+            "prompt_embeds": tensors.states(config["caption_channels"]),
+            "prompt_attention_mask": tensors.TEXT_MASK,
+            "fps": tensors.Input("fps", (1,)),
         },
         inside={
-            **streams(width),
+            **tensors.streams(width),
             "temb": ("batch", 1, 6 * width),
             "embedded_timestep": ("batch", 1, width),
             "attention_bias": ("batch", 1, 1, "text"),
-            **tables("image", width),
+            **tensors.tables("image", width),
         },
-        streams=STREAMS[:1],
+        streams=tensors.STREAMS[:1],
         lists={"transformer_blocks": [Kind("block", _Block(block))] * layers},
-        embedded=(*STREAMS, "temb", "attention_bias", *ROTARY, "embedded_timestep"),
+        embedded=(*tensors.STREAMS, "temb", "attention_bias", *tensors.ROTARY, "embedded_timestep"),
         text=(1, _MAX_TEXT),
-        examples={"prompt_attention_mask": prefix_mask},
     )
 
 
@@ -188,7 +172,7 @@ def _watch(model: Any) -> Watch:
 
     def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
         cos, sin = (table[0] for table in taken["image_rotary_emb"])
-        inputs = {name: taken[name] for name in (*STREAMS, "temb")}
+        inputs = {name: taken[name] for name in (*tensors.STREAMS, "temb")}
         inputs |= {"attention_bias": taken["encoder_attention_mask"][:, None], "rotary_cos": cos, "rotary_sin": sin}
         return inputs | kept, {"hidden_states": result}
 
@@ -207,8 +191,8 @@ FAMILY = Family(
     cut=_cut,
     final=_Final,
     watch=_watch,
-    texts=lambda source, tensors: t5_texts(source, tensors, _MAX_TEXT, "told"),
-    calls=CALLS["ltx"],
+    texts=lambda source, made: t5_texts(source, made, _MAX_TEXT, "told"),
+    calls="ltx",
     published=_SCHEDULER,
     sampling=lambda _: Sampling(fused(3.0, "uncond"), steps=50),
 )

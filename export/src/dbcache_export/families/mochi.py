@@ -13,21 +13,8 @@ from diffusers import MochiTransformer3DModel
 from torch import Tensor
 from torch.nn import functional
 
-from dbcache_export.families.examples import prefix_mask
-from dbcache_export.families.family import (
-    ROTARY,
-    STREAMS,
-    TEXT_MASK,
-    TIMESTEP,
-    Cut,
-    Family,
-    Kind,
-    Sampling,
-    Source,
-    states,
-    streams,
-    tables,
-)
+from dbcache_export.families import tensors
+from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers, Modulated, split_heads
 from dbcache_export.families.positions import counted
 from dbcache_export.families.rotary import mix
@@ -36,7 +23,6 @@ from dbcache_export.families.video import Grid
 from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import fused
-from dbcache_export.pipeline_calls import CALLS
 
 #: Of the pipeline's defaults.
 _VIDEO: Any = {"width": 848, "height": 480, "frames": 19, "fps": 30.0}
@@ -54,20 +40,19 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"Mochi transformer: {layers} blocks, width {width}",
         sizes=Video(config["in_channels"], config["patch_size"], _DOWNSCALE, _TEMPORAL_DOWNSCALE, **_VIDEO),
         inputs={
-            "timestep": TIMESTEP,
-            "prompt_embeds": states(config["text_embed_dim"]),
-            "prompt_attention_mask": TEXT_MASK,
+            "timestep": tensors.TIMESTEP,
+            "prompt_embeds": tensors.states(config["text_embed_dim"]),
+            "prompt_attention_mask": tensors.TEXT_MASK,
         },
         inside={
-            **streams(width, config["pooled_projection_dim"]),
+            **tensors.streams(width, config["pooled_projection_dim"]),
             "temb": ("batch", width),
             "attention_bias": ("batch", 1, 1, "total"),
             "text_mask": ("batch", "text", 1),
-            **tables("image", heads, head // 2),
+            **tensors.tables("image", heads, head // 2),
         },
-        lists={"transformer_blocks": [*kinds, Kind("last", _Block(last), gives=STREAMS[:1])]},
+        lists={"transformer_blocks": [*kinds, Kind("last", _Block(last), gives=tensors.STREAMS[:1])]},
         text=(1, config["max_sequence_length"]),
-        examples={"prompt_attention_mask": prefix_mask},
     )
 
 
@@ -183,11 +168,11 @@ def _watch(model: Any) -> Watch:
         mask = taken["encoder_attention_mask"].float()
         images = taken["hidden_states"].shape[1]
         bias = functional.pad((1 - mask) * torch.finfo(torch.float32).min, (images, 0))[:, None, None]
-        inputs = {name: taken[name] for name in (*STREAMS, "temb")}
+        inputs = {name: taken[name] for name in (*tensors.STREAMS, "temb")}
         inputs |= {"attention_bias": bias, "text_mask": mask[:, :, None]}
-        inputs |= dict(zip(ROTARY, taken["image_rotary_emb"], strict=True))
+        inputs |= tensors.rotary(taken["image_rotary_emb"])
         unchanged = result[1] is taken["encoder_hidden_states"]
-        return inputs, dict(zip(STREAMS[:1] if unchanged else STREAMS, result, strict=not unchanged))
+        return inputs, dict(zip(tensors.STREAMS[:1] if unchanged else tensors.STREAMS, result, strict=not unchanged))
 
     return Watch(named, arguments)
 
@@ -202,8 +187,8 @@ FAMILY = Family(
     cut=_cut,
     final=_Final,
     watch=_watch,
-    texts=lambda source, tensors: t5_texts(source, tensors, source.config["max_sequence_length"], "masked"),
-    calls=CALLS["mochi"],
+    texts=lambda source, made: t5_texts(source, made, source.config["max_sequence_length"], "masked"),
+    calls="mochi",
     published=_SCHEDULER,
     sampling=lambda _: Sampling(fused(4.5, "uncond"), steps=64),
 )

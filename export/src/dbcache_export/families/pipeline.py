@@ -22,6 +22,7 @@ from dbcache_export.families.sizes import Video
 from dbcache_export.families.texts import Texts
 from dbcache_export.families.watched import Watched, original, pretrained
 from dbcache_export.folder import configuration, documents, model_name
+from dbcache_export.pipeline_calls import CALLS
 from dbcache_export.scheduler import prediction, scheduler
 from dbcache_export.spec import Graph, Options, Plan, Template, Tensor
 from dbcache_export.template import fake_module, keep_float32
@@ -56,7 +57,7 @@ def plan(family: Family, folder: Path, options: Options, fake: FakeTensorMode) -
         raise ExportError(f"{folder} has no scheduler", "give the folder of the whole pipeline")
     parts = transformer(family, folder, options, fake)
     cut = parts.cut
-    steps = scheduler(folder, family.calls, family.published)
+    steps = scheduler(folder, CALLS[family.calls], family.published)
     second = family.second(parts.source, steps)
     texts = family.texts(parts.source, parts.tensors)
     sizes, decoder = cut.sizes.fitted(folder, options, fake)
@@ -87,7 +88,7 @@ def plan(family: Family, folder: Path, options: Options, fake: FakeTensorMode) -
         text=texts.text if texts else None,
         decode=decoder.graph if decoder else None,
         documents=documents(folder),
-        examples=cut.examples,
+        examples={name: given.example for name, given in cut.inputs.items() if given.example},
         oblong=cut.oblong,
     )
 

@@ -14,21 +14,8 @@ from torch import Tensor
 from dbcache_export import spec
 from dbcache_export.encoders import t5, tokenizer
 from dbcache_export.errors import ExportError
-from dbcache_export.families.examples import padded
-from dbcache_export.families.family import (
-    GRID,
-    STREAMS,
-    TEXT_MASK,
-    TIMESTEP,
-    Cut,
-    Family,
-    Input,
-    Kind,
-    Sampling,
-    Source,
-    states,
-    streams,
-)
+from dbcache_export.families import tensors
+from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers, Masked
 from dbcache_export.families.patches import embed_patches, pack, sinusoidal_positions, to_packed, unpack
 from dbcache_export.families.sizes import Picture
@@ -36,7 +23,6 @@ from dbcache_export.families.texts import Texts, of_one_encoder, whole
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.folder import read_json
 from dbcache_export.guidance import fused
-from dbcache_export.pipeline_calls import CALLS
 from dbcache_export.prompts import CAPTION
 
 #: Tokens of PixArt-Σ, and of PixArt-α.
@@ -45,7 +31,7 @@ _MAX_TEXT, _ALPHA_TEXT = 300, 120
 _MASKED = -10000.0
 
 
-def _texts(source: Source, tensors: Mapping[str, spec.Tensor]) -> Texts | None:
+def _texts(source: Source, made: Mapping[str, spec.Tensor]) -> Texts | None:
     """T5, which does not look at padding; prompts are cleaned as captions from the web."""
     parts = whole(source.folder, ("text_encoder", "tokenizer"))
     if parts is None:
@@ -54,7 +40,7 @@ def _texts(source: Source, tensors: Mapping[str, spec.Tensor]) -> Texts | None:
     alpha = index.is_file() and read_json(index).get("_class_name") == "PixArtAlphaPipeline"
     read = tokenizer(parts[1], _ALPHA_TEXT if alpha else _MAX_TEXT)
     outputs = ("prompt_embeds", "prompt_attention_mask")
-    encoder = t5(parts[0], "text_000.onnx", read.length, tensors["prompt_embeds"], source.options, source.fake, outputs)
+    encoder = t5(parts[0], "text_000.onnx", read.length, made["prompt_embeds"], source.options, source.fake, outputs)
     return of_one_encoder(encoder, read, "t5", clean=CAPTION)
 
 
@@ -81,22 +67,21 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"PixArt transformer: {layers} blocks, width {width}",
         sizes=Picture(config["in_channels"], config["patch_size"], config["sample_size"], shifts_latents=False),
         inputs={
-            "timestep": TIMESTEP,
-            "prompt_embeds": states(config["caption_channels"]),
-            "prompt_attention_mask": TEXT_MASK,
-            "img_ids": GRID,
-            **({"picture_size": Input("size", ("batch", 2))} if model.use_additional_conditions else {}),
+            "timestep": tensors.TIMESTEP,
+            "prompt_embeds": tensors.states(config["caption_channels"]),
+            "prompt_attention_mask": tensors.PADDED_TEXT_MASK,
+            "img_ids": tensors.GRID,
+            **({"picture_size": tensors.Input("size", ("batch", 2))} if model.use_additional_conditions else {}),
         },
         inside={
-            **streams(width),
+            **tensors.streams(width),
             "encoder_attention_bias": ("batch", 1, 1, "text"),
             "modulation": ("batch", 6 * width),
             "embedded_timestep": ("batch", width),
         },
-        streams=STREAMS[:1],
+        streams=tensors.STREAMS[:1],
         lists={"transformer_blocks": [Kind("block", _Block(block))] * layers},
         text=(1, _MAX_TEXT),
-        examples={"prompt_attention_mask": padded},
     )
 
 
@@ -172,7 +157,7 @@ def _watch(model: Any) -> Watch:
         }
 
     def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
-        given = {name: taken[name] for name in STREAMS}
+        given = {name: taken[name] for name in tensors.STREAMS}
         bias = {"encoder_attention_bias": taken["encoder_attention_mask"][:, None]}
         return given | bias | {"modulation": taken["timestep"]} | kept, {"hidden_states": result}
 
@@ -192,7 +177,7 @@ FAMILY = Family(
     final=_Final,
     watch=_watch,
     texts=_texts,
-    calls=CALLS["pixart"],
+    calls="pixart",
     needs_scheduler=True,
     sampling=lambda _: Sampling(fused(4.5, "uncond"), steps=20),
 )

@@ -16,30 +16,15 @@ from torch import Tensor, nn
 from dbcache_export import spec
 from dbcache_export.encoders import qwen, tokenizer
 from dbcache_export.errors import ExportError
-from dbcache_export.families.examples import padded
-from dbcache_export.families.family import (
-    GRID,
-    SIGMA,
-    STREAMS,
-    TEXT_MASK,
-    Cut,
-    Family,
-    Kind,
-    Sampling,
-    Source,
-    states,
-    streams,
-    tables,
-)
+from dbcache_export.families import rotary, tensors
+from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers, split_heads
 from dbcache_export.families.literal import Literal
 from dbcache_export.families.rotary import MASKED, mix, rotate
-from dbcache_export.families.rotary import tables as rotary_tables
 from dbcache_export.families.sizes import Picture
 from dbcache_export.families.texts import Texts, of_one_encoder, refuse_left_padding, whole
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import separate
-from dbcache_export.pipeline_calls import CALLS
 
 _PATCH = 2
 _THETA = 10000.0
@@ -89,20 +74,19 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"Qwen-Image transformer: {layers} blocks, width {width}",
         sizes=Picture(config["in_channels"] // _PATCH**2, _PATCH, _DEFAULT_CELLS, max_cells=_MAX_CELLS),
         inputs={
-            "timestep": SIGMA,
-            "prompt_embeds": states(config["joint_attention_dim"]),
-            "prompt_embeds_mask": TEXT_MASK,
-            "img_ids": GRID,
+            "timestep": tensors.SIGMA,
+            "prompt_embeds": tensors.states(config["joint_attention_dim"]),
+            "prompt_embeds_mask": tensors.PADDED_TEXT_MASK,
+            "img_ids": tensors.GRID,
         },
         inside={
-            **streams(width),
+            **tensors.streams(width),
             "attention_bias": ("batch", 1, 1, "total"),
             "temb": ("batch", width),
-            **tables("total", 1, head),
+            **tensors.tables("total", 1, head),
         },
         lists={"transformer_blocks": [Kind("block", _Block(block))] * layers},
         text=(1, _MAX_TEXT),
-        examples={"prompt_embeds_mask": padded},
     )
 
 
@@ -131,7 +115,7 @@ class _Embed(Layers):
         text = torch.arange(prompt_embeds.shape[1]) + below.amax(0)
         positions = torch.cat((text[:, None].expand(-1, 3).float(), places))
         angle = torch.cat([positions[:, i, None] * each.tensor() for i, each in enumerate(self.frequencies)], 1)
-        cos, sin = rotary_tables(angle)
+        cos, sin = rotary.tables(angle)
         seen = torch.cat((prompt_embeds_mask, torch.ones_like(latents[..., 0])), 1) > 0
         bias = torch.where(seen, 0.0, MASKED).to(self.dtype)
         return hidden_states, encoder_hidden_states, bias[:, None, None], temb, cos[:, None], sin[:, None]
@@ -195,7 +179,7 @@ def _watch(model: Any) -> Watch:
         hidden_states, mask = taken["hidden_states"], taken["encoder_hidden_states_mask"]
         seen = torch.cat((mask, torch.ones_like(hidden_states[..., 0], dtype=torch.bool)), 1)
         bias = torch.where(seen, 0.0, MASKED)[:, None, None]
-        given = {name: taken[name] for name in (*STREAMS, "temb")}
+        given = {name: taken[name] for name in (*tensors.STREAMS, "temb")}
         given |= {"attention_bias": bias, "rotary_cos": turns.real, "rotary_sin": turns.imag}
         return given, {"hidden_states": result[1], "encoder_hidden_states": result[0]}
 
@@ -211,6 +195,6 @@ FAMILY = Family(
     cut=_cut,
     watch=_watch,
     texts=_texts,
-    calls=CALLS["qwen_image"],
+    calls="qwen_image",
     sampling=lambda _: Sampling(separate(4.0, "renormalised", needs_negative=True), steps=50),
 )

@@ -15,26 +15,14 @@ from diffusers import SD3Transformer2DModel
 from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor, nn
 
-from dbcache_export.families.family import (
-    GRID,
-    STREAMS,
-    TIMESTEP,
-    Cut,
-    Family,
-    Kind,
-    Sampling,
-    Source,
-    pooled,
-    states,
-    streams,
-)
+from dbcache_export.families import tensors
+from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers, Modulated
 from dbcache_export.families.patches import embed_patches, pack, to_packed, unpack
 from dbcache_export.families.sd3_text import sd3_text
 from dbcache_export.families.sizes import Picture
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import fused
-from dbcache_export.pipeline_calls import CALLS
 from dbcache_export.template import fake_module
 
 #: CLIP's 77 and T5's 512 tokens.
@@ -55,12 +43,12 @@ def _cut(model: Any, source: Source) -> Cut:
             max_cells=config["pos_embed_max_size"] * patch,
         ),
         inputs={
-            "timestep": TIMESTEP,
-            "prompt_embeds": states(config["joint_attention_dim"]),
-            "pooled_projections": pooled(config["pooled_projection_dim"]),
-            "img_ids": GRID,
+            "timestep": tensors.TIMESTEP,
+            "prompt_embeds": tensors.states(config["joint_attention_dim"]),
+            "pooled_projections": tensors.pooled(config["pooled_projection_dim"]),
+            "img_ids": tensors.GRID,
         },
-        inside={**streams(width), "temb": ("batch", width)},
+        inside={**tensors.streams(width), "temb": ("batch", width)},
         lists={"transformer_blocks": [kinds[place] for place in places]},
         text=(1, _MAX_TEXT),
     )
@@ -69,7 +57,7 @@ def _cut(model: Any, source: Source) -> Cut:
 def _kind(source: Source, dual: bool, last: bool) -> Kind:
     """Blocks with or without a second attention, and with or without an output for the text."""
     module = fake_module(source.fake, source.options.compute, partial(_block, source.config, dual, last))
-    return Kind(("dual" if dual else "joint") + ("_last" if last else ""), module, STREAMS[: 1 if last else 2])
+    return Kind(("dual" if dual else "joint") + ("_last" if last else ""), module, tensors.STREAMS[: 1 if last else 2])
 
 
 def _block(config: Mapping[str, Any], dual: bool, last: bool) -> nn.Module:
@@ -130,7 +118,7 @@ def _watch(model: Any) -> Watch:
     def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
         given = {"hidden_states": result[1], "encoder_hidden_states": result[0]}
         return (
-            {name: taken[name] for name in (*STREAMS, "temb")},
+            {name: taken[name] for name in (*tensors.STREAMS, "temb")},
             {name: value for name, value in given.items() if value is not None},
         )
 
@@ -147,6 +135,6 @@ FAMILY = Family(
     final=_Final,
     watch=_watch,
     texts=sd3_text,
-    calls=CALLS["sd3"],
+    calls="sd3",
     sampling=lambda _: Sampling(fused(7.0, "uncond"), steps=28),
 )

@@ -12,20 +12,8 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from dbcache_export.errors import ExportError, listed
-from dbcache_export.families.family import (
-    ROTARY,
-    STREAMS,
-    TIMESTEP,
-    Cut,
-    Family,
-    Kind,
-    Sampling,
-    Second,
-    Source,
-    states,
-    streams,
-    tables,
-)
+from dbcache_export.families import tensors
+from dbcache_export.families.family import Cut, Family, Kind, Sampling, Second, Source
 from dbcache_export.families.layers import Block, Layers, split_heads
 from dbcache_export.families.positions import counted, rotary_tables
 from dbcache_export.families.rotary import mix, rotate
@@ -35,7 +23,6 @@ from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.folder import arguments, read_json
 from dbcache_export.guidance import separate
-from dbcache_export.pipeline_calls import CALLS
 from dbcache_export.prompts import WAN
 from dbcache_export.scheduler import train_steps
 
@@ -120,16 +107,16 @@ def _cut(model: Any, source: Source) -> Cut:
     return Cut(
         description=f"Wan transformer: {layers} blocks, width {width}",
         sizes=Video(channels, config["patch_size"][1], temporal_downscale=_TEMPORAL_DOWNSCALE, **video),
-        inputs={"timestep": TIMESTEP, "prompt_embeds": states(config["text_dim"])},
+        inputs={"timestep": tensors.TIMESTEP, "prompt_embeds": tensors.states(config["text_dim"])},
         inside={
-            **streams(width),
+            **tensors.streams(width),
             "temb": ("batch", width),
             "modulation": ("batch", 6, width),
-            **tables("image", 1, head),
+            **tensors.tables("image", 1, head),
         },
-        streams=STREAMS[:1],
+        streams=tensors.STREAMS[:1],
         lists={"blocks": [Kind("block", _Block(block))] * layers},
-        embedded=(*STREAMS, "modulation", *ROTARY, "temb"),
+        embedded=(*tensors.STREAMS, "modulation", *tensors.ROTARY, "temb"),
         text=(1, _MAX_TEXT),
     )
 
@@ -204,7 +191,7 @@ def _watch(model: Any) -> Watch:
 
     def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
         cos, sin = (table[0] for table in taken["rotary_emb"])
-        inputs = {name: taken[name] for name in STREAMS}
+        inputs = {name: taken[name] for name in tensors.STREAMS}
         inputs |= {"modulation": taken["temb"], "rotary_cos": cos, "rotary_sin": sin}
         return inputs | kept, {"hidden_states": result}
 
@@ -221,8 +208,8 @@ FAMILY = Family(
     cut=_cut,
     final=_Final,
     watch=_watch,
-    texts=lambda source, tensors: t5_texts(source, tensors, _MAX_TEXT, "zeroed", WAN),
-    calls=CALLS["wan"],
+    texts=lambda source, made: t5_texts(source, made, _MAX_TEXT, "zeroed", WAN),
+    calls="wan",
     published=_SCHEDULER,
     sampling=_sampling,
     second=_second,

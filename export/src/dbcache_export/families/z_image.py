@@ -18,31 +18,17 @@ from torch import Tensor
 
 from dbcache_export import spec
 from dbcache_export.encoders import tokenizer
-from dbcache_export.families.examples import padded
-from dbcache_export.families.family import (
-    GRID,
-    SIGMA,
-    STREAMS,
-    TEXT_MASK,
-    Cut,
-    Family,
-    Kind,
-    Sampling,
-    Source,
-    states,
-    tables,
-)
+from dbcache_export.families import rotary, tensors
+from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers
 from dbcache_export.families.literal import Literal
 from dbcache_export.families.patches import pack, to_packed, unpack
 from dbcache_export.families.rotary import MASKED, angles, attend
-from dbcache_export.families.rotary import tables as rotary_tables
 from dbcache_export.families.sizes import Picture
 from dbcache_export.families.texts import Texts, of_one_encoder, refuse_left_padding, whole
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import fused
 from dbcache_export.language import chat, language_model
-from dbcache_export.pipeline_calls import CALLS
 
 _PATCH = 2
 #: The layers of this patch size, as the original names them.
@@ -88,22 +74,21 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"Z-Image transformer: {layers} blocks, width {width}",
         sizes=Picture(config["in_channels"], _PATCH, min(_DEFAULT_CELLS, most), max_cells=most, multiple=_SIDE),
         inputs={
-            "timestep": SIGMA,
-            "prompt_embeds": states(config["cap_feat_dim"]),
-            "prompt_embeds_mask": TEXT_MASK,
-            "img_ids": GRID,
+            "timestep": tensors.SIGMA,
+            "prompt_embeds": tensors.states(config["cap_feat_dim"]),
+            "prompt_embeds_mask": tensors.PADDED_TEXT_MASK,
+            "img_ids": tensors.GRID,
         },
         inside={
             "hidden_states": ("batch", "total", width),
             "attention_bias": ("batch", 1, 1, "total"),
             "adaln_input": ("batch", min(width, 256)),
-            **tables("batch", "total", 1, width // config["n_heads"]),
+            **tensors.tables("batch", "total", 1, width // config["n_heads"]),
         },
-        streams=STREAMS[:1],
+        streams=tensors.STREAMS[:1],
         lists={"layers": [Kind("block", _Block(model.layers[0]))] * layers},
         text=(SEQ_MULTI_OF, _MAX_TEXT),
         ignored=("x_pad_token",),
-        examples={"prompt_embeds_mask": padded},
     )
 
 
@@ -164,7 +149,7 @@ def _time(sigma: Tensor) -> Tensor:
 
 
 def _turns(angle: Tensor) -> tuple[Tensor, Tensor]:
-    cos, sin = rotary_tables(angle)
+    cos, sin = rotary.tables(angle)
     return cos[:, :, None], sin[:, :, None]
 
 
@@ -246,6 +231,6 @@ FAMILY = Family(
     final=_Final,
     watch=_watch,
     texts=_texts,
-    calls=CALLS["z_image"],
+    calls="z_image",
     sampling=lambda _: Sampling(fused(5.0, "cond", "difference"), steps=50),
 )
