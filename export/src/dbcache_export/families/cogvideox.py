@@ -158,12 +158,11 @@ def _watch(model: Any) -> Watch:
     def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         return {"image_rotary_emb": _pipeline_rotary(model.config, inputs["latents"])}
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
+    def others(taken: Mapping[str, Any]) -> Tensors:
         turns = taken["image_rotary_emb"]
-        given = {name: taken[name] for name in (*tensors.STREAMS, "temb")} | (tensors.rotary(turns) if turns else {})
-        return given, dict(zip(tensors.STREAMS, result, strict=True))
+        return tensors.rotary(turns) if turns else {}
 
-    return Watch(named, arguments)
+    return Watch(others, arguments=arguments)
 
 
 def _pipeline_rotary(config: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -100,21 +100,14 @@ def _watch(model: Any) -> Watch:
     patch, channels = model.config.patch_size, model.config.in_channels
     time_proj = model.transformer_blocks[0].norm1.emb.time_proj
 
-    def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {"hidden_states": unpack(inputs["latents"], inputs["img_ids"], patch)}
+    def others(taken: Mapping[str, Any]) -> Tensors:
+        return {"timestep_sinusoids": time_proj(taken["timestep"]), "label": taken["class_labels"][:, None]}
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
-        given = {
-            "hidden_states": taken["hidden_states"],
-            "timestep_sinusoids": time_proj(taken["timestep"]),
-            "label": taken["class_labels"][:, None],
-        }
-        return given, {"hidden_states": result}
-
-    def packed(_: Mapping[str, Tensor], prediction: Tensor) -> Tensor:
-        return pack(prediction[:, :channels], patch)
-
-    return Watch(named, arguments, packed)
+    return Watch(
+        others,
+        arguments=lambda inputs: {"hidden_states": unpack(inputs["latents"], inputs["img_ids"], patch)},
+        packed=lambda _, prediction: pack(prediction[:, :channels], patch),
+    )
 
 
 FAMILY = Family(

@@ -15,7 +15,7 @@ from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.flux_text import flux_text
 from dbcache_export.families.layers import Block, Layers
 from dbcache_export.families.sizes import Picture
-from dbcache_export.families.watched import Tensors, Watch
+from dbcache_export.families.watched import Watch, text_first
 from dbcache_export.guidance import NONE, embedded
 
 #: Latent cells on each side of a token.
@@ -115,16 +115,6 @@ class _Block(Block):
         return image, text
 
 
-def _watch(model: Any) -> Watch:
-    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
-        rotary = tensors.rotary(taken["image_rotary_emb"])
-        text, image = result
-        given = {"hidden_states": image, "encoder_hidden_states": text}
-        return {name: taken[name] for name in (*tensors.STREAMS, "temb")} | rotary, given
-
-    return Watch(named)
-
-
 FAMILY = Family(
     title="FLUX.1",
     model=FluxTransformer2DModel,
@@ -133,7 +123,7 @@ FAMILY = Family(
     few={"num_layers": 1, "num_single_layers": 1},
     embed=_Embed,
     cut=_cut,
-    watch=_watch,
+    watch=lambda _: Watch(lambda taken: tensors.rotary(taken["image_rotary_emb"]), text_first),
     texts=lambda source, _: flux_text(
         source.folder, source.options, source.fake, embeds_guidance=source.config["guidance_embeds"]
     ),

@@ -19,7 +19,7 @@ from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.flux2_text import flux2_text
 from dbcache_export.families.layers import Block, Layers
 from dbcache_export.families.sizes import Picture
-from dbcache_export.families.watched import Tensors, Watch
+from dbcache_export.families.watched import Tensors, Watch, keep, text_first
 from dbcache_export.folder import read_json
 from dbcache_export.guidance import NONE, embedded, separate
 
@@ -151,9 +151,8 @@ class _Single(Block):
 
 
 def _watch(model: Any) -> Watch:
-    kept: dict[str, Tensor] = {}
-    model.time_guidance_embed.register_forward_hook(lambda _, __, result: kept.update(temb=result))
-    model.context_embedder.register_forward_hook(lambda _, __, result: kept.update(text=result))
+    temb = keep(model.time_guidance_embed, lambda result: {"temb": result})
+    text = keep(model.context_embedder, lambda result: {"text": result})
 
     def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         grid, length = inputs["img_ids"], inputs["prompt_embeds"].shape[1]
@@ -162,20 +161,21 @@ def _watch(model: Any) -> Watch:
             "txt_ids": torch.stack([torch.tensor([0.0, 0.0, 0.0, place]) for place in range(length)]),
         }
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
-        given = tensors.rotary(taken["image_rotary_emb"]) | {"temb": kept["temb"]}
+    def apart(joined: Tensor) -> Tensors:
+        length = text["text"].shape[1]
+        return {"hidden_states": joined[:, length:], "encoder_hidden_states": joined[:, :length]}
+
+    def others(taken: Mapping[str, Any]) -> Tensors:
+        given = tensors.rotary(taken["image_rotary_emb"]) | temb
         if "temb_mod_img" in taken:
-            given |= {name: taken[name] for name in tensors.STREAMS}
-            given |= {"image_modulation": taken["temb_mod_img"], "text_modulation": taken["temb_mod_txt"]}
-            return given, dict(zip(reversed(tensors.STREAMS), result, strict=True))
-        length = kept["text"].shape[1]  # the original has joined the streams
+            return given | {"image_modulation": taken["temb_mod_img"], "text_modulation": taken["temb_mod_txt"]}
+        return given | apart(taken["hidden_states"]) | {"single_modulation": taken["temb_mod"]}
 
-        def streams(joined: Tensor) -> dict[str, Tensor]:
-            return {"hidden_states": joined[:, length:], "encoder_hidden_states": joined[:, :length]}
+    def made(result: Any) -> Tensors:
+        """Before single blocks, the original has joined the streams."""
+        return apart(result) if isinstance(result, Tensor) else text_first(result)
 
-        return given | streams(taken["hidden_states"]) | {"single_modulation": taken["temb_mod"]}, streams(result)
-
-    return Watch(named, arguments)
+    return Watch(others, made, arguments)
 
 
 FAMILY = Family(

@@ -172,19 +172,16 @@ class _Final(Modulated):
         return grid.latents(self.projected(hidden_states, temb), "cpp")
 
 
-def _watch(model: Any) -> Watch:
+def _watch(_: Any) -> Watch:
     def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         scaled = {"guidance": inputs["guidance"] * 1000} if "guidance" in inputs else {}
         return scaled | {"encoder_attention_mask": inputs["prompt_attention_mask"].long()}
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
-        cos, sin = taken.get("freqs_cis") or taken["image_rotary_emb"]
+    def others(taken: Mapping[str, Any]) -> Tensors:
         bias = _bias(taken["attention_mask"].float(), torch.float32)
-        inputs = {name: taken[name] for name in (*tensors.STREAMS, "temb")}
-        inputs |= {"attention_bias": bias, "rotary_cos": cos, "rotary_sin": sin}
-        return inputs, dict(zip(tensors.STREAMS, result, strict=True))
+        return {"attention_bias": bias} | tensors.rotary(taken.get("freqs_cis") or taken["image_rotary_emb"])
 
-    return Watch(named, arguments)
+    return Watch(others, arguments=arguments)
 
 
 FAMILY = Family(

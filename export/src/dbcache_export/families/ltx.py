@@ -21,7 +21,7 @@ from dbcache_export.families.positions import counted, over_grid
 from dbcache_export.families.rotary import mix, rotate
 from dbcache_export.families.sizes import Video
 from dbcache_export.families.video_text import t5_texts
-from dbcache_export.families.watched import Tensors, Watch
+from dbcache_export.families.watched import Tensors, Watch, keep
 from dbcache_export.guidance import fused
 
 #: Of the pipeline's defaults and its autoencoder.
@@ -156,8 +156,7 @@ class _Final(Layers):
 
 
 def _watch(model: Any) -> Watch:
-    kept: dict[str, Tensor] = {}  # no block takes it, the last layers do
-    model.time_embed.register_forward_hook(lambda _, __, result: kept.update(embedded_timestep=result[1][:, None]))
+    kept = keep(model.time_embed, lambda result: {"embedded_timestep": result[1][:, None]})
 
     def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         frames, height, width = inputs["latents"].shape[2:]
@@ -170,16 +169,14 @@ def _watch(model: Any) -> Watch:
             "rope_interpolation_scale": (_TEMPORAL_DOWNSCALE / float(inputs["fps"]), _DOWNSCALE, _DOWNSCALE),
         }
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
-        cos, sin = (table[0] for table in taken["image_rotary_emb"])
-        inputs = {name: taken[name] for name in (*tensors.STREAMS, "temb")}
-        inputs |= {"attention_bias": taken["encoder_attention_mask"][:, None], "rotary_cos": cos, "rotary_sin": sin}
-        return inputs | kept, {"hidden_states": result}
+    def others(taken: Mapping[str, Any]) -> Tensors:
+        turns = tensors.rotary(table[0] for table in taken["image_rotary_emb"])
+        return turns | {"attention_bias": taken["encoder_attention_mask"][:, None]} | kept
 
     def packed(inputs: Mapping[str, Tensor], result: Tensor) -> Tensor:
         return result.transpose(1, 2).reshape(inputs["latents"].shape)
 
-    return Watch(named, arguments, packed)
+    return Watch(others, arguments=arguments, packed=packed)
 
 
 FAMILY = Family(

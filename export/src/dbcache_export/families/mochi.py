@@ -160,21 +160,17 @@ class _Final(Modulated):
         return grid.latents(self.projected(hidden_states, temb), "ppc")
 
 
-def _watch(model: Any) -> Watch:
+def _watch(_: Any) -> Watch:
     def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         return {"encoder_attention_mask": inputs["prompt_attention_mask"].bool()}
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
+    def others(taken: Mapping[str, Any]) -> Tensors:
         mask = taken["encoder_attention_mask"].float()
         images = taken["hidden_states"].shape[1]
         bias = functional.pad((1 - mask) * torch.finfo(torch.float32).min, (images, 0))[:, None, None]
-        inputs = {name: taken[name] for name in (*tensors.STREAMS, "temb")}
-        inputs |= {"attention_bias": bias, "text_mask": mask[:, :, None]}
-        inputs |= tensors.rotary(taken["image_rotary_emb"])
-        unchanged = result[1] is taken["encoder_hidden_states"]
-        return inputs, dict(zip(tensors.STREAMS[:1] if unchanged else tensors.STREAMS, result, strict=not unchanged))
+        return {"attention_bias": bias, "text_mask": mask[:, :, None]} | tensors.rotary(taken["image_rotary_emb"])
 
-    return Watch(named, arguments)
+    return Watch(others, arguments=arguments)
 
 
 FAMILY = Family(

@@ -20,7 +20,7 @@ from dbcache_export.families.layers import Block, Layers, Masked
 from dbcache_export.families.patches import embed_patches, pack, sinusoidal_positions, to_packed, unpack
 from dbcache_export.families.sizes import Picture
 from dbcache_export.families.texts import Texts, of_one_encoder, whole
-from dbcache_export.families.watched import Tensors, Watch
+from dbcache_export.families.watched import Tensors, Watch, keep
 from dbcache_export.folder import read_json
 from dbcache_export.guidance import fused
 from dbcache_export.prompts import CAPTION
@@ -146,8 +146,7 @@ class _Final(Layers):
 
 def _watch(model: Any) -> Watch:
     patch, channels = model.config.patch_size, model.config.in_channels
-    kept: dict[str, Tensor] = {}
-    model.adaln_single.register_forward_hook(lambda _, __, result: kept.update(embedded_timestep=result[1]))
+    kept = keep(model.adaln_single, lambda result: {"embedded_timestep": result[1]})
 
     def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         return {
@@ -156,15 +155,11 @@ def _watch(model: Any) -> Watch:
             "added_cond_kwargs": _size(inputs.get("picture_size")),
         }
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
-        given = {name: taken[name] for name in tensors.STREAMS}
-        bias = {"encoder_attention_bias": taken["encoder_attention_mask"][:, None]}
-        return given | bias | {"modulation": taken["timestep"]} | kept, {"hidden_states": result}
+    def others(taken: Mapping[str, Any]) -> Tensors:
+        bias = taken["encoder_attention_mask"][:, None]
+        return {"encoder_attention_bias": bias, "modulation": taken["timestep"]} | kept
 
-    def packed(_: Mapping[str, Tensor], prediction: Tensor) -> Tensor:
-        return pack(prediction[:, :channels], patch)
-
-    return Watch(named, arguments, packed)
+    return Watch(others, arguments=arguments, packed=lambda _, prediction: pack(prediction[:, :channels], patch))
 
 
 FAMILY = Family(

@@ -23,7 +23,7 @@ from dbcache_export.families.literal import Literal
 from dbcache_export.families.rotary import MASKED, mix, rotate
 from dbcache_export.families.sizes import Picture
 from dbcache_export.families.texts import Texts, of_one_encoder, refuse_left_padding, whole
-from dbcache_export.families.watched import Tensors, Watch
+from dbcache_export.families.watched import Tensors, Watch, text_first
 from dbcache_export.guidance import separate
 
 _PATCH = 2
@@ -165,7 +165,7 @@ class _Block(Block):
         return image, text
 
 
-def _watch(model: Any) -> Watch:
+def _watch(_: Any) -> Watch:
     def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         rows, columns = (int(side) + 1 for side in inputs["img_ids"].amax(0)[1:])
         return {
@@ -173,17 +173,15 @@ def _watch(model: Any) -> Watch:
             "img_shapes": [[(1, rows, columns)]] * len(inputs["latents"]),
         }
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
+    def others(taken: Mapping[str, Any]) -> Tensors:
         image, text = taken["image_rotary_emb"]
         turns = torch.cat((text, image)).repeat_interleave(2, 1)[:, None]
         hidden_states, mask = taken["hidden_states"], taken["encoder_hidden_states_mask"]
         seen = torch.cat((mask, torch.ones_like(hidden_states[..., 0], dtype=torch.bool)), 1)
         bias = torch.where(seen, 0.0, MASKED)[:, None, None]
-        given = {name: taken[name] for name in (*tensors.STREAMS, "temb")}
-        given |= {"attention_bias": bias, "rotary_cos": turns.real, "rotary_sin": turns.imag}
-        return given, {"hidden_states": result[1], "encoder_hidden_states": result[0]}
+        return {"attention_bias": bias} | tensors.rotary((turns.real, turns.imag))
 
-    return Watch(named, arguments)
+    return Watch(others, text_first, arguments)
 
 
 FAMILY = Family(

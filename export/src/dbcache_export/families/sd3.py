@@ -21,7 +21,7 @@ from dbcache_export.families.layers import Block, Layers, Modulated
 from dbcache_export.families.patches import embed_patches, pack, to_packed, unpack
 from dbcache_export.families.sd3_text import sd3_text
 from dbcache_export.families.sizes import Picture
-from dbcache_export.families.watched import Tensors, Watch
+from dbcache_export.families.watched import Watch, text_first
 from dbcache_export.guidance import fused
 from dbcache_export.template import fake_module
 
@@ -111,18 +111,11 @@ class _Final(Modulated):
 
 def _watch(model: Any) -> Watch:
     patch = model.config.patch_size
-
-    def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {"hidden_states": unpack(inputs["latents"], inputs["img_ids"], patch)}
-
-    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
-        given = {"hidden_states": result[1], "encoder_hidden_states": result[0]}
-        return (
-            {name: taken[name] for name in (*tensors.STREAMS, "temb")},
-            {name: value for name, value in given.items() if value is not None},
-        )
-
-    return Watch(named, arguments, lambda _, prediction: pack(prediction, patch))
+    return Watch(
+        made=text_first,
+        arguments=lambda inputs: {"hidden_states": unpack(inputs["latents"], inputs["img_ids"], patch)},
+        packed=lambda _, prediction: pack(prediction, patch),
+    )
 
 
 FAMILY = Family(

@@ -20,7 +20,7 @@ from dbcache_export.families.rotary import mix, rotate
 from dbcache_export.families.sizes import Video
 from dbcache_export.families.video import Grid
 from dbcache_export.families.video_text import t5_texts
-from dbcache_export.families.watched import Tensors, Watch
+from dbcache_export.families.watched import Tensors, Watch, keep
 from dbcache_export.folder import arguments, read_json
 from dbcache_export.guidance import separate
 from dbcache_export.prompts import WAN
@@ -186,16 +186,13 @@ class _Final(Layers):
 
 
 def _watch(model: Any) -> Watch:
-    kept: dict[str, Tensor] = {}  # no block takes temb, the last layers do
-    model.condition_embedder.register_forward_hook(lambda _, __, result: kept.update(temb=result[0]))
+    kept = keep(model.condition_embedder, lambda result: {"temb": result[0]})
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
-        cos, sin = (table[0] for table in taken["rotary_emb"])
-        inputs = {name: taken[name] for name in tensors.STREAMS}
-        inputs |= {"modulation": taken["temb"], "rotary_cos": cos, "rotary_sin": sin}
-        return inputs | kept, {"hidden_states": result}
+    def others(taken: Mapping[str, Any]) -> Tensors:
+        """What the original's blocks call `temb` is their modulation; its last layers take the other one."""
+        return {"modulation": taken["temb"]} | tensors.rotary(table[0] for table in taken["rotary_emb"]) | kept
 
-    return Watch(named)
+    return Watch(others)
 
 
 FAMILY = Family(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Tensors", "Watch", "Watched", "original", "pretrained"]
+__all__ = ["Tensors", "Watch", "Watched", "keep", "original", "picture_first", "pretrained", "text_first"]
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,24 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dbcache_export import checkpoint
+from dbcache_export.families.tensors import STREAMS
 
 Tensors = dict[str, Tensor]
 
-
 #: Inputs of the engine to which diffusers gives other names.
 _NAMES = {"latents": "hidden_states", "prompt_embeds": "encoder_hidden_states"}
+#: Inputs of blocks that have these names in most originals, too.
+_SAME = (*STREAMS, "temb")
+
+
+def picture_first(result: Any) -> Tensors:
+    """The streams that a block of the original gives: the picture or the video, and then the text if it gives any."""
+    return {STREAMS[0]: result} if isinstance(result, Tensor) else dict(zip(STREAMS, result, strict=True))
+
+
+def text_first(result: Any) -> Tensors:
+    """The streams that a block of the original gives, the text before the picture."""
+    return dict(zip(reversed(STREAMS), result, strict=True))
 
 
 @dataclass(frozen=True)
@@ -28,12 +40,14 @@ class Watch:
     """How the tensors of a graph are found in the original.
 
     Attributes:
-        named: From a block's arguments by name, and its result, to the block's inputs and outputs by tensor name.
+        others: From a block's arguments by name to those inputs of the block that are no argument as it is.
+        made: From a block's result to its outputs.
         arguments: From the engine's inputs to those arguments of the model's `forward` that are no input as it is.
         packed: From the engine's inputs and the model's result to the engine's prediction, where they differ.
     """
 
-    named: Callable[[dict[str, Any], Any], tuple[Tensors, Tensors]]
+    others: Callable[[Mapping[str, Any]], Tensors] = lambda _: {}
+    made: Callable[[Any], Tensors] = picture_first
     arguments: Callable[[Mapping[str, Tensor]], dict[str, Any]] = lambda _: {}
     packed: Callable[[Mapping[str, Tensor], Any], Tensor] = lambda _, prediction: prediction
 
@@ -69,10 +83,24 @@ class Watched:
 
     def _hook(self, index: int, on_block: Callable[[int, Tensors, Tensors], None]) -> Callable[..., None]:
         def see(block: nn.Module, given: tuple[Any, ...], by_name: dict[str, Any], result: Any) -> None:
-            bound = inspect.signature(block.forward).bind(*given, **by_name)
-            on_block(index, *self.watch.named(dict(bound.arguments), result))
+            taken = inspect.signature(block.forward).bind(*given, **by_name).arguments
+            same = {name: taken[name] for name in _SAME if taken.get(name) is not None}
+            # Of a stream that it leaves behind, a block gives nothing, or what it took.
+            made = {
+                name: value
+                for name, value in self.watch.made(result).items()
+                if value is not None and value is not taken.get(name)
+            }
+            on_block(index, same | self.watch.others(taken), made)
 
         return see
+
+
+def keep(module: nn.Module, named: Callable[[Any], Tensors]) -> Tensors:
+    """What `module` gave last, by tensor name, as soon as the original runs: for tensors that no block takes."""
+    kept: Tensors = {}
+    module.register_forward_hook(lambda _, __, result: kept.update(named(result)))
+    return kept
 
 
 def pretrained(model: type[Any], folder: Path) -> Any:

@@ -193,7 +193,7 @@ class _Final(Layers):
         return -to_packed(tokens, _PATCH).float()
 
 
-def _watch(model: Any) -> Watch:
+def _watch(_: Any) -> Watch:
     def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         texts = zip(inputs["prompt_embeds"], inputs["prompt_embeds_mask"], strict=True)
         return {
@@ -202,22 +202,17 @@ def _watch(model: Any) -> Watch:
             "cap_feats": [text[mask > 0] for text, mask in texts],
         }
 
-    def named(taken: dict[str, Any], result: Any) -> tuple[Tensors, Tensors]:
+    def others(taken: Mapping[str, Any]) -> Tensors:
         turns, mask = taken["freqs_cis"].repeat_interleave(2, 2)[:, :, None], taken["attn_mask"]
         seen = torch.ones_like(taken["x"][..., 0], dtype=torch.bool) if mask is None else mask
-        given = {
-            "hidden_states": taken["x"],
-            "attention_bias": torch.where(seen, 0.0, MASKED)[:, None, None],
-            "adaln_input": taken["adaln_input"],
-            "rotary_cos": turns.real,
-            "rotary_sin": turns.imag,
-        }
-        return given, {"hidden_states": result}
+        bias = torch.where(seen, 0.0, MASKED)[:, None, None]
+        given = {"hidden_states": taken["x"], "attention_bias": bias, "adaln_input": taken["adaln_input"]}
+        return given | tensors.rotary((turns.real, turns.imag))
 
     def packed(_: Mapping[str, Tensor], prediction: Any) -> Tensor:
         return -pack(torch.stack(prediction)[:, :, 0], _PATCH)
 
-    return Watch(named, arguments, packed)
+    return Watch(others, arguments=arguments, packed=packed)
 
 
 FAMILY = Family(
