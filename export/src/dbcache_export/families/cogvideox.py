@@ -11,7 +11,7 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor
 
-from dbcache_export.families import tensors
+from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers
 from dbcache_export.families.positions import counted, over_grid, rotary_tables, sinusoids
@@ -73,7 +73,7 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"CogVideoX transformer: {layers} blocks, width {width}, "
         + ("rotary positions" if rotates else "added positions"),
         sizes=sizes,
-        inputs={"timestep": tensors.TIMESTEP, "prompt_embeds": tensors.states(config["text_embed_dim"])},
+        inputs={"timestep": inputs.TIMESTEP, "prompt_embeds": inputs.states(config["text_embed_dim"])},
         inside={**tensors.streams(width), "temb": ("batch", config["time_embed_dim"]), **positions},
         lists={"transformer_blocks": [Kind("block", _Block(model.transformer_blocks[0]))] * layers},
         embedded=(*tensors.STREAMS, "temb", *(tensors.ROTARY if rotates else ())),
@@ -155,8 +155,8 @@ class _Final(Layers):
 
 
 def _watch(model: Any) -> Watch:
-    def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {"image_rotary_emb": _pipeline_rotary(model.config, inputs["latents"])}
+    def arguments(given: Mapping[str, Tensor]) -> dict[str, Any]:
+        return {"image_rotary_emb": _pipeline_rotary(model.config, given["latents"])}
 
     def others(taken: Mapping[str, Any]) -> Tensors:
         turns = taken["image_rotary_emb"]

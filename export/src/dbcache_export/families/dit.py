@@ -12,7 +12,7 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dbcache_export.families import tensors
+from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import GRAPHS, Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers
 from dbcache_export.families.patches import embed_patches, pack, sinusoidal_positions, to_packed, unpack
@@ -44,12 +44,12 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"DiT transformer: {layers} blocks, width {width}, {labels} labels",
         sizes=Picture(config["in_channels"], config["patch_size"], config["sample_size"], shifts_latents=False),
         inputs={
-            "timestep": tensors.TIMESTEP,
+            "timestep": inputs.TIMESTEP,
             # The last row of the table of labels is that of no label.
-            "class_labels": tensors.Input(
+            "class_labels": inputs.Input(
                 {"given": {"unconditional": labels}}, ("batch",), dtype="i64", example=any_label
             ),
-            "img_ids": tensors.GRID,
+            "img_ids": inputs.GRID,
         },
         inside={
             "hidden_states": ("batch", "image", width),
@@ -105,7 +105,7 @@ def _watch(model: Any) -> Watch:
 
     return Watch(
         others,
-        arguments=lambda inputs: {"hidden_states": unpack(inputs["latents"], inputs["img_ids"], patch)},
+        arguments=lambda given: {"hidden_states": unpack(given["latents"], given["img_ids"], patch)},
         packed=lambda _, prediction: pack(prediction[:, :channels], patch),
     )
 

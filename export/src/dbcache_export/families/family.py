@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dbcache_export.families.inputs import Input
 from dbcache_export.families.layers import Layers, Projection
 from dbcache_export.families.sizes import Picture, Shape, Video
-from dbcache_export.families.tensors import STREAMS, Input
+from dbcache_export.families.tensors import STREAMS
 from dbcache_export.families.texts import Texts
 from dbcache_export.families.watched import Watch
 from dbcache_export.spec import DTYPES, Options, Tensor

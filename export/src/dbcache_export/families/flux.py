@@ -10,7 +10,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from dbcache_export.families import tensors
+from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.flux_text import flux_text
 from dbcache_export.families.layers import Block, Layers
@@ -39,12 +39,12 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"FLUX transformer: {doubles} double and {singles} single blocks, width {width}",
         sizes=Picture(config["in_channels"] // _PATCH**2, _PATCH, _DEFAULT_CELLS),
         inputs={
-            "timestep": tensors.SIGMA,
-            **({"guidance": tensors.GUIDANCE} if config["guidance_embeds"] else {}),
-            "prompt_embeds": tensors.states(config["joint_attention_dim"]),
-            "pooled_projections": tensors.pooled(config["pooled_projection_dim"]),
-            "img_ids": tensors.GRID,
-            "txt_ids": tensors.Input("zeros", ("text", 3)),
+            "timestep": inputs.SIGMA,
+            **({"guidance": inputs.GUIDANCE} if config["guidance_embeds"] else {}),
+            "prompt_embeds": inputs.states(config["joint_attention_dim"]),
+            "pooled_projections": inputs.pooled(config["pooled_projection_dim"]),
+            "img_ids": inputs.GRID,
+            "txt_ids": inputs.Input("zeros", ("text", 3)),
         },
         inside={
             **tensors.streams(width),

@@ -14,7 +14,7 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
-from dbcache_export.families import tensors
+from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.flux2_text import flux2_text
 from dbcache_export.families.layers import Block, Layers
@@ -48,10 +48,10 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"FLUX.2 transformer: {doubles} double and {singles} single blocks, width {width}",
         sizes=Picture(config["in_channels"], _PATCH, _DEFAULT_CELLS, downscale=_DOWNSCALE),
         inputs={
-            "timestep": tensors.SIGMA,
-            "prompt_embeds": tensors.states(config["joint_attention_dim"]),
-            "img_ids": tensors.GRID,
-            **({"guidance": tensors.GUIDANCE} if config["guidance_embeds"] else {}),
+            "timestep": inputs.SIGMA,
+            "prompt_embeds": inputs.states(config["joint_attention_dim"]),
+            "img_ids": inputs.GRID,
+            **({"guidance": inputs.GUIDANCE} if config["guidance_embeds"] else {}),
         },
         inside={
             **tensors.streams(width),
@@ -154,8 +154,8 @@ def _watch(model: Any) -> Watch:
     temb = keep(model.time_guidance_embed, lambda result: {"temb": result})
     text = keep(model.context_embedder, lambda result: {"text": result})
 
-    def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        grid, length = inputs["img_ids"], inputs["prompt_embeds"].shape[1]
+    def arguments(given: Mapping[str, Tensor]) -> dict[str, Any]:
+        grid, length = given["img_ids"], given["prompt_embeds"].shape[1]
         return {
             "img_ids": torch.cat((grid, torch.zeros(len(grid), 1)), 1),
             "txt_ids": torch.stack([torch.tensor([0.0, 0.0, 0.0, place]) for place in range(length)]),

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dbcache_export import spec
 from dbcache_export.encoders import clip, tokenizer
-from dbcache_export.families import tensors
+from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers, Masked, Modulated
 from dbcache_export.families.positions import counted, rotary_tables
@@ -82,11 +82,11 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"HunyuanVideo transformer: {doubles} double and {singles} single blocks, width {width}",
         sizes=Video(config["in_channels"], config["patch_size"], _DOWNSCALE, _TEMPORAL_DOWNSCALE, **_VIDEO),
         inputs={
-            "timestep": tensors.TIMESTEP,
-            **({"guidance": tensors.GUIDANCE} if config["guidance_embeds"] else {}),
-            "prompt_embeds": tensors.states(config["text_embed_dim"]),
-            "prompt_attention_mask": tensors.TEXT_MASK,
-            "pooled_projections": tensors.pooled(config["pooled_projection_dim"]),
+            "timestep": inputs.TIMESTEP,
+            **({"guidance": inputs.GUIDANCE} if config["guidance_embeds"] else {}),
+            "prompt_embeds": inputs.states(config["text_embed_dim"]),
+            "prompt_attention_mask": inputs.TEXT_MASK,
+            "pooled_projections": inputs.pooled(config["pooled_projection_dim"]),
         },
         inside={
             **tensors.streams(width),
@@ -173,9 +173,9 @@ class _Final(Modulated):
 
 
 def _watch(_: Any) -> Watch:
-    def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        scaled = {"guidance": inputs["guidance"] * 1000} if "guidance" in inputs else {}
-        return scaled | {"encoder_attention_mask": inputs["prompt_attention_mask"].long()}
+    def arguments(given: Mapping[str, Tensor]) -> dict[str, Any]:
+        scaled = {"guidance": given["guidance"] * 1000} if "guidance" in given else {}
+        return scaled | {"encoder_attention_mask": given["prompt_attention_mask"].long()}
 
     def others(taken: Mapping[str, Any]) -> Tensors:
         bias = _bias(taken["attention_mask"].float(), torch.float32)

@@ -13,7 +13,7 @@ from diffusers import LTXVideoTransformer3DModel
 from torch import Tensor
 from torch.nn import functional
 
-from dbcache_export.families import tensors
+from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers, split_heads
 from dbcache_export.families.literal import Literal
@@ -49,10 +49,10 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"LTX-Video transformer: {layers} blocks, width {width}",
         sizes=Video(config["in_channels"], 1, _DOWNSCALE, _TEMPORAL_DOWNSCALE, **_VIDEO),
         inputs={
-            "timestep": tensors.TIMESTEP,
-            "prompt_embeds": tensors.states(config["caption_channels"]),
-            "prompt_attention_mask": tensors.TEXT_MASK,
-            "fps": tensors.Input("fps", (1,)),
+            "timestep": inputs.TIMESTEP,
+            "prompt_embeds": inputs.states(config["caption_channels"]),
+            "prompt_attention_mask": inputs.TEXT_MASK,
+            "fps": inputs.Input("fps", (1,)),
         },
         inside={
             **tensors.streams(width),
@@ -158,23 +158,23 @@ class _Final(Layers):
 def _watch(model: Any) -> Watch:
     kept = keep(model.time_embed, lambda result: {"embedded_timestep": result[1][:, None]})
 
-    def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        frames, height, width = inputs["latents"].shape[2:]
+    def arguments(given: Mapping[str, Tensor]) -> dict[str, Any]:
+        frames, height, width = given["latents"].shape[2:]
         return {
-            "hidden_states": inputs["latents"].flatten(2).transpose(1, 2),
-            "encoder_attention_mask": inputs["prompt_attention_mask"],
+            "hidden_states": given["latents"].flatten(2).transpose(1, 2),
+            "encoder_attention_mask": given["prompt_attention_mask"],
             "num_frames": frames,
             "height": height,
             "width": width,
-            "rope_interpolation_scale": (_TEMPORAL_DOWNSCALE / float(inputs["fps"]), _DOWNSCALE, _DOWNSCALE),
+            "rope_interpolation_scale": (_TEMPORAL_DOWNSCALE / float(given["fps"]), _DOWNSCALE, _DOWNSCALE),
         }
 
     def others(taken: Mapping[str, Any]) -> Tensors:
         turns = tensors.rotary(table[0] for table in taken["image_rotary_emb"])
         return turns | {"attention_bias": taken["encoder_attention_mask"][:, None]} | kept
 
-    def packed(inputs: Mapping[str, Tensor], result: Tensor) -> Tensor:
-        return result.transpose(1, 2).reshape(inputs["latents"].shape)
+    def packed(given: Mapping[str, Tensor], result: Tensor) -> Tensor:
+        return result.transpose(1, 2).reshape(given["latents"].shape)
 
     return Watch(others, arguments=arguments, packed=packed)
 

@@ -13,7 +13,7 @@ from diffusers import MochiTransformer3DModel
 from torch import Tensor
 from torch.nn import functional
 
-from dbcache_export.families import tensors
+from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers, Modulated, split_heads
 from dbcache_export.families.positions import counted
@@ -40,9 +40,9 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"Mochi transformer: {layers} blocks, width {width}",
         sizes=Video(config["in_channels"], config["patch_size"], _DOWNSCALE, _TEMPORAL_DOWNSCALE, **_VIDEO),
         inputs={
-            "timestep": tensors.TIMESTEP,
-            "prompt_embeds": tensors.states(config["text_embed_dim"]),
-            "prompt_attention_mask": tensors.TEXT_MASK,
+            "timestep": inputs.TIMESTEP,
+            "prompt_embeds": inputs.states(config["text_embed_dim"]),
+            "prompt_attention_mask": inputs.TEXT_MASK,
         },
         inside={
             **tensors.streams(width, config["pooled_projection_dim"]),
@@ -161,8 +161,8 @@ class _Final(Modulated):
 
 
 def _watch(_: Any) -> Watch:
-    def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {"encoder_attention_mask": inputs["prompt_attention_mask"].bool()}
+    def arguments(given: Mapping[str, Tensor]) -> dict[str, Any]:
+        return {"encoder_attention_mask": given["prompt_attention_mask"].bool()}
 
     def others(taken: Mapping[str, Any]) -> Tensors:
         mask = taken["encoder_attention_mask"].float()

@@ -14,7 +14,7 @@ from torch import Tensor
 from dbcache_export import spec
 from dbcache_export.encoders import t5, tokenizer
 from dbcache_export.errors import ExportError
-from dbcache_export.families import tensors
+from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers, Masked
 from dbcache_export.families.patches import embed_patches, pack, sinusoidal_positions, to_packed, unpack
@@ -67,11 +67,11 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"PixArt transformer: {layers} blocks, width {width}",
         sizes=Picture(config["in_channels"], config["patch_size"], config["sample_size"], shifts_latents=False),
         inputs={
-            "timestep": tensors.TIMESTEP,
-            "prompt_embeds": tensors.states(config["caption_channels"]),
-            "prompt_attention_mask": tensors.PADDED_TEXT_MASK,
-            "img_ids": tensors.GRID,
-            **({"picture_size": tensors.Input("size", ("batch", 2))} if model.use_additional_conditions else {}),
+            "timestep": inputs.TIMESTEP,
+            "prompt_embeds": inputs.states(config["caption_channels"]),
+            "prompt_attention_mask": inputs.PADDED_TEXT_MASK,
+            "img_ids": inputs.GRID,
+            **({"picture_size": inputs.Input("size", ("batch", 2))} if model.use_additional_conditions else {}),
         },
         inside={
             **tensors.streams(width),
@@ -148,11 +148,11 @@ def _watch(model: Any) -> Watch:
     patch, channels = model.config.patch_size, model.config.in_channels
     kept = keep(model.adaln_single, lambda result: {"embedded_timestep": result[1]})
 
-    def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    def arguments(given: Mapping[str, Tensor]) -> dict[str, Any]:
         return {
-            "hidden_states": unpack(inputs["latents"], inputs["img_ids"], patch),
-            "encoder_attention_mask": inputs["prompt_attention_mask"],
-            "added_cond_kwargs": _size(inputs.get("picture_size")),
+            "hidden_states": unpack(given["latents"], given["img_ids"], patch),
+            "encoder_attention_mask": given["prompt_attention_mask"],
+            "added_cond_kwargs": _size(given.get("picture_size")),
         }
 
     def others(taken: Mapping[str, Any]) -> Tensors:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dbcache_export import spec
 from dbcache_export.encoders import qwen, tokenizer
 from dbcache_export.errors import ExportError
-from dbcache_export.families import rotary, tensors
+from dbcache_export.families import inputs, rotary, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers, split_heads
 from dbcache_export.families.literal import Literal
@@ -74,10 +74,10 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"Qwen-Image transformer: {layers} blocks, width {width}",
         sizes=Picture(config["in_channels"] // _PATCH**2, _PATCH, _DEFAULT_CELLS, max_cells=_MAX_CELLS),
         inputs={
-            "timestep": tensors.SIGMA,
-            "prompt_embeds": tensors.states(config["joint_attention_dim"]),
-            "prompt_embeds_mask": tensors.PADDED_TEXT_MASK,
-            "img_ids": tensors.GRID,
+            "timestep": inputs.SIGMA,
+            "prompt_embeds": inputs.states(config["joint_attention_dim"]),
+            "prompt_embeds_mask": inputs.PADDED_TEXT_MASK,
+            "img_ids": inputs.GRID,
         },
         inside={
             **tensors.streams(width),
@@ -166,11 +166,11 @@ class _Block(Block):
 
 
 def _watch(_: Any) -> Watch:
-    def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        rows, columns = (int(side) + 1 for side in inputs["img_ids"].amax(0)[1:])
+    def arguments(given: Mapping[str, Tensor]) -> dict[str, Any]:
+        rows, columns = (int(side) + 1 for side in given["img_ids"].amax(0)[1:])
         return {
-            "encoder_hidden_states_mask": inputs["prompt_embeds_mask"],
-            "img_shapes": [[(1, rows, columns)]] * len(inputs["latents"]),
+            "encoder_hidden_states_mask": given["prompt_embeds_mask"],
+            "img_shapes": [[(1, rows, columns)]] * len(given["latents"]),
         }
 
     def others(taken: Mapping[str, Any]) -> Tensors:

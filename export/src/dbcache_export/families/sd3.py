@@ -15,7 +15,7 @@ from diffusers import SD3Transformer2DModel
 from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor, nn
 
-from dbcache_export.families import tensors
+from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers, Modulated
 from dbcache_export.families.patches import embed_patches, pack, to_packed, unpack
@@ -43,10 +43,10 @@ def _cut(model: Any, source: Source) -> Cut:
             max_cells=config["pos_embed_max_size"] * patch,
         ),
         inputs={
-            "timestep": tensors.TIMESTEP,
-            "prompt_embeds": tensors.states(config["joint_attention_dim"]),
-            "pooled_projections": tensors.pooled(config["pooled_projection_dim"]),
-            "img_ids": tensors.GRID,
+            "timestep": inputs.TIMESTEP,
+            "prompt_embeds": inputs.states(config["joint_attention_dim"]),
+            "pooled_projections": inputs.pooled(config["pooled_projection_dim"]),
+            "img_ids": inputs.GRID,
         },
         inside={**tensors.streams(width), "temb": ("batch", width)},
         lists={"transformer_blocks": [kinds[place] for place in places]},
@@ -113,7 +113,7 @@ def _watch(model: Any) -> Watch:
     patch = model.config.patch_size
     return Watch(
         made=text_first,
-        arguments=lambda inputs: {"hidden_states": unpack(inputs["latents"], inputs["img_ids"], patch)},
+        arguments=lambda given: {"hidden_states": unpack(given["latents"], given["img_ids"], patch)},
         packed=lambda _, prediction: pack(prediction, patch),
     )
 

@@ -12,7 +12,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from dbcache_export.errors import ExportError, listed
-from dbcache_export.families import tensors
+from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Second, Source
 from dbcache_export.families.layers import Block, Layers, split_heads
 from dbcache_export.families.positions import counted, rotary_tables
@@ -107,7 +107,7 @@ def _cut(model: Any, source: Source) -> Cut:
     return Cut(
         description=f"Wan transformer: {layers} blocks, width {width}",
         sizes=Video(channels, config["patch_size"][1], temporal_downscale=_TEMPORAL_DOWNSCALE, **video),
-        inputs={"timestep": tensors.TIMESTEP, "prompt_embeds": tensors.states(config["text_dim"])},
+        inputs={"timestep": inputs.TIMESTEP, "prompt_embeds": inputs.states(config["text_dim"])},
         inside={
             **tensors.streams(width),
             "temb": ("batch", width),

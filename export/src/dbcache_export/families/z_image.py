@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dbcache_export import spec
 from dbcache_export.encoders import tokenizer
-from dbcache_export.families import rotary, tensors
+from dbcache_export.families import inputs, rotary, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
 from dbcache_export.families.layers import Block, Layers
 from dbcache_export.families.literal import Literal
@@ -74,10 +74,10 @@ def _cut(model: Any, source: Source) -> Cut:
         description=f"Z-Image transformer: {layers} blocks, width {width}",
         sizes=Picture(config["in_channels"], _PATCH, min(_DEFAULT_CELLS, most), max_cells=most, multiple=_SIDE),
         inputs={
-            "timestep": tensors.SIGMA,
-            "prompt_embeds": tensors.states(config["cap_feat_dim"]),
-            "prompt_embeds_mask": tensors.PADDED_TEXT_MASK,
-            "img_ids": tensors.GRID,
+            "timestep": inputs.SIGMA,
+            "prompt_embeds": inputs.states(config["cap_feat_dim"]),
+            "prompt_embeds_mask": inputs.PADDED_TEXT_MASK,
+            "img_ids": inputs.GRID,
         },
         inside={
             "hidden_states": ("batch", "total", width),
@@ -194,11 +194,11 @@ class _Final(Layers):
 
 
 def _watch(_: Any) -> Watch:
-    def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        texts = zip(inputs["prompt_embeds"], inputs["prompt_embeds_mask"], strict=True)
+    def arguments(given: Mapping[str, Tensor]) -> dict[str, Any]:
+        texts = zip(given["prompt_embeds"], given["prompt_embeds_mask"], strict=True)
         return {
-            "x": list(unpack(inputs["latents"], inputs["img_ids"], _PATCH)[:, :, None]),
-            "t": _time(inputs["timestep"]),
+            "x": list(unpack(given["latents"], given["img_ids"], _PATCH)[:, :, None]),
+            "t": _time(given["timestep"]),
             "cap_feats": [text[mask > 0] for text, mask in texts],
         }
 
