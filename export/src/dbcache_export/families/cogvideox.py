@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["FAMILY"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,16 +39,6 @@ _SCHEDULER = {
 def _texts(source: Source, made: Mapping[str, Port]) -> Texts | None:
     """As many tokens as the model was trained with."""
     return t5_texts(source, made, source.config["max_text_seq_length"], "seen")
-
-
-def _fixed(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-    return {
-        "patch_size_t": [None],
-        "ofs_embed_dim": [None],
-        "use_learned_positional_embeddings": [False],
-        "attention_head_dim": range(16, 1025, 16),
-        "out_channels": [config["in_channels"]],
-    }
 
 
 def _cut(model: Any, source: Source) -> Cut:
@@ -185,7 +175,13 @@ FAMILY = Family(
     title="CogVideoX 1.0",
     model=CogVideoXTransformer3DModel,
     pipelines=("CogVideoXPipeline",),
-    fixed=_fixed,
+    fixed=lambda config: {
+        "patch_size_t": [None],
+        "ofs_embed_dim": [None],
+        "use_learned_positional_embeddings": [False],
+        "attention_head_dim": range(16, 1025, 16),
+        "out_channels": [config["in_channels"]],
+    },
     embed=_Embed,
     cut=_cut,
     final=_Final,

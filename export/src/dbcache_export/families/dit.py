@@ -22,15 +22,6 @@ from dbcache_export.guidance import fused
 from dbcache_export.spec import Tensor as Port
 
 
-def _fixed(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-    return {
-        "norm_type": ("ada_norm_zero",),
-        "upcast_attention": (False,),
-        "dropout": (0.0,),
-        "out_channels": (None, config["in_channels"], 2 * config["in_channels"]),
-    }
-
-
 def _cut(model: Any, source: Source) -> Cut:
     config, layers, width = source.config, source.config["num_layers"], source.width
     labels = config["num_embeds_ada_norm"]
@@ -115,7 +106,12 @@ FAMILY = Family(
     checked=GRAPHS,
     model=DiTTransformer2DModel,
     pipelines=("DiTPipeline",),
-    fixed=_fixed,
+    fixed=lambda config: {
+        "norm_type": ("ada_norm_zero",),
+        "upcast_attention": (False,),
+        "dropout": (0.0,),
+        "out_channels": (None, config["in_channels"], 2 * config["in_channels"]),
+    },
     embed=_Embed,
     cut=_cut,
     final=_Final,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["FAMILY"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -66,10 +66,6 @@ def _texts(source: Source, _: Mapping[str, spec.Tensor]) -> Texts | None:
         (pooled.graph, {"input_ids": ("clip", "ids")}),
     ]
     return Texts(spec.Text(tokenizers, graphs, unconditional=""), [llama, pooled])
-
-
-def _fixed(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-    return {"patch_size_t": [1], "image_condition_type": [None], "out_channels": [None, config["in_channels"]]}
 
 
 def _cut(model: Any, source: Source) -> Cut:
@@ -188,7 +184,11 @@ FAMILY = Family(
     title="HunyuanVideo",
     model=HunyuanVideoTransformer3DModel,
     pipelines=("HunyuanVideoPipeline",),
-    fixed=_fixed,
+    fixed=lambda config: {
+        "patch_size_t": [1],
+        "image_condition_type": [None],
+        "out_channels": [None, config["in_channels"]],
+    },
     few={"num_layers": 1, "num_single_layers": 1},
     embed=_Embed,
     cut=_cut,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["FAMILY"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,17 +42,6 @@ def _texts(source: Source, made: Mapping[str, spec.Tensor]) -> Texts | None:
     outputs = ("prompt_embeds", "prompt_attention_mask")
     encoder = t5(parts[0], "text_000.onnx", read.length, made["prompt_embeds"], source.options, source.fake, outputs)
     return of_one_encoder(encoder, read, "t5", clean=CAPTION)
-
-
-def _fixed(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-    return {
-        "norm_type": ("ada_norm_single",),
-        "norm_elementwise_affine": (False,),
-        "attention_type": ("default",),
-        "upcast_attention": (False,),
-        "dropout": (0.0,),
-        "out_channels": (None, config["in_channels"], 2 * config["in_channels"]),
-    }
 
 
 def _cut(model: Any, source: Source) -> Cut:
@@ -166,7 +155,14 @@ FAMILY = Family(
     title="PixArt-α, PixArt-Σ",
     model=PixArtTransformer2DModel,
     pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
-    fixed=_fixed,
+    fixed=lambda config: {
+        "norm_type": ("ada_norm_single",),
+        "norm_elementwise_affine": (False,),
+        "attention_type": ("default",),
+        "upcast_attention": (False,),
+        "dropout": (0.0,),
+        "out_channels": (None, config["in_channels"], 2 * config["in_channels"]),
+    },
     embed=_Embed,
     cut=_cut,
     final=_Final,

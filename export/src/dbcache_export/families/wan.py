@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["FAMILY"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -85,16 +85,6 @@ def _second(source: Source, scheduler: Mapping[str, Any]) -> Second | None:
 def _sampling(source: Source) -> Sampling:
     has_two = (source.folder / _SECOND).is_dir()
     return Sampling(separate(_GUIDANCE[0]), steps=40) if has_two else Sampling(separate(5.0), steps=50)
-
-
-def _fixed(config: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-    return {
-        "image_dim": [None],
-        "added_kv_proj_dim": [None],
-        "pos_embed_seq_len": [None],
-        "patch_size": [(1, side, side) for side in (1, 2)],
-        "out_channels": [None, config["in_channels"]],
-    }
 
 
 def _cut(model: Any, source: Source) -> Cut:
@@ -199,7 +189,13 @@ FAMILY = Family(
     title="Wan 2.1, 2.2",
     model=WanTransformer3DModel,
     pipelines=("WanPipeline",),
-    fixed=_fixed,
+    fixed=lambda config: {
+        "image_dim": [None],
+        "added_kv_proj_dim": [None],
+        "pos_embed_seq_len": [None],
+        "patch_size": [(1, side, side) for side in (1, 2)],
+        "out_channels": [None, config["in_channels"]],
+    },
     float32=_FLOAT32,
     embed=_Embed,
     cut=_cut,
