@@ -102,12 +102,7 @@ class _Block(Block):
     """A block of either kind: both map (image, text) to (image, text)."""
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        temb: Tensor,
-        rotary_cos: Tensor,
-        rotary_sin: Tensor,
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary_cos: Tensor, rotary_sin: Tensor
     ) -> tuple[Tensor, Tensor]:
         """[batch, image, width] and [batch, text, width] to the same."""
         rotary = (rotary_cos, rotary_sin)

@@ -16,11 +16,11 @@ from dbcache_export import spec
 from dbcache_export.encoders import clip, tokenizer
 from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
-from dbcache_export.families.layers import Block, Layers, Masked, Modulated
+from dbcache_export.families.layers import Block, Layers, PlainAttention
 from dbcache_export.families.positions import counted, rotary_tables
 from dbcache_export.families.sizes import Video
 from dbcache_export.families.texts import Texts, refuse_left_padding, whole
-from dbcache_export.families.video import Grid
+from dbcache_export.families.video import Grid, VideoProjection
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import NONE, embedded
 from dbcache_export.language import language_model
@@ -100,10 +100,10 @@ class _Embed(Layers):
 
     layers = ("x_embedder", "time_text_embed", "context_embedder")
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        super().__init__(model, dtype)
+    def prepare(self, model: Any) -> None:
+        """See `Layers`."""
         for block in model.context_embedder.token_refiner.refiner_blocks:
-            block.attn.processor = Masked()
+            block.attn.processor = PlainAttention()
 
     def forward(
         self,
@@ -161,13 +161,6 @@ class _Block(Block):
         return video, text
 
 
-class _Final(Modulated):
-    def forward(self, hidden_states: Tensor, temb: Tensor, latents: Tensor) -> Tensor:
-        """[batch, image, width] to the shape of the latents, float32."""
-        grid = Grid(latents, self.config.patch_size)
-        return grid.latents(self.projected(hidden_states, temb), "cpp")
-
-
 def _watch(_: Any) -> Watch:
     def arguments(given: Mapping[str, Tensor]) -> dict[str, Any]:
         scaled = {"guidance": given["guidance"] * 1000} if "guidance" in given else {}
@@ -192,7 +185,7 @@ FAMILY = Family(
     few={"num_layers": 1, "num_single_layers": 1},
     embed=_Embed,
     cut=_cut,
-    final=_Final,
+    final=VideoProjection,
     watch=_watch,
     texts=_texts,
     calls="hunyuan_video",

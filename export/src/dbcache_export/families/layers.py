@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Block", "Layers", "Masked", "Modulated", "Projection", "split_heads"]
+__all__ = ["Block", "Layers", "Modulated", "PlainAttention", "Projection", "split_heads"]
 
 from collections.abc import Sequence
 from operator import attrgetter
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dbcache_export.families.rotary import mix
+from dbcache_export.families.rotary import mix, rotate
 
 
 class Layers(nn.Module):
@@ -27,6 +27,10 @@ class Layers(nn.Module):
             setattr(self, place.rpartition(".")[2], attrgetter(place)(model))
         self.config = model.config
         self.dtype = dtype
+        self.prepare(model)
+
+    def prepare(self, model: Any) -> None:
+        """Keeps what else `forward` needs to know of `model`."""
 
     def stored_name(self, name: str) -> str:
         """From a parameter's name in this module to its name in the checkpoint."""
@@ -68,8 +72,12 @@ class Block(nn.Module):
         self.block = block
 
 
-class Masked:
-    """The processor of an Attention whose mask is the same for all heads, so that nothing is repeated for them."""
+class PlainAttention:
+    """The processor of an Attention over one list of tokens, or of one that looks at another list.
+
+    A mask is the same for all heads, so nothing is repeated for them, and pairs of features are turned without writing
+    into slices.
+    """
 
     def __call__(
         self,
@@ -77,13 +85,21 @@ class Masked:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """The mask is added to the scores, [batch, 1, 1 or queries, keys]."""
+        """The mask is added to the scores, [batch, 1, 1 or queries, keys]; norms are those over all heads."""
         seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = split_heads(attn, attn.to_q(hidden_states))
-        key, value = split_heads(attn, attn.to_k(seen)), split_heads(attn, attn.to_v(seen))
+        query = split_heads(attn, _normed(attn.norm_q, attn.to_q(hidden_states)))
+        key = split_heads(attn, _normed(attn.norm_k, attn.to_k(seen)))
+        value = split_heads(attn, attn.to_v(seen))
+        if rotary_emb is not None:
+            query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
         result: Tensor = attn.to_out[0](mix(query, key, value, attention_mask))
         return result
+
+
+def _normed(norm: nn.Module | None, states: Tensor) -> Tensor:
+    return states if norm is None else norm(states)
 
 
 def split_heads(attention: Any, states: Tensor) -> Tensor:

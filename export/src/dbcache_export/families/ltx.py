@@ -73,8 +73,8 @@ class _Embed(Layers):
 
     layers = ("proj_in", "time_embed", "caption_projection", "rope")
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        super().__init__(model, dtype)
+    def prepare(self, model: Any) -> None:
+        """See `Layers`."""
         self.frequencies = Literal(
             lambda: model.rope.theta ** torch.linspace(0.0, 1.0, model.rope.dim // 6) * math.pi / 2.0
         )

@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
-from dbcache_export.families.layers import Block, Layers, Modulated, split_heads
+from dbcache_export.families.layers import Block, Layers, split_heads
 from dbcache_export.families.positions import counted
 from dbcache_export.families.rotary import mix
 from dbcache_export.families.sizes import Video
-from dbcache_export.families.video import Grid
+from dbcache_export.families.video import Grid, VideoProjection
 from dbcache_export.families.video_text import t5_texts
 from dbcache_export.families.watched import Tensors, Watch
 from dbcache_export.guidance import fused
@@ -61,8 +61,8 @@ class _Embed(Layers):
 
     layers = ("patch_embed", "time_embed", "pos_frequencies")
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        super().__init__(model, dtype)
+    def prepare(self, model: Any) -> None:
+        """See `Layers`."""
         self.area: int = model.rope.target_area
 
     def forward(
@@ -153,11 +153,8 @@ class _Block(Block):
         return video if self.block.context_pre_only else (video, text)
 
 
-class _Final(Modulated):
-    def forward(self, hidden_states: Tensor, temb: Tensor, latents: Tensor) -> Tensor:
-        """[batch, image, width] to the shape of the latents, float32."""
-        grid = Grid(latents, self.config.patch_size)
-        return grid.latents(self.projected(hidden_states, temb), "ppc")
+class _Final(VideoProjection):
+    features = "ppc"
 
 
 def _watch(_: Any) -> Watch:

@@ -7,7 +7,6 @@ __all__ = ["FAMILY"]
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from dbcache_export.encoders import t5, tokenizer
 from dbcache_export.errors import ExportError
 from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Source
-from dbcache_export.families.layers import Block, Layers, Masked
+from dbcache_export.families.layers import Block, Layers, PlainAttention
 from dbcache_export.families.patches import embed_patches, pack, sinusoidal_positions, to_packed, unpack
 from dbcache_export.families.sizes import Picture
 from dbcache_export.families.texts import Texts, of_one_encoder, whole
@@ -51,7 +50,7 @@ def _cut(model: Any, source: Source) -> Cut:
             f"{source.transformer / 'config.json'} has no caption_channels", "only models that project their text fit"
         )
     (block,) = model.transformer_blocks
-    block.attn2.processor = Masked()
+    block.attn2.processor = PlainAttention()
     return Cut(
         description=f"PixArt transformer: {layers} blocks, width {width}",
         sizes=Picture(config["in_channels"], config["patch_size"], config["sample_size"], shifts_latents=False),
@@ -79,8 +78,8 @@ class _Embed(Layers):
 
     layers = ("pos_embed.proj", "adaln_single", "caption_projection")
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        super().__init__(model, dtype)
+    def prepare(self, model: Any) -> None:
+        """See `Layers`."""
         self.base: int = model.pos_embed.base_size
         self.scale: float = model.pos_embed.interpolation_scale
 

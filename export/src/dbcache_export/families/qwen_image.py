@@ -95,8 +95,8 @@ class _Embed(Layers):
 
     layers = ("img_in", "txt_norm", "txt_in", "time_text_embed")
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        super().__init__(model, dtype)
+    def prepare(self, model: Any) -> None:
+        """See `Layers`."""
         self.frequencies = [
             Literal(partial(lambda axis: 1.0 / _THETA ** (torch.arange(0, axis, 2).float() / axis), axis))
             for axis in model.config.axes_dims_rope

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["Grid"]
+__all__ = ["Grid", "VideoProjection"]
 
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from dbcache_export.families.layers import Modulated
+
+#: The order of a token's features: channel, row, column, or row, column, channel.
+Features = Literal["cpp", "ppc"]
 
 
 class Grid:
@@ -35,12 +40,12 @@ class Grid:
         tokens = projection(frames).flatten(2).transpose(1, 2)
         return tokens.reshape(self.batch, self.tokens, tokens.shape[2])
 
-    def latents(self, tokens: Tensor, features: Literal["cpp", "ppc"]) -> Tensor:
+    def latents(self, tokens: Tensor, features: Features) -> Tensor:
         """[batch, tokens, features] to the shape of the latents, float32.
 
         Args:
             tokens: In the order of this module.
-            features: The order of a token's features: channel, row, column, or row, column, channel.
+            features: Their order.
         """
         torch._check(tokens.shape[1] == self.tokens)
         inner = {"c": self.channels, "p": self.patch}
@@ -48,3 +53,14 @@ class Grid:
         channel, row, column = (4, 5, 6) if features == "cpp" else (6, 4, 5)
         places = {"b": [0], "f": [1], "c": [channel], "h": [2, row], "w": [3, column]}
         return cells.permute([place for axis in self.axes for place in places[axis]]).reshape(self.shape).float()
+
+
+class VideoProjection(Modulated):
+    """The last layers of many models, where the engine takes the shape of the latents."""
+
+    features: Features = "cpp"
+
+    def forward(self, hidden_states: Tensor, temb: Tensor, latents: Tensor) -> Tensor:
+        """[batch, image, width] to the shape of the latents, float32."""
+        grid = Grid(latents, self.config.patch_size)
+        return grid.latents(self.projected(hidden_states, temb), self.features)

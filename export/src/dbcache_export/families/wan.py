@@ -7,16 +7,14 @@ __all__ = ["FAMILY"]
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from dbcache_export.errors import ExportError, listed
 from dbcache_export.families import inputs, tensors
 from dbcache_export.families.family import Cut, Family, Kind, Sampling, Second, Source
-from dbcache_export.families.layers import Block, Layers, split_heads
+from dbcache_export.families.layers import Block, Layers, PlainAttention
 from dbcache_export.families.positions import counted, rotary_tables
-from dbcache_export.families.rotary import mix, rotate
 from dbcache_export.families.sizes import Video
 from dbcache_export.families.video import Grid
 from dbcache_export.families.video_text import t5_texts
@@ -93,7 +91,7 @@ def _cut(model: Any, source: Source) -> Cut:
     video = _VIDEOS.get(channels, _VIDEOS[16])
     (block,) = model.blocks
     for attention in (block.attn1, block.attn2):
-        attention.processor = _Attention()
+        attention.processor = PlainAttention()
     return Cut(
         description=f"Wan transformer: {layers} blocks, width {width}",
         sizes=Video(channels, config["patch_size"][1], temporal_downscale=_TEMPORAL_DOWNSCALE, **video),
@@ -116,8 +114,8 @@ class _Embed(Layers):
 
     layers = ("patch_embedding", "condition_embedder")
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        super().__init__(model, dtype)
+    def prepare(self, model: Any) -> None:
+        """See `Layers`."""
         self.patch: int = model.config.patch_size[1]
         self.widths = [model.rope.t_dim, model.rope.h_dim, model.rope.w_dim]
 
@@ -127,27 +125,6 @@ class _Embed(Layers):
         temb, modulation, text, _ = self.condition_embedder(timestep, prompt_embeds.to(self.dtype))
         cos, sin = rotary_tables(counted(*Grid(latents, self.patch).sides), self.widths, 10000.0)
         return hidden_states, text, modulation.unflatten(1, (6, -1)), cos[:, None], sin[:, None], temb
-
-
-class _Attention:
-    """The processor of a WanAttention, which turns pairs of features without writing into slices."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: None = None,
-        rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = split_heads(attn, attn.norm_q(attn.to_q(hidden_states)))
-        key = split_heads(attn, attn.norm_k(attn.to_k(seen)))
-        value = split_heads(attn, attn.to_v(seen))
-        if rotary_emb is not None:
-            query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
-        projected: Tensor = attn.to_out[0](mix(query, key, value, None))
-        return projected
 
 
 class _Block(Block):

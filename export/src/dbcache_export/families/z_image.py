@@ -97,8 +97,8 @@ class _Embed(Layers):
 
     layers = ("all_x_embedder", "noise_refiner", "context_refiner", "cap_embedder", "cap_pad_token", "t_embedder.mlp")
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        super().__init__(model, dtype)
+    def prepare(self, model: Any) -> None:
+        """See `Layers`."""
         half = model.t_embedder.frequency_embedding_size // 2
         self.frequencies = Literal(lambda: torch.exp(-math.log(10000) * torch.arange(half).float() / half))
 
