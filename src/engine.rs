@@ -32,6 +32,7 @@ use crate::plan::{Cuts, Limits, Plan};
 use crate::request::cuts;
 use crate::request::engine_options::{ArithmeticChoice, EngineOptions};
 pub use crate::runtime::compiler::BuildCounts;
+use crate::runtime::compiler::Compiler;
 use crate::runtime::device::Device;
 use crate::runtime::device_memory::DeviceMemory;
 use crate::runtime::foreign::{self, ForeignTensor};
@@ -206,8 +207,9 @@ impl LoadedEngine {
     pub(crate) fn provider_warnings(&self) -> impl Iterator<Item = String> {
         let damaged = self.loader.counts().unwrap_or_default().damaged.into_iter();
         let damaged = damaged.map(|build| format!("a build was damaged, and was made again: {build}"));
+        let compiled = self.loader.compiler().map(Compiler::warnings).unwrap_or_default();
         let fallbacks = self.device.fallbacks().into_iter().map(|graph| format!("not on the provider: {graph}"));
         let unrecorded = self.device.unrecorded().into_iter().map(|stage| format!("not captured: {stage}"));
-        self.refused.clone().into_iter().chain(fallbacks).chain(unrecorded).chain(damaged)
+        self.refused.clone().into_iter().chain(fallbacks).chain(unrecorded).chain(damaged).chain(compiled)
     }
 }

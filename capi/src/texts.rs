@@ -251,7 +251,10 @@ fn texts_of_directories() {
         })
     };
     // What a provider that compiles adds.
-    let builds = vec![PlannedBuild { name: "embed".to_owned(), key: "0".to_owned(), is_built: true }];
+    let built =
+        PlannedBuild { name: "embed".to_owned(), key: "0".to_owned(), is_built: true, weight_bytes: 0, held_for: None };
+    let missing = PlannedBuild { is_built: false, held_for: Some("for another device".to_owned()), ..built.clone() };
+    let builds = vec![built, missing];
     let plain = Model::open(root().join(TINY), &EngineOptions::default())
         .and_then(|model| model.dry_run(&RequestOptions::default(), None));
     let compiled = dbcache::DryRun { builds: Some(builds), ..plain.unwrap() }.to_json();

@@ -1,5 +1,6 @@
 //! Makes the builds of a model ahead of time, one by one, so that a host can give each a process of its own.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +15,9 @@ use crate::model::graph::Graph;
 use crate::plan::Limits;
 use crate::request::cuts;
 use crate::request::engine_options::{ArithmeticChoice, EngineOptions};
-use crate::runtime::compiler::{BuildCounts, Compiler};
+use crate::runtime::build_cache::differences::MissingBuilds;
+use crate::runtime::build_cache::key::weight_bytes;
+use crate::runtime::compiler::{BuildCounts, Compiler, Job};
 use crate::runtime::device::Device;
 use crate::runtime::library;
 
@@ -49,6 +52,11 @@ pub struct PlannedBuild {
     pub key: String,
     /// Whether it seems to be there: its files are not read for that.
     pub is_built: bool,
+    /// Bytes of the parameters that it compiles, as stored. The memory that compiling takes grows with them.
+    pub weight_bytes: u64,
+    /// If it is not there: for what else the cache holds a build of the same graph and parameters, such as ``for the GPU
+    /// `A`; this one is `B` ``.
+    pub held_for: Option<String>,
 }
 
 impl Builder {
@@ -129,6 +137,13 @@ impl Builder {
         &self.refused
     }
 
+    /// For what else the cache holds builds that are missing, a line for each reason.
+    pub fn held_for(&self) -> Vec<String> {
+        let mut missing = MissingBuilds::default();
+        self.planned.iter().filter(|build| !build.is_built).for_each(|build| missing.add(build.held_for.as_deref()));
+        missing.lines()
+    }
+
     /// Whether a build that seems to be there is whole: reads its files.
     ///
     /// # Errors
@@ -181,13 +196,22 @@ impl Builder {
     }
 
     fn look(&self) -> Result<Vec<PlannedBuild>> {
-        let jobs = self.loader.jobs(&self.device, &self.graphs())?;
-        let missing: Vec<&str> = self.compiler()?.missing(&jobs)?.iter().map(|job| job.name()).collect();
+        let graphs = self.graphs();
+        let jobs = self.loader.jobs(&self.device, &graphs)?;
+        let compiler = self.compiler()?;
+        let missing = compiler.missing(&jobs)?;
+        let held_for = compiler.held_for(&self.device, &missing)?;
+        let held_for: BTreeMap<&str, Option<String>> = missing.iter().map(|job| job.name()).zip(held_for).collect();
         self.loader.refer(&jobs)?;
-        let planned = |job: &crate::runtime::compiler::Job<'_>| {
-            let key = job.key()?.map(String::from).unwrap_or_default();
-            Ok(PlannedBuild { name: job.name().to_owned(), key, is_built: !missing.contains(&job.name()) })
+        let planned = |(job, graph): (&Job<'_>, &&Graph)| {
+            Ok(PlannedBuild {
+                name: job.name().to_owned(),
+                key: job.key()?.map(String::from).unwrap_or_default(),
+                is_built: !held_for.contains_key(job.name()),
+                weight_bytes: weight_bytes(graph)?,
+                held_for: held_for.get(job.name()).cloned().flatten(),
+            })
         };
-        jobs.iter().map(planned).collect()
+        jobs.iter().zip(&graphs).map(planned).collect()
     }
 }

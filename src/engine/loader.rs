@@ -15,6 +15,7 @@ use crate::model::manifest::Extents;
 use crate::request::engine_options::EngineOptions;
 use crate::request::profile::{Extremes, Profile, check, shapes};
 use crate::runtime::build_cache::BuildStore;
+use crate::runtime::build_cache::differences::MissingBuilds;
 use crate::runtime::compiler::{BuildCounts, Compiler, Job};
 use crate::runtime::device::Device;
 use crate::runtime::provider::Role;
@@ -125,6 +126,7 @@ impl Loader {
         };
         self.check_built(device, graphs)?;
         let jobs = self.jobs(device, graphs)?;
+        compiler.note_missing(device, &jobs)?;
         let sessions = in_parallel(jobs.len(), cancel, |index| compiler.session(device, &jobs[index]));
         let sessions = sessions?;
         self.refer(&jobs)?;
@@ -143,10 +145,15 @@ impl Loader {
             return Ok(());
         }
         let names: Vec<&str> = missing.iter().map(|job| job.name()).collect();
+        let mut others = MissingBuilds::default();
+        for held_for in compiler.held_for(device, &missing)? {
+            others.add(held_for.as_deref());
+        }
+        let held: String = others.held().map(|held| format!("; {held}")).collect();
         Err(Error::new(
             ErrorKind::NotBuilt,
             format!(
-                "{} of {} builds are missing ({}); compile them first, or leave out the option `require-built`",
+                "{} of {} builds are missing ({}){held}; compile them first, or leave out the option `require-built`",
                 names.len(),
                 jobs.len(),
                 names.join(", ")

@@ -87,8 +87,10 @@ impl DryRun {
     pub fn to_json(&self) -> Value {
         let Self { engine, cache, stages, other_sessions, weight_bytes, packed_bytes, graph_bytes, .. } = self;
         let Self { cache_bytes, compute_dtype, is_mapped, builds, .. } = self;
-        let build_json =
-            |build: &PlannedBuild| json!({ "name": build.name, "key": build.key, "is_built": build.is_built });
+        let build_json = |build: &PlannedBuild| {
+            let PlannedBuild { name, key, is_built, weight_bytes, held_for } = build;
+            json!({ "name": name, "key": key, "is_built": is_built, "weight_bytes": weight_bytes, "held_for": held_for })
+        };
         let build_cache = builds.as_ref().map(|builds| {
             let hits = builds.iter().filter(|build| build.is_built).count();
             json!({

@@ -14,6 +14,7 @@
 //! whole or not at all, whenever a builder dies. Each file is compared with its SHA-256 whenever it is loaded; providers
 //! do not notice a flipped byte. docs/builds.md tells all of this from the outside.
 
+pub(crate) mod differences;
 mod entry;
 pub(crate) mod key;
 mod layout;

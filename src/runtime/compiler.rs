@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::build_cache::differences::MissingBuilds;
 use super::build_cache::key::{Ingredients, Key, KeyProfile, KeyTarget, ranges};
 use super::build_cache::parameters::digests;
 use super::build_cache::timing::Timing;
@@ -53,9 +54,13 @@ pub(crate) struct Compiler {
     /// None: builds are compiled for this process alone.
     store: Option<BuildStore>,
     target: KeyTarget,
+    /// For which the timings of kernels hold.
+    timing: KeyTarget,
     profiles: BTreeMap<String, KeyProfile>,
     may_build: bool,
     counts: Mutex<BuildCounts>,
+    /// Builds that had to be compiled.
+    compiled: Mutex<MissingBuilds>,
 }
 
 /// A graph with everything that its build depends on.
@@ -94,7 +99,8 @@ impl Compiler {
         if store.is_some() {
             check_places(device.spec())?;
         }
-        Ok(Self { store, target: device.target(), profiles, may_build, counts: Mutex::default() })
+        let [target, timing] = [device.target(), device.timing_target()];
+        Ok(Self { store, target, timing, profiles, may_build, counts: Mutex::default(), compiled: Mutex::default() })
     }
 
     pub(crate) fn store(&self) -> Option<&BuildStore> {
@@ -153,6 +159,34 @@ impl Compiler {
         Ok(missing)
     }
 
+    /// For each of these jobs, for what else the store holds a build of the same graph: ``for the GPU `A`; this one is `B` ``.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn held_for(&self, device: &Device, jobs: &[&Job<'_>]) -> Result<Vec<Option<String>>> {
+        let Some(store) = self.store.as_ref().filter(|_| !jobs.is_empty()) else { return Ok(vec![None; jobs.len()]) };
+        let wanted: Vec<&Ingredients> = jobs.iter().filter_map(|job| job.ingredients.as_ref()).collect();
+        let similar = store.similar(&wanted, device.spec().kind().device_word())?;
+        Ok(similar.into_iter().map(|found| found.map(|differences| differences.to_string())).collect())
+    }
+
+    /// Remembers which builds are about to be compiled, and what the store holds instead.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn note_missing(&self, device: &Device, jobs: &[Job<'_>]) -> Result<()> {
+        let held_for = self.held_for(device, &self.missing(jobs)?)?;
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        held_for.iter().for_each(|held_for| compiled.add(held_for.as_deref()));
+        Ok(())
+    }
+
+    /// What the user should know of builds that were compiled although the store holds others of their graphs.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        compiled.lines().into_iter().map(|line| format!("{line}; compiled anew")).collect()
+    }
+
     /// The session of a graph, compiled only if it must be.
     ///
     /// # Errors
@@ -203,7 +237,7 @@ impl Compiler {
     ) -> Result<String> {
         let kind = device.spec().kind();
         let key = ingredients.key()?;
-        let timing = if kind.times_kernels() { Some(Timing::take(store, &key, &self.target)?) } else { None };
+        let timing = if kind.times_kernels() { Some(Timing::take(store, &key, &self.timing)?) } else { None };
         let mut extra = writing(kind, folder, &key.as_str()[..16], timing.as_ref().map(Timing::folder));
         extra.provider.extend(job.shapes.iter().cloned());
         drop(Session::load_with(device, &job.source, &extra)?);

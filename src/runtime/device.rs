@@ -110,6 +110,11 @@ impl Device {
         self.provider.target(&self.library)
     }
 
+    /// What the timings of kernels depend on, which builders share.
+    pub(crate) fn timing_target(&self) -> KeyTarget {
+        self.provider.timing_target(&self.library)
+    }
+
     /// Whether the host may read and write its tensors.
     pub(crate) fn is_host(&self) -> bool {
         self.memory.is_host()

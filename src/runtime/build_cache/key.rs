@@ -4,7 +4,7 @@
 //! file claims: two blocks of one kind differ in it, a fine-tuned checkpoint of equal layout differs in it, and a model
 //! that was moved, renamed or packed does not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -101,6 +101,15 @@ pub(crate) fn ranges(graph: &Graph) -> Result<Vec<Range>> {
     let model = onnx::decode(&graph.bytes).map_err(Error::internal)?;
     let tensors = model.graph.iter().flat_map(|graph| &graph.initializer);
     tensors.filter_map(|tensor| range(graph, tensor).transpose()).collect()
+}
+
+/// The bytes of all parameters of a graph, each counted once.
+///
+/// # Errors
+/// `Internal` for a graph that was not checked.
+pub(crate) fn weight_bytes(graph: &Graph) -> Result<u64> {
+    let unique: BTreeSet<Range> = ranges(graph)?.into_iter().collect();
+    Ok(unique.iter().map(|range| range.bytes).sum())
 }
 
 fn range(graph: &Graph, tensor: &TensorProto) -> Result<Option<Range>> {

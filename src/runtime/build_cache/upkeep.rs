@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use super::entry::{Depth, Record, seconds, short};
-use super::key::Key;
+use super::key::{Ingredients, Key};
 use super::layout::{ENTRIES, REFERENCES, STAGING, WEIGHTS};
 use super::{BuildStore, lock};
 use crate::error::{Error, Result};
@@ -94,6 +94,11 @@ impl StoredBuild {
     /// How long compiling took.
     pub fn build_seconds(&self) -> Option<f64> {
         self.record.as_ref().map(|record| record.build_seconds)
+    }
+
+    /// What it depends on, unless it is damaged or foreign.
+    pub(super) fn into_ingredients(self) -> Option<Ingredients> {
+        self.record.map(|record| record.ingredients)
     }
 
     /// Everything that is known of it, version 1.

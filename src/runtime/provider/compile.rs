@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::gpu_target::GpuTarget;
 use super::kind::ProviderKind;
 use super::register::{Provider, gpu, metadata};
 use super::spec::ProviderSpec;
-use super::{openvino, tensorrt, tensorrt_rtx};
+use super::{cuda, openvino, tensorrt, tensorrt_rtx};
 use crate::error::{Error, Result};
 use crate::runtime::build_cache::key::KeyTarget;
+use crate::runtime::driver::driver;
 use crate::runtime::library::Loaded;
 
 /// Smallest, usual and largest shape of each input of a graph.
@@ -142,14 +144,19 @@ impl Provider {
     pub(crate) fn target(&self, library: &Loaded) -> KeyTarget {
         let spec = self.spec();
         let kind = spec.kind();
-        let options = spec.pairs().into_iter().filter(|(key, _)| !PLACES.contains(&key.as_str()));
+        let known = self.gpu_target();
+        // Which number the GPU has does not matter where the GPU itself is known.
+        let is_place = |key: &str| PLACES.contains(&key) || (known.is_some() && key == cuda::DEVICE_KEY);
+        let options = spec.pairs().into_iter().filter(|(key, _)| !is_place(key));
         let [sdk, driver, device] = match kind {
             ProviderKind::OpenVino => self.openvino(library),
-            ProviderKind::TensorRt => [
-                libraries(&["libnvinfer", "libnvonnxparser", "libcudart", "libcudnn", "libcublas"]),
-                nvidia_driver(),
-                nvidia_devices(),
-            ],
+            ProviderKind::TensorRt => {
+                let sdk = libraries(&["libnvinfer", "libnvonnxparser", "libcudart", "libcudnn", "libcublas"]);
+                match &known {
+                    Some(gpu) => [sdk, String::new(), gpu.device.clone()],
+                    None => [sdk, nvidia_driver(), nvidia_devices()],
+                }
+            }
             ProviderKind::TensorRtRtx => [
                 libraries(tensorrt_rtx::LIBRARIES),
                 nvidia_driver(),
@@ -167,6 +174,26 @@ impl Provider {
             driver,
             device,
         }
+    }
+
+    /// The same of what builders measure of kernels: it holds for one model of GPU, also where builds are for several.
+    pub(crate) fn timing_target(&self, library: &Loaded) -> KeyTarget {
+        let target = self.target(library);
+        match self.gpu_target() {
+            Some(gpu) => KeyTarget { device: gpu.timed_on, ..target },
+            None => target,
+        }
+    }
+
+    /// The GPU that TensorRT compiles for; `None` for other providers, and where the driver does not tell.
+    fn gpu_target(&self) -> Option<GpuTarget> {
+        let spec = self.spec();
+        if spec.kind() != ProviderKind::TensorRt {
+            return None;
+        }
+        let index = spec.raw(cuda::DEVICE).map_or(Some(0), |device| device.parse::<usize>().ok())?;
+        // The driver counts only those that CUDA_VISIBLE_DEVICES names, in the order in which providers do.
+        GpuTarget::of(driver().ok()?.gpus.get(index)?, spec.is_on(tensorrt::HARDWARE_COMPATIBLE))
     }
 
     /// The plugin's version (it holds its compiler), none for the driver, and all that OpenVINO tells of the device.
@@ -195,7 +222,7 @@ fn libraries(begins: &[&str]) -> String {
     found.into_iter().collect::<Vec<_>>().join(", ")
 }
 
-/// As the kernel module tells it.
+/// As the kernel module tells it, for machines whose driver cannot be asked for the GPU.
 fn nvidia_driver() -> String {
     let text = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
     text.lines().next().unwrap_or_default().trim().to_owned()

@@ -64,6 +64,14 @@ impl ProviderKind {
         matches!(self, Self::Cuda | Self::TensorRt | Self::TensorRtRtx)
     }
 
+    /// The word for what it computes on.
+    pub(crate) fn device_word(self) -> &'static str {
+        match self {
+            Self::Cuda | Self::TensorRt | Self::TensorRtRtx | Self::WebGpu => "GPU",
+            Self::Cpu | Self::OpenVino => "device",
+        }
+    }
+
     /// The table of its options.
     pub(super) fn defs(self) -> &'static [OptionDef] {
         match self {

@@ -7,6 +7,7 @@ pub(crate) mod compile;
 mod cpu;
 mod cuda;
 pub(super) mod failure;
+pub(crate) mod gpu_target;
 pub(super) mod kind;
 #[expect(
     unsafe_code,

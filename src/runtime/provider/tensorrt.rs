@@ -17,6 +17,7 @@ pub(super) const NAME: &str = "TensorrtExecutionProvider";
 pub(super) const TIMING_CACHE: &str = "timing-cache";
 pub(super) const ENGINE_CACHE: &str = "engine-cache";
 pub(super) const ENGINE_PREFIX: &str = "engine-prefix";
+pub(super) const HARDWARE_COMPATIBLE: &str = "hardware-compatible";
 
 pub(super) const OPTIONS: &[OptionDef] = &[
     OptionDef {
@@ -92,7 +93,7 @@ pub(super) const OPTIONS: &[OptionDef] = &[
         about: "what names of cached engines begin with",
     },
     OptionDef {
-        name: "hardware-compatible",
+        name: HARDWARE_COMPATIBLE,
         form: Form::Flag,
         key: Some("trt_engine_hw_compatible"),
         about: "engines for every GPU from Ampere on, at some loss of speed",
