@@ -1,18 +1,21 @@
 //! `dbcache-trt build`: makes builds ahead of time. Each is made by a process of its own, which gives back all its
 //! memory; this process only plans, starts and reports.
 
+mod outcomes;
+mod process;
+mod schedule;
+
 use std::collections::VecDeque;
-use std::ffi::OsString;
 use std::io::Read;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::Context;
-use dbcache_trt::{Builder, CancelToken, EngineOptions, Error, ErrorKind};
-use serde_json::{Value, json};
+use dbcache_trt::{Builder, CancelToken, EngineOptions, Error, ErrorKind, bytes_in_words};
 
+use self::outcomes::{BuildOutcome, Done, Outcomes};
+use self::process::{PATIENCE, compile};
+use self::schedule::{Schedule, Start, Waiting};
 use super::args::{BuildArgs, BuildOneArgs};
 use super::builds::tell_of_older;
 use super::print::{line, note};
@@ -21,13 +24,8 @@ use super::signals::cancel_token;
 /// More processes than any machine has GPUs or cores for; a typing error should not start them.
 const MAX_JOBS: usize = 256;
 
-/// How often a running build is looked at.
-const PATIENCE: Duration = Duration::from_millis(20);
-
 pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
-    if !(1..=MAX_JOBS).contains(&args.jobs) {
-        anyhow::bail!(usage(format!("--jobs is {}; expected 1 to {MAX_JOBS}", args.jobs)));
-    }
+    check(args)?;
     let options = args.options()?;
     if options.require_built {
         anyhow::bail!(usage("--require-built has no effect on a build; leave it out"));
@@ -38,36 +36,51 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
     let cancel = cancel_token()?;
     let builder = Builder::plan(&args.engine, &options)?;
     let start = Instant::now();
-    let report = Report { total: builder.builds().len(), is_quiet: args.json, done: Mutex::default() };
+    let report = Outcomes::new(&builder, args.json);
     for refused in builder.refused() {
         note(format_args!("warning: {refused}"));
     }
-    let mut queue = VecDeque::new();
+    for held_for in builder.held_for() {
+        note(format_args!("note: {held_for}"));
+    }
+    let mut waiting = VecDeque::new();
     for (index, build) in builder.builds().iter().enumerate() {
         if build.is_built && builder.is_whole(index)? {
-            report.add(&build.name, BuildOutcome::Found)?
+            report.add(Done { index, outcome: BuildOutcome::Found, peak_bytes: None })?
         } else {
-            queue.push_back(index)
+            waiting.push_back(Waiting { index, weight_bytes: build.weight_bytes })
         }
     }
-    let jobs = args.jobs.min(queue.len());
-    let queue = Mutex::new(queue);
-    let worked = thread::scope(|scope| {
-        let work = || work(&builder, &queue, &report, &cancel);
-        let start = |_| thread::Builder::new().spawn_scoped(scope, work);
-        let others: Vec<_> = (1..jobs).map(start).map_while(Result::ok).collect();
-        // Where the system gives no more threads, this one does everything.
-        let own = work();
-        let results = others.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(lost())));
-        std::iter::once(own).chain(results).collect::<anyhow::Result<Vec<()>>>()
-    });
+    let workers = Workers {
+        builder: &builder,
+        report: &report,
+        cancel: &cancel,
+        bound: args.build_memory,
+        schedule: Mutex::new(Schedule::new(args.build_memory, waiting)),
+        has_ended: Condvar::new(),
+    };
+    let worked = workers.run(args.jobs);
     if cancel.is_cancelled() {
         builder.clean()?;
         let message = "cancelled; what is compiled stays, and the same command goes on from there";
         anyhow::bail!(Error::with_kind(ErrorKind::Cancelled, message));
     }
     worked?;
-    report.finish(args, &builder, start.elapsed())
+    report.finish(start.elapsed())
+}
+
+/// # Errors
+/// `Usage` for numbers that mean nothing.
+fn check(args: &BuildArgs) -> anyhow::Result<()> {
+    if !(1..=MAX_JOBS).contains(&args.jobs) {
+        anyhow::bail!(usage(format!("--jobs is {}; expected 1 to {MAX_JOBS}", args.jobs)));
+    }
+    if args.build_memory.is_some() && args.jobs == 1 {
+        anyhow::bail!(usage(
+            "--build-memory has no effect with --jobs 1, which makes one build at a time; give --jobs 2 or more, or leave it out"
+        ));
+    }
+    Ok(())
 }
 
 /// The hidden command behind each process: makes one build, and says so in one line of JSON.
@@ -90,166 +103,84 @@ pub fn one(args: &BuildOneArgs) -> anyhow::Result<()> {
     line(builder.compile(args.index)?.to_json())
 }
 
-/// What became of one build.
-enum BuildOutcome {
-    /// It was there.
-    Found,
-    /// By a process that said this.
-    Built(Value),
-    /// With the exit code and the last words of the process.
-    Failed(Option<i32>, String),
+/// Threads that each wait for one process at a time.
+struct Workers<'w> {
+    builder: &'w Builder,
+    report: &'w Outcomes<'w>,
+    cancel: &'w CancelToken,
+    /// Bytes that all running builds together may take.
+    bound: Option<u64>,
+    schedule: Mutex<Schedule>,
+    has_ended: Condvar,
 }
 
-/// Takes builds from the queue until there are none.
-fn work(
-    builder: &Builder,
-    queue: &Mutex<VecDeque<usize>>,
-    report: &Report,
-    cancel: &CancelToken,
-) -> anyhow::Result<()> {
-    loop {
-        let index = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let Some(index) = index.filter(|_| !cancel.is_cancelled()) else { return Ok(()) };
-        let Some(build) = builder.builds().get(index) else { return Ok(()) };
-        if let Some(outcome) = compile(index, &build.key, cancel)? {
-            report.add(&build.name, outcome)?;
-        }
+impl Workers<'_> {
+    fn run(&self, jobs: usize) -> anyhow::Result<()> {
+        let jobs = jobs.min(self.schedule().waiting());
+        thread::scope(|scope| {
+            let start = |_| thread::Builder::new().spawn_scoped(scope, || self.work());
+            let others: Vec<_> = (1..jobs).map(start).map_while(Result::ok).collect();
+            // Where the system gives no more threads, this one does everything.
+            let own = self.work();
+            let results = others.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(lost())));
+            std::iter::once(own).chain(results).collect()
+        })
     }
-}
 
-/// Makes one build in a process of its own; `None` if that was cancelled.
-fn compile(index: usize, key: &str, cancel: &CancelToken) -> anyhow::Result<Option<BuildOutcome>> {
-    let program = std::env::current_exe().context("cannot tell where this program is")?;
-    let mut command = Command::new(program);
-    command.args(["build-one", "--index", &index.to_string(), "--key", key]).args(own_arguments());
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().context("cannot start a process that builds")?;
-    let listeners = listen(child.stdout.take()).and_then(|out| Ok((out, listen(child.stderr.take())?)));
-    let (out, err) = match listeners {
-        Ok(listeners) => listeners,
-        Err(error) => {
-            // It may have ended by itself meanwhile.
-            let _ = child.kill();
-            child.wait()?;
-            let message = format!("a process that builds needs two threads, and the system gives none ({error})");
-            anyhow::bail!(Error::with_kind(ErrorKind::Resources, message));
-        }
-    };
-    let Some(status) = wait(&mut child, cancel)? else { return Ok(None) };
-    let text = |listener: thread::JoinHandle<String>| listener.join().unwrap_or_default();
-    let (out, err) = (text(out), text(err));
-    if !status.success() {
-        return Ok(Some(BuildOutcome::Failed(status.code(), err)));
-    }
-    let last = out.lines().last().unwrap_or_default();
-    Ok(Some(match serde_json::from_str(last) {
-        Ok(said) => BuildOutcome::Built(said),
-        Err(_) => BuildOutcome::Failed(status.code(), format!("the process said nothing of its result\n{out}{err}")),
-    }))
-}
-
-/// The arguments of this command, without its name.
-fn own_arguments() -> impl Iterator<Item = OsString> {
-    let mut is_named = false;
-    std::env::args_os().skip(1).filter(move |argument| std::mem::replace(&mut is_named, true) || argument != "build")
-}
-
-/// Waits for a process, or kills it when the user cancels.
-fn wait(child: &mut Child, cancel: &CancelToken) -> anyhow::Result<Option<std::process::ExitStatus>> {
-    loop {
-        if cancel.is_cancelled() {
-            // It may have ended by itself meanwhile.
-            let _ = child.kill();
-            child.wait()?;
-            return Ok(None);
-        }
-        match child.try_wait()? {
-            Some(status) => return Ok(Some(status)),
-            None => thread::sleep(PATIENCE),
-        }
-    }
-}
-
-/// Reads a pipe to its end, so that the process never waits for a reader.
-fn listen(pipe: Option<impl Read + Send + 'static>) -> std::io::Result<thread::JoinHandle<String>> {
-    thread::Builder::new().spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(mut pipe) = pipe {
-            let _ = pipe.read_to_end(&mut bytes);
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
-}
-
-struct Report {
-    total: usize,
-    is_quiet: bool,
-    done: Mutex<Vec<(String, BuildOutcome)>>,
-}
-
-impl Report {
-    fn add(&self, name: &str, outcome: BuildOutcome) -> anyhow::Result<()> {
-        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = match &outcome {
-            BuildOutcome::Found => "is there".to_owned(),
-            BuildOutcome::Built(said) if said["built"] == 1 => {
-                format!("compiled in {:.1} s", said["build_seconds"].as_f64().unwrap_or_default())
+    /// Makes builds until none waits.
+    fn work(&self) -> anyhow::Result<()> {
+        while let Some(start) = self.next() {
+            let made = self.make(start);
+            let measured = made.as_ref().ok().and_then(Option::as_ref).filter(|done| done.outcome.is_built());
+            self.schedule().end(start.index, measured.and_then(|done| done.peak_bytes));
+            self.has_ended.notify_all();
+            if let Some(done) = made? {
+                self.report.add(done)?;
             }
-            BuildOutcome::Built(_) => "was compiled by another process".to_owned(),
-            BuildOutcome::Failed(_, words) => {
-                format!("FAILED: {}", words.trim().lines().last().unwrap_or("without a word"))
-            }
-        };
-        let is_damage = |said: &Value| said["damaged"].as_array().is_some_and(|damaged| !damaged.is_empty());
-        if let BuildOutcome::Built(said) = &outcome
-            && is_damage(said)
-        {
-            note(format_args!("warning: a build was damaged, and was made again: {}", said["damaged"][0]));
         }
-        done.push((name.to_owned(), outcome));
-        if self.is_quiet { Ok(()) } else { line(format_args!("[{}/{}] {name} {text}", done.len(), self.total)) }
+        Ok(())
     }
 
-    fn finish(self, args: &BuildArgs, builder: &Builder, elapsed: Duration) -> anyhow::Result<()> {
-        let done = self.done.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let is_built = |outcome: &BuildOutcome| matches!(outcome, BuildOutcome::Built(said) if said["built"] == 1);
-        let built = done.iter().filter(|(_, outcome)| is_built(outcome)).count();
-        let failed: Vec<(&str, Option<i32>, &str)> = done
-            .iter()
-            .filter_map(|(name, outcome)| match outcome {
-                BuildOutcome::Failed(code, words) => Some((name.as_str(), *code, words.as_str())),
-                _ => None,
-            })
-            .collect();
-        let found = done.len() - built - failed.len();
-        if args.json {
-            let builds = builder.builds().iter().map(|build| json!({ "name": build.name, "key": build.key }));
-            line(serde_json::to_string_pretty(&json!({
-                "version": 1,
-                "provider": builder.provider(),
-                "builds": builds.collect::<Vec<_>>(),
-                "built": built,
-                "found": found,
-                "failed": failed.iter().map(|(name, ..)| name).collect::<Vec<_>>(),
-                "seconds": elapsed.as_secs_f64(),
-            }))?)?;
-        } else {
-            let provider = builder.provider();
-            let seconds = elapsed.as_secs_f64();
-            line(format_args!(
-                "{built} compiled in {seconds:.1} s, {found} found, {} failed; {provider}",
-                failed.len()
-            ))?;
+    /// Waits until a build may start beside those that run; `None` if none waits.
+    fn next(&self) -> Option<Start> {
+        let mut schedule = self.schedule();
+        loop {
+            if self.cancel.is_cancelled() || schedule.waiting() == 0 {
+                return None;
+            }
+            if let Some(start) = schedule.start() {
+                return Some(start);
+            }
+            let waited = self.has_ended.wait_timeout(schedule, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+            schedule = waited.0;
         }
-        let Some((_, code, _)) = failed.first() else { return Ok(()) };
-        let mut message = format!("{} of {} builds could not be made:", failed.len(), self.total);
-        for (name, code, words) in &failed {
-            let code = code.map_or("killed by a signal".to_owned(), |code| format!("exit code {code}"));
-            message += &format!("\n{name} ({code}): {}", words.trim());
+    }
+
+    fn make(&self, start: Start) -> anyhow::Result<Option<Done>> {
+        let Start { index, above_bound } = start;
+        let Some(build) = self.builder.builds().get(index) else { return Ok(None) };
+        if let Some(expected) = above_bound {
+            self.say(&build.name, "is expected to take", expected, "so it runs alone");
         }
-        let of_code = |kind: &&ErrorKind| *code == Some(kind.exit_code().into());
-        let kind = ErrorKind::ALL.iter().find(of_code).copied().unwrap_or(ErrorKind::Runtime);
-        anyhow::bail!(Error::with_kind(kind, message))
+        let Some(ended) = compile(index, &build.key, self.cancel)? else { return Ok(None) };
+        let peak_bytes = ended.exit.peak_bytes;
+        let is_surprise = |peak: &u64| above_bound.is_none() && self.bound.is_some_and(|bound| *peak > bound);
+        if let Some(peak) = peak_bytes.filter(is_surprise) {
+            self.say(&build.name, "took", peak, "less was expected");
+        }
+        Ok(Some(Done { index, outcome: BuildOutcome::of(&ended), peak_bytes }))
+    }
+
+    /// Tells of a build that is larger than the bound.
+    fn say(&self, name: &str, takes: &str, bytes: u64, then: &str) {
+        let (bytes, bound) = (bytes_in_words(bytes), bytes_in_words(self.bound.unwrap_or_default()));
+        note(format_args!(
+            "warning: {name} {takes} {bytes} of memory, more than the {bound} of --build-memory; {then}"
+        ));
+    }
+
+    fn schedule(&self) -> MutexGuard<'_, Schedule> {
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -224,6 +224,12 @@ fn what_cannot_be_built_is_named() {
         ("--provider openvino --build-cache none", 2, "--build-cache is `none`: there is no place for what would be"),
         ("--provider openvino --require-built", 2, "--require-built has no effect on a build; leave it out"),
         ("--provider openvino --jobs 0", 2, "--jobs is 0; expected 1 to 256"),
+        (
+            "--provider openvino --build-memory 1G",
+            2,
+            "--build-memory has no effect with --jobs 1, which makes one build",
+        ),
+        ("--provider openvino --jobs 2 --build-memory 1T", 2, "--build-memory <BYTES>': expected bytes, such as"),
         ("--provider openvino --profile a", 2, "the profile `a` does not parse"),
         ("--provider openvino --cache f99b0", 2, "more than the model's 12 blocks"),
         ("--provider openvino:library=nowhere.so", 10, "nowhere.so"),

@@ -145,6 +145,71 @@ fn a_build_ahead_of_time_leaves_nothing_to_compile() {
 
 #[test]
 #[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
+fn memory_bounds_how_many_builds_are_made_at_once() {
+    let tiny = data("tiny-flux");
+    for (bound, is_too_small) in [("1M", true), ("100G", false)] {
+        let compiled = Compiled::new();
+        let built = compiled.build(&tiny, &format!("{CACHE} --jobs 3 --json --build-memory {bound}")).code(0);
+        let report: Value = serde_json::from_str(&built.out).unwrap();
+        let builds = report["builds"].as_array().unwrap();
+        let warnings = built.err.matches("more than the 1.0 MB of --build-memory; so it runs alone").count();
+        assert_eq!(warnings, if is_too_small { builds.len() } else { 0 }, "{built}");
+        assert_eq!(
+            (report["built"].as_u64(), built.err.is_empty()),
+            (Some(builds.len() as u64), !is_too_small),
+            "{built}"
+        );
+        let weights: u64 = builds.iter().map(|build| build["weight_bytes"].as_u64().unwrap()).sum();
+        assert!(weights > 100_000, "{report}");
+        if cfg!(unix) {
+            assert!(builds.iter().all(|build| build["peak_bytes"].as_u64().unwrap() > 10_000_000), "{report}");
+        }
+        let again = compiled.build(&tiny, &format!("{CACHE} --json")).json();
+        assert!(again["builds"].as_array().unwrap().iter().all(|build| build["peak_bytes"].is_null()), "{again}");
+    }
+    let compiled = Compiled::new();
+    let built = compiled.build(&tiny, CACHE).code(0);
+    assert!(!cfg!(unix) || built.out.contains(" s, peak memory "), "{built}");
+}
+
+/// A build that another option of the provider was given for is not used, and that is said.
+#[test]
+#[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
+fn a_build_for_something_else_is_refused_by_name() {
+    let compiled = Compiled::new();
+    let tiny = data("tiny-flux");
+    let on = |options: &str, more: &str| {
+        let store = compiled.store.display();
+        compiled
+            .shell
+            .tiny(&format!("--steps 6 --provider {}{options} --build-cache {store} {CACHE} {more}", openvino()))
+    };
+    compiled.build(&tiny, &format!("{CACHE} --profile 8..16")).code(0);
+    let refused = on("", "--require-built").code(11);
+    let profile = "; the cache holds them for the profile `batch=1, image=16..64, usually 64, text=1..512, ";
+    assert!(
+        refused.err.contains(profile) && refused.err.contains("`; this one is `any batch, any image, "),
+        "{refused}"
+    );
+
+    on("", "").code(0).stdout("builds are missing: the cache holds them for the profile `");
+    assert!(!on("", "").code(0).out.contains("builds are missing"), "now they are there");
+    let refused = on(",threads=1", "--require-built").code(11);
+    assert!(refused.err.contains("the cache holds them for the provider's settings `"), "{refused}");
+    let noted = compiled.run(&format!(
+        "build --engine {} --provider {},threads=1 --build-cache {} {CACHE} --json",
+        tiny.display(),
+        openvino(),
+        compiled.store.display()
+    ));
+    let report: Value = serde_json::from_str(&noted.out).unwrap();
+    let held_for = report["builds"][0]["held_for"].as_str().unwrap();
+    assert!(held_for.starts_with("for the provider's settings `"), "{held_for}");
+    assert!(noted.err.contains(&format!("builds are missing: the cache holds them {held_for}")), "{noted}");
+}
+
+#[test]
+#[ignore = "needs OpenVINO's plugin: cargo xtask check-openvino"]
 fn damaged_builds_are_made_again() {
     type Damage = fn(&Path, &Path);
     const BIN: &str = "model_OpenVINOExecutionProvider.bin";

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use dbcache_trt::options::{parse_value, read_policy};
+use dbcache_trt::options::{parse_bytes, parse_value, read_policy};
 use dbcache_trt::{CacheDType, EngineOptions, Result};
 
 use super::LoadArgs;
@@ -23,6 +23,9 @@ pub struct BuildArgs {
     /// Builds that are made at the same time; more than one disturb each other's timings
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_value::<usize>)]
     pub jobs: usize,
+    /// With --jobs: most host memory of all builds that run at the same time; a build starts only if it is expected to fit
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub build_memory: Option<u64>,
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,

@@ -105,7 +105,7 @@ fn unlike<T: PartialEq>(
 }
 
 fn extents(name: &str, [least, usual, most]: &KeyProfile) -> String {
-    format!("{name}={least}..{most}, usually {usual}")
+    if least == most { format!("{name}={least}") } else { format!("{name}={least}..{most}, usually {usual}") }
 }
 
 /// Two lists with commas without what they have in common: the libraries of a compiler are many.

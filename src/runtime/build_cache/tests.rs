@@ -685,6 +685,10 @@ fn what_differs_is_told_old_against_new() {
             |i| i.profiles.get_mut("image").unwrap()[2] = 4096,
             "for the profile `image=64..1024, usually 256`; this one is `image=64..4096, usually 256`",
         ),
+        (
+            |i| i.profiles = BTreeMap::from([("image".into(), [64, 64, 64])]),
+            "for the profile `image=64..1024, usually 256`; this one is `image=64`",
+        ),
         (|i| i.profiles.clear(), "for the profile `image=64..1024, usually 256`; this one is `any image`"),
         (|i| i.key_version = 2, "for the version of keys `1`; this one is `2`"),
         (
