@@ -10,7 +10,7 @@ use super::spec::ProviderSpec;
 use super::{cuda, openvino, tensorrt, tensorrt_rtx};
 use crate::error::{Error, Result};
 use crate::runtime::build_cache::key::KeyTarget;
-use crate::runtime::driver::driver;
+use crate::runtime::driver::{Driver, driver};
 use crate::runtime::library::Loaded;
 
 /// Smallest, usual and largest shape of each input of a graph.
@@ -145,9 +145,6 @@ impl Provider {
         let spec = self.spec();
         let kind = spec.kind();
         let known = self.gpu_target();
-        // Which number the GPU has does not matter where the GPU itself is known.
-        let is_place = |key: &str| PLACES.contains(&key) || (known.is_some() && key == cuda::DEVICE_KEY);
-        let options = spec.pairs().into_iter().filter(|(key, _)| !is_place(key));
         let [sdk, driver, device] = match kind {
             ProviderKind::OpenVino => self.openvino(library),
             ProviderKind::TensorRt => {
@@ -167,7 +164,7 @@ impl Provider {
         };
         KeyTarget {
             provider: kind.ort_name().to_owned(),
-            options: options.collect(),
+            options: key_options(spec, known.is_some()),
             session: BTreeMap::from([(CONTEXT_EMBED.to_owned(), "0".to_owned())]),
             onnxruntime: format!("{}, {}", library.info.version, library.info.build),
             sdk,
@@ -191,9 +188,7 @@ impl Provider {
         if spec.kind() != ProviderKind::TensorRt {
             return None;
         }
-        let index = spec.raw(cuda::DEVICE).map_or(Some(0), |device| device.parse::<usize>().ok())?;
-        // The driver counts only those that CUDA_VISIBLE_DEVICES names, in the order in which providers do.
-        GpuTarget::of(driver().ok()?.gpus.get(index)?, spec.is_on(tensorrt::HARDWARE_COMPATIBLE))
+        gpu_in_use(spec, &driver().ok()?)
     }
 
     /// The plugin's version (it holds its compiler), none for the driver, and all that OpenVINO tells of the device.
@@ -205,6 +200,19 @@ impl Provider {
         about.extend(facts.into_iter().filter(|fact| !fact.is_empty()));
         [fact("version"), fact("DRIVER_VERSION"), about.join(", ")]
     }
+}
+
+/// The options that change what is compiled. Which number the GPU has does not matter where the GPU itself is known.
+fn key_options(spec: &ProviderSpec, is_gpu_known: bool) -> BTreeMap<String, String> {
+    let is_place = |key: &str| PLACES.contains(&key) || (is_gpu_known && key == cuda::DEVICE_KEY);
+    spec.pairs().into_iter().filter(|(key, _)| !is_place(key)).collect()
+}
+
+/// The GPU that the option `device` names. The driver counts only those that CUDA_VISIBLE_DEVICES names, in the order in
+/// which providers do.
+fn gpu_in_use(spec: &ProviderSpec, driver: &Driver) -> Option<GpuTarget> {
+    let index = spec.raw(cuda::DEVICE).map_or(Some(0), |device| device.parse::<usize>().ok())?;
+    GpuTarget::of(driver.gpus.get(index)?, spec.is_on(tensorrt::HARDWARE_COMPATIBLE))
 }
 
 /// The libraries of a compiler that this process has loaded, by file name and size: the names carry the versions. Empty
@@ -251,6 +259,7 @@ fn nvidia_devices() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::driver::{CudaVersion, Gpu};
 
     #[test]
     fn shapes_in_the_words_of_each_provider() {
@@ -291,6 +300,31 @@ mod tests {
         let tensorrt = "trt_engine_cache_enable=1 trt_engine_cache_prefix=abc trt_timing_cache_enable=1 \
                         trt_timing_cache_path=/s/t";
         assert_eq!(text(ProviderKind::TensorRt), format!("{context} {tensorrt}"));
+    }
+
+    #[test]
+    fn the_gpu_in_use_takes_the_place_of_its_number() {
+        let gpu = |name: &str, capability| Gpu {
+            name: name.into(),
+            memory_bytes: None,
+            compute_capability: Some(capability),
+        };
+        let gpus = vec![gpu("NVIDIA H200", (9, 0)), gpu("NVIDIA L40S", (8, 9))];
+        let driver = Driver { release: Some("580.65".into()), cuda: CudaVersion(13000), gpus, failure: None };
+        for (spec, device) in [
+            ("tensorrt:fp16", Some("NVIDIA H200, compute capability 9.0")),
+            ("tensorrt:device=0,fp16", Some("NVIDIA H200, compute capability 9.0")),
+            ("tensorrt:device=1,fp16", Some("NVIDIA L40S, compute capability 8.9")),
+            ("tensorrt:device=1,hardware-compatible", Some("any GPU of compute capability 8.0 or newer")),
+            ("tensorrt:device=2", None),
+        ] {
+            let found = gpu_in_use(&spec.parse().unwrap(), &driver);
+            assert_eq!(found.map(|gpu| gpu.device).as_deref(), device, "{spec}");
+        }
+        let options = |spec: &str, is_gpu_known| key_options(&spec.parse().unwrap(), is_gpu_known);
+        assert_eq!(options("tensorrt:device=1,fp16", true), options("tensorrt:fp16", true));
+        assert_eq!(options("tensorrt:device=1,fp16", false)["device_id"], "1");
+        assert_ne!(options("tensorrt:fp16", true), options("tensorrt", true));
     }
 
     #[test]
