@@ -1,6 +1,7 @@
 """Every stage of every exported family, in every precision, is taken by NVIDIA's parser and builder.
 
-Run by `cargo xtask check-tensorrt`, which builds the command and names it in DBCACHE_TRT.
+Run by `cargo xtask check-tensorrt`, which builds the command and names it in DBCACHE_TRT. What was built is added to
+the file that DBCACHE_TENSORRT_REPORT names, as one table for each engine.
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from accept import Profile, Refused, accept
+from accept import Accepted, Profile, Refused, accept, report
 from onnx import TensorProto, helper
 
 from dbcache_export.conftest import write_transformer as write_flux
@@ -58,8 +59,7 @@ def test_every_stage_is_accepted(family: str, compute: DType, tmp_path: Path) ->
     ranges = [] if profile is None else ["--profile", profile]
     division = ["--cache", "f1b1", "--stages", "fused", "--provider", "tensorrt", *ranges]
     stages = written_stages(tmp_path / "engine", tmp_path / "stages", *division)
-    for graph, shapes in stages.items():
-        print(family, compute, graph.name, accept(graph, shapes))
+    tell(f"{family}, exported with {compute}", {graph.name: accept(graph, shapes) for graph, shapes in stages.items()})
 
 
 @pytest.mark.parametrize("compute", ["fp16", "bf16"])
@@ -71,11 +71,22 @@ def test_stages_that_the_engine_casts_are_accepted(family: str, opset: int, comp
     profile = PROFILES.get((family, "f32"))
     ranges = [] if profile is None else ["--profile", profile]
     division = ["--cache", "f1b1", "--stages", "fused", "--provider", "tensorrt", "--compute", compute, *ranges]
-    for graph, shapes in written_stages(tmp_path / "engine", tmp_path / "stages", *division).items():
+    stages = written_stages(tmp_path / "engine", tmp_path / "stages", *division)
+    for graph in stages:
         nodes = onnx.load(graph, load_external_data=False).graph.node
         targets = {node.attribute[0].i for node in nodes if node.op_type == "Cast"}
         assert graph.name == "decode.onnx" or _COMPUTE[compute] in targets
-        print(family, opset, compute, graph.name, accept(graph, shapes))
+    accepted = {graph.name: accept(graph, shapes) for graph, shapes in stages.items()}
+    tell(f"{family} in opset {opset}, computing in {compute}", accepted)
+
+
+def tell(title: str, stages: dict[str, Accepted]) -> None:
+    """Prints what was built, and adds it to the report."""
+    table = f"## {title}\n\n{report(stages)}\n"
+    print(table)
+    if path := os.environ.get("DBCACHE_TENSORRT_REPORT"):
+        with Path(path).open("a") as file:
+            file.write(table)
 
 
 def written_stages(engine: Path, out: Path, *options: str) -> dict[Path, Profile]:
@@ -122,4 +133,15 @@ def test_the_check_refuses(
 def test_the_check_accepts(tmp_path: Path) -> None:
     made = [helper.make_node("Add", ["x", "z"], ["y"])]
     dtypes = {"x": TensorProto.FLOAT, "z": TensorProto.FLOAT}
-    assert accept(model(tmp_path, made, dtypes), SHAPES).engine_bytes > 0
+    accepted = accept(model(tmp_path, made, dtypes), SHAPES)
+    assert (accepted.layers, accepted.precision, accepted.profile) == (1, ("float",), SHAPES)
+    assert accepted.engine_bytes > 0
+    assert accepted.weight_bytes == 0
+
+
+def test_a_report_has_a_row_for_each_stage() -> None:
+    stage = Accepted(7, ("half", "float"), 1.25, 12_345, 1_000, 2_000, {"x": ([1, 4], [2, 4], [8, 4])})
+    head, line, row = report({"embed.onnx": stage}).splitlines()
+    assert head.startswith("| stage | layers | precision | build, s |")
+    assert line == "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    assert row == "| embed.onnx | 7 | half, float | 1.2 | 12.3 | 1.0 | 2.0 | `x` 1..8 (2) x 4 |"
