@@ -2,7 +2,7 @@
 //!
 //! `cargo build --release && cargo run --release --example figures` prints the tables; with `-- --write` it puts them
 //! into both pages (between the marks) and the grid into docs/grid.png. `-- --provider cuda` measures another provider, and
-//! only prints.
+//! only prints. `-- --repository DIR` says where the repository lies, if it is not where this program was built.
 //!
 //! All runs that are compared take turns, so a slow moment of the machine hits each of them. A figure is the median,
 //! with the smallest and the largest value; a ratio is the median of the ratios within each round.
@@ -47,12 +47,15 @@ const SCALE: u32 = 2;
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let write = arguments.iter().any(|argument| argument == "--write");
-    let named = arguments.iter().position(|argument| argument == "--provider").map(|at| arguments.get(at + 1));
-    let provider = named.map(|name| name.context("--provider lacks its value").cloned()).transpose()?;
+    let value = |option: &str| {
+        let named = arguments.iter().position(|argument| argument == option).map(|at| arguments.get(at + 1));
+        named.map(|value| value.with_context(|| format!("{option} lacks its value")).cloned()).transpose()
+    };
+    let provider = value("--provider")?;
     ensure!(!write || provider.is_none(), "the pages hold the figures of the CPU; leave out --write or --provider");
     let provider = provider.as_deref().unwrap_or("cpu");
     let providers: Providers = provider.parse()?;
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let root = value("--repository")?.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     let model = root.join("models/emoji");
     // Each policy in the longest stages, whatever was run before.
     let other_plan = OtherPlan::Add;

@@ -19,14 +19,19 @@ use dbcache_trt::{Inputs, read_tensors};
 use ndarray::ArrayD;
 use sha2::{Digest, Sha256};
 
+/// The repository: where the tests were built, or where `DBCACHE_TEST_ROOT` says that it lies on this machine.
+pub fn root() -> PathBuf {
+    std::env::var_os("DBCACHE_TEST_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// A path under `tests/data`.
 pub fn data(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
+    root().join("tests/data").join(path)
 }
 
 /// The model that ships.
 pub fn emoji() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/emoji")
+    root().join("models/emoji")
 }
 
 /// A JSON file under `tests/data`.
