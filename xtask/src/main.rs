@@ -17,6 +17,7 @@ mod fuzz;
 mod header;
 mod install;
 mod lint;
+mod pack_gpu;
 mod run;
 mod test;
 
@@ -96,9 +97,15 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "check-gpu",
-        arguments: "[--engine DIR] [--debug] [PROVIDERS]",
+        arguments: "[--engine DIR] [--package DIR [--repository DIR]] [--results DIR] [--minutes N] [--debug] [PROVIDERS]",
         about: "test and measure on a GPU in a quarter of an hour: cuda, or the providers that are named (docs/gpu.md)",
         run: check_gpu::check_gpu,
+    },
+    Task {
+        name: "pack-gpu",
+        arguments: "[--arch N] [--all-kernels] [--output DIR] [--limit BYTES] [--double N] [--single N] [--debug]",
+        about: "pack check-gpu for a bare machine with an NVIDIA GPU, in 64 MiB (downloads 1.6 GB; as check-export)",
+        run: pack_gpu::pack_gpu,
     },
     Task {
         name: "check-tensorrt",
