@@ -60,7 +60,9 @@ impl Report {
     pub fn new(logs: &Path, budget: Duration) -> Result<Self> {
         fs::create_dir_all(logs).with_context(|| format!("cannot make {}", logs.display()))?;
         let text = "# Report of `cargo xtask check-gpu`\n".to_owned();
-        let (path, logs) = (logs.join("report.md"), logs.to_owned());
+        // Programs run in another folder than this one.
+        let logs = logs.canonicalize()?;
+        let path = logs.join("report.md");
         Ok(Self { path, logs, text, start: Instant::now(), budget, count: 0, failed: 0 })
     }
 
