@@ -41,7 +41,7 @@ fn list() -> anyhow::Result<()> {
 
 fn show(slot: &Slot) -> anyhow::Result<()> {
     let Slot { provider, path, version, bytes, state } = slot;
-    line(format_args!("{provider:<9} {version}, {}, {}: {state}", bytes_in_words(*bytes), path.display()))
+    line(format_args!("{provider:<12} {version}, {}, {}: {state}", bytes_in_words(*bytes), path.display()))
 }
 
 fn remove(target: Target) -> anyhow::Result<()> {

@@ -21,12 +21,12 @@ fn every_provider_is_listed_with_what_is_missing() {
     let shell = without_providers();
     let mut ran = shell.run(&["providers", "--options"]).code(0);
     for words in [
-        "cpu       usable, version ",
-        "cuda      not usable",
+        "cpu          usable, version ",
+        "cuda         not usable",
         "is built without it; run `dbcache-trt setup --provider cuda`",
         "driver: ",
         "tensorrt-rtx not usable",
-        "openvino  not usable",
+        "openvino     not usable",
         "its plugin is not at ",
         "pip install onnxruntime-ep-webgpu",
         "workspace            most scratch bytes that a kernel may take; bytes, such as 512M or 4G, of at least 1M",

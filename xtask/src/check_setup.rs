@@ -263,7 +263,7 @@ impl Check {
         fs::rename(&cudnn, &away)?;
         let words = ["damaged: libcudnn.so.9: is missing", "run `dbcache-trt setup --provider cuda`, which repairs it"];
         expect("a part of it is gone", &mut self.with_driver(&generate("cuda"), &[]), 3, &words)?;
-        let words = ["cpu       usable", "libcudnn.so.9: is missing", "mend it: dbcache-trt setup --provider cuda"];
+        let words = ["cpu          usable", "libcudnn.so.9: is missing", "mend it: dbcache-trt setup --provider cuda"];
         expect("and is told by providers", &mut self.with_driver(&["providers"], &[]), 0, &words)?;
         fs::rename(&away, &cudnn)?;
         Ok(())

@@ -180,7 +180,7 @@ impl ProviderReport {
 impl fmt::Display for ProviderReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = if self.missing.is_none() { "usable" } else { "not usable" };
-        write!(f, "{:<9} {state}", self.kind.as_str())?;
+        write!(f, "{:<12} {state}", self.kind.as_str())?;
         if let Some(version) = &self.version {
             write!(f, ", version {version}")?;
         }
@@ -191,16 +191,16 @@ impl fmt::Display for ProviderReport {
             write!(f, "; this program is built without its Cargo feature")?;
         }
         for device in &self.devices {
-            write!(f, "\n          device: {device}")?;
+            write!(f, "\n             device: {device}")?;
         }
         if let Some(driver) = &self.driver {
-            write!(f, "\n          driver: {driver}")?;
+            write!(f, "\n             driver: {driver}")?;
         }
         if let Some(missing) = &self.missing {
-            write!(f, "\n          {missing}")?;
+            write!(f, "\n             {missing}")?;
         }
         match &self.remedy {
-            Some(remedy) => write!(f, "\n          mend it: {remedy}"),
+            Some(remedy) => write!(f, "\n             mend it: {remedy}"),
             None => Ok(()),
         }
     }

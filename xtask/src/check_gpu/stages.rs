@@ -75,7 +75,7 @@ fn device(report: &Report, programs: &mut Programs, provider: &str) -> Result<En
     }
     let mut doctor = programs.start(&programs.command);
     doctor.args(["providers", "--provider", provider]);
-    let is_usable = |text: &str| text.lines().any(|line| line.starts_with(&format!("{kind:<9} usable")));
+    let is_usable = |text: &str| text.lines().any(|line| line.starts_with(&format!("{kind:<12} usable")));
     Ok(match report.run("providers", &mut doctor, RUN_LIMIT)? {
         End::Passed(text) if is_usable(&text) => End::Passed(found + &text),
         End::Passed(text) | End::Failed(text) => End::Failed(found + &text),
