@@ -1,4 +1,4 @@
-"""Writes a FLUX.1-dev of a few blocks as an engine without its weights, for `cargo xtask pack-gpu`.
+"""Writes a FLUX.1-dev of a few blocks, or of all, as an engine without its weights, for `cargo xtask pack-gpu`.
 
 OUT_DIR holds the graphs and the manifest, and of the weights file only its header: `cargo xtask check-gpu` makes the
 rest from a seed. `shape.json` says what the steps are measured with.
@@ -17,13 +17,17 @@ from typing import Any
 
 from holes import published, write_pipeline
 
+_FEW = {"double": 2, "single": 4}
 _WIDE = {"heads": 24, "text_width": 4096, "text_tokens": 512, "cells": 128, "compute": "bf16"}
-#: What is exported: FLUX.1-dev's own width for GPUs, with and without an operator for attention, and a narrow one on
-#: which the way there is tried on a CPU.
+_NARROW = {"heads": 2, "text_width": 64, "text_tokens": 16, "cells": 16, "compute": "fp32", "opset": 20}
+#: What is exported: FLUX.1-dev's own width for GPUs, with and without an operator for attention, and with all blocks; and
+#: narrow ones on which the way there is tried on a CPU.
 SHAPES: dict[str, dict[str, Any]] = {
-    "wide": {**_WIDE, "opset": 23},
-    "wide-opset-20": {**_WIDE, "opset": 20},
-    "narrow": {"heads": 2, "text_width": 64, "text_tokens": 16, "cells": 16, "compute": "fp32", "opset": 20},
+    "wide": {**_WIDE, **_FEW, "opset": 23},
+    "wide-opset-20": {**_WIDE, **_FEW, "opset": 20},
+    "whole": {**_WIDE, "double": 19, "single": 38, "opset": 23},
+    "narrow": {**_NARROW, **_FEW},
+    "narrow-whole": {**_NARROW, "double": 19, "single": 38},
 }
 
 
@@ -32,14 +36,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--double", type=int, default=2, metavar="N", help="double blocks (2)")
-    parser.add_argument("--single", type=int, default=4, metavar="N", help="single blocks (4)")
+    parser.add_argument("--double", type=int, metavar="N", help="double blocks, if not those of the shape")
+    parser.add_argument("--single", type=int, metavar="N", help="single blocks, if not those of the shape")
     given = parser.parse_args()
-    shape = {**SHAPES[given.shape], "double": given.double, "single": given.single}
+    shape = SHAPES[given.shape]
+    shape |= {name: count for name in ("double", "single") if (count := getattr(given, name)) is not None}
     model = published("FLUX.1-dev")
     model["transformer"] |= {
-        "num_layers": given.double,
-        "num_single_layers": given.single,
+        "num_layers": shape["double"],
+        "num_single_layers": shape["single"],
         "num_attention_heads": shape["heads"],
         "joint_attention_dim": shape["text_width"],
     }

@@ -16,7 +16,7 @@ const MAX_PROMPT: usize = 1 << 16;
 const SHOWN: usize = 40;
 /// How many known words an error about an unknown one shows.
 const SUGGESTIONS: usize = 3;
-/// A vocabulary up to this size is one of words that people can read (see [`TextEncoder::words`]).
+/// A vocabulary up to this size is one of words that people can read (see [`PromptReader::words`]).
 const MAX_LISTED_WORDS: usize = 10_000;
 
 /// The tokenizers of a model, and the rules that clean its prompts.

@@ -18,6 +18,10 @@ use device_code::{Wanted, prune};
 /// What is carried at once.
 const LIMIT: u64 = 64 << 20;
 
+/// The models of random weights (`few_blocks.py`): those of a few blocks, of which the numbers can be chosen, and those of all.
+const FEW_BLOCKS: [&str; 3] = ["wide", "wide-opset-20", "narrow"];
+const WHOLE: [&str; 2] = ["whole", "narrow-whole"];
+
 /// ONNX Runtime's provider, and what it loads it through.
 const PROVIDER: [&str; 2] = ["libonnxruntime_providers_cuda.so", "libonnxruntime_providers_shared.so"];
 
@@ -120,10 +124,11 @@ fn stage_graphs(programs: &Programs, graphs: &Path, blocks: &[String]) -> Result
         fs::remove_dir_all(graphs)?;
     }
     let python = environment(&["dev"])?;
-    for shape in ["wide", "wide-opset-20", "narrow"] {
+    for shape in FEW_BLOCKS.into_iter().chain(WHOLE) {
         let mut export = Command::new(&python);
         export.current_dir(root().join("export")).env("DBCACHE_TRT", &programs.command);
-        step(export.arg("published/few_blocks.py").arg(shape).arg(graphs.join(shape)).args(blocks))?;
+        export.arg("published/few_blocks.py").arg(shape).arg(graphs.join(shape));
+        step(if FEW_BLOCKS.contains(&shape) { export.args(blocks) } else { &mut export })?;
     }
     Ok(())
 }

@@ -95,18 +95,41 @@ fn write_tensors(header: &[u8], to: &Path, random: &mut Random) -> Result<()> {
     for (name, tensor) in tensors {
         let sizes = tensor["shape"].as_array().with_context(|| format!("{name} has no shape"))?;
         let sizes: Vec<u64> = sizes.iter().filter_map(Value::as_u64).collect();
-        let count = sizes.iter().product();
         let numbers = Numbers::of(name, &sizes);
-        match tensor["dtype"].as_str() {
-            Some("BF16") => (0..count).try_for_each(|_| {
-                // The upper half of an f32.
-                file.write_all(&numbers.next(random).to_le_bytes()[2..])
-            })?,
-            Some("F32") => (0..count).try_for_each(|_| file.write_all(&numbers.next(random).to_le_bytes()))?,
+        // bf16 is the upper half of an f32.
+        let dropped = match tensor["dtype"].as_str() {
+            Some("BF16") => 2,
+            Some("F32") => 0,
             other => bail!("{name} is {other:?}; expected BF16 or F32"),
+        };
+        let mut left = usize::try_from(sizes.iter().product::<u64>())?;
+        while left > 0 {
+            let count = left.min(AT_ONCE);
+            file.write_all(&bytes(&numbers, random, count, dropped))?;
+            random.skip(count);
+            left -= count;
         }
     }
     file.flush().with_context(|| format!("cannot write {}", to.display()))
+}
+
+/// So many numbers without their lowest bytes. All cores work: there may be 12 billion.
+fn bytes(numbers: &Numbers, random: &Random, count: usize, dropped: usize) -> Vec<u8> {
+    let size = 4 - dropped;
+    let mut bytes = vec![0; count * size];
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = count.div_ceil(threads);
+    std::thread::scope(|scope| {
+        for (thread, part) in bytes.chunks_mut(share * size).enumerate() {
+            scope.spawn(move || {
+                for (index, place) in part.chunks_exact_mut(size).enumerate() {
+                    let number = numbers.of_random(random.at(thread * share + index));
+                    place.copy_from_slice(&number.to_le_bytes()[dropped..]);
+                }
+            });
+        }
+    });
+    bytes
 }
 
 /// How the numbers of a tensor are spread.
@@ -127,22 +150,31 @@ impl Numbers {
         }
     }
 
-    fn next(&self, random: &mut Random) -> f32 {
-        self.middle + self.width * random.next()
+    /// `random` is from -1 to 1.
+    fn of_random(&self, random: f32) -> f32 {
+        self.middle + self.width * random
     }
 }
 
-/// SplitMix64: fast, and the same on every machine.
+/// SplitMix64: fast, the same on every machine, and each of its numbers can be had without those before it.
 struct Random(u64);
 
+/// What its state grows by with each number.
+const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+/// Numbers that are made before they are written.
+const AT_ONCE: usize = 1 << 24;
+
 impl Random {
-    /// From -1 to 1.
-    fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut bits = self.0;
+    /// The number so many places ahead, from -1 to 1.
+    fn at(&self, index: usize) -> f32 {
+        let mut bits = self.0.wrapping_add(STEP.wrapping_mul(index as u64 + 1));
         bits = (bits ^ bits >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         bits = (bits ^ bits >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
         (bits >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn skip(&mut self, count: usize) {
+        self.0 = self.0.wrapping_add(STEP.wrapping_mul(count as u64));
     }
 }
 
@@ -175,6 +207,18 @@ mod tests {
         let squares: f32 = weights.map(|weight| weight * weight).sum();
         // 4 rows, each of length 1.
         assert!((3.6..4.4).contains(&squares), "{squares}");
+    }
+
+    #[test]
+    fn numbers_do_not_depend_on_how_many_are_made_at_once() {
+        let (numbers, mut random) = (Numbers { middle: 0.5, width: 2.0 }, Random(7));
+        let whole = bytes(&numbers, &random, 1000, 2);
+        let mut parts = Vec::new();
+        for count in [1, 332, 667] {
+            parts.extend(bytes(&numbers, &random, count, 2));
+            random.skip(count);
+        }
+        assert_eq!(whole, parts);
     }
 
     #[test]

@@ -15,6 +15,8 @@ use super::report::{End, Report};
 const POLICIES: [&str; 4] = ["none", "f1b0", "f8b8", "f8b16"];
 /// The same for a model of a few blocks of random weights: whatever changes, every second step is skipped.
 const FEW_BLOCKS_POLICIES: [&str; 3] = ["none", "f1b0w2r0.9mc1", "f1b1w2r0.9mc1"];
+/// The same for one of all blocks.
+const WHOLE_POLICIES: [&str; 4] = ["none", "f1b0w2r0.9mc1", "f8b8w2r0.9mc1", "f8b16w2r0.9mc1"];
 /// How a provider can run otherwise, behind a colon.
 const WAYS: [&str; 4] = ["", "async", "graph-captures=8", "stream=own"];
 /// Steps of the model of a few blocks.
@@ -25,6 +27,8 @@ const SEED: u64 = 7;
 /// How long the parts may take, in seconds.
 const CONFORMANCE_LIMIT: u64 = 240;
 const RUN_LIMIT: u64 = 60;
+/// 24 GB of weights come from the disk.
+const WHOLE_RUN_LIMIT: u64 = 120;
 const TORCH_LIMIT: u64 = 120;
 const FIGURES_LIMIT: u64 = 300;
 
@@ -46,18 +50,30 @@ pub fn run(report: &mut Report, programs: &mut Programs, provider: &str, engine:
     let end = report.run("conformance", &mut conformance, CONFORMANCE_LIMIT)?;
     report.add(&format!("{provider}: the decisions of the CPU, for eight policies and all families"), &end)?;
 
-    few_blocks(report, programs, provider)?;
+    let is_on_gpu = matches!(kind, "cuda" | "tensorrt");
+    let few = |shape, ways| RandomModel { shape, ways, policies: &FEW_BLOCKS_POLICIES, limit: RUN_LIMIT };
+    if is_on_gpu {
+        random_model(report, programs, provider, few("wide", ways(provider)))?;
+        random_model(report, programs, provider, few("wide-opset-20", &WAYS[..1]))?;
+    } else {
+        random_model(report, programs, provider, few("narrow", ways(provider)))?;
+    }
 
     let name = engine.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let given = ["--prompt", "lemon", "--output"].map(PathBuf::from);
     let given = given.into_iter().chain([report.logs.join("picture.png")]).collect();
     let name = format!("steps of {name}");
-    speed(report, programs, &Speed { name, provider, ways: ways(provider), engine, given, policies: &POLICIES })?;
+    let (ways, policies, limit) = (ways(provider), &POLICIES, RUN_LIMIT);
+    speed(report, programs, &Speed { name, provider, ways, engine, given, policies, limit })?;
 
     let mut figures = programs.start(&programs.figures);
     figures.args(["--provider", provider, "--repository"]).arg(&programs.root);
     let end = report.run("figures", &mut figures, FIGURES_LIMIT)?;
-    report.add(&format!("{provider}: figures"), &end)
+    report.add(&format!("{provider}: figures"), &end)?;
+
+    let shape = if is_on_gpu { "whole" } else { "narrow-whole" };
+    let whole = RandomModel { shape, ways: &WAYS[..1], policies: &WHOLE_POLICIES, limit: WHOLE_RUN_LIMIT };
+    random_model(report, programs, provider, whole)
 }
 
 /// Whether the libraries load and a device is there.
@@ -83,42 +99,40 @@ fn device(report: &Report, programs: &mut Programs, provider: &str) -> Result<En
     })
 }
 
-/// A model of FLUX.1's width with a few blocks, and PyTorch beside it; on a CPU, a narrow one.
-fn few_blocks(report: &mut Report, programs: &Programs, provider: &str) -> Result<()> {
-    let (shapes, device): (&[&str], _) = match provider.split(':').next() {
-        Some("cuda" | "tensorrt") => (&["wide", "wide-opset-20"], "cuda"),
-        _ => (&["narrow"], "cpu"),
-    };
-    for (index, shape) in shapes.iter().enumerate() {
-        let graphs = programs.graphs.join(shape);
-        let folder = report.logs.join(shape);
-        if !graphs.is_dir() {
-            let words = format!("{} is not there; `cargo xtask pack-gpu` makes it", graphs.display());
-            report.add(&format!("{provider}: steps of a {shape} model of a few blocks"), &End::LeftOut(words))?;
-            continue;
-        }
-        let name =
-            match Shape::read(&graphs).and_then(|shape| random_model::make(&graphs, &folder, SEED).map(|()| shape)) {
-                Ok(shape) => format!("steps of {}", shape.words),
-                Err(error) => {
-                    report.add(&format!("{provider}: making {shape}"), &End::Failed(format!("{error:#}")))?;
-                    continue;
-                }
-            };
-        let given = ["--steps", STEPS, "--inputs"].map(PathBuf::from);
-        let given = given.into_iter().chain([folder.join("inputs.safetensors")]).collect();
-        // The first shape is measured in every way, the other ones beside it.
-        let ways = if index == 0 { ways(provider) } else { &WAYS[..1] };
-        let engine = folder.join("engine");
-        let asked = Speed { name, provider, ways, engine: &engine, given, policies: &FEW_BLOCKS_POLICIES };
-        speed(report, programs, &asked)?;
-        if index == 0 {
-            torch(report, programs, &folder, device)?;
-        }
-        // Gigabytes, which nothing else needs.
-        fs::remove_dir_all(&folder)?;
+/// A model whose weights are random numbers, and how it is measured.
+struct RandomModel {
+    /// The name of its graphs.
+    shape: &'static str,
+    ways: &'static [&'static str],
+    policies: &'static [&'static str],
+    /// Seconds for each run.
+    limit: u64,
+}
+
+/// Makes the weights of a model of FLUX.1's architecture, and measures it with PyTorch beside it.
+fn random_model(report: &mut Report, programs: &Programs, provider: &str, model: RandomModel) -> Result<()> {
+    let RandomModel { shape, ways, policies, limit } = model;
+    let graphs = programs.graphs.join(shape);
+    let folder = report.logs.join(shape);
+    if !graphs.is_dir() {
+        let words = format!("{} is not there; `cargo xtask pack-gpu` makes it", graphs.display());
+        return report.add(&format!("{provider}: steps of the model `{shape}`"), &End::LeftOut(words));
     }
-    Ok(())
+    let made = Shape::read(&graphs).and_then(|shape| random_model::make(&graphs, &folder, SEED).map(|()| shape));
+    let name = match made {
+        Ok(shape) => format!("steps of {}", shape.words),
+        Err(error) => return report.add(&format!("{provider}: making {shape}"), &End::Failed(format!("{error:#}"))),
+    };
+    let given = ["--steps", STEPS, "--inputs"].map(PathBuf::from);
+    let given = given.into_iter().chain([folder.join("inputs.safetensors")]).collect();
+    let engine = folder.join("engine");
+    speed(report, programs, &Speed { name, provider, ways, engine: &engine, given, policies, limit })?;
+    // Another set of operators is none for PyTorch.
+    if !shape.contains("opset") {
+        torch(report, programs, &folder, if shape.contains("narrow") { "cpu" } else { "cuda" })?;
+    }
+    // Gigabytes, which nothing else needs.
+    Ok(fs::remove_dir_all(&folder)?)
 }
 
 /// The same model in PyTorch.
@@ -151,6 +165,8 @@ struct Speed<'a> {
     /// What the command is given beside engine, provider and policy.
     given: Vec<PathBuf>,
     policies: &'a [&'a str],
+    /// Seconds for each run.
+    limit: u64,
 }
 
 /// One line for each way and policy, written as soon as it is known.
@@ -164,11 +180,12 @@ fn speed(report: &mut Report, programs: &Programs, asked: &Speed<'_>) -> Result<
             run.arg("--engine").arg(asked.engine).args(["--provider", &spec, "--cache", policy]).args(&asked.given);
             // The second picture is measured: the first one pays for what is prepared once.
             run.args(["--count", "2"]);
-            let mut end = report.run("speed", &mut run, RUN_LIMIT)?;
+            let mut end = report.run("speed", &mut run, asked.limit)?;
             let mut note = "";
             if matches!(&end, End::Failed(text) if text.contains("allow-fallback")) {
                 // Worth less, and said so, but better than no number.
-                (end, note) = (report.run("speed", run.arg("--allow-fallback"), RUN_LIMIT)?, "; with --allow-fallback");
+                (end, note) =
+                    (report.run("speed", run.arg("--allow-fallback"), asked.limit)?, "; with --allow-fallback");
             }
             has_failed |= !end.has_passed();
             lines += &format!("{spec:<22} {policy:<14} {}{note}\n", measured(&end));
