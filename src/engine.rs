@@ -73,11 +73,13 @@ impl Engine {
     /// `EngineDirectory`, `Runtime`, `Cancelled`, `Library`; `Usage` for other threads than the process has already.
     pub fn load(directory: impl AsRef<Path>, options: &EngineOptions) -> Result<Self> {
         let start = Instant::now();
-        Self::of(open(directory.as_ref(), options)?, None, options, start)
+        let directory = open(directory.as_ref(), options)?;
+        let reader = PromptReader::load(&directory)?.map(Arc::new);
+        Self::of(directory, reader, options, start)
     }
 
     /// As [`load`](Self::load), of a directory that [`open`] has given for these options, since `start`. `reader` is that of
-    /// its prompts, if it was made already.
+    /// its prompts.
     pub(crate) fn of(
         mut directory: EngineDirectory,
         reader: Option<Arc<PromptReader>>,
@@ -88,10 +90,6 @@ impl Engine {
         if options.verify {
             verify(&directory)?;
         }
-        let reader = match (reader, &directory.manifest.text) {
-            (None, Some(spec)) => Some(Arc::new(PromptReader::load(&directory, spec)?)),
-            (reader, _) => reader,
-        };
         let cuts = cuts::of_engine(&directory.manifest, options)?;
         let library = library::environment_for(&options.library, &options.provider, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);

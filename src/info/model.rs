@@ -55,7 +55,8 @@ impl Model {
     /// # Errors
     /// As [`Engine::load`].
     pub fn load(self) -> Result<Engine> {
-        Engine::of(self.directory, self.reader.into_inner(), &self.load, self.start)
+        let reader = self.reader()?.cloned();
+        Engine::of(self.directory, reader, &self.load, self.start)
     }
 
     /// What it is: blocks, parameters, bytes, defaults, licence.
@@ -82,10 +83,11 @@ impl Model {
 
     /// What reads prompts; none for a model that takes no text.
     fn reader(&self) -> Result<Option<&Arc<PromptReader>>> {
-        let Some(spec) = &self.directory.manifest.text else { return Ok(None) };
-        if self.reader.get().is_none() {
+        if self.reader.get().is_none()
+            && let Some(reader) = PromptReader::load(&self.directory)?
+        {
             // Another thread may have made the same one meanwhile.
-            let _ = self.reader.set(Arc::new(PromptReader::load(&self.directory, spec)?));
+            let _ = self.reader.set(Arc::new(reader));
         }
         Ok(self.reader.get())
     }

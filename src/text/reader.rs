@@ -51,9 +51,12 @@ impl fmt::Debug for PromptReader {
 }
 
 impl PromptReader {
+    /// Of a model; `None` if it takes no text.
+    ///
     /// # Errors
     /// `EngineDirectory` when a tokenizer file does not parse or contradicts the manifest.
-    pub(crate) fn load(directory: &EngineDirectory, spec: &TextSpec) -> Result<Self> {
+    pub(crate) fn load(directory: &EngineDirectory) -> Result<Option<Self>> {
+        let Some(spec) = &directory.manifest.text else { return Ok(None) };
         let place = || format!("engine {}", directory.path.display());
         let tokenizers = spec
             .tokenizers
@@ -71,7 +74,7 @@ impl PromptReader {
                 Error::directory(reason).with_source(error).at(place())
             })?;
         }
-        Ok(reader)
+        Ok(Some(reader))
     }
 
     /// The prompt of the uncond branch when the user gives none.
