@@ -93,7 +93,7 @@ impl fmt::Display for SlotState {
             Self::Empty => f.write_str("not installed"),
             Self::Valid => f.write_str("installed"),
             Self::Damaged(reason) => write!(f, "damaged: {reason}"),
-            Self::Unfinished => f.write_str("a part, of a setup that was ended: the same setup goes on from there"),
+            Self::Unfinished => f.write_str("unfinished: the same setup goes on from there"),
             Self::Outdated => f.write_str("not used: another version of this program has installed it"),
         }
     }

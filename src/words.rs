@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
 
 use crate::error::{Error, Result};
+use crate::nearest::did_you_mean;
 
 /// An enum whose values are written as one word each, as values of options or in traces. [`words!`] implements it.
 pub(crate) trait Word: Copy + 'static {
@@ -23,7 +24,8 @@ pub(crate) trait Word: Copy + 'static {
     fn read(text: &str) -> Result<Self> {
         Self::VALUES.iter().copied().find(|value| value.word().eq_ignore_ascii_case(text)).ok_or_else(|| {
             let words: Vec<&str> = Self::VALUES.iter().map(|value| value.word()).collect();
-            Error::usage(format!("unknown {} `{text}`; expected {}", Self::WHAT, one_of(&words)))
+            let near = did_you_mean(text, words.iter().copied());
+            Error::usage(format!("unknown {} `{text}`{near}; expected {}", Self::WHAT, one_of(&words)))
         })
     }
 }

@@ -1,11 +1,19 @@
 //! `dbcache-trt setup`.
 
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
 use dbcache_trt::setup::{self, SetupOptions, Slot, SlotState, Target};
 use dbcache_trt::{Error, ErrorKind, LibraryOptions, bytes_in_words, library_info, library_places};
 
 use super::args::SetupArgs;
 use super::print::{line, note};
 use super::setup_bar::SetupBar;
+use super::signals::cancel_token;
+
+/// How often it is looked whether the user ends the program.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 pub fn run(args: &SetupArgs) -> anyhow::Result<()> {
     match args.remove {
@@ -18,6 +26,7 @@ pub fn run(args: &SetupArgs) -> anyhow::Result<()> {
 
 fn install(args: &SetupArgs) -> anyhow::Result<()> {
     let options = SetupOptions { via: args.via, providers: args.provider.clone().unwrap_or_default() };
+    end_when_told()?;
     let mut bar = SetupBar::new();
     let installed = setup::run(&options, &mut |event| bar.hear(&event));
     bar.clear();
@@ -30,6 +39,19 @@ fn install(args: &SetupArgs) -> anyhow::Result<()> {
         anyhow::bail!(Error::with_kind(ErrorKind::Provider, remains.join("; ")));
     }
     Ok(())
+}
+
+/// Ends the program when the user says so, at any moment: what was fetched stays for the next time.
+fn end_when_told() -> anyhow::Result<()> {
+    let cancel = cancel_token()?;
+    let watch = thread::Builder::new().spawn(move || {
+        while !cancel.is_cancelled() {
+            thread::sleep(PATIENCE);
+        }
+        note("\nerror: cancelled; what was fetched stays, and the same command goes on from there");
+        signal_hook::low_level::exit(ErrorKind::Cancelled.exit_code().into());
+    });
+    watch.map(drop).context("no thread is to be had")
 }
 
 fn list() -> anyhow::Result<()> {

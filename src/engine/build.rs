@@ -20,6 +20,7 @@ use crate::runtime::build_cache::key::weight_bytes;
 use crate::runtime::compiler::{BuildCounts, Compiler, Job};
 use crate::runtime::device::Device;
 use crate::runtime::library;
+use crate::runtime::provider::ProviderKind;
 
 /// Makes ahead of time what loading an engine with these options would compile: a build for each graph.
 ///
@@ -95,22 +96,21 @@ impl Builder {
             let message = "has no effect on a build without the option `arithmetic=stages`: no stage holds what the cache keeps; leave it out";
             return Err(Error::option("cache-dtype", message));
         }
+        // Before any provider is asked for: that could send the user to fetch one that is of no use here.
+        if let Some(spec) = options.provider.iter().next()
+            && !options.provider.iter().any(|spec| spec.kind().compiles())
+        {
+            return Ok(Err(Error::usage(compiles_nothing(spec.kind())).about("provider")));
+        }
         let library = library::environment_for(&options.library, &options.provider, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let open = |device: &Device| Loader::new(&directory, options, device, weights);
         let (device, loader, refused) = Device::first(&library, &options.provider, options.allow_fallback, open)?;
         if loader.compiler().is_none() {
-            let kind = device.spec().kind();
-            let nothing =
-                format!("the option `provider` is `{kind}`, which compiles nothing: there is nothing to build");
             // Why those of the list that could have compiled were passed over.
-            if options.provider.iter().any(|spec| spec.kind().compiles()) && !refused.is_empty() {
-                return Ok(Err(Error::new(
-                    ErrorKind::Provider,
-                    format!("{}; and then: {nothing}", refused.join("; and then: ")),
-                )));
-            }
-            return Ok(Err(Error::usage(nothing).about("provider")));
+            let nothing = compiles_nothing(device.spec().kind());
+            let message = format!("{}; and then: {nothing}", refused.join("; and then: "));
+            return Ok(Err(Error::new(ErrorKind::Provider, message)));
         }
         let limits = Limits::new(options.stages, options.stage_bytes, &sizes(&directory))?;
         let mut stages = Vec::new();
@@ -214,4 +214,13 @@ impl Builder {
         };
         jobs.iter().zip(&graphs).map(planned).collect()
     }
+}
+
+fn compiles_nothing(kind: ProviderKind) -> String {
+    let compile: Vec<String> =
+        ProviderKind::ALL.into_iter().filter(|kind| kind.compiles()).map(|kind| format!("`{kind}`")).collect();
+    format!(
+        "the option `provider` is `{kind}`, which compiles nothing: there is nothing to build; those that compile are {}",
+        compile.join(", ")
+    )
 }

@@ -94,7 +94,7 @@ pub fn load(path: &Path) -> Result<()> {
     if let Some(library) = &process.library {
         return check_same_library(library, &options);
     }
-    process.library = Some(load_first_usable(places(&options))?);
+    process.library = Some(load_first_usable(places(&options), &Providers::default())?);
     Ok(())
 }
 
@@ -214,7 +214,7 @@ pub(crate) fn environment_for(options: &LibraryOptions, providers: &Providers, w
     }
     let library = match process.library.take() {
         Some(library) => library,
-        None => load_first_usable(places_for(options, providers))?,
+        None => load_first_usable(places_for(options, providers), providers)?,
     };
     process.library = Some(library.clone());
     let loaded = Arc::new(coming_first(|| build_environment(library, options, work))?);
@@ -269,7 +269,9 @@ fn check_same_pool(loaded: &Loaded, options: &LibraryOptions) -> Result<()> {
 }
 
 /// Loads the first usable library; remembers why the places before it were not.
-fn load_first_usable(places: Vec<Place>) -> Result<Place> {
+fn load_first_usable(places: Vec<Place>, providers: &Providers) -> Result<Place> {
+    // Another build than that of the first provider serves those that follow it.
+    let may_go_on = providers.iter().any(|spec| spec.kind().built_in_file().is_none());
     let mut refused = Vec::new();
     for place in places {
         match place.defect().map_or_else(|| load_place(&place), Err) {
@@ -283,16 +285,17 @@ fn load_first_usable(places: Vec<Place>) -> Result<Place> {
                 }
                 let is_damaged = place.found_by == FoundBy::Setup && reason != NOT_THERE;
                 refused.push((place, reason));
-                if is_damaged {
+                let is_of_provider = packages::bundle_of_library(&refused[refused.len() - 1].0.path).is_some();
+                if is_damaged && !(is_of_provider && may_go_on) {
                     break; // Another one in its place would compute in silence.
                 }
             }
         }
     }
-    Err(no_usable_library(&refused))
+    Err(no_usable_library(&refused, providers))
 }
 
-fn no_usable_library(refused: &[(Place, String)]) -> Error {
+fn no_usable_library(refused: &[(Place, String)], providers: &Providers) -> Error {
     let mut message = format!("no usable ONNX Runtime library (1.{} or newer):", ort::MINOR_VERSION);
     for (place, reason) in refused {
         message += &format!("\n  {} ({}): {reason}", place.path.display(), place.found_by);
@@ -304,7 +307,9 @@ fn no_usable_library(refused: &[(Place, String)]) -> Error {
         Some(FoundBy::Variable) => "\ncorrect the variable, or unset it and run `dbcache-trt setup`".to_owned(),
         _ => match of_provider {
             Some((bundle, _)) => format!("\nrun `dbcache-trt setup --provider {}`, which repairs it", bundle.name),
-            None => "\nrun `dbcache-trt setup`, which installs one, or repairs what it has installed".to_owned(),
+            None => {
+                format!("\nrun `{}`, which installs one, or repairs what it has installed", setup_command(providers))
+            }
         },
     };
     let error = Error::new(ErrorKind::Library, message);
@@ -312,6 +317,12 @@ fn no_usable_library(refused: &[(Place, String)]) -> Error {
         Some((place, _)) if place.found_by == FoundBy::Option => error.about(place.path.display()),
         _ => error,
     }
+}
+
+/// The command that installs what the first of these providers needs.
+fn setup_command(providers: &Providers) -> String {
+    let first = providers.iter().map(|spec| spec.kind().as_str()).find(|name| packages::is_installable(name));
+    first.map_or("dbcache-trt setup".to_owned(), |name| format!("dbcache-trt setup --provider {name}"))
 }
 
 /// Loads the library for the life of the process, or says why it cannot be used.

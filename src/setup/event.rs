@@ -73,7 +73,7 @@ impl fmt::Display for SetupEvent {
         match self {
             Self::Waiting => f.write_str("waiting for another setup"),
             Self::Running { command, .. } => write!(f, "running {command}"),
-            Self::StillRunning { via, seconds } => write!(f, "{via} is at work since {seconds} seconds"),
+            Self::StillRunning { via, seconds } => write!(f, "{via} has been running for {seconds} seconds"),
             Self::Planned { what, download, disk, folder, kept } => {
                 let (download, disk, folder) = (bytes_in_words(*download), bytes_in_words(*disk), folder.display());
                 write!(f, "{what}: {download} to download, {disk} on the disk, in {folder}")?;

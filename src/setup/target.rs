@@ -88,6 +88,7 @@ mod tests {
             ("cuda,cuda", "names `cuda` twice"),
             ("cuda:device=1", "have no effect on setup"),
             ("cuda,rocm", "unknown provider `rocm`"),
+            ("cdua", "unknown provider `cdua` (did you mean `cuda`?); expected"),
         ] {
             let error = text.parse::<Targets>().unwrap_err();
             assert!(error.to_string().contains(words), "{text}: {error}");

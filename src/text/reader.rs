@@ -188,7 +188,7 @@ impl PromptReader {
         near.sort();
         let near: Vec<&str> = near.iter().take(SUGGESTIONS).map(|(_, known)| known.as_str()).collect();
         Error::input(format!(
-            "the model does not know the word `{word}`; the nearest that it knows: {} (`dbcache-trt inspect` lists all {})",
+            "the model does not know the word `{word}`; the nearest that it knows: {} (`dbcache-trt inspect DIR` lists all {})",
             near.join(", "),
             words.len()
         ))

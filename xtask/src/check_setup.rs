@@ -133,7 +133,7 @@ impl Check {
             "what a killed set-up leaves is listed",
             &mut self.program(&["setup", "--list"]),
             0,
-            &["a part, of a setup that was ended"],
+            &["unfinished: the same setup goes on from there"],
         )?;
         expect("a killed set-up is resumed", &mut self.program(&cuda), 0, &["are there already", "installed cuda"])?;
         ensure!(!parts.exists(), "{} is still there", parts.display());
@@ -307,7 +307,42 @@ impl Check {
         }
         println!("ok   two set-ups at once: one installs, one waits");
         let looked = ["openvino", "webgpu"].map(|name| format!("{}/providers/{name}", self.home.display()));
-        expect("plugins are found", &mut self.program(&["providers"]), 0, &[looked[0].as_str(), looked[1].as_str()])
+        expect("plugins are found", &mut self.program(&["providers"]), 0, &[looked[0].as_str(), looked[1].as_str()])?;
+        self.damaged()
+    }
+
+    /// What was damaged since it was installed is refused by name, and others take its place only where a list says so.
+    fn damaged(&self) -> Result<()> {
+        let model = root().join("models/emoji").display().to_string();
+        let run = |provider: &'static str| {
+            ["--engine", &model, "--prompt", "lemon", "--steps", "1", "--provider", provider].map(str::to_owned)
+        };
+        let picture = self.folder.join("lemon.png");
+        let on = |provider| {
+            let words = run(provider);
+            let mut command = self.program(&words.each_ref().map(String::as_str));
+            command.arg("--output").arg(&picture);
+            command
+        };
+        let plugin = self.home.join("providers/webgpu/0.4.0/libonnxruntime_providers_webgpu.so");
+        let whole = fs::read(&plugin)?;
+        fs::write(&plugin, &whole[..1000])?;
+        let words = ["is damaged: libonnxruntime_providers_webgpu.so: 1000 bytes", "setup --provider webgpu"];
+        expect("a plugin that was cut", &mut on("webgpu"), 10, &words)?;
+        expect("and is told by providers", &mut self.program(&["providers"]), 0, &words)?;
+        expect("a list goes on without it", &mut on("webgpu,cpu"), 0, &words)?;
+        fs::write(&plugin, whole)?;
+
+        let (cudnn, away) = (self.installed()?.join("libcudnn.so.9"), self.folder.join("libcudnn.so.9"));
+        fs::rename(&cudnn, &away)?;
+        let words = ["is damaged: libcudnn.so.9: is missing", "setup --provider cuda"];
+        expect("a list goes on without a damaged `cuda`", &mut on("cuda,cpu"), 0, &words)?;
+        fs::rename(&away, &cudnn)?;
+
+        let mut providers = self.program(&["providers"]);
+        providers.env("DBCACHE_TRT_HOME", self.folder.join("nothing"));
+        let words = ["there is no ONNX Runtime", "mend it: dbcache-trt setup --provider webgpu"];
+        expect("providers before any set-up", &mut providers, 0, &words)
     }
 
     /// The plugin of TensorRT for RTX up to its device: it loads with all that it needs, and there is no GPU for it.

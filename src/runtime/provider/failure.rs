@@ -6,6 +6,7 @@ use std::path::Path;
 use super::kind::ProviderKind;
 use super::{openvino, tensorrt_rtx, webgpu};
 use crate::error::{Error, ErrorKind};
+use crate::packages::{self, Bundle, ReadDepth, SlotState};
 
 /// What helps where a library is missing, by how its file name begins.
 const REMEDIES: &[(&str, &str)] = &[
@@ -46,18 +47,35 @@ pub(crate) fn refused(kind: ProviderKind, onnx_runtime: &Path, text: &str) -> Er
     unusable(kind, reason(kind, onnx_runtime, &text))
 }
 
+/// What is wrong with what setup has installed of a provider.
+pub(super) fn damage(bundle: &Bundle, folder: &Path) -> Option<String> {
+    match bundle.state(folder, ReadDepth::Library) {
+        SlotState::Damaged(reason) => {
+            Some(format!("what setup has installed in {} is damaged: {reason}", folder.display()))
+        }
+        _ => None,
+    }
+}
+
 fn reason(kind: ProviderKind, onnx_runtime: &Path, text: &str) -> String {
     if text.contains("not enabled in this build") {
         let path = onnx_runtime.display();
-        let remedy = match crate::packages::installed_bundle(ProviderKind::Cuda.as_str()) {
+        let installed = packages::installed_bundle(ProviderKind::Cuda.as_str());
+        let damage = installed.as_ref().and_then(|(bundle, folder)| damage(bundle, folder));
+        let remedy = match installed {
+            Some(_) if damage.is_some() => {
+                format!("{}; run `dbcache-trt setup --provider cuda`", damage.unwrap_or_default())
+            }
             // It is there, and yet another one was loaded: only this process can mend that.
             Some(_) => {
                 "setup has installed one that has it: leave out the option `ort-library` and ORT_DYLIB_PATH, and let the first \
                  engine of the process be one on this provider"
+                    .to_owned()
             }
             None => {
                 "run `dbcache-trt setup --provider cuda`, or name another build for NVIDIA GPUs with the option `ort-library` \
                  or ORT_DYLIB_PATH"
+                    .to_owned()
             }
         };
         return format!("the ONNX Runtime at {path} is built without it; {remedy}");
@@ -115,7 +133,7 @@ fn plugin(kind: ProviderKind, package: &str) -> String {
 /// A plugin that is there, but has nothing to compute on.
 pub(super) fn no_device(kind: ProviderKind, wanted: &str) -> Error {
     let remedy = match kind {
-        ProviderKind::OpenVino => "it offers CPUs, GPUs and NPUs of Intel; on others, use `cpu`",
+        ProviderKind::OpenVino => "it needs a processor, GPU or NPU of Intel; on other machines use `cpu`",
         ProviderKind::TensorRtRtx => {
             "NVIDIA's driver lists one that it takes, but ONNX Runtime or the plugin does not see it: on Linux, /sys/bus/pci or \
              /sys/class/drm must show it, in a container too, and the option `device` counts only such GPUs; or use `cuda`"

@@ -13,7 +13,7 @@ use ort::ep;
 use ort::ep::ArbitrarilyConfigurableExecutionProvider;
 use ort::session::builder::SessionBuilder;
 
-use super::failure::{install, no_device, refused};
+use super::failure::{damage, install, no_device, refused, unusable};
 use super::kind::ProviderKind;
 use super::shared::LIBRARY_OPTION;
 use super::spec::ProviderSpec;
@@ -55,6 +55,7 @@ impl Provider {
         match plugin_file(kind) {
             Some(file) => {
                 let plugin = plugin_path(library, spec, file)?;
+                check_whole(kind, &plugin)?;
                 if kind.is_of_nvidia() {
                     nvidia::preload_beside(kind, &plugin)?;
                 }
@@ -291,6 +292,17 @@ pub(super) fn plugin_path(library: &Loaded, spec: &ProviderSpec, file: &str) -> 
         ErrorKind::Provider,
         format!("the provider `{kind}` cannot be used: its plugin is not at {looked}; {remedy}"),
     ))
+}
+
+/// Refuses a plugin that setup has installed and that was damaged since: loading a file that was cut ends the process.
+///
+/// # Errors
+/// `Provider` with the file and the command that repairs it.
+fn check_whole(kind: ProviderKind, plugin: &Path) -> Result<()> {
+    match packages::bundle_of_library(plugin).and_then(|(bundle, folder)| damage(bundle, &folder)) {
+        Some(damage) => Err(unusable(kind, format!("{damage}; run `dbcache-trt setup --provider {kind}`"))),
+        None => Ok(()),
+    }
 }
 
 /// Names the CPU: where no provider is named, `ort` lets ONNX Runtime choose among all plugins of the process.

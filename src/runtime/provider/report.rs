@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::failure::unusable;
+use super::failure::{damage, unusable};
 use super::kind::ProviderKind;
 use super::nvidia::runtime_version;
 use super::openvino;
@@ -14,7 +14,7 @@ use super::spec::{ProviderSpec, Providers};
 use crate::error::Error;
 use crate::packages::{self, ReadDepth, SlotState};
 use crate::runtime::driver::{CudaVersion, Driver, driver};
-use crate::runtime::library::{LibraryOptions, Loaded, Work, environment_for};
+use crate::runtime::library::{LibraryOptions, Loaded, Work, environment_for, places};
 
 /// One provider on this machine.
 #[derive(Clone, Debug)]
@@ -42,10 +42,16 @@ pub struct ProviderReport {
 /// # Errors
 /// `Library` when there is no usable ONNX Runtime.
 pub fn provider_reports(options: &LibraryOptions, given: Option<&Providers>) -> Result<Vec<ProviderReport>, Error> {
-    let damage = options.path.is_none().then(damage).flatten();
+    let of_cuda = || packages::installed_bundle(ProviderKind::Cuda.as_str());
+    let damage = of_cuda().filter(|_| options.path.is_none()).and_then(|(bundle, folder)| damage(bundle, &folder));
     // ONNX Runtime's build for GPUs has the CPU and takes plugins as well: if it is there and whole, it shows all providers.
     let wanted = if damage.is_none() { ProviderSpec::new(ProviderKind::Cuda).into() } else { Providers::default() };
-    let library = environment_for(options, &wanted, Work::Large)?;
+    let library = match environment_for(options, &wanted, Work::Large) {
+        Err(_) if places(options).iter().all(|place| !place.path.is_file()) => {
+            return Ok(ProviderKind::ALL.into_iter().map(without_library).collect());
+        }
+        library => library?,
+    };
     let spec = |kind: ProviderKind| {
         let given = given.and_then(|given| given.iter().find(|spec| spec.kind() == kind));
         given.cloned().unwrap_or_else(|| ProviderSpec::new(kind))
@@ -53,14 +59,18 @@ pub fn provider_reports(options: &LibraryOptions, given: Option<&Providers>) -> 
     Ok(ProviderKind::ALL.into_iter().map(|kind| report(&library, &spec(kind), damage.as_deref())).collect())
 }
 
-/// What is wrong with the build for GPUs that setup has installed.
-fn damage() -> Option<String> {
-    let (bundle, folder) = packages::installed_bundle(ProviderKind::Cuda.as_str())?;
-    match bundle.state(&folder, ReadDepth::Library) {
-        SlotState::Damaged(reason) => {
-            Some(format!("what setup has installed in {} is damaged: {reason}", folder.display()))
-        }
-        _ => None,
+/// Before anything is set up.
+fn without_library(kind: ProviderKind) -> ProviderReport {
+    let driver = kind.is_of_nvidia().then(driver);
+    ProviderReport {
+        kind,
+        is_compiled_in: is_compiled_in(kind),
+        library: None,
+        version: None,
+        devices: Vec::new(),
+        driver: driver.map(|driver| told(&driver)),
+        missing: Some(format!("the provider `{kind}` cannot be used: there is no ONNX Runtime")),
+        remedy: if kind == ProviderKind::Cpu { Some("dbcache-trt setup".to_owned()) } else { remedy(kind, "") },
     }
 }
 
@@ -86,11 +96,7 @@ fn report(library: &Loaded, spec: &ProviderSpec, damage: Option<&str>) -> Provid
     let driver = kind.is_of_nvidia().then(driver);
     ProviderReport {
         kind,
-        is_compiled_in: match kind {
-            ProviderKind::Cuda => cfg!(feature = "cuda"),
-            ProviderKind::TensorRt => cfg!(feature = "tensorrt"),
-            ProviderKind::Cpu | ProviderKind::TensorRtRtx | ProviderKind::OpenVino | ProviderKind::WebGpu => true,
-        },
+        is_compiled_in: is_compiled_in(kind),
         library: file.map(|path| path.display().to_string()),
         version,
         devices: match &driver {
@@ -100,6 +106,14 @@ fn report(library: &Loaded, spec: &ProviderSpec, damage: Option<&str>) -> Provid
         driver: driver.map(|driver| told(&driver)),
         remedy: missing.as_deref().and_then(|missing| remedy(kind, missing)),
         missing,
+    }
+}
+
+fn is_compiled_in(kind: ProviderKind) -> bool {
+    match kind {
+        ProviderKind::Cuda => cfg!(feature = "cuda"),
+        ProviderKind::TensorRt => cfg!(feature = "tensorrt"),
+        ProviderKind::Cpu | ProviderKind::TensorRtRtx | ProviderKind::OpenVino | ProviderKind::WebGpu => true,
     }
 }
 
