@@ -14,9 +14,9 @@ mod pins;
 
 #[cfg(all(feature = "setup", test))]
 pub(crate) use bundle::Pinned;
+pub(crate) use bundle::{Bundle, ReadDepth, bundle_of_library, installed_bundle, is_installable, tensorrt_folder};
 #[cfg(feature = "setup")]
-pub(crate) use bundle::{Bundle, Wheel, bundle, bundles, providers_folder};
-pub(crate) use bundle::{ReadDepth, bundle_of_library, installed_bundle, is_installable, tensorrt_folder};
+pub(crate) use bundle::{Wheel, bundle, bundles, providers_folder};
 
 /// What TensorRT's provider asks for beside CUDA, in the order in which it must be loaded.
 pub(crate) const TENSORRT_LIBRARIES: [&str; 2] = ["libnvinfer.so.10", "libnvonnxparser.so.10"];
