@@ -20,8 +20,8 @@ from holes import published, write_pipeline
 _FEW = {"double": 2, "single": 4}
 _WIDE = {"heads": 24, "text_width": 4096, "text_tokens": 512, "cells": 128, "compute": "bf16"}
 _NARROW = {"heads": 2, "text_width": 64, "text_tokens": 16, "cells": 16, "compute": "fp32", "opset": 20}
-#: What is exported: FLUX.1-dev's own width for GPUs, with and without an operator for attention, and with all blocks; and
-#: narrow ones on which the way there is tried on a CPU.
+#: What is exported: FLUX.1-dev's own width for GPUs, with and without an operator for attention, and with all blocks;
+#: and narrow ones on which the way there is tried on a CPU.
 SHAPES: dict[str, dict[str, Any]] = {
     "wide": {**_WIDE, **_FEW, "opset": 23},
     "wide-opset-20": {**_WIDE, **_FEW, "opset": 20},
