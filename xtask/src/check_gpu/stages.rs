@@ -13,7 +13,7 @@ use super::report::{End, Report};
 
 /// What the speed of a provider is measured with.
 const POLICIES: [&str; 4] = ["none", "f1b0", "f8b8", "f8b16"];
-/// The same for a model of a few blocks of random weights: whatever changes, every second step is skipped.
+/// The same for a model of a few blocks of random weights: nearly whatever changes, every second step is skipped.
 const FEW_BLOCKS_POLICIES: [&str; 3] = ["none", "f1b0w2r0.9mc1", "f1b1w2r0.9mc1"];
 /// The same for one of all blocks.
 const WHOLE_POLICIES: [&str; 4] = ["none", "f1b0w2r0.9mc1", "f8b8w2r0.9mc1", "f8b16w2r0.9mc1"];
