@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 mod arrival;
@@ -14,6 +15,10 @@ mod event;
 mod inventory;
 mod provider;
 mod target;
+#[cfg_attr(
+    target_os = "linux",
+    expect(unsafe_code, reason = "a tool is told between fork and exec to end with this process")
+)]
 mod tools;
 mod via;
 
@@ -164,7 +169,7 @@ fn install_provider(provider: Target, via: Option<Via>, notify: &mut dyn FnMut(S
 fn tensorrt_remains() -> Result<Option<String>> {
     let own = tensorrt_folder()?;
     let folders: Vec<PathBuf> = std::iter::once(own.clone()).chain(library_directories()).collect();
-    let is_missing = |name: &&&str| !folders.iter().any(|folder| folder.join(name).is_file());
+    let is_missing = |name: &&&str| !folders.iter().any(|folder| is_library(&folder.join(name)));
     let missing: Vec<&str> = TENSORRT_LIBRARIES.iter().filter(is_missing).copied().collect();
     if missing.is_empty() {
         return Ok(None);
@@ -172,11 +177,17 @@ fn tensorrt_remains() -> Result<Option<String>> {
     Ok(Some(format!(
         "`tensorrt` also needs {}, of TensorRT 10 for CUDA 13 (never 11), which no package tool can fetch from the Python \
          registry alone: take NVIDIA's archive or packages of TensorRT 10, or `pip download 'tensorrt-cu13-libs<11'` where \
-         NVIDIA's own index can be reached, and copy all of its libraries (libnvinfer*.so*, libnvonnxparser.so*) to {}; then \
+         NVIDIA's own index can be reached, make the folder {} and copy all of its libraries (libnvinfer*.so*, libnvonnxparser.so*) into it; then \
          `dbcache-trt providers` shows whether they are found",
         missing.join(" and "),
         own.display()
     )))
+}
+
+/// Whether a file begins as a library of this system does.
+fn is_library(path: &Path) -> bool {
+    let mut begin = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut begin)).is_ok() && begin == *b"\x7fELF"
 }
 
 /// Says what [`run`] would find, reading all of it, and changes nothing.
@@ -337,6 +348,17 @@ fn place(package: &Package, library: &Path, target: &Path) -> Result<Result<(), 
 mod tests {
     use super::*;
     use crate::packages::{FILE_NAME, Registry};
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_no_library_does_not_count_as_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("libnvinfer.so.10");
+        assert!(!is_library(&path) && !is_library(folder.path()));
+        fs::write(&path, "junk").unwrap();
+        assert!(!is_library(&path));
+        assert!(is_library(&std::env::current_exe().unwrap()));
+    }
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 

@@ -39,8 +39,8 @@ def main() -> int:
     parser.add_argument("--double", type=int, metavar="N", help="double blocks, if not those of the shape")
     parser.add_argument("--single", type=int, metavar="N", help="single blocks, if not those of the shape")
     given = parser.parse_args()
-    shape = SHAPES[given.shape]
-    shape |= {name: count for name in ("double", "single") if (count := getattr(given, name)) is not None}
+    counts = {name: getattr(given, name) for name in ("double", "single")}
+    shape = SHAPES[given.shape] | {name: count for name, count in counts.items() if count is not None}
     model = published("FLUX.1-dev")
     model["transformer"] |= {
         "num_layers": shape["double"],

@@ -75,6 +75,9 @@ fn check(args: &BuildArgs) -> anyhow::Result<()> {
     if !(1..=MAX_JOBS).contains(&args.jobs) {
         anyhow::bail!(usage(format!("--jobs is {}; expected 1 to {MAX_JOBS}", args.jobs)));
     }
+    if args.build_memory == Some(0) {
+        anyhow::bail!(usage("--build-memory is 0, in which no build fits; give the memory that there is, such as 16G"));
+    }
     if args.build_memory.is_some() && args.jobs == 1 {
         anyhow::bail!(usage(
             "--build-memory has no effect with --jobs 1, which makes one build at a time; give --jobs 2 or more, or leave it out"

@@ -1,5 +1,6 @@
 //! `dbcache-trt setup`.
 
+use std::io::IsTerminal;
 use std::thread;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ fn install(args: &SetupArgs) -> anyhow::Result<()> {
     let mut bar = SetupBar::new();
     let installed = setup::run(&options, &mut |event| bar.hear(&event));
     bar.clear();
-    let installed = installed?;
+    let installed = installed.map_err(with_folder)?;
     for installed in &installed {
         line(installed)?;
     }
@@ -41,6 +42,18 @@ fn install(args: &SetupArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Names the variable that chooses another folder, where this one cannot be written.
+fn with_folder(error: Error) -> Error {
+    use std::io::ErrorKind::{NotADirectory, PermissionDenied, ReadOnlyFilesystem};
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    match cause.map(std::io::Error::kind) {
+        Some(PermissionDenied | NotADirectory | ReadOnlyFilesystem) => {
+            Error::with_kind(error.kind(), format!("{error}; set DBCACHE_TRT_HOME to a folder that you can write"))
+        }
+        _ => error,
+    }
+}
+
 /// Ends the program when the user says so, at any moment: what was fetched stays for the next time.
 fn end_when_told() -> anyhow::Result<()> {
     let cancel = cancel_token()?;
@@ -48,7 +61,9 @@ fn end_when_told() -> anyhow::Result<()> {
         while !cancel.is_cancelled() {
             thread::sleep(PATIENCE);
         }
-        note("\nerror: cancelled; what was fetched stays, and the same command goes on from there");
+        // On a line of its own, below the bar or what the terminal shows of Ctrl-C.
+        let begin = if std::io::stderr().is_terminal() { "\n" } else { "" };
+        note(format_args!("{begin}error: cancelled; what was fetched stays, and the same command goes on from there"));
         signal_hook::low_level::exit(ErrorKind::Cancelled.exit_code().into());
     });
     watch.map(drop).context("no thread is to be had")

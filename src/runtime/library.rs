@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 
-use super::provider::failure::refused;
+use super::provider::failure::{refused, setup_command};
 use super::provider::kind::ProviderKind;
 use super::provider::spec::Providers;
 use crate::contain::contain;
@@ -284,8 +284,8 @@ fn load_first_usable(places: Vec<Place>, providers: &Providers) -> Result<Place>
                     tracing::warn!(path = %place.path.display(), found_by = %place.found_by, reason, "unusable ONNX Runtime");
                 }
                 let is_damaged = place.found_by == FoundBy::Setup && reason != NOT_THERE;
+                let is_of_provider = packages::bundle_of_library(&place.path).is_some();
                 refused.push((place, reason));
-                let is_of_provider = packages::bundle_of_library(&refused[refused.len() - 1].0.path).is_some();
                 if is_damaged && !(is_of_provider && may_go_on) {
                     break; // Another one in its place would compute in silence.
                 }
@@ -302,13 +302,15 @@ fn no_usable_library(refused: &[(Place, String)], providers: &Providers) -> Erro
     }
     let of_provider = refused.last().and_then(|(place, _)| packages::bundle_of_library(&place.path));
     let found_by = refused.first().map(|(place, _)| place.found_by);
+    let setup =
+        providers.iter().find_map(|spec| setup_command(spec.kind())).unwrap_or_else(|| "dbcache-trt setup".to_owned());
     message += &match found_by {
         Some(FoundBy::Option) => "\ncorrect the path, or leave it out and run `dbcache-trt setup`".to_owned(),
         Some(FoundBy::Variable) => "\ncorrect the variable, or unset it and run `dbcache-trt setup`".to_owned(),
         _ => match of_provider {
             Some((bundle, _)) => format!("\nrun `dbcache-trt setup --provider {}`, which repairs it", bundle.name),
             None => {
-                format!("\nrun `{}`, which installs one, or repairs what it has installed", setup_command(providers))
+                format!("\nrun `{setup}`, which installs one, or repairs what it has installed")
             }
         },
     };
@@ -317,12 +319,6 @@ fn no_usable_library(refused: &[(Place, String)], providers: &Providers) -> Erro
         Some((place, _)) if place.found_by == FoundBy::Option => error.about(place.path.display()),
         _ => error,
     }
-}
-
-/// The command that installs what the first of these providers needs.
-fn setup_command(providers: &Providers) -> String {
-    let first = providers.iter().map(|spec| spec.kind().as_str()).find(|name| packages::is_installable(name));
-    first.map_or("dbcache-trt setup".to_owned(), |name| format!("dbcache-trt setup --provider {name}"))
 }
 
 /// Loads the library for the life of the process, or says why it cannot be used.

@@ -269,6 +269,22 @@ impl Run {
     }
 }
 
+/// A tool that outlives a set-up which was killed would go on writing beside the next one.
+#[cfg(target_os = "linux")]
+fn end_with_this_process(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+
+    use rustix::process::{Signal, set_parent_process_death_signal};
+    // SAFETY: between fork and exec this makes one system call, and allocates nothing.
+    unsafe {
+        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
+    }
+}
+
+/// Elsewhere the tool gets what a terminal sends, and ends when it has done its work.
+#[cfg(not(target_os = "linux"))]
+fn end_with_this_process(_: &mut Command) {}
+
 /// Runs a command and returns what it printed. It must not print over our caller's output, nor ask questions. `heard` is told
 /// when it has started, and a few times in each second for how long it runs.
 fn run_quietly(
@@ -282,6 +298,7 @@ fn run_quietly(
     let out = log.reopen().map_err(describe)?;
     let err = out.try_clone().map_err(describe)?; // shares its place in the file, unlike another `reopen`
     command.current_dir(folder).stdin(Stdio::null()).stdout(out).stderr(err);
+    end_with_this_process(command);
     let mut child = command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => NOT_INSTALLED.to_owned(),
         _ => error.to_string(),

@@ -230,6 +230,12 @@ fn what_cannot_be_built_is_named() {
             2,
             "--build-memory has no effect with --jobs 1, which makes one build",
         ),
+        (
+            "--provider openvino --jobs 2 --build-memory 0",
+            2,
+            "--build-memory is 0, in which no build fits; give the memory",
+        ),
+        ("--provider openvino --jobs 2 --build-memory -5G", 2, "--build-memory <BYTES>': expected bytes, such as"),
         ("--provider openvino --jobs 2 --build-memory 1T", 2, "--build-memory <BYTES>': expected bytes, such as"),
         ("--provider openvino --profile a", 2, "the profile `a` does not parse"),
         ("--provider openvino --cache f99b0", 2, "more than the model's 12 blocks"),

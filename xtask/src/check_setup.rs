@@ -379,7 +379,8 @@ impl Check {
         expect("TensorRT for RTX: a run without a device", &mut self.with_driver(&line, &[]), 10, &words)?;
         let library = self.home.join("providers/tensorrt-rtx/0.5.0/libtensorrt_rtx.so.1.7.1");
         fs::rename(&library, self.folder.join("away"))?;
-        let words = ["is damaged: libtensorrt_rtx.so.1.7.1: is missing", "mend it: dbcache-trt setup --provider tensorrt-rtx"];
+        let words =
+            ["is damaged: libtensorrt_rtx.so.1.7.1: is missing", "mend it: dbcache-trt setup --provider tensorrt-rtx"];
         expect("TensorRT for RTX: a part of it is gone", &mut self.with_driver(&list, &[]), 0, &words)?;
         let repair = &mut self.program(&["setup", "--provider", provider]);
         expect("TensorRT for RTX: repair", repair, 0, &["repaired tensorrt-rtx"])

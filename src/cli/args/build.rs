@@ -24,7 +24,7 @@ pub struct BuildArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_value::<usize>)]
     pub jobs: usize,
     /// With --jobs: most host memory of all builds that run at the same time; a build starts only if it is expected to fit
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, allow_hyphen_values = true)]
     pub build_memory: Option<u64>,
     /// Print one JSON object instead of text
     #[arg(long)]

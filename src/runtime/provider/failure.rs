@@ -47,6 +47,17 @@ pub(crate) fn refused(kind: ProviderKind, onnx_runtime: &Path, text: &str) -> Er
     unusable(kind, reason(kind, onnx_runtime, &text))
 }
 
+/// The command that installs what a provider needs; `None` where setup has no packages of it for this system.
+pub(crate) fn setup_command(kind: ProviderKind) -> Option<String> {
+    let packages = match kind {
+        ProviderKind::Cpu => return Some("dbcache-trt setup".to_owned()),
+        // Both are parts of one build, and setup says what else TensorRT needs.
+        ProviderKind::TensorRt => ProviderKind::Cuda,
+        kind => kind,
+    };
+    packages::is_installable(packages.as_str()).then(|| format!("dbcache-trt setup --provider {kind}"))
+}
+
 /// What is wrong with what setup has installed of a provider.
 pub(super) fn damage(bundle: &Bundle, folder: &Path) -> Option<String> {
     match bundle.state(folder, ReadDepth::Library) {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::failure::{damage, unusable};
+use super::failure::{damage, setup_command, unusable};
 use super::kind::ProviderKind;
 use super::nvidia::runtime_version;
 use super::openvino;
@@ -70,7 +70,7 @@ fn without_library(kind: ProviderKind) -> ProviderReport {
         devices: Vec::new(),
         driver: driver.map(|driver| told(&driver)),
         missing: Some(format!("the provider `{kind}` cannot be used: there is no ONNX Runtime")),
-        remedy: if kind == ProviderKind::Cpu { Some("dbcache-trt setup".to_owned()) } else { remedy(kind, "") },
+        remedy: setup_command(kind),
     }
 }
 
@@ -129,17 +129,11 @@ fn told(driver: &Result<Driver, String>) -> String {
 
 /// The command that installs what is missing. What only an administrator can install has none.
 fn remedy(kind: ProviderKind, missing: &str) -> Option<String> {
-    let name = match kind {
-        ProviderKind::Cpu => return None,
-        // Parts of one build.
-        ProviderKind::Cuda | ProviderKind::TensorRt => ProviderKind::Cuda.as_str(),
-        ProviderKind::TensorRtRtx | ProviderKind::OpenVino | ProviderKind::WebGpu => kind.as_str(),
-    };
-    let is_whole = packages::installed_bundle(name)
+    let packages = if kind == ProviderKind::TensorRt { ProviderKind::Cuda } else { kind };
+    let is_whole = packages::installed_bundle(packages.as_str())
         .is_some_and(|(bundle, folder)| bundle.state(&folder, ReadDepth::Library) == SlotState::Valid);
     let is_about_tensorrt = kind == ProviderKind::TensorRt && missing.contains("libnv");
-    (packages::is_installable(name) && (!is_whole || is_about_tensorrt))
-        .then(|| format!("dbcache-trt setup --provider {kind}"))
+    setup_command(kind).filter(|_| kind != ProviderKind::Cpu && (!is_whole || is_about_tensorrt))
 }
 
 fn found_devices(library: &Loaded, kind: ProviderKind) -> Vec<String> {

@@ -51,12 +51,16 @@ pub fn run(report: &mut Report, programs: &mut Programs, provider: &str, engine:
     report.add(&format!("{provider}: the decisions of the CPU, for eight policies and all families"), &end)?;
 
     let is_on_gpu = matches!(kind, "cuda" | "tensorrt");
-    let few = |shape, ways| RandomModel { shape, ways, policies: &FEW_BLOCKS_POLICIES, limit: RUN_LIMIT };
+    let torch = Some(if is_on_gpu { "cuda" } else { "cpu" });
+    let few =
+        |shape| RandomModel { shape, ways: ways(provider), policies: &FEW_BLOCKS_POLICIES, limit: RUN_LIMIT, torch };
     if is_on_gpu {
-        random_model(report, programs, provider, few("wide", ways(provider)))?;
-        random_model(report, programs, provider, few("wide-opset-20", &WAYS[..1]))?;
+        measure(report, programs, provider, few("wide"))?;
+        // The same for PyTorch, which has no such operators.
+        let other = RandomModel { ways: &WAYS[..1], torch: None, ..few("wide-opset-20") };
+        measure(report, programs, provider, other)?;
     } else {
-        random_model(report, programs, provider, few("narrow", ways(provider)))?;
+        measure(report, programs, provider, few("narrow"))?;
     }
 
     let name = engine.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -72,8 +76,8 @@ pub fn run(report: &mut Report, programs: &mut Programs, provider: &str, engine:
     report.add(&format!("{provider}: figures"), &end)?;
 
     let shape = if is_on_gpu { "whole" } else { "narrow-whole" };
-    let whole = RandomModel { shape, ways: &WAYS[..1], policies: &WHOLE_POLICIES, limit: WHOLE_RUN_LIMIT };
-    random_model(report, programs, provider, whole)
+    let whole = RandomModel { shape, ways: &WAYS[..1], policies: &WHOLE_POLICIES, limit: WHOLE_RUN_LIMIT, torch };
+    measure(report, programs, provider, whole)
 }
 
 /// Whether the libraries load and a device is there.
@@ -107,11 +111,13 @@ struct RandomModel {
     policies: &'static [&'static str],
     /// Seconds for each run.
     limit: u64,
+    /// Where PyTorch runs the same model, if it does.
+    torch: Option<&'static str>,
 }
 
 /// Makes the weights of a model of FLUX.1's architecture, and measures it with PyTorch beside it.
-fn random_model(report: &mut Report, programs: &Programs, provider: &str, model: RandomModel) -> Result<()> {
-    let RandomModel { shape, ways, policies, limit } = model;
+fn measure(report: &mut Report, programs: &Programs, provider: &str, model: RandomModel) -> Result<()> {
+    let RandomModel { shape, ways, policies, limit, torch: device } = model;
     let graphs = programs.graphs.join(shape);
     let folder = report.logs.join(shape);
     if !graphs.is_dir() {
@@ -127,9 +133,8 @@ fn random_model(report: &mut Report, programs: &Programs, provider: &str, model:
     let given = given.into_iter().chain([folder.join("inputs.safetensors")]).collect();
     let engine = folder.join("engine");
     speed(report, programs, &Speed { name, provider, ways, engine: &engine, given, policies, limit })?;
-    // Another set of operators is none for PyTorch.
-    if !shape.contains("opset") {
-        torch(report, programs, &folder, if shape.contains("narrow") { "cpu" } else { "cuda" })?;
+    if let Some(device) = device {
+        torch(report, programs, &folder, device)?;
     }
     // Gigabytes, which nothing else needs.
     Ok(fs::remove_dir_all(&folder)?)
