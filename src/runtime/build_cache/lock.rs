@@ -7,6 +7,8 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::key::Key;
 use crate::exit::outside;
@@ -63,15 +65,50 @@ pub(super) fn exclusive(store: &Path, key: &Key) -> HeldLock {
     }
 }
 
-/// As [`exclusive`], but does not wait: `None` when somebody is at work, or when that cannot be known.
+/// How long a lock may outlive its holder: a process that another thread is starting has copies of all open files, and of their
+/// locks, until its program begins.
+const LINGERS: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// As [`exclusive`], but does not wait for those who are at work: `None` then, or when that cannot be known.
 pub(super) fn try_exclusive(store: &Path, key: &Key) -> Option<HeldLock> {
     let file = open(store, key)?;
-    match file.try_lock() {
-        Ok(()) => Some(HeldLock { file: Some(file) }),
-        Err(TryLockError::WouldBlock) => None,
-        Err(TryLockError::Error(error)) => {
-            tracing::debug!(%error, "no lock");
-            None
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Some(HeldLock { file: Some(file) }),
+            Err(TryLockError::WouldBlock) if start.elapsed() < LINGERS => thread::sleep(PATIENCE),
+            Err(TryLockError::WouldBlock) => return None,
+            Err(TryLockError::Error(error)) => {
+                tracing::debug!(%error, "no lock");
+                return None;
+            }
         }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// A copy of the file stands for that of a process which is being started.
+    #[test]
+    fn a_lock_that_only_lingers_is_waited_for() {
+        let store = tempfile::tempdir().unwrap();
+        std::fs::create_dir(store.path().join("locks")).unwrap();
+        let key = Key::parse(&"ab".repeat(32)).unwrap();
+        let held = try_exclusive(store.path(), &key).unwrap();
+        let copy = held.file.as_ref().unwrap().as_fd().try_clone_to_owned().unwrap();
+        drop(held);
+        let ends = thread::spawn(move || {
+            thread::sleep(PATIENCE);
+            drop(copy);
+        });
+        let again = try_exclusive(store.path(), &key);
+        ends.join().unwrap();
+        assert!(again.is_some());
+        assert!(try_exclusive(store.path(), &key).is_none(), "somebody is at work");
     }
 }
