@@ -10,12 +10,13 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::error::{Error, ErrorKind, Result};
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod destructors;
 
 /// Threads may use ONNX Runtime.
 const OPEN: u8 = 0;
@@ -135,10 +136,10 @@ impl Drop for Away {
     }
 }
 
-/// Asks the system to call [`end`] when the process ends, before everything that was registered until now. ONNX Runtime
-/// registers what it destroys when it first needs it, so this is called again whenever it may have made more.
+/// Asks the system to call [`end`] when the process ends, before everything that was registered until now: called before
+/// and after what loads a library.
 pub(crate) fn come_first() {
-    /// Each takes some bytes for ever; by then there is nothing that ONNX Runtime has not needed.
+    /// Each takes some bytes for ever; by then there is nothing that a provider of ONNX Runtime has not needed.
     const MOST: usize = 4096;
     static TIMES: Mutex<usize> = Mutex::new(0);
     let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -148,24 +149,19 @@ pub(crate) fn come_first() {
     }
 }
 
-/// Runs what makes ONNX Runtime make much at once, so that nothing else says when: a thread keeps [`end`] first meanwhile.
-pub(crate) fn coming_first<T>(body: impl FnOnce() -> T) -> T {
-    const PAUSE: Duration = Duration::from_micros(50);
-    let is_done = Arc::new(AtomicBool::new(false));
-    let done = Arc::clone(&is_done);
-    // Without a thread there is a moment in which the process should not end. Nothing waits for this one.
-    let keeper = std::thread::Builder::new().spawn(move || {
-        while !done.load(Ordering::Relaxed) {
-            come_first();
-            std::thread::sleep(PAUSE);
-        }
-    });
-    drop(keeper);
+/// Makes [`end`] come before all that ONNX Runtime destroys, whenever it registers that. `address` is that of any function of
+/// the loaded library.
+///
+/// Only systems with GNU's C library have the means. On others, and for providers in libraries of their own, `end` comes
+/// before what was there at the last [`come_first`]: there are moments in which the process should not end.
+pub(crate) fn come_before_destructors(address: usize) {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    if !destructors::replace_import(address) {
+        tracing::debug!("ONNX Runtime registers what it destroys in a way of its own");
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _ = address;
     come_first();
-    let made = catch_unwind(AssertUnwindSafe(body));
-    come_first();
-    is_done.store(true, Ordering::Relaxed);
-    made.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 #[cfg(unix)]
@@ -203,4 +199,10 @@ fn end() {
         threads = LEFT.wait(threads).unwrap_or_else(PoisonError::into_inner);
     }
     STATE.store(GONE, Ordering::Release);
+}
+
+/// How much ONNX Runtime has registered that is destroyed after [`end`].
+#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+pub(crate) fn destructors() -> usize {
+    destructors::count()
 }

@@ -36,8 +36,8 @@ const PREFACE: &str = "\
  * - exit(), from whichever thread: what runs or loads is cancelled, and waited for where it uses ONNX Runtime, before that is
  *   destroyed; a session that is being made is made to its end. Callbacks are not waited for. Calls that come later, such as
  *   those of static objects of C++, can only free; others give DBCACHE_ERROR_CANCELLED. What a host owes: not to call exit()
- *   in the some milliseconds in which the first engine of the process starts ONNX Runtime, and no call from a thread that
- *   goes on while exit() runs but with handles that are not freed meanwhile. _exit() waits for nothing.
+ *   in the few milliseconds in which the first engine of the process loads ONNX Runtime's file (without GNU's C library: and
+ *   starts it), and no call from a thread that goes on while exit() runs but with handles that are not freed meanwhile. _exit() waits for nothing.
  * - fork(): a child has none of the library's threads. It can free what it has, call exit() or exec; calls that need ONNX
  *   Runtime give DBCACHE_ERROR_LIBRARY. Load the first engine after the last fork().
  * - dlclose() leaves the library where it is, and a later dlopen() finds it as it was. A host that links the archive into a

@@ -18,7 +18,7 @@ use super::provider::kind::ProviderKind;
 use super::provider::spec::Providers;
 use crate::contain::contain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::exit::{coming_first, enter, lock};
+use crate::exit::{come_before_destructors, come_first, enter, lock};
 use crate::packages;
 
 mod cores;
@@ -217,7 +217,7 @@ pub(crate) fn environment_for(options: &LibraryOptions, providers: &Providers, w
         None => load_first_usable(places_for(options, providers), providers)?,
     };
     process.library = Some(library.clone());
-    let loaded = Arc::new(coming_first(|| build_environment(library, options, work))?);
+    let loaded = Arc::new(build_environment(library, options, work)?);
     process.loaded = Some(Arc::clone(&loaded));
     check_same_pool(&loaded, options)?;
     process.raise_log_level();
@@ -325,7 +325,10 @@ fn no_usable_library(refused: &[(Place, String)], providers: &Providers) -> Erro
 fn load_place(place: &Place) -> Result<(), String> {
     use ort::LoadDynamicError::{BadVersion, Dlopen, InvalidVersionString, MissingApi};
     // A library that exports the right name with the wrong content makes `ort` panic.
-    let outcome = contain(|| ort::init_from(&place.path).map(drop));
+    come_first();
+    let outcome = contain(|| {
+        ort::init_from(&place.path).map(|_| come_before_destructors(ort::api().CreateStatus as *const () as usize))
+    });
     outcome.unwrap_or(Err(InvalidVersionString)).map_err(|error| match error {
         Dlopen { error, .. } => with_causes(&error),
         MissingApi { .. } => "another library: it lacks the function OrtGetApiBase".to_owned(),
@@ -381,6 +384,14 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Usage);
         }
         assert!((1..=MAX_THREADS).contains(&physical_cores()));
+    }
+
+    /// What a session makes for the whole process is destroyed after the end has waited for all threads.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    fn onnx_runtime_registers_its_destructors_here() {
+        environment(&LibraryOptions::default()).unwrap();
+        assert!(crate::exit::destructors() > 10);
     }
 
     /// Loading is for the life of a process, so each case of loading has its own: [`loading_case`], run again alone.
