@@ -51,26 +51,31 @@ pub(crate) struct Package {
     /// Where the library lies in the package.
     pub(crate) file: &'static str,
     pub(crate) bytes: u64,
+    /// How many bytes are downloaded for it.
+    pub(crate) archive: u64,
     pub(crate) sha256: &'static str,
 }
 
-const fn pypi(os: &'static str, arch: &'static str, file: &'static str, bytes: u64, sha256: &'static str) -> Package {
-    Package { registry: Registry::PyPi, version: "1.31.1", os, arch, file, bytes, sha256 }
+type Text = &'static str;
+
+const fn pypi(os: Text, arch: Text, file: Text, bytes: u64, archive: u64, sha256: Text) -> Package {
+    Package { registry: Registry::PyPi, version: "1.31.1", os, arch, file, bytes, archive, sha256 }
 }
 
-const fn npm(os: &'static str, arch: &'static str, file: &'static str, bytes: u64, sha256: &'static str) -> Package {
-    Package { registry: Registry::Npm, version: "1.30.0", os, arch, file, bytes, sha256 }
+/// One archive holds the libraries of all systems.
+const fn npm(os: Text, arch: Text, file: Text, bytes: u64, sha256: Text) -> Package {
+    Package { registry: Registry::Npm, version: "1.30.0", os, arch, file, bytes, archive: 113_507_888, sha256 }
 }
 
 /// Every library this program installs, best first. Computed from the packages `onnxruntime` 1.31.1 (wheels for Python
 /// 3.12) and `onnxruntime-node` 1.30.0, the newest on npm that carries the library.
 #[rustfmt::skip]
 const PACKAGES: [Package; 10] = [
-    pypi("linux", "x86_64", "libonnxruntime.so.1.31.1", 29_352_200, "fc44112fbe06d7d689c57e11d3862031f64711007e4ee020f8eed5185fd2c1d3"),
-    pypi("linux", "aarch64", "libonnxruntime.so.1.31.1", 25_265_040, "8aa3b76b28c778a2b1dd660d34161adb1d508c9ccd04ff9dc80e26eca5df8467"),
-    pypi("macos", "aarch64", "libonnxruntime.1.31.1.dylib", 33_037_336, "d586cbe89effc085a09d3341b3cfbd5c322517f9d397aeb20814af21433f2b36"),
-    pypi("windows", "x86_64", "onnxruntime.dll", 19_288_376, "e45f61e50d8650885452be538a00bb14a715e46a1bc3691000ce947e89ed0306"),
-    pypi("windows", "aarch64", "onnxruntime.dll", 19_171_640, "dc9e2fe646a72829386a24ac9185a7a4e26d7dbe5dc433d41df063603c00bbc7"),
+    pypi("linux", "x86_64", "libonnxruntime.so.1.31.1", 29_352_200, 23_760_988, "fc44112fbe06d7d689c57e11d3862031f64711007e4ee020f8eed5185fd2c1d3"),
+    pypi("linux", "aarch64", "libonnxruntime.so.1.31.1", 25_265_040, 21_420_803, "8aa3b76b28c778a2b1dd660d34161adb1d508c9ccd04ff9dc80e26eca5df8467"),
+    pypi("macos", "aarch64", "libonnxruntime.1.31.1.dylib", 33_037_336, 20_882_125, "d586cbe89effc085a09d3341b3cfbd5c322517f9d397aeb20814af21433f2b36"),
+    pypi("windows", "x86_64", "onnxruntime.dll", 19_288_376, 14_888_466, "e45f61e50d8650885452be538a00bb14a715e46a1bc3691000ce947e89ed0306"),
+    pypi("windows", "aarch64", "onnxruntime.dll", 19_171_640, 14_740_724, "dc9e2fe646a72829386a24ac9185a7a4e26d7dbe5dc433d41df063603c00bbc7"),
     npm("linux", "x86_64", "linux/x64/libonnxruntime.so.1", 45_828_512, "ffb75a925ba05e47b235bb66e3e3911714a80b328a9c9425539feb204aa32a23"),
     npm("linux", "aarch64", "linux/arm64/libonnxruntime.so.1", 25_135_496, "1f549d46250b005580b597f4164984aaf75b3bcb9f3aeb07c7f8a8fe60b23c76"),
     npm("macos", "aarch64", "darwin/arm64/libonnxruntime.1.30.0.dylib", 44_589_928, "685d2be5dba1309c89d3a5324b7fd06a5c42f1a61bfea32d14c4cc28d072121d"),

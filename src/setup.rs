@@ -28,7 +28,7 @@ pub use self::inventory::Slot;
 pub use self::target::{Target, Targets};
 pub use self::via::Via;
 
-use self::provider::{ProviderSetup, TOOLS, room};
+use self::provider::{ProviderSetup, TOOLS, check_room, room};
 use self::tools::{fetch, fetch_wheel, is_about_space, is_fetched_by};
 use crate::error::{Error, ErrorKind, Result};
 use crate::folders::{FOLDER_VARIABLE, library_directories};
@@ -40,6 +40,8 @@ use crate::packages::{
 };
 
 const ONNX_RUNTIME: &str = "ONNX Runtime";
+/// How a reason begins when a tool has worked, but what it brought is not what is pinned.
+const DELIVERED_ANOTHER: &str = "it delivered another";
 
 /// How to set up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -243,7 +245,12 @@ fn install(
     }
     remove_leftovers(folder);
     let mut refused = Vec::new();
+    let mut planned = "";
     for &(via, package) in &wanted {
+        if planned != package.version {
+            planned = package.version;
+            plan(package, folder, notify)?;
+        }
         let staging = tempfile::Builder::new().prefix(STAGING_PREFIX).tempdir_in(folder);
         let staging = staging.map_err(|error| Error::io("write into", folder, error))?;
         let damaged = matches!(package.state(folder), SlotState::Damaged(_));
@@ -267,6 +274,16 @@ fn install(
     Err(no_tool_worked(ONNX_RUNTIME, folder, &refused))
 }
 
+/// Says what a package will take, and looks whether the disk has room: the library lies there twice for a moment.
+fn plan(package: &Package, folder: &Path, notify: &mut dyn FnMut(SetupEvent)) -> Result<()> {
+    let Package { version, bytes, archive, .. } = *package;
+    let parent = package.installed_path(folder).parent().unwrap_or(folder).to_owned();
+    notify(SetupEvent::Planned { what: ONNX_RUNTIME, download: archive, disk: bytes, folder: parent, kept: 0 });
+    check_room(ONNX_RUNTIME, archive + 2 * bytes, folder, room)?;
+    notify(SetupEvent::Fetching { package: "onnxruntime", version, bytes: archive, place: 1, of: 1 });
+    Ok(())
+}
+
 fn no_tool_worked(what: &str, folder: &Path, refused: &[(Via, String)]) -> Error {
     let mut message = format!("cannot fetch {what} into {}:", folder.display());
     for (via, reason) in refused {
@@ -275,6 +292,11 @@ fn no_tool_worked(what: &str, folder: &Path, refused: &[(Via, String)]) -> Error
     if refused.iter().any(|(_, reason)| is_about_space(reason)) {
         message += &format!("\nmake room, or set {FOLDER_VARIABLE} to a folder on another disk");
         return Error::new(ErrorKind::Io, message);
+    }
+    if refused.iter().any(|(_, reason)| reason.starts_with(DELIVERED_ANOTHER)) {
+        message += "\nwhat was fetched is not what this version pins, and was not installed: see whether the tool is set to a \
+                    mirror or a cache that has another package under this name";
+        return Error::new(ErrorKind::Library, message);
     }
     message += match what {
         ONNX_RUNTIME => {
@@ -337,7 +359,7 @@ fn place(package: &Package, library: &Path, target: &Path) -> Result<Result<(), 
     let mut copy = builder.prefix(STAGING_PREFIX).tempfile_in(folder).map_err(failed)?;
     let digest = copy_and_hash(&mut source, &mut copy).map_err(failed)?;
     if let Err(reason) = verify_digest(&digest, package.sha256) {
-        return Ok(Err(format!("it delivered another library: {reason}")));
+        return Ok(Err(format!("{DELIVERED_ANOTHER} library: {reason}")));
     }
     copy.as_file().sync_all().map_err(failed)?;
     copy.persist(target).map_err(|error| failed(error.error))?;
@@ -363,24 +385,24 @@ mod tests {
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     const fn package(registry: Registry, version: &'static str) -> Package {
-        Package { registry, version, os: "any", arch: "any", file: "library", bytes: 3, sha256: ABC }
+        Package { registry, version, os: "any", arch: "any", file: "library", bytes: 3, archive: 2, sha256: ABC }
     }
 
     const PACKAGES: [Package; 2] = [package(Registry::PyPi, "2.0"), package(Registry::Npm, "1.0")];
 
-    /// Installs into `folder` with tools that deliver `content`, or fail with it; returns the events as well.
+    /// Installs into `folder` with tools that deliver `content`, or fail with it; returns the events as well, in words.
     fn install_with(
         folder: &Path,
         tools: &[Via],
         deliver: fn(Via) -> Result<&'static str, &'static str>,
-    ) -> (Result<Installed>, Vec<SetupEvent>) {
+    ) -> (Result<Installed>, Vec<String>) {
         let mut events = Vec::new();
         let mut fetch = |via, package: &Package, staging: &Path, _: &mut dyn FnMut(SetupEvent)| {
             let path = staging.join(package.file);
             fs::write(&path, deliver(via)?).map_err(|error| error.to_string())?;
             Ok(path)
         };
-        let result = install(folder, &PACKAGES, tools, &mut fetch, &mut |event| events.push(event));
+        let result = install(folder, &PACKAGES, tools, &mut fetch, &mut |event| events.push(event.to_string()));
         (result, events)
     }
 
@@ -413,7 +435,9 @@ mod tests {
             outcome: outcome_of_first,
             remains: None,
         };
-        assert_eq!((result.unwrap(), events), (expected, vec![]));
+        let plan =
+            format!("ONNX Runtime: 2 bytes to download, 3 bytes on the disk, in {}", folder.join("2.0").display());
+        assert_eq!((result.unwrap(), events), (expected, vec![plan, "[1/1] onnxruntime 2.0, 2 bytes".into()]));
         assert_eq!(
             (names(&folder), names(library.parent().unwrap())),
             (vec![".lock".into(), "2.0".into()], vec![FILE_NAME.into()])
@@ -434,8 +458,9 @@ mod tests {
         let (result, events) =
             install_with(home.path(), &Via::ALL, |via| if via == Via::Npm { Ok("abc") } else { Err("no") });
         assert_eq!(result.unwrap().version, "1.0");
-        let failed = |via| SetupEvent::Failed { via, reason: "no".into() };
-        assert_eq!(events, [failed(Via::Uv), failed(Via::Pip)]);
+        // The plan is told once for each package.
+        let plans = events.iter().filter(|event| event.contains("to download")).count();
+        assert_eq!((plans, &events[2], &events[3]), (2, &"uv: no".to_owned(), &"pip: no".to_owned()), "{events:?}");
         assert_eq!(install_with(home.path(), &Via::ALL, |_| Ok("abc")).0.unwrap().version, "1.0");
         assert_eq!(install_with(home.path(), &[Via::Uv], |_| Ok("abc")).0.unwrap().version, "2.0");
         assert_eq!(install_with(home.path(), &Via::ALL, |_| Ok("abc")).0.unwrap().version, "2.0");
@@ -449,8 +474,13 @@ mod tests {
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Library);
         let text = error.to_string();
-        for part in ["uv: no network", "pip: it delivered another library: its SHA-256 is a52d", "npm: no network", ABC]
-        {
+        for part in [
+            "uv: no network",
+            "pip: it delivered another library: its SHA-256 is a52d",
+            "npm: no network",
+            ABC,
+            "mirror",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert_eq!(names(home.path()), [".lock", "2.0"]);

@@ -246,7 +246,7 @@ pub struct SetupArgs {
     /// Use only this tool: uv, pip or npm [default: the first that works]
     #[arg(long, value_name = "TOOL")]
     pub via: Option<Via>,
-    /// Only show what is installed, and how many bytes it takes
+    /// Only show what is installed, and how many bytes it takes; of large files only the size is compared
     #[arg(long, conflicts_with_all = ["provider", "via"])]
     pub list: bool,
     /// Only read what is installed, and show where this program looks; exit code 3 if nothing can be used or something is

@@ -21,9 +21,6 @@ use super::builds::tell_of_older;
 use super::print::{line, note};
 use super::signals::cancel_token;
 
-/// More processes than any machine has GPUs or cores for; a typing error should not start them.
-const MAX_JOBS: usize = 256;
-
 pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
     check(args)?;
     let options = args.options()?;
@@ -72,9 +69,6 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
 /// # Errors
 /// `Usage` for numbers that mean nothing.
 fn check(args: &BuildArgs) -> anyhow::Result<()> {
-    if !(1..=MAX_JOBS).contains(&args.jobs) {
-        anyhow::bail!(usage(format!("--jobs is {}; expected 1 to {MAX_JOBS}", args.jobs)));
-    }
     if args.build_memory == Some(0) {
         anyhow::bail!(usage("--build-memory is 0, in which no build fits; give the memory that there is, such as 16G"));
     }

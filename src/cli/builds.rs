@@ -125,6 +125,14 @@ fn gc(args: &GcArgs) -> anyhow::Result<()> {
     for name in &report.in_use {
         line(format_args!("in use, left alone: {}", brief(name)))?;
     }
+    if report.removed.is_empty() {
+        return line(format_args!(
+            "nothing to remove; {} builds ({}) are in {}",
+            report.kept,
+            size(report.kept_bytes),
+            folder.display()
+        ));
+    }
     line(format_args!(
         "{verb} {} ({}); {} builds ({}) stay in {}",
         report.removed.len(),

@@ -95,7 +95,7 @@ mod tests {
         let failed = SetupEvent::Failed { via: Via::Uv, reason: "no".into() };
         let mut sum = Sum::default();
         for (event, expected) in [
-            // Of ONNX Runtime itself, which is planned by no one.
+            // Nothing is planned.
             (arrived(5, 9), 0),
             (planned.clone(), 0),
             (fetching(100, 1), 0),

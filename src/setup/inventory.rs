@@ -107,9 +107,8 @@ pub(super) fn remove(target: Target, notify: &mut dyn FnMut(SetupEvent)) -> Resu
         return Ok(0);
     }
     let _lock = lock(&folder.join(".lock"), notify)?;
-    let mut bytes = 0;
+    let bytes = bytes_in(&folder);
     for version in versions(&folder) {
-        bytes += bytes_in(&version);
         let name = version.file_name().unwrap_or_default().to_string_lossy();
         // What is gone only in part must not lie under its name.
         let gone = folder.join(format!("{}{name}", super::STAGING_PREFIX));

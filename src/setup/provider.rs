@@ -8,7 +8,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::tools::NOT_INSTALLED;
-use super::{Installed, Outcome, STAGING_PREFIX, SetupEvent, Via, lock, no_tool_worked, remove_leftovers};
+use super::{
+    DELIVERED_ANOTHER, Installed, Outcome, STAGING_PREFIX, SetupEvent, Via, lock, no_tool_worked, remove_leftovers,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::folders::FOLDER_VARIABLE;
 use crate::packages::{Bundle, ReadDepth, SlotState, Wheel};
@@ -98,17 +100,7 @@ impl ProviderSetup<'_> {
         });
         // One archive lies beside what it becomes.
         let needed = unpacked + wheels.iter().map(|wheel| wheel.bytes).max().unwrap_or(0);
-        if let Some(free) = (self.room)(parts).filter(|free| *free < needed) {
-            let (needed, free, folder) = (bytes_in_words(needed), bytes_in_words(free), parts.display());
-            return Err(Error::new(
-                ErrorKind::Io,
-                format!(
-                    "the disk of {folder} has {free} left, and setting up `{}` needs {needed}; make room, or set \
-                     {FOLDER_VARIABLE} to a folder on another disk",
-                    self.bundle.name
-                ),
-            ));
-        }
+        check_room(self.bundle.name, needed, parts, self.room)?;
         let mut tools: VecDeque<Via> = self.tools.iter().copied().collect();
         let mut last = None;
         for (index, wheel) in wheels.iter().enumerate() {
@@ -176,7 +168,7 @@ impl ProviderSetup<'_> {
 /// have the right one.
 fn keep(wheel: &Wheel, unpacked: &Path, parts: &Path) -> Result<Result<(), String>> {
     if let Some(defect) = wheel.files.iter().find_map(|file| file.defect(unpacked, true)) {
-        return Ok(Err(format!("it delivered another {} {}: {defect}", wheel.package, wheel.version)));
+        return Ok(Err(format!("{DELIVERED_ANOTHER} {} {}: {defect}", wheel.package, wheel.version)));
     }
     for file in wheel.files {
         let (from, to) = (unpacked.join(file.name), parts.join(file.name));
@@ -201,6 +193,19 @@ fn sync_folder(folder: &Path) {
     if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
         tracing::debug!(%error, "cannot sync a folder");
     }
+}
+
+/// Refuses to begin where the disk of a folder is too small.
+pub(super) fn check_room(what: &str, needed: u64, folder: &Path, room: fn(&Path) -> Option<u64>) -> Result<()> {
+    let Some(free) = room(folder).filter(|free| *free < needed) else { return Ok(()) };
+    let (needed, free, folder) = (bytes_in_words(needed), bytes_in_words(free), folder.display());
+    Err(Error::new(
+        ErrorKind::Io,
+        format!(
+            "the disk of {folder} has {free} left, and setting up `{what}` needs {needed}; make room, or set \
+             {FOLDER_VARIABLE} to a folder on another disk"
+        ),
+    ))
 }
 
 /// How many bytes the disk of a folder has left for this user.

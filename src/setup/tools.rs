@@ -26,10 +26,9 @@ pub(super) fn fetch(
         version: package.version,
         platform: wheel_platform(package),
         uv_platform: uv_platform(package),
-        bytes: package.bytes,
+        bytes: package.archive,
         folder: "onnxruntime/capi",
-        // The size of the archive is not known, and it is small.
-        contents: Vec::new(),
+        contents: vec![Content { name: package.file, bytes: package.bytes }],
     };
     unpack(via, &wanted, staging, notify)?;
     Ok(staging.join(wanted.folder).join(package.file))
@@ -68,15 +67,14 @@ struct Wanted {
     bytes: u64,
     /// Where its files lie in it.
     folder: &'static str,
-    /// The files in it whose arrival is watched; none if nobody is told of it.
+    /// The files in it whose arrival is watched.
     contents: Vec<Content>,
 }
 
 impl Wanted {
     /// What tells how much of it has arrived.
-    fn arrival(&self, staging: &Path, cache: Option<PathBuf>) -> Option<Arrival> {
-        let contents = self.contents.clone();
-        (!contents.is_empty()).then(|| Arrival::new(self.bytes, self.folder, contents, staging, cache))
+    fn arrival(&self, staging: &Path, cache: Option<PathBuf>) -> Arrival {
+        Arrival::new(self.bytes, self.folder, self.contents.clone(), staging, cache)
     }
 
     fn requirement(&self) -> String {
@@ -143,7 +141,7 @@ fn unpack_with_uv(wanted: &Wanted, staging: &Path, notify: &mut dyn FnMut(SetupE
     command.env("UV_PYTHON_DOWNLOADS", "never");
     // The wheel for macOS needs 14.0, uv would assume an older one.
     command.env("MACOSX_DEPLOYMENT_TARGET", "14.0");
-    let arrival = wanted.arrival(staging, uv_cache(staging));
+    let arrival = Some(wanted.arrival(staging, uv_cache(staging)));
     Run { via: Via::Uv, command, limit: wanted.time_limit(), arrival }.finish(staging, notify)
 }
 
@@ -157,7 +155,7 @@ fn unpack_with_pip(wanted: &Wanted, staging: &Path, notify: &mut dyn FnMut(Setup
         command.arg(staging).arg(wanted.requirement());
         // The system's folder for such files is often small, or in memory.
         command.env("TMPDIR", staging);
-        let arrival = wanted.arrival(staging, None);
+        let arrival = Some(wanted.arrival(staging, None));
         match (Run { via: Via::Pip, command, limit: wanted.time_limit(), arrival }).finish(staging, notify) {
             Ok(()) => return Ok(()),
             Err(reason) => reasons.push(reason),
@@ -394,7 +392,7 @@ mod tests {
         };
         let mut command = Command::new("sh");
         command.args(["-c", "mkdir pip-unpack-x; printf %01000d 0 > pip-unpack-x/p.whl; sleep 1"]);
-        let arrival = wanted.arrival(folder.path(), None);
+        let arrival = Some(wanted.arrival(folder.path(), None));
         let mut events = Vec::new();
         let run = Run { via: Via::Pip, command, limit: TIME_LIMIT, arrival };
         run.finish(folder.path(), &mut |event| events.push(event)).unwrap();

@@ -71,7 +71,7 @@ fn lists_and_verifies() {
     let shell = Shell::new();
     let folder: PathBuf = shell.path("store");
     builds(&shell, &folder, "list").code(0).stdout("store: nothing is compiled yet");
-    builds(&shell, &folder, "gc").code(0).stdout("removed 0");
+    builds(&shell, &folder, "gc").code(0).stdout("nothing to remove");
     let missing = builds(&shell, &folder, "list --json").json();
     assert_eq!((missing["version"].clone(), missing["exists"].clone()), (json!(1), json!(false)));
     assert!(!folder.exists(), "looking makes no store");
@@ -224,7 +224,8 @@ fn what_cannot_be_built_is_named() {
         ("--provider cuda --profile 16", 2, "--profile has no effect: the provider `cuda` compiles nothing"),
         ("--provider openvino --build-cache none", 2, "--build-cache is `none`: there is no place for what would be"),
         ("--provider openvino --require-built", 2, "--require-built has no effect on a build; leave it out"),
-        ("--provider openvino --jobs 0", 2, "--jobs is 0; expected 1 to 256"),
+        ("--provider openvino --jobs 0", 2, "'--jobs <N>': expected a whole number from 1 to 256"),
+        ("--provider openvino --jobs -1", 2, "'--jobs <N>': expected a whole number from 1 to 256"),
         (
             "--provider openvino --build-memory 1G",
             2,

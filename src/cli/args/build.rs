@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use dbcache_trt::options::{parse_bytes, parse_value, read_policy};
-use dbcache_trt::{CacheDType, EngineOptions, Result};
+use dbcache_trt::{CacheDType, EngineOptions, Error, ErrorKind, Result};
 
 use super::LoadArgs;
 
@@ -21,7 +21,7 @@ pub struct BuildArgs {
     #[arg(long, value_name = "DTYPE")]
     pub cache_dtype: Option<CacheDType>,
     /// Builds that are made at the same time; more than one disturb each other's timings
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_value::<usize>)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = read_jobs)]
     pub jobs: usize,
     /// With --jobs: most host memory of all builds that run at the same time; a build starts only if it is expected to fit
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, allow_hyphen_values = true)]
@@ -43,6 +43,14 @@ pub struct BuildOneArgs {
     pub key: String,
     #[command(flatten)]
     pub build: BuildArgs,
+}
+
+/// More processes than any machine has GPUs or cores for; a typing error should not start them.
+const MAX_JOBS: usize = 256;
+
+fn read_jobs(text: &str) -> Result<usize> {
+    let jobs = parse_value(text).ok().filter(|jobs| (1..=MAX_JOBS).contains(jobs));
+    jobs.ok_or_else(|| Error::with_kind(ErrorKind::Usage, format!("expected a whole number from 1 to {MAX_JOBS}")))
 }
 
 impl BuildArgs {
