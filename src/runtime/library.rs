@@ -326,16 +326,17 @@ fn load_place(place: &Place) -> Result<(), String> {
     use ort::LoadDynamicError::{BadVersion, Dlopen, InvalidVersionString, MissingApi};
     // A library that exports the right name with the wrong content makes `ort` panic.
     come_first();
-    let outcome = contain(|| {
-        ort::init_from(&place.path).map(|_| come_before_destructors(ort::api().CreateStatus as *const () as usize))
-    });
+    let outcome = contain(|| ort::init_from(&place.path).map(drop));
     outcome.unwrap_or(Err(InvalidVersionString)).map_err(|error| match error {
         Dlopen { error, .. } => with_causes(&error),
         MissingApi { .. } => "another library: it lacks the function OrtGetApiBase".to_owned(),
         BadVersion { version_str, .. } => format!("version {version_str} is too old"),
         InvalidVersionString => "not ONNX Runtime: it does not tell its version".to_owned(),
     })?;
-    status::read_codes(&place.path)
+    // Before anything asks `ort` for the functions.
+    status::read_codes(&place.path)?;
+    come_before_destructors(ort::api().CreateStatus as *const () as usize);
+    Ok(())
 }
 
 /// `ort` lets ONNX Runtime write every message and leaves the choice to `tracing`; what nobody reads is better not
