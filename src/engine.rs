@@ -22,6 +22,7 @@ use self::opening::{copies_weights, verify, work};
 pub use self::probe::ModelPart;
 pub(crate) use self::stages::{LoadedPlan, LoadedStage, Loading, Stages, sizes};
 use crate::cancel::CancelToken;
+use crate::collective::ContextParallel;
 use crate::error::Result;
 use crate::exit::enter;
 use crate::model::directory::EngineDirectory;
@@ -61,6 +62,8 @@ pub(crate) struct LoadedEngine {
     pub refused: Vec<String>,
     pub weights: WeightsMode,
     pub arithmetic_choice: ArithmeticChoice,
+    /// The other processes that make the same generations.
+    pub context_parallel: Option<ContextParallel>,
     pub load_ms: f64,
     /// The small graphs of the cache, the scheduler and guidance.
     pub kernels: Kernels,
@@ -90,6 +93,11 @@ impl Engine {
         if options.verify {
             verify(&directory)?;
         }
+        if let Some(parallel) = &options.context_parallel {
+            parallel.agree("version of this program", &env!("CARGO_PKG_VERSION"))?;
+            parallel.agree("engine directory", &directory.hash)?;
+            parallel.agree("method", &parallel.method.as_str())?;
+        }
         let cuts = cuts::of_engine(&directory.manifest, options)?;
         let library = library::environment_for(&options.library, &options.provider, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
@@ -112,8 +120,10 @@ impl Engine {
             let sessions = loader.sessions(device, Role::Model, &graphs, &options.cancel)?;
             Ok((loader, stages, sessions))
         };
+        let context_parallel = options.context_parallel.as_ref().map(ContextParallel::metered);
+        let group = context_parallel.as_ref().map(|parallel| &parallel.group);
         let (device, (loader, stages, sessions), refused) =
-            Device::first(&library, &options.provider, options.allow_fallback, load)?;
+            Device::first(&library, &options.provider, options.allow_fallback, group, load)?;
         let mut sessions = sessions.into_iter();
         let text_sessions = sessions.by_ref().take(directory.text.len()).collect();
         let decode = sessions.next();
@@ -133,6 +143,7 @@ impl Engine {
             refused,
             weights,
             arithmetic_choice: options.arithmetic,
+            context_parallel,
             load_ms,
             kernels,
         })))

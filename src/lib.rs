@@ -45,6 +45,7 @@
 //!   crates.
 //! * `setup` fetches ONNX Runtime ([`setup`]). A library that was fetched before is found, and checked, without it.
 //! * `cli` builds the command and the crates that only it needs. It needs `media` and `setup`.
+//! * `mpi` runs one generation over the processes that an MPI has started. Its library is loaded when that is asked for.
 //! * `cuda` and `tensorrt` let those providers of ONNX Runtime's GPU build be used. They are only code, and need nothing of
 //!   NVIDIA to build.
 
@@ -53,6 +54,7 @@
 #![deny(unsafe_code)]
 
 mod cancel;
+mod collective;
 mod contain;
 mod engine;
 mod error;
@@ -82,6 +84,9 @@ pub mod setup;
 pub mod trace;
 
 pub use cancel::CancelToken;
+#[cfg(feature = "mpi")]
+pub use collective::Mpi;
+pub use collective::{Collective, ContextParallel, Method};
 pub use engine::{BuildCounts, Builder, Engine, ModelPart, PlannedBuild, StagesChoice};
 pub use error::{Error, ErrorKind, Result};
 pub use generate::denoiser::Denoiser;

@@ -13,5 +13,6 @@ pub use self::compare::{Comparison, Divergence, LargestDiff, Setting, Side, comp
 pub use self::read::read;
 pub use self::read::recording;
 pub use self::record::{BlockRecord, StepRecord};
-pub use self::run::{CacheBytes, Timings, Trace, Warning};
+pub use self::run::{CacheBytes, Ranks, Timings, Trace, Warning};
+pub use crate::collective::Exchanged;
 pub use crate::runtime::capture::CaptureCounts;

@@ -105,7 +105,7 @@ impl Builder {
         let library = library::environment_for(&options.library, &options.provider, work(&directory))?;
         let weights = choose_weights(options.weights, &directory);
         let open = |device: &Device| Loader::new(&directory, options, device, weights);
-        let (device, loader, refused) = Device::first(&library, &options.provider, options.allow_fallback, open)?;
+        let (device, loader, refused) = Device::first(&library, &options.provider, options.allow_fallback, None, open)?;
         if loader.compiler().is_none() {
             // Why those of the list that could have compiled were passed over.
             let nothing = compiles_nothing(device.spec().kind());

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::stages::sizes;
 use crate::cache::PolicyConfig;
+use crate::collective::ContextParallel;
 use crate::error::{At, Error, Result};
 use crate::model::compute::Attention;
 use crate::model::directory::{EngineDirectory, ExpertGraphs};
@@ -41,7 +42,11 @@ pub(crate) fn open(directory: &Path, options: &EngineOptions) -> Result<EngineDi
         spec.check_precision(directory.manifest.compute_dtype, is_quantised)?;
     }
     let takes_bf16 = options.provider.iter().all(|spec| spec.kind().takes_bf16_ports());
-    if takes_bf16 { Ok(directory) } else { directory.without_bf16_ports() }
+    let directory = if takes_bf16 { directory } else { directory.without_bf16_ports()? };
+    match &options.context_parallel {
+        Some(ContextParallel { method, group }) => directory.sharded(group.rank(), group.ranks(), *method),
+        None => Ok(directory),
+    }
 }
 
 /// Refuses what no provider of the list obeys, and a dtype in which one of them does not compute.
@@ -52,6 +57,14 @@ pub(crate) fn check_provider(options: &EngineOptions, directory: &EngineDirector
     if options.allow_fallback && options.provider.iter().all(is_cpu) {
         return Err(Error::usage(
             "the option `allow-fallback` has no effect: the provider `cpu` runs everything; leave it out",
+        ));
+    }
+    if options.context_parallel.is_some()
+        && let Some(spec) = options.provider.iter().find(|spec| !is_cpu(spec))
+    {
+        return Err(Error::option(
+            "context-parallel",
+            format!("takes the provider `cpu` so far, not `{}`; leave one of the two out", spec.kind()),
         ));
     }
     let compiles = options.provider.iter().any(|spec| spec.kind().compiles());

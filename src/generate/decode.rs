@@ -9,6 +9,7 @@ use super::chain::Named;
 use super::decoder::Decoder;
 use super::observer::Observer;
 use super::request::Request;
+use crate::collective::ContextParallel;
 use crate::error::{At, Error, Result};
 use crate::model::manifest::{Extents, Manifest};
 use crate::pixels::tiles::{Cut, in_runs, in_tiles};
@@ -17,7 +18,7 @@ use crate::request::tiles::tile;
 
 /// One for each of the batch.
 pub(super) enum Decoded {
-    /// The engine has no decode graph.
+    /// The engine has no decode graph, or another rank decodes.
     Nothing,
     Images(Vec<Image>),
     Videos(Vec<Video>),
@@ -41,7 +42,8 @@ impl Request {
     pub(super) fn decode(&mut self, latents: &ArrayD<f32>) -> Result<Decoded> {
         let engine = Arc::clone(&self.engine);
         let manifest = &engine.directory.manifest;
-        if manifest.decode.is_none() {
+        let is_helper = engine.context_parallel.as_ref().is_some_and(ContextParallel::is_helper);
+        if manifest.decode.is_none() || is_helper {
             return Ok(Decoded::Nothing);
         }
         let unpacked = self.grid.unpack(latents)?;

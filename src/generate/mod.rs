@@ -17,6 +17,7 @@ mod meter;
 mod numeric;
 pub(crate) mod observer;
 mod outcome;
+mod parallel;
 mod pass;
 pub(crate) mod prepare;
 pub(crate) mod prompts;

@@ -5,7 +5,7 @@ use ndarray::ArrayD;
 use super::decode::Decoded;
 use super::request::{Output, Request};
 use crate::model::compute_choice::ComputeChoice;
-use crate::trace::{StepRecord, Trace, Warning};
+use crate::trace::{Ranks, StepRecord, Trace, Warning};
 
 impl Request {
     pub(super) fn output(&self, latents: ArrayD<f32>, decoded: Decoded, records: Vec<StepRecord>) -> Output {
@@ -46,6 +46,11 @@ impl Request {
             provider: self.engine.device.spec().to_string(),
             builds: self.engine.loader.counts(),
             captures: self.engine.device.spec().captures().map(|_| self.buffers.captures()),
+            context_parallel: self
+                .engine
+                .context_parallel
+                .as_ref()
+                .map(|parallel| Ranks { method: parallel.method, ranks: parallel.group.ranks() }),
             memory: self.memory(),
             read_bytes: self.read_bytes.unwrap_or_else(|| self.buffers.read_bytes()),
             warnings: self.warnings.clone(),

@@ -7,6 +7,7 @@ use super::samples::Samples;
 use super::unit::{Unit, relative};
 use crate::cache::{Action, CachePolicy, Decision, DecisionPoint, Gate, Reason};
 use crate::cancel::CancelToken;
+use crate::collective::ContextParallel;
 use crate::error::{At, Error, Result};
 use crate::request::lists::{List, ListPart};
 use crate::runtime::tensor::Buffers;
@@ -23,6 +24,8 @@ pub(super) struct Pass<'a> {
     pub expert: Option<usize>,
     pub sigma: f32,
     pub chain: &'a Chain,
+    /// The other processes that decide the same.
+    pub context_parallel: Option<&'a ContextParallel>,
     pub cancel: &'a CancelToken,
     pub buffers: &'a mut Buffers,
     pub meter: Meter<'a>,
@@ -55,7 +58,18 @@ impl Pass<'_> {
             ran: Vec::new(),
             session_runs: 0,
             elapsed_ms: 0.0,
+            exchanged: None,
         }
+    }
+
+    /// The sums of a unit's diffs, over the tokens of all ranks.
+    fn sums(&self, unit: &Unit) -> Result<Vec<(f32, f32)>> {
+        let mut sums = unit.sums(self.buffers)?;
+        if let Some(parallel) = self.context_parallel {
+            let place = self.step.wrapping_mul(1000) + unit.blocks.start;
+            parallel.all_sum(&mut sums, u32::try_from(place).unwrap_or_default())?;
+        }
+        Ok(sums)
     }
 
     /// Runs blocks for the whole batch.
@@ -96,7 +110,7 @@ pub(super) fn run_list(
         let shared = if block.is_none() { shared } else { &[] };
         let at = DecisionPoint { block: *block, ..pass.at };
         let unit = own.units.get(next_unit).ok_or_else(|| Error::internal("a branch lacks a unit"))?;
-        let decided = decide(&mut own.policies, at, unit, shared, pass.buffers)?;
+        let decided = decide(pass, &mut own.policies, at, unit, shared)?;
         run_unit(pass, list, own, samples.as_deref_mut(), UnitTurn { unit: next_unit, at, decided: &decided })?;
         next_unit += 1;
         for (record, Decided { decision, diff, threshold }) in records.iter_mut().zip(decided) {
@@ -164,11 +178,11 @@ fn run_unit(
 
 /// Asks each policy about a unit; the diffs of all are taken at once, if any needs one.
 fn decide(
+    pass: &Pass<'_>,
     policies: &mut [Box<dyn CachePolicy>],
     at: DecisionPoint,
     unit: &Unit,
     shared: &[Option<f32>],
-    buffers: &Buffers,
 ) -> Result<Vec<Decided>> {
     let mut sums: Option<Vec<(f32, f32)>> = None;
     let mut decided = Vec::new();
@@ -185,7 +199,7 @@ fn decide(
                 let place = format_args!("{place}before blocks {:?}", unit.blocks);
                 let sums = match &sums {
                     Some(sums) => sums,
-                    None => sums.insert(unit.sums(buffers).at(place)?),
+                    None => sums.insert(pass.sums(unit).at(place)?),
                 };
                 let (change, size) = sums.get(sample).copied().ok_or_else(|| Error::internal("too few diffs"))?;
                 relative(change, size).at(place)?

@@ -12,6 +12,7 @@ use super::conditioning::{self, Fixed};
 use super::decoder::check_tiles;
 use super::expert::Expert;
 use super::meter::elapsed_ms;
+use super::parallel;
 use super::prompts;
 use super::request::Request;
 use super::sampler::{NoiseSource, Sampler, SamplerSpec};
@@ -70,7 +71,13 @@ pub(super) fn request(
     let _inside = enter()?;
     let manifest = &engine.directory.manifest;
     let preparation = Preparation { engine: &engine, inputs, options };
+    if let Some(parallel) = &engine.context_parallel {
+        parallel::agree(parallel, inputs, options)?;
+    }
     let mut asked = Asked::new(manifest, inputs, options, by)?;
+    if engine.context_parallel.is_some() {
+        parallel::check(&asked)?;
+    }
     let cut = preparation.cut(&asked)?;
     let mut warnings = preparation.warnings(&asked);
 

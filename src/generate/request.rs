@@ -266,6 +266,10 @@ impl Request {
         let at = BranchAt { expert, branch: index };
         let decided = self.denoise(at, step, shared);
         let decided = decided.map_err(|error| {
+            // Running the blocks again to find the first bad number needs all ranks, which may not have seen the same.
+            if self.engine.context_parallel.is_some() {
+                return error;
+            }
             let state = &self.experts[at.expert].branches[at.branch];
             state.explain(&self.engine.directory.manifest, &self.named, &self.buffers, error)
         });
@@ -295,11 +299,14 @@ impl Request {
             expert: (engine.directory.experts.len() > 1).then_some(*expert),
             sigma: schedule.sigmas[step],
             chain,
+            context_parallel: engine.context_parallel.as_ref(),
             cancel: &options.cancel,
             buffers,
             meter: Meter::start(timings),
         };
         let mut runs = pass.buffers.session_runs();
+        let exchanged = || engine.context_parallel.as_ref().map(|parallel| parallel.group.exchanged());
+        let mut given = exchanged();
 
         pass.cancel.check()?;
         pass.chain.embed(pass.buffers)?;
@@ -314,8 +321,10 @@ impl Request {
             for record in &mut decided {
                 record.elapsed_ms = pass.meter.total() - before;
                 record.session_runs = pass.buffers.session_runs() - runs;
+                record.exchanged = exchanged().zip(given).map(|(now, given)| now.since(given));
             }
             runs = pass.buffers.session_runs();
+            given = exchanged();
             records.append(&mut decided);
         }
         pass.chain.last(pass.buffers)?;
@@ -327,6 +336,8 @@ impl Request {
         for record in records.iter_mut().filter(|record| record.list == last) {
             record.elapsed_ms += final_ms;
             record.session_runs += pass.buffers.session_runs() - runs;
+            let more = exchanged().zip(given).map(|(now, given)| now.since(given));
+            record.exchanged = record.exchanged.zip(more).map(|(before, more)| before.and(more));
         }
         Ok(records)
     }

@@ -6,6 +6,7 @@
 mod guidance;
 mod sampling;
 mod scheduler;
+mod shard;
 mod tensor;
 mod text;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use guidance::*;
 pub(crate) use sampling::*;
 pub(crate) use scheduler::*;
+pub(crate) use shard::*;
 pub(crate) use tensor::*;
 pub(crate) use text::*;
 
@@ -60,6 +62,9 @@ pub(crate) struct Manifest {
     pub decode: Option<GraphSpec>,
     pub weights: Vec<WeightsSpec>,
     pub defaults: Defaults,
+    /// What this process has of each tensor, if it is one of several; never in a file.
+    #[serde(skip)]
+    pub shard: Option<Shard>,
 }
 
 /// Licence of the weights, as the exporter was told.
@@ -241,11 +246,19 @@ impl Manifest {
             .iter()
             .map(|axis| match axis {
                 Axis::Fixed(extent) => Ok(*extent as i64),
-                Axis::Named(name) => extents.get(name).map(|e| *e as i64).ok_or_else(|| {
+                Axis::Named(name) => self.extent(name, extents).map(|e| e as i64).ok_or_else(|| {
                     Error::internal(format!("dimension `{name}` of tensor `{tensor}` has no extent in this request"))
                 }),
             })
             .collect()
+    }
+
+    /// The extent of a dimension, which may be a share.
+    fn extent(&self, dim: &str, extents: &Extents) -> Option<u64> {
+        match &self.shard {
+            Some(shard) => shard.extent(dim, extents),
+            None => extents.get(dim).copied(),
+        }
     }
 
     pub(crate) fn tensor(&self, name: &str) -> Result<&TensorSpec> {

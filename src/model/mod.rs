@@ -1,6 +1,7 @@
 //! What is on disk, and nothing that runs.
 
 mod amounts;
+mod attention;
 pub(crate) mod boundary;
 pub(crate) mod cache_dtype;
 mod casts;
@@ -14,4 +15,6 @@ mod moved;
 pub(crate) mod onnx;
 mod operators;
 mod rules;
+pub(crate) mod shard;
+mod token_by_token;
 pub(crate) mod weights;

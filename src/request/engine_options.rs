@@ -6,6 +6,7 @@ use std::str::FromStr;
 use super::profile::Profile;
 use crate::cache::PolicyConfig;
 use crate::cancel::CancelToken;
+use crate::collective::ContextParallel;
 use crate::error::{Error, Result};
 use crate::folders::build_folder;
 use crate::model::cache_dtype::CacheDType;
@@ -55,6 +56,8 @@ pub struct EngineOptions {
     pub weights_folder: Option<PathBuf>,
     /// Compare the content hash of every weights file, not only its size and header: reads all weights once.
     pub verify: bool,
+    /// The other processes that make the same generation, each with a share of the tokens. Default: none.
+    pub context_parallel: Option<ContextParallel>,
     /// Stops the load from another thread, between two sessions. An engine that is loaded does not heed it.
     pub cancel: CancelToken,
 }

@@ -8,12 +8,14 @@ use ort::session::builder::SessionBuilder;
 use super::build_cache::key::KeyTarget;
 use super::cuda_stream::Stream;
 use super::errors::runtime_error;
+use super::exchange;
 use super::library::Loaded;
 use super::memory::Memory;
 use super::provider::assignment::{RECORD, strays};
 use super::provider::compile::Extra;
 use super::provider::{Provider, ProviderKind, ProviderSpec, Providers, Role};
 use super::source::SessionSource;
+use crate::collective::Collective;
 use crate::error::{At, Error, ErrorKind, Result};
 
 /// A provider in use. All sessions and tensors of an engine are made for it.
@@ -25,17 +27,24 @@ pub(crate) struct Device {
     fallbacks: Mutex<Vec<String>>,
     /// Stages whose runs are not recorded although that was asked for.
     unrecorded: Mutex<BTreeSet<String>>,
+    /// The processes with which graphs exchange tokens.
+    group: Option<Arc<dyn Collective>>,
 }
 
 impl Device {
     /// # Errors
     /// `Provider` when it cannot be used here.
-    pub(crate) fn open(library: &Arc<Loaded>, spec: &ProviderSpec, allows_fallback: bool) -> Result<Arc<Self>> {
+    pub(crate) fn open(
+        library: &Arc<Loaded>,
+        spec: &ProviderSpec,
+        allows_fallback: bool,
+        group: Option<&Arc<dyn Collective>>,
+    ) -> Result<Arc<Self>> {
         let provider = Provider::open(library, spec, allows_fallback)?;
         let memory = provider.memory(library)?;
         let (fallbacks, unrecorded) = Default::default();
-        let library = Arc::clone(library);
-        Ok(Arc::new(Self { library, provider, memory, allows_fallback, fallbacks, unrecorded }))
+        let (library, group) = (Arc::clone(library), group.cloned());
+        Ok(Arc::new(Self { library, provider, memory, allows_fallback, fallbacks, unrecorded, group }))
     }
 
     /// The first of several providers on which `load` succeeds, with what it gave, and why not on those before it.
@@ -46,12 +55,13 @@ impl Device {
         library: &Arc<Loaded>,
         providers: &Providers,
         allows_fallback: bool,
+        group: Option<&Arc<dyn Collective>>,
         mut load: impl FnMut(&Self) -> Result<T>,
     ) -> Result<(Arc<Self>, T, Vec<String>)> {
         let mut refused: Vec<String> = Vec::new();
         let mut specs = providers.iter().peekable();
         while let Some(spec) = specs.next() {
-            let opened = Self::open(library, spec, allows_fallback);
+            let opened = Self::open(library, spec, allows_fallback, group);
             match opened.and_then(|device| Ok((load(&device)?, device))) {
                 Ok((loaded, device)) => return Ok((device, loaded, refused)),
                 Err(error) if error.kind() == ErrorKind::Provider && specs.peek().is_some() => {
@@ -133,6 +143,10 @@ impl Device {
     /// A session's options for this provider.
     pub(super) fn builder(&self, role: Role, extra: &Extra) -> Result<SessionBuilder> {
         let mut builder = self.library.session_builder().map_err(runtime_error)?;
+        if let Some(group) = self.group.as_ref().filter(|_| role == Role::Stage) {
+            let operators = exchange::operators(group).map_err(runtime_error)?;
+            builder = builder.with_operators(operators).map_err(|error| runtime_error(error.into()))?;
+        }
         // Some providers read the session's settings when they are appended.
         for (key, value) in &extra.session {
             builder = builder.with_config_entry(key, value).map_err(|error| runtime_error(error.into()))?;

@@ -15,6 +15,8 @@ pub(crate) mod device_memory;
 #[expect(unsafe_code, reason = "the driver's functions are found in a library by their names")]
 pub(crate) mod driver;
 pub(crate) mod errors;
+#[expect(unsafe_code, reason = "numbers of all types travel as bytes")]
+mod exchange;
 #[expect(unsafe_code, reason = "the memory is a host's, who promises what it holds")]
 pub(crate) mod foreign;
 pub(crate) mod graphs;

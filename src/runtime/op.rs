@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn runs_that_touch_the_host_are_waited_for() {
         let library = library::environment(&LibraryOptions::default()).unwrap();
-        let device = Device::open(&library, &ProviderSpec::default(), false).unwrap();
+        let device = Device::open(&library, &ProviderSpec::default(), false, None).unwrap();
         let memory = Arc::new(DeviceMemory::new(Arc::clone(&device)));
         let mut buffers = Buffers::new(&memory, TensorPlace::Device).unwrap();
         let [a, b] = [(); 2].map(|()| buffers.add(DType::F32, &[1, 4]).unwrap());

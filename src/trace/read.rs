@@ -10,7 +10,7 @@ use serde_json::Value;
 use self::fields::Fields;
 use self::steps::{number_steps, step_record};
 use super::record::StepRecord;
-use super::run::{CacheBytes, TRACE_VERSION, Timings, Trace, Warning};
+use super::run::{CacheBytes, Ranks, TRACE_VERSION, Timings, Trace, Warning};
 use crate::cache::{Branch, PolicyConfig, RecordedBranch, RecordedList, Recording};
 use crate::error::{Error, Result};
 use crate::model::compute_choice::ComputeChoice;
@@ -72,6 +72,7 @@ impl Trace {
             provider: fields.text("provider")?.to_owned(),
             builds: builds(&fields)?,
             captures: captures(&fields)?,
+            context_parallel: context_parallel(&fields)?,
             memory: memory(&fields)?,
             read_bytes: fields.number("read_bytes")?,
             warnings: warnings.collect::<Result<_>>()?,
@@ -115,7 +116,7 @@ pub fn recording(json: &Value) -> Result<(PolicyConfig, Recording)> {
     Ok((config, recording))
 }
 
-const NAMES: [&str; 31] = [
+const NAMES: [&str; 32] = [
     "version",
     "engine",
     "engine_hash",
@@ -144,6 +145,7 @@ const NAMES: [&str; 31] = [
     "provider",
     "builds",
     "captures",
+    "context_parallel",
     "memory",
     "read_bytes",
     "warnings",
@@ -229,6 +231,16 @@ fn captures(fields: &Fields<'_>) -> Result<Option<CaptureCounts>> {
     let [recorded, replayed, plain] =
         [captures.count("recorded")?, captures.count("replayed")?, captures.count("plain")?];
     Ok(Some(CaptureCounts { recorded, replayed, plain }))
+}
+
+fn context_parallel(fields: &Fields<'_>) -> Result<Option<Ranks>> {
+    let value = fields.value("context_parallel");
+    if value.is_null() {
+        return Ok(None);
+    }
+    let parallel = Fields::new("context_parallel", value, &["method", "ranks"])?;
+    let method = parallel.text("method")?.parse().map_err(|_| parallel.damaged("method", "`ulysses` or `gather`"))?;
+    Ok(Some(Ranks { method, ranks: parallel.count("ranks")? }))
 }
 
 /// The policy, and whether it was replayed.

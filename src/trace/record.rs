@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::cache::{Action, Branch, Decision, Reason};
+use crate::collective::Exchanged;
 
 /// One decision: what one branch of one step did.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +39,8 @@ pub struct StepRecord {
     pub session_runs: usize,
     /// Wall time of this branch of the step, with all pictures of the batch.
     pub elapsed_ms: f64,
+    /// What this process and the others gave each other meanwhile; `None` for a process that works alone.
+    pub exchanged: Option<Exchanged>,
 }
 
 /// One decision about a single block.

@@ -7,10 +7,12 @@ use serde_json::{Value, json};
 
 use super::record::StepRecord;
 use crate::cache::{Branch, PolicyConfig};
+use crate::collective::Method;
 use crate::model::cache_dtype::CacheDType;
 use crate::model::compute_choice::ComputeChoice;
 use crate::runtime::capture::CaptureCounts;
 use crate::runtime::compiler::BuildCounts;
+use crate::units::bytes_in_words;
 
 /// The version of the JSON that [`Trace::to_json`] gives and [`Trace::from_json`] reads.
 pub(crate) const TRACE_VERSION: u32 = 2;
@@ -97,6 +99,15 @@ impl fmt::Display for CacheBytes {
     }
 }
 
+/// Several processes that made one generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranks {
+    /// How they shared each attention.
+    pub method: Method,
+    /// How many they were.
+    pub ranks: usize,
+}
+
 /// The full record of one generation.
 #[derive(Clone, Debug)]
 pub struct Trace {
@@ -150,6 +161,8 @@ pub struct Trace {
     pub builds: Option<BuildCounts>,
     /// Runs of the stages that were recorded and replayed; `None` if the provider was not told to.
     pub captures: Option<CaptureCounts>,
+    /// The processes that made it together; `None` if one did.
+    pub context_parallel: Option<Ranks>,
     /// Bytes of the tensors by the memory that they lay in, in ONNX Runtime's words: `Cpu`, `Cuda`, `WebGPU_Buf`.
     pub memory: BTreeMap<String, u64>,
     /// Bytes of tensors that the host read from a device while the steps ran: 0 if only sums come back. Where runs are
@@ -340,6 +353,12 @@ impl fmt::Display for Summary<'_> {
         writeln!(f, "sessions {:.1} runs a step", sessions / steps.max(1) as f64)?;
         if let Some(captures) = &trace.captures {
             writeln!(f, "captures {captures}")?;
+        }
+        if let Some(Ranks { method, ranks }) = trace.context_parallel {
+            let each = || trace.records.iter().filter_map(|record| record.exchanged);
+            let bytes = bytes_in_words(each().map(|exchanged| exchanged.bytes).sum());
+            let ms: f64 = each().map(|exchanged| exchanged.ms).sum();
+            writeln!(f, "ranks    {ranks} by {method}: {bytes} given to others, {ms:.1} ms of giving and waiting")?;
         }
         if let Some([p0, p25, p50, p75, p95, p100]) = trace.diff_percentiles() {
             let threshold = trace.threshold();

@@ -43,6 +43,9 @@ impl Trace {
             "provider": self.provider,
             "builds": self.builds.as_ref().map(BuildCounts::to_json),
             "captures": self.captures.as_ref().map(CaptureCounts::to_json),
+            "context_parallel": self.context_parallel.as_ref().map(|parallel| {
+                json!({ "method": parallel.method.as_str(), "ranks": parallel.ranks })
+            }),
             "memory": self.memory,
             "read_bytes": self.read_bytes,
             "warnings": self.warnings.iter().map(Warning::to_string).collect::<Vec<_>>(),
@@ -67,6 +70,7 @@ fn record_json(record: &StepRecord) -> Value {
         "ran": record.ran.iter().map(|blocks| [blocks.start, blocks.end]).collect::<Vec<_>>(),
         "session_runs": record.session_runs,
         "elapsed_ms": record.elapsed_ms,
+        "exchanged": record.exchanged.map(|exchanged| json!({ "bytes": exchanged.bytes, "ms": exchanged.ms })),
     })
 }
 

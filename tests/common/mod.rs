@@ -9,6 +9,7 @@ pub mod family;
 #[path = "../../src/model/onnx.rs"]
 pub mod onnx;
 pub mod oracle;
+pub mod ranks;
 pub mod shell;
 
 use std::fs;

@@ -6,6 +6,7 @@ mod common;
 mod cache_dtype;
 mod circles;
 mod compute;
+mod context_parallel;
 mod damaged;
 mod damaged_graphs;
 mod decisions;

@@ -10,7 +10,7 @@ use super::tidy::{root, sources};
 const FLOORS: [&[&str]; 12] = [
     &["error", "nearest", "units"],
     &["words"],
-    &["cache", "contain", "exit", "files", "folders", "pixels"],
+    &["cache", "collective", "contain", "exit", "files", "folders", "pixels"],
     &["cancel", "model", "packages", "threads"],
     &["media", "runtime", "setup"],
     &["plan", "trace"],

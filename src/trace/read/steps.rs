@@ -7,9 +7,10 @@ use serde_json::Value;
 use super::super::record::{BlockRecord, StepRecord};
 use super::fields::Fields;
 use crate::cache::{Branch, Decision, Reason};
+use crate::collective::Exchanged;
 use crate::error::{Error, Result};
 
-const STEP: [&str; 15] = [
+const STEP: [&str; 16] = [
     "step",
     "branch",
     "expert",
@@ -25,6 +26,7 @@ const STEP: [&str; 15] = [
     "ran",
     "session_runs",
     "elapsed_ms",
+    "exchanged",
 ];
 const BLOCK: [&str; 5] = ["block", "action", "reason", "diff", "threshold"];
 
@@ -56,6 +58,7 @@ pub(super) fn step_record(place: &str, json: &Value, n_blocks: usize) -> Result<
         ran: ran(&fields)?,
         session_runs: fields.count("session_runs")?,
         elapsed_ms: fields.real("elapsed_ms")?,
+        exchanged: exchanged(&fields, place)?,
     };
     if record.blocks_run > n_blocks {
         return Err(fields.damaged("blocks_run", &format!("at most {n_blocks}, the `blocks` of the trace")));
@@ -65,6 +68,16 @@ pub(super) fn step_record(place: &str, json: &Value, n_blocks: usize) -> Result<
     }
     check_letter(&fields, record.letter())?;
     Ok(record)
+}
+
+/// What ranks gave each other, where there were several.
+fn exchanged(fields: &Fields<'_>, place: &str) -> Result<Option<Exchanged>> {
+    let value = fields.value("exchanged");
+    if value.is_null() {
+        return Ok(None);
+    }
+    let exchanged = Fields::new(&format!("{place}.exchanged"), value, &["bytes", "ms"])?;
+    Ok(Some(Exchanged { bytes: exchanged.number("bytes")?, ms: exchanged.real("ms")? }))
 }
 
 /// The blocks that ran, as `[start, end]` with the end not among them.
