@@ -19,13 +19,16 @@ fn main() -> ExitCode {
         Err(error) => return cli::print::refused(&error),
     };
     // The hook of the standard library has told where it happened.
-    std::panic::catch_unwind(|| run(&cli)).unwrap_or_else(|_| {
+    let code = std::panic::catch_unwind(|| run(&cli)).unwrap_or_else(|_| {
         cli::print::note("error: this is a bug of dbcache-trt; please report it with the command and the lines above");
-        ExitCode::from(ErrorKind::Internal.exit_code())
-    })
+        ErrorKind::Internal.exit_code()
+    });
+    cli::ranks::leave(code);
+    ExitCode::from(code)
 }
 
-fn run(cli: &cli::args::Cli) -> ExitCode {
+/// The exit code.
+fn run(cli: &cli::args::Cli) -> u8 {
     for (old, new) in cli.old_names() {
         cli::print::note(format_args!("note: {old} is now {new}"));
     }
@@ -41,12 +44,15 @@ fn run(cli: &cli::args::Cli) -> ExitCode {
         None => cli::generate::run(&cli.generate),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if cli::print::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Ok(()) => 0,
+        Err(error) if cli::print::is_broken_pipe(&error) => 0,
         Err(error) => {
             let kind = error.downcast_ref::<dbcache_trt::Error>().map_or(ErrorKind::Io, |e| e.kind());
-            cli::print::note(format_args!("error: {}", cli::print::story(&error)));
-            ExitCode::from(kind.exit_code())
+            // Each process hears Ctrl-C; one says so.
+            if kind != ErrorKind::Cancelled || !cli::ranks::is_helper() {
+                cli::print::note(format_args!("{}error: {}", cli::ranks::prefix(), cli::print::story(&error)));
+            }
+            kind.exit_code()
         }
     }
 }

@@ -4,6 +4,7 @@ mod build;
 mod builds;
 mod load;
 mod policy;
+mod ranked;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ pub use self::builds::{BuildsArgs, BuildsCommand, GcArgs, StoreArgs};
 use self::load::choice;
 pub use self::load::{LoadArgs, StagesArgs};
 pub use self::policy::PolicyArgs;
+pub use self::ranked::Ranked;
 
 /// What `--help` ends with.
 fn after_help() -> String {
@@ -190,6 +192,10 @@ pub struct GenerateArgs {
     /// Print nothing but errors and warnings
     #[arg(long, short, conflicts_with = "json")]
     pub quiet: bool,
+    /// Make each picture with all processes that MPI has started (mpirun -n 4 dbcache-trt …), each with a share of the
+    /// tokens: ulysses or gather, with their number if it is to be checked (ulysses=4)
+    #[arg(long, value_name = "METHOD")]
+    pub context_parallel: Option<Ranked>,
     #[command(flatten)]
     pub policy: PolicyArgs,
     #[command(flatten)]

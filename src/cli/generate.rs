@@ -14,6 +14,7 @@ use super::args::GenerateArgs;
 use super::output::{Expected, join, picture_path};
 use super::print::{line, note};
 use super::progress::StepBar;
+use super::ranks;
 use super::remedy::with_build_command;
 use super::signals::cancel_token;
 
@@ -23,10 +24,19 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let cancel = cancel_token()?;
     let inputs = inputs(args)?;
     check_options(args, &inputs)?;
-    check_targets(args)?;
-    let expected = args.check_outputs.as_deref().map(|path| Expected::read(path, args.tolerance)).transpose()?;
-    let load =
-        EngineOptions { cancel: cancel.clone(), cache_dtype: asked.cache_dtype, ..args.load.options(&asked.cache) };
+    let context_parallel = args.context_parallel.map(ranks::join).transpose()?;
+    let is_helper = ranks::is_helper();
+    let compared = args.check_outputs.as_deref().filter(|_| !is_helper);
+    if !is_helper {
+        check_targets(args)?;
+    }
+    let expected = compared.map(|path| Expected::read(path, args.tolerance)).transpose()?;
+    let load = EngineOptions {
+        cancel: cancel.clone(),
+        cache_dtype: asked.cache_dtype,
+        context_parallel,
+        ..args.load.options(&asked.cache)
+    };
     let options_of = |first: usize, batch: usize| RequestOptions {
         batch: inputs.tensors.is_empty().then_some(batch),
         // The last batch may be one picture, which decides for itself anyway.
@@ -51,13 +61,20 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         let options = options_of(first, batch);
         let request = engine.request(&inputs, &options);
         let request = request.map_err(|error| with_build_command(error, directory, &load))?;
+        first += batch;
+        if is_helper {
+            request.run(&mut ())?;
+            continue;
+        }
         let mut progress = StepBar::new(request.records(), args.quiet || args.json);
         let output = request.run(&mut progress);
         progress.clear();
         let done = write_pictures(args, &inputs, output?, &cancel)?;
         reported = reported.and_then(|()| report_one(args, &done));
         kept.keep(args, done);
-        first += batch;
+    }
+    if is_helper {
+        return Ok(());
     }
 
     let latents = join(&kept.latents)?;

@@ -10,6 +10,7 @@ mod output;
 pub mod print;
 mod progress;
 pub mod providers;
+pub mod ranks;
 mod remedy;
 pub mod setup;
 mod setup_bar;
