@@ -1,7 +1,7 @@
 """Writes a FLUX.1-dev of a few blocks, or of all, as an engine without its weights, for `cargo xtask pack-gpu`.
 
-OUT_DIR holds the graphs and the manifest, and of the weights file only its header: `cargo xtask check-gpu` makes the
-rest from a seed. `shape.json` says what the steps are measured with.
+OUT_DIR holds the graphs and the manifest, and of the weights file only its header: `cargo xtask check-gpu`, and
+`measure-mpi`, make the rest from a seed. `shape.json` says what the steps are measured with.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ _FEW = {"double": 2, "single": 4}
 _WIDE = {"heads": 24, "text_width": 4096, "text_tokens": 512, "cells": 128, "compute": "bf16"}
 _NARROW = {"heads": 2, "text_width": 64, "text_tokens": 16, "cells": 16, "compute": "fp32", "opset": 20}
 #: What is exported: FLUX.1-dev's own width for GPUs, with and without an operator for attention, and with all blocks;
-#: and narrow ones on which the way there is tried on a CPU.
+#: and narrow ones on which the way there is tried on a CPU. `ranks` is for CPUs that make one picture together.
 SHAPES: dict[str, dict[str, Any]] = {
     "wide": {**_WIDE, **_FEW, "opset": 23},
     "wide-opset-20": {**_WIDE, **_FEW, "opset": 20},
     "whole": {**_WIDE, "double": 19, "single": 38, "opset": 23},
+    "ranks": {**_WIDE, "cells": 64, "compute": "fp32", "opset": 20, "double": 1, "single": 2},
     "narrow": {**_NARROW, **_FEW},
     "narrow-whole": {**_NARROW, "double": 19, "single": 38},
 }

@@ -48,7 +48,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     };
     // All that can be known before: a large model takes minutes to load.
     let model = Model::open(directory, &load)?;
-    check_outputs(args, &model.info(), &cancel)?;
+    if !is_helper {
+        check_outputs(args, &model.info(), &cancel)?;
+    }
     model.check(&inputs, &options_of(0, args.batch))?;
     let engine = model.load().map_err(|error| with_build_command(error, directory, &load))?;
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 mod libraries;
 mod programs;
-mod random_model;
+pub mod random_model;
 mod report;
 mod stages;
 

@@ -7,6 +7,7 @@ mod check_deploy;
 mod check_export;
 mod check_families;
 mod check_gpu;
+mod check_mpi;
 mod check_plugins;
 mod check_published;
 mod check_setup;
@@ -17,6 +18,7 @@ mod fuzz;
 mod header;
 mod install;
 mod lint;
+mod measure_mpi;
 mod pack_gpu;
 mod run;
 mod test;
@@ -88,6 +90,18 @@ const TASKS: &[Task] = &[
         arguments: "",
         about: "lint the Dockerfiles in deploy/, and check what they copy and call; nothing is built (downloads 12 MB)",
         run: check_deploy::check_deploy,
+    },
+    Task {
+        name: "check-mpi",
+        arguments: "",
+        about: "one picture by several processes, killed and differing ones too (Linux; needs an MPI: openmpi-bin, mpich or both)",
+        run: check_mpi::check_mpi,
+    },
+    Task {
+        name: "measure-mpi",
+        arguments: "[--steps N]",
+        about: "time blocks as wide as FLUX.1's by one process and by two (needs an MPI; as check-export; a quarter of an hour)",
+        run: measure_mpi::measure_mpi,
     },
     Task {
         name: "check-video",
