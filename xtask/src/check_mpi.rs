@@ -20,7 +20,15 @@ const RANKS: usize = 3;
 /// How long the processes of one run may take to end after one of them is gone.
 const SECONDS: Duration = Duration::from_secs(20);
 
-pub fn check_mpi(_: &[String]) -> Result<()> {
+/// How often a process is killed, unless that is said.
+const KILLS: u32 = 20;
+
+pub fn check_mpi(arguments: &[String]) -> Result<()> {
+    let kills = match arguments {
+        [] => KILLS,
+        [name, kills] if name == "--kills" => kills.parse().context("--kills is no number")?,
+        _ => bail!("expected --kills N"),
+    };
     let command = build_command()?;
     set_up(Command::new(&command).current_dir(root()))?;
     let folder = target_folder()?.join("check-mpi");
@@ -38,7 +46,7 @@ pub fn check_mpi(_: &[String]) -> Result<()> {
         let run = Run { starter, options, command: &command, folder: &folder };
         run.pictures()?;
         run.refusals()?;
-        run.killed()?;
+        run.killed(kills)?;
     }
     Ok(())
 }
@@ -116,14 +124,14 @@ impl Run<'_> {
     }
 
     /// One process after the other is killed at moments of its load and its steps: all end, and no file is left.
-    fn killed(&self) -> Result<()> {
-        for try_ in 0..10_u32 {
+    fn killed(&self, kills: u32) -> Result<()> {
+        for try_ in 0..kills {
             let asked = ["--prompt", "lemon", "--context-parallel", "gather", "--steps", "2000", "--save-latents", "a"];
             let mut command = self.of(RANKS, &asked);
             let log = self.folder.join("killed.log");
             command.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
             let mut running = command.spawn().with_context(|| format!("cannot run {}", self.starter))?;
-            let moment = u64::from(400 * try_);
+            let moment = u64::from(4000 * try_ / kills);
             let start = Instant::now();
             while processes(self.command)?.len() < RANKS {
                 let said = || fs::read_to_string(&log).unwrap_or_default();

@@ -93,7 +93,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "check-mpi",
-        arguments: "",
+        arguments: "[--kills N]",
         about: "one picture by several processes, killed and differing ones too (Linux; needs an MPI: openmpi-bin, mpich or both)",
         run: check_mpi::check_mpi,
     },
