@@ -84,7 +84,7 @@ impl ContextParallel {
     ///
     /// # Errors
     /// `Usage` with the rank whose `what` is another than that of the first.
-    pub(crate) fn agree(&self, what: &str, own: &impl Hash) -> Result<()> {
+    pub fn agree(&self, what: &str, own: &impl Hash) -> Result<()> {
         // Fixed keys: the same in every process of one build.
         let mut hasher = DefaultHasher::new();
         own.hash(&mut hasher);

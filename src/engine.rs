@@ -97,6 +97,7 @@ impl Engine {
             parallel.agree("version of this program", &env!("CARGO_PKG_VERSION"))?;
             parallel.agree("engine directory", &directory.hash)?;
             parallel.agree("method", &parallel.method.as_str())?;
+            parallel.agree("dtype (the option `compute`)", &format!("{:?}", directory.manifest.compute_dtype))?;
         }
         let cuts = cuts::of_engine(&directory.manifest, options)?;
         let library = library::environment_for(&options.library, &options.provider, work(&directory))?;

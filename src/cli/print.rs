@@ -17,7 +17,9 @@ pub fn line(text: impl std::fmt::Display) -> anyhow::Result<()> {
 /// Prints a text and a line break to standard error. That it cannot be written (`2>&1 | head -1`, a full disk) is no reason to
 /// end otherwise than without it.
 pub fn note(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr().lock(), "{}", harmless(&spelled(&text.to_string())));
+    // In one piece: another process may write, or end this one, in between.
+    let line = format!("{}\n", harmless(&spelled(&text.to_string())));
+    let _ = std::io::stderr().lock().write_all(line.as_bytes());
 }
 
 /// The text with control characters spelled out: prompts, pictures and manifests may hold what moves a terminal's cursor, or

@@ -5,7 +5,7 @@
 //! those of MPICH, and of what descends from it (Intel's, MVAPICH, Cray's), are numbers.
 
 use std::env;
-use std::ffi::{OsString, c_int, c_void};
+use std::ffi::{OsStr, OsString, c_int, c_void};
 use std::sync::{Mutex, PoisonError};
 
 use libloading::Library;
@@ -33,6 +33,7 @@ const BY_OPEN_MPI: &str = "OMPI_COMM_WORLD_SIZE";
 #[derive(Debug)]
 pub struct Mpi {
     library: Library,
+    file: OsString,
     world: Handle,
     byte: Handle,
     double: Handle,
@@ -77,9 +78,9 @@ impl Mpi {
     /// # Errors
     /// `Library` if there is none, if it is none of those that are known, or if it does not start.
     pub fn start() -> Result<Self> {
-        let library = load()?;
+        let (library, file) = load()?;
         let [world, byte, double, sum] = constants(&library);
-        let mut mpi = Self { library, world, byte, double, sum, rank: 0, ranks: 1, turn: Mutex::new(()) };
+        let mut mpi = Self { library, file, world, byte, double, sum, rank: 0, ranks: 1, turn: Mutex::new(()) };
         let mut provided = 0;
         // SAFETY: MPI takes null for both lists of arguments; the place is ours to write.
         let code = unsafe {
@@ -97,6 +98,17 @@ impl Mpi {
         mpi.rank = mpi.number(b"MPI_Comm_rank\0")?;
         mpi.ranks = mpi.number(b"MPI_Comm_size\0")?;
         Ok(mpi)
+    }
+
+    /// The file of the library.
+    pub fn library(&self) -> &OsStr {
+        &self.file
+    }
+
+    /// How many processes were started together, as their starter has told each of them; `None` if nobody has.
+    pub fn started() -> Option<usize> {
+        let told = [BY_OPEN_MPI, BY_MPICH[1]].into_iter().find_map(env::var_os)?;
+        told.to_str()?.parse().ok()
     }
 
     /// Ends all ranks, this one too, with an exit code. For a rank that cannot go on, and that others would wait for.
@@ -119,7 +131,10 @@ impl Mpi {
     fn function<T: Copy>(&self, name: &[u8]) -> Result<T> {
         // SAFETY: the types above are those of the MPI standard, with handles as wide as registers are.
         let symbol = unsafe { self.library.get::<T>(name) };
-        symbol.map(|symbol| *symbol).map_err(|error| refused("the MPI library lacks a function").with_source(error))
+        symbol.map(|symbol| *symbol).map_err(|error| {
+            let file = self.file.display();
+            refused(&format!("{file} is no library of MPI; correct {VARIABLE}, or unset it")).with_source(error)
+        })
     }
 
     fn number(&self, name: &[u8]) -> Result<usize> {
@@ -132,7 +147,7 @@ impl Mpi {
 
 /// The files to try: those of the MPI that has started this process come first.
 fn files() -> Vec<OsString> {
-    if let Some(file) = env::var_os(VARIABLE) {
+    if let Some(file) = env::var_os(VARIABLE).filter(|file| !file.is_empty()) {
         return vec![file];
     }
     let is_by_mpich = env::var_os(BY_OPEN_MPI).is_none() && BY_MPICH.iter().any(|name| env::var_os(name).is_some());
@@ -141,7 +156,7 @@ fn files() -> Vec<OsString> {
 }
 
 /// The first MPI library that the system has.
-fn load() -> Result<Library> {
+fn load() -> Result<(Library, OsString)> {
     let mut reasons = Vec::new();
     for file in files() {
         // Open MPI loads parts of itself later, which must find its symbols.
@@ -155,8 +170,12 @@ fn load() -> Result<Library> {
         // SAFETY: as above.
         let loaded = unsafe { Library::new(&file) };
         match loaded {
-            Ok(library) => return Ok(library),
-            Err(error) => reasons.push(format!("{}: {error}", file.display())),
+            Ok(library) => return Ok((library, file)),
+            Err(error) => {
+                // What the system's loader says.
+                let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), |why| why.to_string());
+                reasons.push(format!("{}: {why}", file.display()));
+            }
         }
     }
     Err(refused(&format!(

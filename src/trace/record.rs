@@ -39,7 +39,7 @@ pub struct StepRecord {
     pub session_runs: usize,
     /// Wall time of this branch of the step, with all pictures of the batch.
     pub elapsed_ms: f64,
-    /// What this process and the others gave each other meanwhile; `None` for a process that works alone.
+    /// What this process and the others gave each other meanwhile, for all pictures of the batch; `None` for a process that works alone.
     pub exchanged: Option<Exchanged>,
 }
 

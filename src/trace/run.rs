@@ -355,10 +355,12 @@ impl fmt::Display for Summary<'_> {
             writeln!(f, "captures {captures}")?;
         }
         if let Some(Ranks { method, ranks }) = trace.context_parallel {
-            let each = || trace.records.iter().filter_map(|record| record.exchanged);
+            // Once for all pictures.
+            let of_step = || trace.records.iter().filter(|record| record.sample.unwrap_or_default() == 0);
+            let each = || of_step().filter_map(|record| record.exchanged);
             let bytes = bytes_in_words(each().map(|exchanged| exchanged.bytes).sum());
             let ms: f64 = each().map(|exchanged| exchanged.ms).sum();
-            writeln!(f, "ranks    {ranks} by {method}: {bytes} given to others, {ms:.1} ms of giving and waiting")?;
+            writeln!(f, "ranks    {ranks} by {method}: {bytes} given by this one, {ms:.1} ms of giving and waiting")?;
         }
         if let Some([p0, p25, p50, p75, p95, p100]) = trace.diff_percentiles() {
             let threshold = trace.threshold();

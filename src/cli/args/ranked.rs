@@ -17,7 +17,10 @@ impl FromStr for Ranked {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let (method, ranks) = text.split_once('=').map_or((text, None), |(method, ranks)| (method, Some(ranks)));
-        let number = |text| parse_value::<usize>(text).map_err(|why| Error::with_kind(ErrorKind::Usage, why));
+        let number = |text| {
+            let ranks = parse_value::<usize>(text).ok().filter(|ranks| *ranks >= 2);
+            ranks.ok_or_else(|| Error::with_kind(ErrorKind::Usage, "expected a number of processes of at least 2"))
+        };
         Ok(Self { method: method.parse()?, ranks: ranks.map(number).transpose()? })
     }
 }

@@ -161,6 +161,11 @@ mod tests {
 
     #[test]
     fn texts_of_onnx_runtime_name_what_to_install() {
+        // What this machine has counts here.
+        let of_gpu_build = match packages::installed_bundle(ProviderKind::Cuda.as_str()) {
+            Some(_) => "setup has installed one that has it",
+            None => "run `dbcache-trt setup --provider cuda`",
+        };
         use ProviderKind::{Cuda, OpenVino, TensorRt, TensorRtRtx, WebGpu};
         let load = |needing: &str, missing: &str| {
             format!(
@@ -189,11 +194,7 @@ mod tests {
                 "CUDA execution provider is not enabled in this build. ".into(),
                 "the ONNX Runtime at /x.so is built without it",
             ),
-            (
-                TensorRt,
-                "TensorRT execution provider is not enabled in this build. ".into(),
-                "run `dbcache-trt setup --provider cuda`",
-            ),
+            (TensorRt, "TensorRT execution provider is not enabled in this build. ".into(), of_gpu_build),
             (Cuda, "CUDA failure 100: no CUDA-capable device is detected".into(), "no GPU that its driver offers"),
             (
                 TensorRtRtx,
