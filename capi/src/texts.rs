@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::ptr;
 
 use dbcache::cache::Reason;
-use dbcache::trace::CaptureCounts;
-use dbcache::{BuildCounts, Engine, EngineOptions, Inputs, Model, PlannedBuild, RequestOptions};
+use dbcache::trace::{CaptureCounts, Exchanged, Ranks};
+use dbcache::{BuildCounts, Engine, EngineOptions, Inputs, Method, Model, PlannedBuild, RequestOptions};
 use ndarray::{ArrayD, IxDyn};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -295,6 +295,9 @@ fn result(directory: &str, shapes: &[(&str, &[usize])], pairs: &[(&str, &str)]) 
         // What providers add that compile, or record runs.
         output.trace.builds = Some(BuildCounts { damaged: vec!["embed".to_owned()], ..BuildCounts::default() });
         output.trace.captures = Some(CaptureCounts::default());
+        // And several processes.
+        output.trace.context_parallel = Some(Ranks { method: Method::Gather, ranks: 2 });
+        output.trace.records.iter_mut().for_each(|record| record.exchanged = Some(Exchanged { bytes: 9, ms: 0.5 }));
     }
     dbcache_result::new(output, inputs)
 }

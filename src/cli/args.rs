@@ -404,7 +404,8 @@ mod tests {
     use super::*;
 
     /// Flags that only the command has: files, texts, and what is printed.
-    const OF_THE_COMMAND: [&str; 12] = [
+    const OF_THE_COMMAND: [&str; 13] = [
+        "context-parallel", // hosts hand over a group
         "engine",
         "prompt",
         "negative-prompt",

@@ -21,8 +21,6 @@ use super::signals::cancel_token;
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let Some(directory) = &args.engine else { anyhow::bail!(usage("no engine; name one with --engine")) };
     let asked = args.request()?;
-    let inputs = inputs(args)?;
-    check_options(args, &inputs)?;
     // Before signals are caught: where another process never comes, this waits.
     let context_parallel = args.context_parallel.map(ranks::join).transpose()?;
     let cancel = cancel_token()?;
@@ -33,6 +31,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         }
         None => ranks::note_alone(),
     }
+    let inputs = inputs(args)?;
+    check_options(args, &inputs)?;
     let is_helper = ranks::is_helper();
     let compared = args.check_outputs.as_deref().filter(|_| !is_helper);
     if !is_helper {

@@ -290,6 +290,24 @@ fn onnx_runtime_reports_nothing() {
     assert!(written.is_empty(), "{written:?}");
 }
 
+/// What can be said without an MPI; `cargo xtask check-mpi` starts processes.
+#[test]
+fn several_processes_are_asked_for_by_a_method() {
+    let shell = Shell::new();
+    let engine = data("tiny-flux");
+    for (method, library, code, words) in [
+        ("ring", "", 2, "expected `ulysses` or `gather`"),
+        ("gather=1", "", 2, "expected a number of processes of at least 2"),
+        ("ulysses=x", "", 2, "expected a number of processes of at least 2"),
+        ("ulysses", "/nowhere/libmpi.so", 3, "no MPI library is found"),
+    ] {
+        let mut command = shell.command();
+        command.args(["--engine", engine.to_str().unwrap(), "--inputs", "in.safetensors", "--steps", "1"]);
+        command.args(["--context-parallel", method]).env("DBCACHE_TRT_MPI", library);
+        Ran::of(&mut command).code(code).stderr(words);
+    }
+}
+
 #[test]
 fn help_and_version() {
     let shell = Shell::new();
