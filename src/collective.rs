@@ -108,8 +108,8 @@ impl ContextParallel {
     /// `Internal` if another rank is at another place.
     pub(crate) fn all_sum(&self, sums: &mut [(f32, f32)], place: u32) -> Result<()> {
         let ranks = self.group.ranks() as f64;
-        // Whole numbers below 2^53, so that the sums are exact.
-        let place = f64::from(place % (1 << 20));
+        // Small enough that all sums and squares are exact, of a thousand ranks too.
+        let place = f64::from(place % (1 << 16));
         let mut numbers: Vec<f64> =
             sums.iter().flat_map(|(change, size)| [f64::from(*change), f64::from(*size)]).collect();
         numbers.extend([place, place * place]);
@@ -136,6 +136,45 @@ pub(crate) fn share(count: usize, ranks: usize, rank: usize) -> Range<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two ranks, of which the other one gives these numbers.
+    #[derive(Debug)]
+    struct WithOther([f64; 4]);
+
+    impl Collective for WithOther {
+        fn rank(&self) -> usize {
+            0
+        }
+
+        fn ranks(&self) -> usize {
+            2
+        }
+
+        fn all_gather(&self, _: &[u8], _: &[usize], _: &mut [u8]) -> Result<()> {
+            Err(Error::internal("not called"))
+        }
+
+        fn all_to_all(&self, _: &[u8], _: &[usize], _: &mut [u8], _: &[usize]) -> Result<()> {
+            Err(Error::internal("not called"))
+        }
+
+        fn all_sum(&self, numbers: &mut [f64]) -> Result<()> {
+            numbers.iter_mut().zip(self.0).for_each(|(number, other)| *number += other);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn ranks_at_different_places_are_an_error() {
+        for (own, other, is_same) in [(7, 7, true), (7, 8, false), (0, 0, true), (0, 1, false), (65_535, 65_535, true)]
+        {
+            let place = f64::from(other);
+            let group = Arc::new(WithOther([0.5, 2.0, place, place * place]));
+            let mut sums = [(1.0, 3.0)];
+            let added = ContextParallel { method: Method::Gather, group }.all_sum(&mut sums, own);
+            assert_eq!((added.is_ok(), sums[0] == (1.5, 5.0)), (is_same, is_same), "{own} {other}");
+        }
+    }
 
     #[test]
     fn shares_are_the_whole_in_order() {

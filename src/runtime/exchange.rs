@@ -94,6 +94,13 @@ impl View {
         (0..self.outer).for_each(|outer| into.extend_from_slice(&bytes[self.bytes(outer, places)]));
     }
 
+    /// A message for each rank, with its number of places of the axis; and the lengths of the messages.
+    fn split(self, bytes: &[u8], counts: &[usize]) -> (Vec<u8>, Vec<usize>) {
+        let mut out = Vec::with_capacity(bytes.len());
+        places(counts).iter().for_each(|place| self.take(bytes, place, &mut out));
+        (out, counts.iter().map(|count| self.outer * count * self.inner).collect())
+    }
+
     /// Puts what `take` has taken into some places of the axis.
     fn put(self, taken: &[u8], places: &Range<usize>, bytes: &mut [u8]) {
         let length = places.len() * self.inner;
@@ -193,54 +200,52 @@ impl ExchangeKernel {
         let heads_axis = heads(shape)?;
         let heads = View::new(shape, heads_axis, self.size());
         let counts = self.counts(shape[axis] as usize)?;
-        let head_places: Vec<Range<usize>> =
-            (0..group.ranks()).map(|rank| share(heads.axis, group.ranks(), rank)).collect();
-        let (mut out, mut out_lengths) = (Vec::with_capacity(bytes.len()), Vec::new());
-        for place in &head_places {
-            let before = out.len();
-            heads.take(bytes, place, &mut out);
-            out_lengths.push(out.len() - before);
-        }
-        let own_heads = head_places[group.rank()].len();
+        let head_counts = self.shares(heads.axis);
+        let own_heads = head_counts[group.rank()];
         // The bytes of one token in all of this rank's heads; the other one of the last two axes is the head's width.
         let width = shape[2 * heads_axis + 3 - axis] as usize;
         let token = heads.outer * own_heads * width * self.size();
-        let in_lengths: Vec<usize> = counts.iter().map(|count| count * token).collect();
-        let all = counts.iter().sum();
-        self.give(context, shape, &[(heads_axis, own_heads), (axis, all)], |output, target| {
-            let mut received = vec![0; in_lengths.iter().sum()];
-            group.all_to_all(&out, &out_lengths, &mut received, &in_lengths).map_err(told)?;
-            let received = parts(&received, &in_lengths);
-            places(&counts).iter().zip(received).for_each(|(place, part)| target.put(part, place, output));
-            Ok(())
-        })
+        let changed = [(heads_axis, own_heads), (axis, counts.iter().sum())];
+        self.swap(context, shape, &changed, heads.split(bytes, &head_counts), (&counts, token))
     }
 
     fn to_tokens(&self, context: &ComputeContext, own: (&[i64], &[u8]), axis: usize, like: &[i64]) -> ort::Result<()> {
         let (shape, bytes) = own;
-        let group = &self.exchange.group;
         let heads_axis = heads(shape)?;
-        let tokens = View::new(shape, axis, self.size());
         let (all_heads, own_tokens) = (like[heads_axis] as usize, like[axis] as usize);
         let counts = self.counts(own_tokens)?;
-        let (mut out, mut out_lengths) = (Vec::with_capacity(bytes.len()), Vec::new());
-        for place in places(&counts) {
-            let before = out.len();
-            tokens.take(bytes, &place, &mut out);
-            out_lengths.push(out.len() - before);
-        }
-        let head_counts: Vec<usize> =
-            (0..group.ranks()).map(|rank| share(all_heads, group.ranks(), rank).len()).collect();
-        let of_head = |counts: &[i64]| counts.iter().product::<i64>() as usize;
-        let head = of_head(&shape[..heads_axis]) * own_tokens * of_head(&shape[axis + 1..]) * self.size();
-        let in_lengths: Vec<usize> = head_counts.iter().map(|count| count * head).collect();
-        self.give(context, shape, &[(axis, own_tokens), (heads_axis, all_heads)], |output, target| {
+        let product = |extents: &[i64]| extents.iter().product::<i64>() as usize;
+        let head = product(&shape[..heads_axis]) * own_tokens * product(&shape[axis + 1..]) * self.size();
+        let changed = [(axis, own_tokens), (heads_axis, all_heads)];
+        let out = View::new(shape, axis, self.size()).split(bytes, &counts);
+        self.swap(context, shape, &changed, out, (&self.shares(all_heads), head))
+    }
+
+    /// Gives each rank its message of `out`, and makes the output of theirs: along its last changed axis, rank r fills as many
+    /// places as `taken` says, of so many bytes.
+    fn swap(
+        &self,
+        context: &ComputeContext,
+        shape: &[i64],
+        changed: &[(usize, usize)],
+        out: (Vec<u8>, Vec<usize>),
+        taken: (&[usize], usize),
+    ) -> ort::Result<()> {
+        let ((out, out_lengths), (counts, bytes)) = (out, taken);
+        let in_lengths: Vec<usize> = counts.iter().map(|count| count * bytes).collect();
+        self.give(context, shape, changed, |output, target| {
             let mut received = vec![0; in_lengths.iter().sum()];
-            group.all_to_all(&out, &out_lengths, &mut received, &in_lengths).map_err(told)?;
+            self.exchange.group.all_to_all(&out, &out_lengths, &mut received, &in_lengths).map_err(told)?;
             let received = parts(&received, &in_lengths);
-            places(&head_counts).iter().zip(received).for_each(|(place, part)| target.put(part, place, output));
+            places(counts).iter().zip(received).for_each(|(place, part)| target.put(part, place, output));
             Ok(())
         })
+    }
+
+    /// How many of so many heads each rank has.
+    fn shares(&self, heads: usize) -> Vec<usize> {
+        let ranks = self.exchange.group.ranks();
+        (0..ranks).map(|rank| share(heads, ranks, rank).len()).collect()
     }
 
     /// How many places of an axis each rank has.

@@ -300,6 +300,8 @@ fn several_processes_are_asked_for_by_a_method() {
         ("gather=1", "", 2, "expected a number of processes of at least 2"),
         ("ulysses=x", "", 2, "expected a number of processes of at least 2"),
         ("ulysses", "/nowhere/libmpi.so", 3, "no MPI library is found"),
+        #[cfg(target_os = "linux")]
+        ("ulysses", "libm.so.6", 3, "libm.so.6 is no library of MPI; correct DBCACHE_TRT_MPI"),
     ] {
         let mut command = shell.command();
         command.args(["--engine", engine.to_str().unwrap(), "--inputs", "in.safetensors", "--steps", "1"]);
