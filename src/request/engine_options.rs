@@ -56,7 +56,8 @@ pub struct EngineOptions {
     pub weights_folder: Option<PathBuf>,
     /// Compare the content hash of every weights file, not only its size and header: reads all weights once.
     pub verify: bool,
-    /// The other processes that make the same generation, each with a share of the tokens. Default: none.
+    /// The other processes that make the same generation, each with a share of the tokens. Requests of such an engine run one
+    /// at a time, and in the same order in all processes: otherwise their exchanges would not meet. Default: none.
     pub context_parallel: Option<ContextParallel>,
     /// Stops the load from another thread, between two sessions. An engine that is loaded does not heed it.
     pub cancel: CancelToken,
